@@ -1,0 +1,26 @@
+-- Removes what setup made: the slot, the publication, and the replica identity indexes with our name.
+-- A table that setup gave REPLICA IDENTITY FULL keeps it: whether that was there before, nobody knows.
+-- Reads the settings unstale.slot and unstale.publication.
+do $$
+declare
+  slot name := current_setting('unstale.slot');
+  publication name := current_setting('unstale.publication');
+  identity record;
+begin
+  perform pg_drop_replication_slot(slot_name) from pg_replication_slots
+    where slot_name = slot and database = current_database();
+  if exists (select from pg_publication where pubname = publication) then
+    execute format('drop publication %I', publication);
+  end if;
+  for identity in
+    select i.indexrelid::regclass as index, i.indrelid::regclass as relation, i.indisreplident as in_use
+      from pg_index i join pg_class c on c.oid = i.indexrelid
+     where c.relname ~ '_unstale_[0-9a-f]{8}$' and i.indisunique
+  loop
+    if identity.in_use then
+      execute format('alter table %s replica identity default', identity.relation);
+    end if;
+    execute format('drop index %s', identity.index);
+  end loop;
+end
+$$;

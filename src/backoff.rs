@@ -1,0 +1,89 @@
+//! How long to wait before trying again, and how often to say so.
+//!
+//! Owns the two schedules. Invariants: waits are bounded and jittered, so that many daemons do not return
+//! at once; the first failure is reported at once, then at growing intervals.
+
+use std::time::{Duration, Instant};
+
+use rand::RngExt as _;
+
+const FIRST_WAIT: Duration = Duration::from_millis(50);
+const WAIT_MAX: Duration = Duration::from_secs(5);
+const FIRST_SILENCE: Duration = Duration::from_secs(5);
+const SILENCE_MAX: Duration = Duration::from_secs(300);
+
+/// Growing waits.
+#[derive(Debug)]
+pub struct Backoff {
+    wait: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self { wait: FIRST_WAIT }
+    }
+}
+
+impl Backoff {
+    /// The next wait: between half of the current one and all of it; the one after is longer.
+    pub fn next(&mut self) -> Duration {
+        let current = self.wait;
+        self.wait = (current * 2).min(WAIT_MAX);
+        current.mul_f64(rand::rng().random_range(0.5..=1.0))
+    }
+
+    /// It worked: begin anew.
+    pub fn reset(&mut self) {
+        *self = Self::default();
+    }
+}
+
+/// Which failures of a series are worth a line in the log.
+#[derive(Debug, Default)]
+pub struct Notices {
+    last: Option<(Instant, Duration)>,
+}
+
+impl Notices {
+    /// Whether to report the failure that just happened.
+    pub fn due(&mut self) -> bool {
+        let now = Instant::now();
+        let (due, silence) = match self.last {
+            None => (true, FIRST_SILENCE),
+            Some((said, silence)) => (now.duration_since(said) >= silence, (silence * 2).min(SILENCE_MAX)),
+        };
+        if due {
+            self.last = Some((now, silence));
+        }
+        due
+    }
+
+    /// Whether any failure was reported.
+    pub fn any(&self) -> bool {
+        self.last.is_some()
+    }
+
+    /// The series is over.
+    pub fn reset(&mut self) {
+        self.last = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_to_a_bound() {
+        let mut backoff = Backoff::default();
+        let waits: Vec<_> = (0..20).map(|_| backoff.next()).collect();
+        assert!(waits.iter().all(|wait| (FIRST_WAIT / 2..=WAIT_MAX).contains(wait)), "{waits:?}");
+        assert!(waits[19] >= WAIT_MAX / 2);
+    }
+
+    #[test]
+    fn the_first_failure_is_said_and_the_second_is_not() {
+        let mut notices = Notices::default();
+        assert_eq!((notices.due(), notices.due(), notices.any()), (true, false, true));
+    }
+}

@@ -1,0 +1,154 @@
+//! The vocabulary of what PostgreSQL's catalog says of tables.
+//!
+//! Owns tables, their columns and replica identities. It must not ask a server or judge. Invariant: a
+//! partitioned table's identity is what every one of its partitions carries.
+
+use crate::change::TableName;
+
+/// What a table's log entries carry of the row before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Identity {
+    /// Every column.
+    Full,
+    /// These columns: a primary key or a unique index.
+    Columns(Vec<String>),
+    /// Nothing: PostgreSQL refuses updates and deletes once the table is published.
+    Nothing,
+}
+
+impl Identity {
+    /// Whether the old value of this column is carried.
+    pub fn carries(&self, column: &str) -> bool {
+        match self {
+            Self::Full => true,
+            Self::Columns(columns) => columns.iter().any(|carried| carried == column),
+            Self::Nothing => false,
+        }
+    }
+}
+
+/// A column of a [`Table`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CatalogColumn {
+    /// The name.
+    pub name: String,
+    /// Whether it is declared NOT NULL, as a replica identity index needs it.
+    pub not_null: bool,
+}
+
+/// A table, as the server has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Table {
+    /// The name, schema included.
+    pub name: TableName,
+    /// The columns, in order.
+    pub columns: Vec<CatalogColumn>,
+    /// What updates and deletes carry; of a partitioned table, what every partition carries.
+    pub identity: Identity,
+    /// Whether changes are logged at all.
+    pub unlogged: bool,
+    /// The tables that hold the rows: the partitions, or the table itself.
+    pub leaves: Vec<TableName>,
+}
+
+/// The tables of a database.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Catalog {
+    /// Every ordinary and partitioned table outside the system schemas.
+    pub tables: Vec<Table>,
+    /// The schemas in which a bare name is looked up, in order.
+    pub search_path: Vec<String>,
+}
+
+impl Catalog {
+    /// The table that a rule's name means.
+    pub fn find(&self, name: &TableName) -> Option<&Table> {
+        let named = |schema: &str| self.tables.iter().find(|t| t.name.table == name.table && t.name.schema == schema);
+        match name.schema.as_str() {
+            "" => self.search_path.iter().find_map(|schema| named(schema)),
+            schema => named(schema),
+        }
+    }
+}
+
+/// An SQL identifier, quoted where it has to be.
+pub(crate) fn quote(name: &str) -> String {
+    let plain = name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+        && !name.starts_with(|c: char| c.is_ascii_digit())
+        && !name.is_empty()
+        && !RESERVED.contains(&name);
+    if plain { name.to_owned() } else { format!("\"{}\"", name.replace('"', "\"\"")) }
+}
+
+/// Words that a table or column of an application is likely to be called and that SQL reserves.
+const RESERVED: &[&str] = &[
+    "all",
+    "analyse",
+    "analyze",
+    "and",
+    "any",
+    "array",
+    "as",
+    "asc",
+    "both",
+    "case",
+    "cast",
+    "check",
+    "collate",
+    "column",
+    "constraint",
+    "create",
+    "default",
+    "desc",
+    "distinct",
+    "do",
+    "else",
+    "end",
+    "except",
+    "false",
+    "fetch",
+    "for",
+    "foreign",
+    "from",
+    "grant",
+    "group",
+    "having",
+    "in",
+    "into",
+    "lateral",
+    "leading",
+    "limit",
+    "not",
+    "null",
+    "offset",
+    "on",
+    "only",
+    "or",
+    "order",
+    "placing",
+    "primary",
+    "references",
+    "returning",
+    "select",
+    "session_user",
+    "some",
+    "table",
+    "then",
+    "to",
+    "trailing",
+    "true",
+    "union",
+    "unique",
+    "user",
+    "using",
+    "variadic",
+    "when",
+    "where",
+    "window",
+    "with",
+];
+
+/// A table's name for SQL, schema included.
+pub(crate) fn quote_table(name: &TableName) -> String {
+    format!("{}.{}", quote(&name.schema), quote(&name.table))
+}

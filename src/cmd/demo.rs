@@ -1,0 +1,288 @@
+//! `unstale demo`: all of it at work on throwaway servers.
+//!
+//! A writer changes rows of the example domain, the daemon runs in the same process, and a reader refills what
+//! was removed, as applications do. Each change is shown with the keys it removed; in the end every
+//! cached value is compared with the database.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use rand::RngExt as _;
+use redis::AsyncCommands as _;
+use redis::aio::MultiplexedConnection;
+use tokio::sync::mpsc;
+use tokio_postgres::Client;
+use tokio_util::sync::CancellationToken;
+
+use super::{Failure, Loaded, duration, preflight, print};
+use crate::coherence::watermark::Names;
+use crate::pipeline;
+use crate::postgres::setup;
+use crate::sandbox::{Postgres, Redis};
+use crate::sink::{Broadcast, Sink, connect_subscriber};
+
+/// The shipped rules: what the demo shows is what a new user starts from.
+const RULES: &str = include_str!("../../invalidation.yaml");
+
+/// Users of the example domain.
+const USERS: u32 = 1000;
+
+/// From one change to the next.
+const PACE: Duration = Duration::from_millis(200);
+
+/// How long an invalidation may take before the demo counts it as missing.
+const INVALIDATION_MAX: Duration = Duration::from_secs(5);
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Stop after this long, with a summary; exit 0 only if cache and database agree
+    #[arg(long = "for", value_parser = duration, value_name = "DURATION")]
+    time: Option<Duration>,
+}
+
+pub(super) async fn run(args: Args) -> Result<(), Failure> {
+    let stop = super::run::stop_on_signals()?;
+    print("starting throwaway PostgreSQL and Redis …\n")?;
+    let postgres = Postgres::start(&[]).map_err(|error| Failure::unavailable(error.to_string()))?;
+    let redis = Redis::start(&[]).map_err(|error| Failure::unavailable(error.to_string()))?;
+    let environment = |name: &str| match name {
+        "DATABASE_URL" => Some(postgres.url("postgres")),
+        "REDIS_URL" => Some(redis.url()),
+        _ => None,
+    };
+    let loaded = Loaded::parse(Path::new("invalidation.yaml"), RULES.to_owned(), &environment)?;
+    let client = crate::postgres::connect(&loaded.settings.postgres).await?;
+    setup::example(&client, USERS).await?;
+    let compared = preflight::compare(&loaded).await?;
+    setup::apply(&client, &loaded.settings, &compared.rules.tables(), &compared.widenings).await?;
+    let version: String = client.query_one("show server_version", &[]).await?.get(0);
+    print(&format!(
+        "PostgreSQL {version} at {}\nRedis at {}\n{USERS} users; every change below is an ordinary SQL statement\n\n",
+        postgres.url("postgres"),
+        redis.url()
+    ))?;
+
+    let names = Names::new(&loaded.settings.namespace, &loaded.settings.slot);
+    let channel = String::from_utf8_lossy(names.invalidations.as_bytes()).into_owned();
+    let mut broadcasts = follow(&loaded, &channel).await?;
+    let mut sink = Sink::new(&loaded.settings.redis, names)?;
+    sink.connect().await?;
+    let stop_daemon = CancellationToken::new();
+    let daemon_stop = stop_daemon.clone();
+    let settings = loaded.settings.clone();
+    let rules = Arc::new(compared.rules);
+    let daemon =
+        tokio::spawn(async move { pipeline::run(&settings, rules, sink, &daemon_stop, Duration::from_secs(5)).await });
+
+    let cache = redis::Client::open(loaded.settings.redis.clone()).map_err(redis_failure)?;
+    let cache = cache.get_multiplexed_async_connection().await.map_err(redis_failure)?;
+    let mut show = Show {
+        client,
+        cache,
+        namespace: loaded.settings.namespace.clone(),
+        latencies: Vec::new(),
+        removed: 0,
+        missing: 0,
+    };
+    show.warm().await?;
+    let end = args.time.map(|time| Instant::now() + time);
+    while end.is_none_or(|end| Instant::now() < end) && !stop.is_cancelled() && !daemon.is_finished() {
+        show.one_change(&mut broadcasts).await?;
+        let _ = tokio::time::timeout(PACE, stop.cancelled()).await;
+    }
+    let outcome = show.summary().await?;
+    stop_daemon.cancel();
+    match daemon.await {
+        Ok(Ok(())) => outcome,
+        Ok(Err(error)) => Err(Failure::findings(error.to_string())),
+        Err(error) => Err(Failure::findings(format!("the daemon failed: {error}"))),
+    }
+}
+
+/// The daemon's broadcasts, each with the moment it was received.
+async fn follow(loaded: &Loaded, channel: &str) -> Result<mpsc::Receiver<(Broadcast, SystemTime)>, Failure> {
+    let mut subscriber = connect_subscriber(&loaded.settings.redis).await?;
+    subscriber.subscribe(channel).await.map_err(redis_failure)?;
+    let (sender, receiver) = mpsc::channel(1024);
+    tokio::spawn(async move {
+        let mut messages = subscriber.into_on_message();
+        while let Some(message) = futures_util::StreamExt::next(&mut messages).await {
+            let received = SystemTime::now();
+            if let Ok(broadcast) = serde_json::from_slice(message.get_payload_bytes())
+                && sender.send((broadcast, received)).await.is_err()
+            {
+                return;
+            }
+        }
+    });
+    Ok(receiver)
+}
+
+fn redis_failure(error: redis::RedisError) -> Failure {
+    Failure::unavailable(format!("Redis: {error}"))
+}
+
+/// The writer, the reader and what they have seen.
+struct Show {
+    client: Client,
+    cache: MultiplexedConnection,
+    namespace: String,
+    latencies: Vec<Duration>,
+    removed: usize,
+    missing: usize,
+}
+
+/// What the application caches: the prefix of the key, and the query for the value.
+const VIEWS: &[(&str, &str)] = &[
+    (
+        "user",
+        "select json_build_object('id', id, 'email', email, 'name', name, 'avatar', avatar_url)::text from users where id = $1",
+    ),
+    ("user-email", "select json_build_object('id', id, 'email', email)::text from users where lower(email) = $1"),
+    ("org", "select json_build_object('id', id, 'name', name, 'plan', plan)::text from organizations where id = $1"),
+    ("org-members", "select json_agg(user_id order by user_id)::text from memberships where organization_id = $1"),
+    ("flags", "select json_object_agg(key, enabled order by key)::text from feature_flags where organization_id = $1"),
+];
+
+impl Show {
+    /// Fills the cache as traffic would.
+    async fn warm(&mut self) -> Result<(), Failure> {
+        for number in 1..=USERS / 5 {
+            self.fill(&format!("user:u{number}")).await?;
+            self.fill(&format!("user-email:user{number}@example.com")).await?;
+        }
+        for number in 1..=USERS / 10 {
+            for prefix in ["org", "org-members", "flags"] {
+                self.fill(&format!("{prefix}:o{number}")).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a value from the database as it is now.
+    async fn current(&self, key: &str) -> Result<Option<String>, Failure> {
+        let Some((prefix, argument)) = key.split_once(':') else { return Ok(None) };
+        let Some((_, sql)) = VIEWS.iter().find(|(view, _)| *view == prefix) else { return Ok(None) };
+        let row = self.client.query_opt(*sql, &[&argument]).await?;
+        Ok(row.and_then(|row| row.get(0)))
+    }
+
+    async fn fill(&mut self, key: &str) -> Result<(), Failure> {
+        if let Some(value) = self.current(key).await? {
+            let name = format!("{}{key}", self.namespace);
+            self.cache.set::<_, _, ()>(name, value).await.map_err(redis_failure)?;
+        }
+        Ok(())
+    }
+
+    /// Changes something, waits for the invalidation, shows it, and refills what was removed.
+    async fn one_change(&mut self, broadcasts: &mut mpsc::Receiver<(Broadcast, SystemTime)>) -> Result<(), Failure> {
+        let text = self.write().await?;
+        let Ok(Some((broadcast, received))) = tokio::time::timeout(INVALIDATION_MAX, broadcasts.recv()).await else {
+            self.missing += 1;
+            return print(&format!("{text:<46}  NOT INVALIDATED within {} s\n", INVALIDATION_MAX.as_secs()));
+        };
+        let committed = humantime::parse_rfc3339(&broadcast.at).unwrap_or(received);
+        let latency = received.duration_since(committed).unwrap_or_default();
+        let keys: Vec<&str> =
+            broadcast.ops.iter().map(|op| op.key.strip_prefix(&self.namespace).unwrap_or(&op.key)).collect();
+        self.latencies.push(latency);
+        self.removed += keys.len();
+        print(&format!("{text:<46}{:>7.2} ms  {}\n", latency.as_secs_f64() * 1000.0, keys.join("  ")))?;
+        for key in keys {
+            self.fill(key).await?;
+        }
+        Ok(())
+    }
+
+    /// One committed change; what it was.
+    async fn write(&mut self) -> Result<String, Failure> {
+        let (user, kind) = {
+            let mut random = rand::rng();
+            (format!("u{}", random.random_range(1..=USERS / 5)), random.random_range(0..6))
+        };
+        let stamp: u32 = rand::random();
+        let organization = format!("o{}", stamp % (USERS / 10) + 1);
+        let (text, sql, parameters) = match kind {
+            0 => (
+                format!("update users set email … where id = {user}"),
+                "update users set email = $2 where id = $1",
+                vec![user, format!("Person.{stamp}@Example.com")],
+            ),
+            1 => (
+                format!("update users set name … where id = {user}"),
+                "update users set name = $2 where id = $1",
+                vec![user, format!("Name {stamp}")],
+            ),
+            2 => (
+                format!("update feature_flags … of {organization}"),
+                "update feature_flags set enabled = not enabled where organization_id = $1 and key = 'feature-1'",
+                vec![organization],
+            ),
+            3 => (
+                format!("update memberships set role … of {user}"),
+                "update memberships set role = case role when 'member' then 'admin' else 'member' end \
+                 where id = (select min(id) from memberships where user_id = $1)",
+                vec![user],
+            ),
+            4 => (
+                format!("update organizations set plan … {organization}"),
+                "update organizations set plan = case plan when 'free' then 'team' else 'free' end where id = $1",
+                vec![organization],
+            ),
+            _ => (
+                format!("insert into sessions … for {user}"),
+                "insert into sessions (id, user_id, token_hash) values ($2, $1, md5($2))",
+                vec![user, format!("s{stamp}")],
+            ),
+        };
+        let parameters: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> = parameters.iter().map(|p| p as _).collect();
+        self.client.execute(sql, &parameters).await?;
+        Ok(text)
+    }
+
+    /// Compares every cached value with the database and says how it went.
+    async fn summary(&mut self) -> Result<Result<(), Failure>, Failure> {
+        let names: Vec<String> = self.cache.keys(format!("{}*", self.namespace)).await.map_err(redis_failure)?;
+        let mut compared = BTreeMap::new();
+        let mut stale = 0;
+        for name in names {
+            let key = name.strip_prefix(&self.namespace).unwrap_or(&name);
+            let Some((prefix, _)) =
+                key.split_once(':').filter(|(prefix, _)| VIEWS.iter().any(|(view, _)| view == prefix))
+            else {
+                continue;
+            };
+            let held: Option<String> = self.cache.get(&name).await.map_err(redis_failure)?;
+            if held != self.current(key).await? {
+                stale += 1;
+                print(&format!("STALE: {key}\n"))?;
+            }
+            *compared.entry(prefix.to_owned()).or_insert(0) += 1;
+        }
+        self.latencies.sort_unstable();
+        let millis = |share: f64| {
+            let at = (self.latencies.len() as f64 * share) as usize;
+            let latency = self.latencies.get(at.min(self.latencies.len().saturating_sub(1)));
+            latency.copied().unwrap_or_default().as_secs_f64() * 1000.0
+        };
+        let total: usize = compared.values().sum();
+        print(&format!(
+            "\n{} changes, {} keys invalidated; from commit to subscriber p50 {:.2} ms, p99 {:.2} ms\n\
+             {total} cached values compared with the database: {stale} stale\n",
+            self.latencies.len() + self.missing,
+            self.removed,
+            millis(0.5),
+            millis(0.99),
+        ))?;
+        Ok(match (stale, self.missing) {
+            (0, 0) => Ok(()),
+            _ => Err(Failure::findings(format!(
+                "cache and database disagree: {stale} stale values, {} changes never invalidated",
+                self.missing
+            ))),
+        })
+    }
+}

@@ -1,0 +1,224 @@
+//! The commands: one file a verb, each thin.
+//!
+//! Owns arguments, exit codes and what is printed. It must not decide what a rule means. Invariants: data
+//! goes to standard output and messages to standard error; no credential is printed, also not inside an error.
+
+#![allow(clippy::print_stderr, clippy::print_stdout)]
+
+mod check;
+mod demo;
+mod dry_run;
+mod preflight;
+mod run;
+mod setup;
+mod teardown;
+
+use std::io::{IsTerminal as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{Document, Problems, Settings};
+use crate::postgres::ConnectError;
+use crate::rules::RuleSet;
+use crate::sink::SinkError;
+
+/// Keeps Redis coherent with PostgreSQL.
+#[derive(Debug, Parser)]
+#[command(name = "unstale", version, about, propagate_version = true, arg_required_else_help = true)]
+pub struct Cli {
+    /// The file with the rules
+    #[arg(
+        long,
+        short,
+        global = true,
+        env = "UNSTALE_CONFIG",
+        default_value = "invalidation.yaml",
+        value_name = "FILE"
+    )]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Lint the rules; unless --offline, also compare them with the database and try both servers
+    Check(check::Args),
+    /// Create the publication, the replication slot and wide enough replica identities; safe to repeat
+    Setup(setup::Args),
+    /// Remove what `setup` created
+    Teardown(teardown::Args),
+    /// Keep Redis coherent until told to stop
+    Run(run::Args),
+    /// Print what changes would do to Redis, touching nothing
+    DryRun(dry_run::Args),
+    /// Show it all at work on throwaway servers
+    Demo(demo::Args),
+}
+
+/// Why a command did not succeed: its exit code, and what to tell the user.
+#[derive(Debug)]
+pub struct Failure {
+    code: u8,
+    message: String,
+}
+
+impl Failure {
+    /// A check, a test or a comparison found something.
+    fn findings(message: impl Into<String>) -> Self {
+        Self { code: 1, message: message.into() }
+    }
+
+    /// The command was called wrongly, or its input is malformed.
+    fn usage(message: impl Into<String>) -> Self {
+        Self { code: 2, message: message.into() }
+    }
+
+    /// A server is away.
+    fn unavailable(message: impl Into<String>) -> Self {
+        Self { code: 69, message: message.into() }
+    }
+
+    /// The configuration cannot be used.
+    fn configuration(message: impl Into<String>) -> Self {
+        Self { code: 78, message: message.into() }
+    }
+}
+
+impl From<ConnectError> for Failure {
+    fn from(error: ConnectError) -> Self {
+        match &error {
+            // Wrong credentials or certificate files are the file's fault, not the server's absence.
+            ConnectError::Tls(_) | ConnectError::Login(_) => Self::configuration(error.to_string()),
+            ConnectError::Unreachable(_) | ConnectError::Refused(_) | ConnectError::Protocol(_) => {
+                Self::unavailable(error.to_string())
+            }
+        }
+    }
+}
+
+impl From<SinkError> for Failure {
+    fn from(error: SinkError) -> Self {
+        Self::unavailable(error.to_string())
+    }
+}
+
+impl From<tokio_postgres::Error> for Failure {
+    fn from(error: tokio_postgres::Error) -> Self {
+        match error.as_db_error() {
+            Some(refusal) => Self::findings(format!("PostgreSQL: {}", crate::postgres::ServerError::from(refusal))),
+            None => Self::unavailable(format!("the connection to PostgreSQL broke: {error}")),
+        }
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self::findings(error.to_string())
+    }
+}
+
+/// Parses the command line, runs the command, and says how it went.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_logging(matches!(cli.command, Command::Demo(_)));
+    let outcome = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(dispatch(cli)),
+        Err(error) => Err(error.into()),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let message = failure.message.trim_end();
+            if !message.is_empty() {
+                // Nobody may be there to read it.
+                let _ = writeln!(std::io::stderr(), "{message}");
+            }
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+async fn dispatch(cli: Cli) -> Result<(), Failure> {
+    match cli.command {
+        Command::Check(args) => check::run(&cli.config, args).await,
+        Command::Setup(args) => setup::run(&cli.config, args).await,
+        Command::Teardown(args) => teardown::run(&cli.config, args).await,
+        Command::Run(args) => run::run(&cli.config, args).await,
+        Command::DryRun(args) => dry_run::run(&cli.config, args),
+        Command::Demo(args) => demo::run(args).await,
+    }
+}
+
+fn start_logging(quiet: bool) {
+    let default = if quiet { "warn" } else { "info" };
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| default.into());
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    if std::io::stderr().is_terminal() {
+        builder.with_ansi(colours()).init();
+    } else {
+        builder.json().flatten_event(true).init();
+    }
+}
+
+/// Whether messages may be coloured.
+fn colours() -> bool {
+    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// A file, read and compiled.
+struct Loaded {
+    path: PathBuf,
+    text: String,
+    settings: Settings,
+    rules: RuleSet,
+}
+
+impl Loaded {
+    /// Reads and compiles; everything wrong with the file is one failure.
+    fn read(path: &Path) -> Result<Self, Failure> {
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            Failure::configuration(format!(
+                "cannot read {}: {error}; name the file with --config or UNSTALE_CONFIG",
+                path.display()
+            ))
+        })?;
+        Self::parse(path, text, &|name| std::env::var(name).ok())
+    }
+
+    fn parse(path: &Path, text: String, environment: &impl Fn(&str) -> Option<String>) -> Result<Self, Failure> {
+        let compiled = Document::parse(&text, environment).and_then(|document| {
+            let rules = RuleSet::compile(document.rules, &document.settings)?;
+            Ok((document.settings, rules))
+        });
+        match compiled {
+            Ok((settings, rules)) => Ok(Self { path: path.to_owned(), text, settings, rules }),
+            Err(problems) => Err(show(&problems, path, &text)),
+        }
+    }
+
+    /// These problems, shown in the file.
+    fn failure(&self, problems: &Problems) -> Failure {
+        show(problems, &self.path, &self.text)
+    }
+}
+
+fn show(problems: &Problems, path: &Path, text: &str) -> Failure {
+    Failure::configuration(problems.render(&path.display().to_string(), text, 1, colours()))
+}
+
+/// Prints to standard output; a reader that left early is no error.
+fn print(text: &str) -> Result<(), Failure> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// A duration such as `10s` or `2h`.
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|error| format!("{error}; expected a duration such as `10s` or `5m`"))
+}

@@ -1,0 +1,60 @@
+//! `unstale run`: the daemon.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::{Failure, Loaded, duration, preflight};
+use crate::coherence::watermark::Names;
+use crate::pipeline::{self, RunError};
+use crate::sink::Sink;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// On SIGTERM or SIGINT, how long what was received may take to be put into force
+    #[arg(long, default_value = "5s", value_parser = duration, value_name = "DURATION")]
+    drain_max: Duration,
+}
+
+pub(super) async fn run(path: &Path, args: Args) -> Result<(), Failure> {
+    let stop = stop_on_signals()?;
+    let loaded = Loaded::read(path)?;
+    let compared = preflight::compare(&loaded).await?;
+    compared.require_identities(&loaded)?;
+    compared.require_setup(&loaded).await?;
+    let names = Names::new(&loaded.settings.namespace, &loaded.settings.slot);
+    let mut sink = Sink::new(&loaded.settings.redis, names)?;
+    sink.connect().await?;
+    let rules = Arc::new(compared.rules);
+    drop(compared.client);
+    pipeline::run(&loaded.settings, rules, sink, &stop, args.drain_max).await.map_err(|error| match error {
+        RunError::Plan(_) => Failure::findings(error.to_string()),
+        RunError::Slot { .. } => Failure::configuration(error.to_string()),
+    })?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Cancelled at the first SIGTERM or SIGINT. A second one ends the process at once.
+pub(super) fn stop_on_signals() -> Result<CancellationToken, Failure> {
+    let stop = CancellationToken::new();
+    let told = stop.clone();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::spawn(async move {
+        for code in [None, Some(130)] {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            match code {
+                None => told.cancel(),
+                Some(code) => std::process::exit(code),
+            }
+        }
+    });
+    Ok(stop)
+}

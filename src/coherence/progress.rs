@@ -1,0 +1,142 @@
+//! The ledger of transactions: which are in force, and up to where that holds without a gap.
+//!
+//! Owns the two positions that follow from "transaction n is applied", told in any order: `applied` may be
+//! written to Redis, `confirmed` may be acknowledged to the slot. Synchronous; knows no clock or socket.
+//! Invariants: neither position passes a transaction that is not done, or ever goes back; `confirmed` is
+//! never ahead of what [`Progress::recorded`] said is durable.
+
+use std::collections::VecDeque;
+
+use crate::change::Lsn;
+
+/// The number of a transaction, in commit order, within one connection to the source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(u64);
+
+/// The transactions of one connection that are not all in force yet.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// In commit order; the first has number `first`. Done ones leave from the front.
+    open: VecDeque<Entry>,
+    first: u64,
+    applied: Lsn,
+    confirmed: Lsn,
+    /// The furthest position at which nothing was open: what a keepalive reached.
+    idle: Lsn,
+}
+
+#[derive(Debug)]
+struct Entry {
+    end_lsn: Lsn,
+    done: bool,
+}
+
+impl Progress {
+    /// A transaction was received whole. Called in commit order.
+    pub fn received(&mut self, end_lsn: Lsn) -> Ticket {
+        let ticket = Ticket(self.first + self.open.len() as u64);
+        self.open.push_back(Entry { end_lsn, done: false });
+        ticket
+    }
+
+    /// A transaction's ops are all in force. May come in any order; a second time changes nothing.
+    pub fn done(&mut self, ticket: Ticket) {
+        let at = ticket.0.checked_sub(self.first).and_then(|at| usize::try_from(at).ok());
+        if let Some(entry) = at.and_then(|at| self.open.get_mut(at)) {
+            entry.done = true;
+        }
+        while let Some(entry) = self.open.pop_front_if(|entry| entry.done) {
+            self.first += 1;
+            self.applied = self.applied.max(entry.end_lsn);
+        }
+    }
+
+    /// The source reached this position; what is not published lies before it. It counts only while no
+    /// transaction is open, and the caller must not call it inside of one.
+    pub fn reached(&mut self, position: Lsn) {
+        if self.open.is_empty() {
+            self.idle = self.idle.max(position);
+        }
+    }
+
+    /// Every invalidation up to here is in force: what the watermark in Redis may say.
+    pub fn applied(&self) -> Lsn {
+        self.applied.max(self.idle)
+    }
+
+    /// Redis confirmed that it recorded `applied` as this.
+    pub fn recorded(&mut self, applied: Lsn) {
+        debug_assert!(applied <= self.applied(), "recorded what was not applied");
+        self.confirmed = self.confirmed.max(applied);
+    }
+
+    /// What may be acknowledged to the source.
+    pub fn confirmed(&self) -> Lsn {
+        self.confirmed
+    }
+
+    /// Whether every transaction that was received is in force.
+    pub fn is_idle(&self) -> bool {
+        self.open.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_gap_holds_back_what_comes_after_it() {
+        let mut progress = Progress::default();
+        let tickets: Vec<_> = [10, 20, 30].map(|lsn| progress.received(Lsn::new(lsn))).into();
+        progress.done(tickets[2]);
+        assert_eq!(progress.applied(), Lsn::ZERO);
+        progress.done(tickets[0]);
+        assert_eq!(progress.applied(), Lsn::new(10));
+        progress.done(tickets[1]);
+        assert_eq!((progress.applied(), progress.confirmed()), (Lsn::new(30), Lsn::ZERO));
+        progress.recorded(Lsn::new(30));
+        assert_eq!(progress.confirmed(), Lsn::new(30));
+    }
+
+    #[test]
+    fn a_keepalive_counts_only_while_nothing_is_open() {
+        let mut progress = Progress::default();
+        progress.reached(Lsn::new(5));
+        let ticket = progress.received(Lsn::new(10));
+        progress.reached(Lsn::new(50));
+        assert_eq!(progress.applied(), Lsn::new(5));
+        progress.done(ticket);
+        assert_eq!(progress.applied(), Lsn::new(10));
+        progress.reached(Lsn::new(50));
+        assert_eq!(progress.applied(), Lsn::new(50));
+    }
+
+    #[test]
+    fn done_twice_is_done_once() {
+        let mut progress = Progress::default();
+        let (first, second) = (progress.received(Lsn::new(1)), progress.received(Lsn::new(2)));
+        progress.done(first);
+        progress.done(first);
+        assert_eq!(progress.applied(), Lsn::new(1));
+        progress.done(second);
+        assert!(progress.is_idle());
+    }
+
+    proptest! {
+        /// Against the plain definition: applied is the end of the longest prefix that is done.
+        #[test]
+        fn any_order_gives_the_longest_prefix(order in Just((0..40_usize).collect::<Vec<_>>()).prop_shuffle()) {
+            let mut progress = Progress::default();
+            let tickets: Vec<_> = (0..40).map(|n| progress.received(Lsn::new(n * 10 + 10))).collect();
+            let mut done = [false; 40];
+            for at in order {
+                progress.done(tickets[at]);
+                done[at] = true;
+                let prefix = done.iter().take_while(|&&done| done).count() as u64;
+                prop_assert_eq!(progress.applied(), Lsn::new(prefix * 10));
+            }
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! What is wrong with a file, where, and how it is shown.
+//!
+//! Owns the list of problems and its rendering with line, column and caret. It must not know YAML or
+//! rules. Invariant: values of environment variables never reach a message.
+
+use std::ops::Range;
+
+use annotate_snippets::renderer::DecorStyle;
+use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
+
+/// One thing that is wrong, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The bytes of the file that are at fault.
+    pub span: Range<usize>,
+    /// What is wrong.
+    pub message: String,
+    /// What was expected, or what to do; shown at the caret.
+    pub advice: String,
+}
+
+/// Everything that was found wrong with one file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Problems(Vec<Problem>);
+
+impl Problems {
+    /// Adds a problem.
+    pub fn push(&mut self, span: Range<usize>, message: impl Into<String>, advice: impl Into<String>) {
+        self.0.push(Problem { span, message: message.into(), advice: advice.into() });
+    }
+
+    /// Whether nothing was found.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// What was found, in the order of the file.
+    pub fn iter(&self) -> impl Iterator<Item = &Problem> {
+        self.0.iter()
+    }
+
+    /// Sorts by place and drops what was found twice.
+    pub fn sort(&mut self) {
+        self.0.sort_by_key(|problem| problem.span.start);
+        self.0.dedup();
+    }
+
+    /// Shows every problem with `path:line:column`, the line and a caret. The text may be a part of the
+    /// file that begins at `first_line`.
+    pub fn render(&self, path: &str, text: &str, first_line: usize, colour: bool) -> String {
+        let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
+        let renderer = renderer.decor_style(DecorStyle::Ascii);
+        let mut shown = String::new();
+        for problem in &self.0 {
+            let mut printable = String::new();
+            // Writing to a String cannot fail.
+            let _ = crate::key::write_printable(&mut printable, problem.message.as_bytes());
+            let annotation = AnnotationKind::Primary.span(within(text, &problem.span)).label(&problem.advice);
+            let report = [Level::ERROR
+                .primary_title(printable)
+                .element(Snippet::source(text).line_start(first_line).path(path).annotation(annotation))];
+            shown.push_str(&renderer.render(&report));
+            shown.push_str("\n\n");
+        }
+        let count = self.0.len();
+        let s = if count == 1 { "" } else { "s" };
+        shown.push_str(&format!("{path}: {count} problem{s}\n"));
+        shown
+    }
+}
+
+/// A span that certainly lies in the text, on its character boundaries.
+fn within(text: &str, span: &Range<usize>) -> Range<usize> {
+    let start = text.floor_char_boundary(span.start.min(text.len()));
+    let end = text.ceil_char_boundary(span.end.clamp(start, text.len()));
+    start..end
+}
+
+/// The known name that the given one was probably meant to be, as advice.
+pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let lower = name.to_lowercase();
+    known
+        .into_iter()
+        .map(|candidate| (strsim::damerau_levenshtein(&lower, &candidate.to_lowercase()), candidate))
+        .filter(|(distance, candidate)| *distance <= 1.max(name.len().max(candidate.len()) / 3))
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_problem_shows_its_place() {
+        let mut problems = Problems::default();
+        problems.push(4..7, "unknown word `two`", "did you mean `too`?");
+        let shown = problems.render("a.yaml", "one\ntwo\n", 1, false);
+        assert!(shown.contains("a.yaml:2:1"), "{shown}");
+        assert!(shown.contains("^^^ did you mean `too`?"), "{shown}");
+    }
+
+    #[test]
+    fn a_span_outside_the_text_is_harmless() {
+        let mut problems = Problems::default();
+        problems.push(40..90, "late", "");
+        problems.push(1..2, "inside a character", "");
+        assert!(problems.render("a.yaml", "é", 1, false).contains("2 problems"));
+    }
+
+    #[test]
+    fn the_nearest_name_is_near() {
+        assert_eq!(nearest("delte", ["delete", "table"]), Some("delete"));
+        assert_eq!(nearest("Emial", ["id", "email"]), Some("email"));
+        assert_eq!(nearest("frobnicate", ["id", "email"]), None);
+    }
+}

@@ -1,0 +1,128 @@
+//! Names in Redis: keys and the globs that match them.
+//!
+//! Owns escaping, so that no value can widen a glob or leave its place in a terminal. It must not
+//! know templates or commands. Invariant: a [`Glob`] made from a literal matches that literal only.
+
+use std::fmt;
+
+/// The full name of a key, a tag, a channel or a stream in Redis, namespace included. Any bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CacheKey(Vec<u8>);
+
+impl CacheKey {
+    /// A key of these bytes.
+    pub fn new(bytes: impl Into<Vec<u8>>) -> Self {
+        Self(bytes.into())
+    }
+
+    /// The bytes Redis knows it by.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl From<&str> for CacheKey {
+    fn from(text: &str) -> Self {
+        Self::new(text)
+    }
+}
+
+impl fmt::Display for CacheKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_printable(f, &self.0)
+    }
+}
+
+/// A pattern in the syntax of Redis's `SCAN MATCH`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Glob(Vec<u8>);
+
+impl Glob {
+    /// The pattern that matches only the empty name, to be extended.
+    pub const fn new() -> Self {
+        Self(Vec::new())
+    }
+
+    /// Appends bytes that match only themselves.
+    pub fn push_literal(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            if matches!(byte, b'*' | b'?' | b'[' | b'\\') {
+                self.0.push(b'\\');
+            }
+            self.0.push(byte);
+        }
+    }
+
+    /// Appends "anything", once: two in a row match the same and cost Redis more.
+    pub fn push_any(&mut self) {
+        let escaped = self.0.iter().rev().skip(1).take_while(|&&byte| byte == b'\\').count() % 2 == 1;
+        if self.0.last() != Some(&b'*') || escaped {
+            self.0.push(b'*');
+        }
+    }
+
+    /// The pattern as Redis reads it.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Display for Glob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_printable(f, &self.0)
+    }
+}
+
+/// Writes bytes so that a terminal shows them and obeys none: control characters are escaped, bytes
+/// that are not UTF-8 read `\xNN`.
+pub fn write_printable(f: &mut impl fmt::Write, bytes: &[u8]) -> fmt::Result {
+    for chunk in bytes.utf8_chunks() {
+        for character in chunk.valid().chars() {
+            if hides_in_terminals(character) {
+                write!(f, "{}", character.escape_unicode())?;
+            } else {
+                f.write_char(character)?;
+            }
+        }
+        for byte in chunk.invalid() {
+            write!(f, "\\x{byte:02x}")?;
+        }
+    }
+    Ok(())
+}
+
+/// Control characters, and the invisible ones that reorder what stands around them.
+fn hides_in_terminals(character: char) -> bool {
+    character.is_control()
+        || matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_literal_cannot_widen_a_glob() {
+        let mut glob = Glob::new();
+        glob.push_literal(br"user:*?[a-z]\");
+        assert_eq!(glob.as_bytes(), br"user:\*\?\[a-z]\\");
+    }
+
+    #[test]
+    fn neighbouring_stars_are_one() {
+        let mut glob = Glob::new();
+        glob.push_literal(b"a");
+        glob.push_any();
+        glob.push_any();
+        assert_eq!(glob.as_bytes(), b"a*");
+        glob.push_literal(b"*");
+        glob.push_any();
+        assert_eq!(glob.as_bytes(), br"a*\**", "an escaped star is no wildcard");
+    }
+
+    #[test]
+    fn what_is_printed_cannot_steer_a_terminal() {
+        let key = CacheKey::new(b"a\x1b[31m\n\xff\xe2\x80\xae".to_vec());
+        assert_eq!(key.to_string(), r"a\u{1b}[31m\u{a}\xff\u{202e}");
+    }
+}

@@ -1,0 +1,47 @@
+//! `unstale` keeps Redis coherent with PostgreSQL.
+//!
+//! Change a row by any means and every cached key derived from it is gone about a millisecond after the
+//! commit. Rules in one file say which keys those are.
+//!
+//! # Layout
+//!
+//! Data flows one way; the only thing that travels back is a position in PostgreSQL's log.
+//!
+//! ```text
+//! source --SourceEvent--> rules --Plan--> sink --applied(Lsn)--> progress
+//!    ^                                                              |
+//!    +----------------------- confirmed Lsn ------------------------+
+//! ```
+//!
+//! In reading order:
+//!
+//! - [`change`], [`catalog`], [`key`], [`plan`]: the vocabulary. No I/O.
+//! - [`config`]: `invalidation.yaml`, from text to settings and raw rules, every problem at its place.
+//! - [`rules`]: the rules, compiled; the planner that turns changes into plans. Pure.
+//! - [`postgres`]: how to reach PostgreSQL; what `setup` installs there.
+//! - [`source`]: where changes come from: the replication slot, recordings.
+//! - [`coherence`]: the ledger of what is in force and what may be acknowledged.
+//! - [`sink`]: Redis, where plans take effect.
+//! - [`pipeline`]: the owner loop that joins them. `source`, `rules` and `sink` never name one another.
+//! - [`backoff`]: when to try again, and when to say so.
+//! - [`sandbox`]: throwaway PostgreSQL and Redis, for the demo and the tests.
+//! - [`cmd`]: one file a verb.
+
+pub mod catalog;
+pub mod change;
+pub mod key;
+pub mod plan;
+
+pub mod config;
+pub mod rules;
+
+pub mod backoff;
+pub mod coherence;
+pub mod postgres;
+pub mod sink;
+pub mod source;
+
+pub mod pipeline;
+pub mod sandbox;
+
+pub mod cmd;

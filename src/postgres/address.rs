@@ -1,0 +1,347 @@
+//! Where a PostgreSQL server is and who we are there: a `postgres://` URL over libpq's environment.
+//!
+//! Owns that syntax. It must not open anything. Source: the PostgreSQL manual, "Connection Strings"
+//! and "Environment Variables" of libpq. Invariant: what the URL says wins over the environment.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use percent_encoding::percent_decode_str;
+use secrecy::SecretString;
+
+use crate::config::nearest;
+
+/// One place where a server may listen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Host {
+    /// A host name or IP address, and a port.
+    Tcp(String, u16),
+    /// The directory of a Unix socket, and the port that is part of the socket's name.
+    Unix(PathBuf, u16),
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(name, port) if name.contains(':') => write!(f, "[{name}]:{port}"),
+            Self::Tcp(name, port) => write!(f, "{name}:{port}"),
+            Self::Unix(directory, port) => write!(f, "{}/.s.PGSQL.{port}", directory.display()),
+        }
+    }
+}
+
+/// When to use TLS and what to verify, as libpq's `sslmode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SslMode {
+    /// Never.
+    Disable,
+    /// If the server offers it, unverified.
+    Prefer,
+    /// Always, unverified unless there is a root certificate.
+    Require,
+    /// Always, with a certificate that the root signed.
+    VerifyCa,
+    /// Always, and the certificate must name the host.
+    VerifyFull,
+}
+
+/// Whether SCRAM must be bound to the TLS channel, as libpq's `channel_binding`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChannelBinding {
+    /// Never.
+    Disable,
+    /// When the server offers it.
+    Prefer,
+    /// Or else refuse to log in.
+    Require,
+}
+
+/// A server, a database in it, and the credentials.
+#[derive(Clone, Debug)]
+pub struct Address {
+    /// Tried in order.
+    pub hosts: Vec<Host>,
+    /// The role.
+    pub user: String,
+    /// Its password.
+    pub password: Option<SecretString>,
+    /// The database.
+    pub database: String,
+    /// TLS.
+    pub ssl_mode: SslMode,
+    /// File of trusted root certificates, or `system`.
+    pub ssl_root_cert: Option<PathBuf>,
+    /// Files of the client's certificate and its private key.
+    pub ssl_client: Option<(PathBuf, PathBuf)>,
+    /// SCRAM channel binding.
+    pub channel_binding: ChannelBinding,
+    /// For each host.
+    pub connect_timeout: Duration,
+    /// Shown in `pg_stat_activity`.
+    pub application_name: String,
+    /// Command-line options for the session.
+    pub options: Option<String>,
+}
+
+impl fmt::Display for Address {
+    /// Hosts and database; no credentials.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hosts: Vec<_> = self.hosts.iter().map(ToString::to_string).collect();
+        write!(f, "{} (database {})", hosts.join(", "), self.database)
+    }
+}
+
+/// Why a text is not an [`Address`]. Never repeats the text, which may hold a password.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum InvalidAddress {
+    /// Not `postgres://` or `postgresql://`.
+    #[error("not a postgres:// URL")]
+    Scheme,
+    /// A `%` that no two hexadecimal digits follow, or bytes that are not UTF-8.
+    #[error("bad percent-encoding in the {0}; write reserved characters of a password as %XX")]
+    Encoding(&'static str),
+    /// Not a number from 1 to 65535.
+    #[error("the port is not a number from 1 to 65535")]
+    Port,
+    /// A parameter after `?` that we do not know.
+    #[error("unknown parameter `{name}`{}", .near.as_ref().map(|near| format!(", did you mean `{near}`?")).unwrap_or_default())]
+    Parameter {
+        /// The parameter's name.
+        name: String,
+        /// The nearest that exists.
+        near: Option<&'static str>,
+    },
+    /// A parameter's value is none of those it takes.
+    #[error("the parameter `{0}` has a value it does not take; expected {1}")]
+    Value(&'static str, &'static str),
+}
+
+/// The parameters we act on, with libpq's variable for each.
+const PARAMETERS: &[(&str, &str)] = &[
+    ("host", "PGHOST"),
+    ("port", "PGPORT"),
+    ("user", "PGUSER"),
+    ("password", "PGPASSWORD"),
+    ("dbname", "PGDATABASE"),
+    ("sslmode", "PGSSLMODE"),
+    ("sslrootcert", "PGSSLROOTCERT"),
+    ("sslcert", "PGSSLCERT"),
+    ("sslkey", "PGSSLKEY"),
+    ("channel_binding", "PGCHANNELBINDING"),
+    ("connect_timeout", "PGCONNECT_TIMEOUT"),
+    ("application_name", "PGAPPNAME"),
+    ("options", "PGOPTIONS"),
+];
+
+/// Parameters that libpq knows and that change nothing for us.
+const IGNORED: &[&str] = &[
+    "client_encoding",
+    "fallback_application_name",
+    "gssencmode",
+    "keepalives",
+    "keepalives_count",
+    "keepalives_idle",
+    "keepalives_interval",
+    "sslcompression",
+    "sslsni",
+    "target_session_attrs",
+    "tcp_user_timeout",
+];
+
+const LONGEST_CONNECT_SECONDS: u64 = 3600;
+
+impl Address {
+    /// Reads a URL; what it leaves out comes from libpq's variables, then from libpq's defaults.
+    pub fn parse(url: &str, environment: &impl Fn(&str) -> Option<String>) -> Result<Self, InvalidAddress> {
+        let given = split_url(url)?;
+        let value = |name: &str| {
+            let said = given.iter().rev().find(|(key, value)| key == name && !value.is_empty());
+            let variable = PARAMETERS.iter().find(|(parameter, _)| *parameter == name).map(|(_, variable)| *variable);
+            said.map(|(_, value)| value.clone()).or_else(|| environment(variable?).filter(|value| !value.is_empty()))
+        };
+
+        let ssl_mode = match value("sslmode").as_deref() {
+            None | Some("prefer") => SslMode::Prefer,
+            Some("disable") => SslMode::Disable,
+            Some("require") => SslMode::Require,
+            Some("verify-ca") => SslMode::VerifyCa,
+            Some("verify-full") => SslMode::VerifyFull,
+            Some(_) => {
+                return Err(InvalidAddress::Value("sslmode", "disable, prefer, require, verify-ca or verify-full"));
+            }
+        };
+        let channel_binding = match value("channel_binding").as_deref() {
+            None | Some("prefer") => ChannelBinding::Prefer,
+            Some("disable") => ChannelBinding::Disable,
+            Some("require") => ChannelBinding::Require,
+            Some(_) => return Err(InvalidAddress::Value("channel_binding", "disable, prefer or require")),
+        };
+        let seconds = match value("connect_timeout") {
+            None => 10,
+            Some(text) => text.parse().map_err(|_| InvalidAddress::Value("connect_timeout", "a number of seconds"))?,
+        };
+        let ssl_client = match (value("sslcert"), value("sslkey")) {
+            (Some(certificate), Some(key)) => Some((certificate.into(), key.into())),
+            (None, None) => None,
+            _ => return Err(InvalidAddress::Value("sslcert", "a file, together with `sslkey`")),
+        };
+        let user = value("user").or_else(|| environment("USER")).unwrap_or_else(|| "postgres".to_owned());
+        Ok(Self {
+            hosts: hosts(value("host").as_deref(), value("port").as_deref())?,
+            database: value("dbname").unwrap_or_else(|| user.clone()),
+            user,
+            password: value("password").map(SecretString::from),
+            ssl_mode,
+            ssl_root_cert: value("sslrootcert").map(PathBuf::from),
+            ssl_client,
+            channel_binding,
+            // Zero means "for ever" to libpq; an hour is that for a daemon that tries again.
+            connect_timeout: Duration::from_secs(match seconds {
+                0 => LONGEST_CONNECT_SECONDS,
+                seconds => seconds.min(LONGEST_CONNECT_SECONDS),
+            }),
+            application_name: value("application_name").unwrap_or_else(|| "unstale".to_owned()),
+            options: value("options"),
+        })
+    }
+}
+
+/// Takes a URL apart into libpq parameters.
+fn split_url(url: &str) -> Result<Vec<(String, String)>, InvalidAddress> {
+    let rest = url.strip_prefix("postgres://").or_else(|| url.strip_prefix("postgresql://"));
+    let rest = rest.ok_or(InvalidAddress::Scheme)?;
+    let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
+    let (credentials, places) = authority.rsplit_once('@').unwrap_or(("", authority));
+    let (user, password) = credentials.split_once(':').unwrap_or((credentials, ""));
+
+    let mut names = Vec::new();
+    let mut ports = Vec::new();
+    for place in places.split(',') {
+        let bracketed = place.strip_prefix('[').and_then(|rest| rest.split_once(']'));
+        let (name, port) = match bracketed {
+            Some((name, port)) => (name, port.strip_prefix(':').unwrap_or(port)),
+            None => place.rsplit_once(':').unwrap_or((place, "")),
+        };
+        names.push(decode(name, "host")?);
+        ports.push(port.to_owned());
+    }
+    let mut given = vec![
+        ("host".to_owned(), names.join(",")),
+        ("user".to_owned(), decode(user, "user")?),
+        ("password".to_owned(), decode(password, "password")?),
+        ("dbname".to_owned(), decode(database, "database")?),
+    ];
+    if ports.iter().any(|port| !port.is_empty()) {
+        given.push(("port".to_owned(), ports.join(",")));
+    }
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let known = || PARAMETERS.iter().map(|(name, _)| *name);
+        if !known().any(|parameter| parameter == name) && !IGNORED.contains(&name) {
+            return Err(InvalidAddress::Parameter { near: nearest(name, known()), name: name.to_owned() });
+        }
+        given.push((name.to_owned(), decode(value, "parameters")?));
+    }
+    Ok(given)
+}
+
+fn decode(text: &str, part: &'static str) -> Result<String, InvalidAddress> {
+    let stray = text.match_indices('%').any(|(at, _)| {
+        let digits = text.as_bytes().get(at + 1..at + 3);
+        !digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
+    });
+    if stray {
+        return Err(InvalidAddress::Encoding(part));
+    }
+    percent_decode_str(text).decode_utf8().map(Into::into).map_err(|_| InvalidAddress::Encoding(part))
+}
+
+/// Pairs hosts with ports: one port for all, or one each.
+fn hosts(names: Option<&str>, ports: Option<&str>) -> Result<Vec<Host>, InvalidAddress> {
+    let ports: Vec<u16> = ports
+        .unwrap_or("")
+        .split(',')
+        .map(|port| match port {
+            "" => Ok(5432),
+            port => port.parse().ok().filter(|&port| port > 0).ok_or(InvalidAddress::Port),
+        })
+        .collect::<Result<_, _>>()?;
+    let host = |(at, name): (usize, &str)| {
+        let port = ports.get(at).or(ports.last()).copied().unwrap_or(5432);
+        match name {
+            "" => Host::Tcp("127.0.0.1".to_owned(), port),
+            directory if directory.starts_with('/') => Host::Unix(directory.into(), port),
+            name => Host::Tcp(name.to_owned(), port),
+        }
+    };
+    Ok(names.unwrap_or("").split(',').enumerate().map(host).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use secrecy::ExposeSecret as _;
+
+    fn parse(url: &str) -> Address {
+        Address::parse(url, &|_| None).unwrap()
+    }
+
+    #[test]
+    fn a_full_url_is_taken_apart() {
+        let address = parse("postgres://ann:p%40ss@db.example:5433/app?sslmode=verify-full&sslrootcert=/ca.pem");
+        assert_eq!(address.hosts, [Host::Tcp("db.example".into(), 5433)]);
+        assert_eq!((address.user.as_str(), address.database.as_str()), ("ann", "app"));
+        assert_eq!(address.password.as_ref().unwrap().expose_secret(), "p@ss");
+        assert_eq!((address.ssl_mode, address.ssl_root_cert), (SslMode::VerifyFull, Some("/ca.pem".into())));
+    }
+
+    #[test]
+    fn hosts_of_every_kind() {
+        let check = |url: &str, expected: &[&str]| {
+            let hosts: Vec<_> = parse(url).hosts.iter().map(ToString::to_string).collect();
+            assert_eq!(hosts, expected, "{url}");
+        };
+        check("postgres://", &["127.0.0.1:5432"]);
+        check("postgresql://h", &["h:5432"]);
+        check("postgres://[::1]:6000/d", &["[::1]:6000"]);
+        check("postgres://a,b:7/d", &["a:5432", "b:7"]);
+        check("postgres:///d?host=/run/pg&port=7", &["/run/pg/.s.PGSQL.7"]);
+        check("postgres://u@%2Frun%2Fpg/d", &["/run/pg/.s.PGSQL.5432"]);
+    }
+
+    #[test]
+    fn the_environment_fills_what_the_url_leaves_out() {
+        let environment = |name: &str| match name {
+            "PGHOST" => Some("/sock".to_owned()),
+            "PGUSER" => Some("bob".to_owned()),
+            "PGPASSWORD" => Some("env".to_owned()),
+            "PGSSLMODE" => Some("disable".to_owned()),
+            _ => None,
+        };
+        let address = Address::parse("postgres://ann@/app", &environment).unwrap();
+        assert_eq!(address.hosts, [Host::Unix("/sock".into(), 5432)]);
+        assert_eq!((address.user.as_str(), address.ssl_mode), ("ann", SslMode::Disable));
+        assert_eq!(address.password.unwrap().expose_secret(), "env");
+        assert_eq!(Address::parse("postgres://", &environment).unwrap().database, "bob");
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_without_the_password() {
+        let check = |url: &str, expected: &str| {
+            let error = Address::parse(url, &|_| None).unwrap_err().to_string();
+            assert!(error.contains(expected) && !error.contains("hunter2"), "{url}: {error}");
+        };
+        check("mysql://u:hunter2@h/d", "not a postgres:// URL");
+        check("postgres://u:hunter2%@h/d", "password");
+        check("postgres://u:hunter2%4@h/d", "password");
+        check("postgres://u:hunter2%ff@h/d", "password");
+        check("postgres://u:hunter2@h:0/d", "port");
+        check("postgres://u:hunter2@h:x/d", "port");
+        check("postgres://u@h/d?sslmod=require", "did you mean `sslmode`?");
+        check("postgres://u@h/d?sslmode=requre", "verify-full");
+        check("postgres://u@h/d?sslcert=/c", "sslkey");
+        assert!(!format!("{:?}", parse("postgres://u:hunter2@h/d")).contains("hunter2"));
+    }
+}

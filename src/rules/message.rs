@@ -1,0 +1,92 @@
+//! The JSON a `publish` sends: any JSON in which each text is a template.
+//!
+//! Owns how a row fills it. Invariant: a text that is one lone reference to NULL, or to what is not
+//! known, becomes null; the message is always one valid JSON value.
+
+use serde_json::Value;
+
+use super::template::{Part, Rendered, Resolved, Template};
+
+/// The shape of a message; `T` is what its templates are, from parsed to bound.
+#[derive(Clone, Debug)]
+pub(super) enum Message<T> {
+    Template(T),
+    Literal(Value),
+    List(Vec<Message<T>>),
+    Object(Vec<(String, Message<T>)>),
+}
+
+impl<T> Message<T> {
+    /// The same shape with every template replaced.
+    pub(super) fn map<U>(&self, f: &mut impl FnMut(&T) -> U) -> Message<U> {
+        match self {
+            Self::Template(template) => Message::Template(f(template)),
+            Self::Literal(value) => Message::Literal(value.clone()),
+            Self::List(items) => Message::List(items.iter().map(|item| item.map(f)).collect()),
+            Self::Object(fields) => {
+                Message::Object(fields.iter().map(|(name, field)| (name.clone(), field.map(f))).collect())
+            }
+        }
+    }
+
+    /// Calls `f` for every template.
+    pub(super) fn each(&self, f: &mut impl FnMut(&T)) {
+        match self {
+            Self::Template(template) => f(template),
+            Self::Literal(_) => {}
+            Self::List(items) => items.iter().for_each(|item| item.each(f)),
+            Self::Object(fields) => fields.iter().for_each(|(_, field)| field.each(f)),
+        }
+    }
+
+    /// Writes the message as JSON, with each template's value written by `value`.
+    pub(super) fn write(&self, out: &mut Vec<u8>, value: &mut impl FnMut(&T, &mut Vec<u8>)) {
+        match self {
+            Self::Template(template) => value(template, out),
+            Self::Literal(literal) => write_json(out, literal),
+            Self::List(items) => {
+                out.push(b'[');
+                for (at, item) in items.iter().enumerate() {
+                    if at > 0 {
+                        out.push(b',');
+                    }
+                    item.write(out, value);
+                }
+                out.push(b']');
+            }
+            Self::Object(fields) => {
+                out.push(b'{');
+                for (at, (name, field)) in fields.iter().enumerate() {
+                    if at > 0 {
+                        out.push(b',');
+                    }
+                    write_json(out, name);
+                    out.push(b':');
+                    field.write(out, value);
+                }
+                out.push(b'}');
+            }
+        }
+    }
+}
+
+/// Writes the text of one field: null where a lone reference has no value, else what can be said.
+pub(super) fn write_field<'a>(out: &mut Vec<u8>, template: &Template, mut resolve: impl FnMut(usize) -> Resolved<'a>) {
+    if let [Part::Reference(_)] = template.parts()
+        && !matches!(resolve(0), Resolved::Value(_))
+    {
+        return out.extend_from_slice(b"null");
+    }
+    let known = template.render(|at| match resolve(at) {
+        Resolved::Value(value) => Resolved::Value(value),
+        Resolved::Nothing | Resolved::Unknown => Resolved::Value(b""),
+    });
+    match known {
+        Rendered::Key(text) => write_json(out, &String::from_utf8_lossy(text.as_bytes())),
+        Rendered::Glob(_) | Rendered::Nothing => out.extend_from_slice(b"null"),
+    }
+}
+
+fn write_json(out: &mut Vec<u8>, value: &(impl serde::Serialize + ?Sized)) {
+    serde_json::to_writer(out, value).expect("text and parsed JSON always serialize, and a Vec takes any bytes");
+}

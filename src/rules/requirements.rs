@@ -1,0 +1,187 @@
+//! What the rules need of the database, and whether it has it.
+//!
+//! Owns the comparison of a rule set with a [`Catalog`]. It must not ask a server; sources do. Invariant: rules that pass never have to guess an old key because of the replica identity.
+
+use std::collections::BTreeSet;
+
+use super::compile::{Rule, RuleSet, part_of};
+use super::filter::Filter;
+use super::template::{Image, Reference};
+use crate::catalog::{Catalog, Identity, Table, quote, quote_table};
+use crate::change::{Operation, TableName};
+use crate::config::{Problems, Spanned, nearest};
+
+/// A replica identity that the rules need and a table does not have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Widening {
+    /// The table that rules name.
+    pub table: TableName,
+    /// The tables to alter: the partitions, or the table itself.
+    pub leaves: Vec<TableName>,
+    /// The columns of a unique index that would do; empty if only FULL does.
+    pub columns: Vec<String>,
+}
+
+impl Widening {
+    /// The SQL that widens the identity, one statement each.
+    pub fn statements(&self) -> Vec<String> {
+        self.leaves.iter().flat_map(|leaf| self.statements_for(leaf)).collect()
+    }
+
+    /// The same for one of the tables to alter. CONCURRENTLY: writers go on while the index is built.
+    pub fn statements_for(&self, leaf: &TableName) -> Vec<String> {
+        let table = quote_table(leaf);
+        if self.columns.is_empty() {
+            return vec![format!("ALTER TABLE {table} REPLICA IDENTITY FULL;")];
+        }
+        let columns: Vec<_> = self.columns.iter().map(|column| quote(column)).collect();
+        let index = quote(&self.index(leaf));
+        vec![
+            format!("CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS {index} ON {table} ({});", columns.join(", ")),
+            format!("ALTER TABLE {table} REPLICA IDENTITY USING INDEX {index};"),
+        ]
+    }
+
+    /// The name of the index on a leaf: other columns make another name, so that an identity in use is
+    /// never dropped to be made anew.
+    pub fn index(&self, leaf: &TableName) -> String {
+        let digest = String::from_utf8_lossy(&Filter::Sha256.apply(self.columns.join(",").as_bytes())).into_owned();
+        let suffix = format!("_unstale_{}", digest.get(..8).unwrap_or_default());
+        let cut = leaf.table.floor_char_boundary(IDENTIFIER_BYTES_MAX - suffix.len());
+        format!("{}{suffix}", leaf.table.get(..cut).unwrap_or_default())
+    }
+}
+
+/// The longest name PostgreSQL keeps whole.
+const IDENTIFIER_BYTES_MAX: usize = 63;
+
+impl RuleSet {
+    /// Fills in the schemas and reports every table and column that the database does not have.
+    pub fn resolve(self, catalog: &Catalog, problems: &mut Problems) -> Self {
+        for rule in self.rules() {
+            match catalog.find(&rule.table.value) {
+                None => {
+                    let near = nearest_table(&rule.table.value, catalog);
+                    problems.push(rule.table.span.clone(), format!("there is no table `{}`", rule.table.value), near);
+                }
+                Some(table) => check_columns(rule, table, problems),
+            }
+        }
+        self.with_schemas(|name| catalog.find(name).map_or_else(|| name.clone(), |table| table.name.clone()))
+    }
+
+    /// The identities that are too narrow for the keys; each becomes a problem that prints its fix.
+    pub fn check_identities(&self, catalog: &Catalog, problems: &mut Problems) -> Vec<Widening> {
+        let mut widenings = Vec::new();
+        for name in self.tables() {
+            let Some(table) = catalog.find(name) else { continue };
+            let of_table = || self.rules().iter().filter(|rule| rule.table.value == *name);
+            let needed: BTreeSet<&str> =
+                of_table().flat_map(old_columns).map(|(_, reference)| reference.column.as_str()).collect();
+            let exists = |column: &str| table.columns.iter().any(|known| known.name == column);
+            let missing = needed.iter().any(|&column| exists(column) && !table.identity.carries(column));
+            let unusable = table.identity == Identity::Nothing
+                && of_table().any(|rule| rule.triggers_on(Operation::Update) || rule.triggers_on(Operation::Delete));
+            if !missing && !unusable {
+                continue;
+            }
+            let widening = widen(table, &needed);
+            let fix = widening.statements().join("\n");
+            if unusable && !missing {
+                let span = of_table().next().map_or(0..0, |rule| rule.table.span.clone());
+                let message = format!(
+                    "table {} has no replica identity: once it is published, PostgreSQL refuses its updates and deletes",
+                    table.name
+                );
+                problems.push(span, message, format!("`unstale setup` runs this, or run it yourself:\n{fix}"));
+            }
+            for (template, reference) in of_table().flat_map(old_columns) {
+                if !exists(&reference.column) || table.identity.carries(&reference.column) {
+                    continue;
+                }
+                let message = format!(
+                    "the log does not carry the old value of {}.{}: when it changes, the old key would stay stale",
+                    table.name, reference.column
+                );
+                let span = place(template, reference);
+                problems.push(span, message, format!("`unstale setup` runs this, or run it yourself:\n{fix}"));
+            }
+            widenings.push(widening);
+        }
+        widenings
+    }
+
+    /// Reports tables whose changes are not in the log at all.
+    pub fn check_logged(&self, catalog: &Catalog, problems: &mut Problems) {
+        for rule in self.rules() {
+            if catalog.find(&rule.table.value).is_some_and(|table| table.unlogged) {
+                let message =
+                    format!("table {} is unlogged or temporary: its changes never reach the log", rule.table.value);
+                problems.push(rule.table.span.clone(), message, "ALTER TABLE … SET LOGGED, or drop the rule");
+            }
+        }
+    }
+}
+
+/// The references of a rule's names whose old value is needed.
+fn old_columns(rule: &Rule) -> impl Iterator<Item = (&Spanned<super::Template>, &Reference)> {
+    let needs_old = rule.triggers_on(Operation::Update) || rule.triggers_on(Operation::Delete);
+    let names = rule.names().filter(move |_| needs_old);
+    names
+        .flat_map(|name| name.value.references().map(move |reference| (name, reference)))
+        .filter(|(_, reference)| reference.image != Image::New)
+}
+
+fn widen(table: &Table, needed: &BTreeSet<&str>) -> Widening {
+    let mut columns: Vec<String> = match &table.identity {
+        Identity::Columns(columns) => columns.clone(),
+        Identity::Full | Identity::Nothing => Vec::new(),
+    };
+    let not_null = |name: &str| table.columns.iter().any(|column| column.name == name && column.not_null);
+    // Without a key of its own to begin with, no set of columns is known to be unique.
+    let indexable = !columns.is_empty() && needed.iter().all(|column| not_null(column));
+    if indexable {
+        let known: Vec<&str> = needed.iter().copied().filter(|column| !columns.iter().any(|c| c == column)).collect();
+        columns.extend(known.into_iter().map(ToOwned::to_owned));
+    } else {
+        columns.clear();
+    }
+    Widening { table: table.name.clone(), leaves: table.leaves.clone(), columns }
+}
+
+fn check_columns(rule: &Rule, table: &Table, problems: &mut Problems) {
+    let known = || table.columns.iter().map(|column| column.name.as_str());
+    let advice = |name: &str| match nearest(name, known()) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => format!("it has {}", known().collect::<Vec<_>>().join(", ")),
+    };
+    let exists = |name: &str| known().any(|column| column == name);
+    for column in rule.changed.iter().filter(|column| !exists(&column.value)) {
+        let message = format!("table {} has no column `{}`", table.name, column.value);
+        problems.push(column.span.clone(), message, advice(&column.value));
+    }
+    rule.each_template(&mut |template| {
+        for reference in template.value.references().filter(|reference| !exists(&reference.column)) {
+            let message = format!("table {} has no column `{}`", table.name, reference.column);
+            problems.push(place(template, reference), message, advice(&reference.column));
+        }
+    });
+}
+
+fn nearest_table(name: &TableName, catalog: &Catalog) -> String {
+    let bare = catalog.tables.iter().map(|table| table.name.table.as_str());
+    match nearest(&name.table, bare) {
+        Some(near) if near == name.table => {
+            let schemas = catalog.tables.iter().filter(|table| table.name.table == name.table);
+            let full: Vec<_> = schemas.map(|table| format!("`{}`", table.name)).collect();
+            format!("did you mean {}?", full.join(" or "))
+        }
+        Some(near) => format!("did you mean `{near}`?"),
+        None => "create it, or correct the name".to_owned(),
+    }
+}
+
+/// Where the file says this reference.
+fn place(template: &Spanned<super::Template>, reference: &Reference) -> std::ops::Range<usize> {
+    part_of(&template.span, template.value.text_len(), &reference.span)
+}

@@ -1,0 +1,325 @@
+//! Templates of keys and channels: `user-email:{email|lower}`.
+//!
+//! Owns their syntax and how they render. It must not know tables; [`super::compile`] binds columns.
+//! Invariants: a template begins with a literal, so that its glob cannot match every key; a value
+//! that is not known makes a glob, NULL makes nothing.
+
+use std::ops::Range;
+
+use super::filter::Filter;
+use crate::config::nearest;
+use crate::key::{CacheKey, Glob};
+
+/// Which image of the row a reference reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Image {
+    /// The one that is being rendered: the template renders for both.
+    Either,
+    /// Always the row before: `{old.x}`.
+    Old,
+    /// Always the row after: `{new.x}`.
+    New,
+}
+
+/// A column and what is done to its value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reference {
+    /// The image it reads.
+    pub image: Image,
+    /// The column's name.
+    pub column: String,
+    /// Applied from left to right.
+    pub filters: Vec<Filter>,
+    /// The bytes of the template between the braces, for messages.
+    pub span: Range<usize>,
+}
+
+/// A piece of a template.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Bytes that stand for themselves.
+    Literal(Vec<u8>),
+    /// A column's value.
+    Reference(Reference),
+}
+
+/// A parsed template, its namespace in front.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Template {
+    parts: Vec<Part>,
+    /// Bytes of the text it was parsed from, to find the text's place in the file again.
+    text_len: usize,
+}
+
+/// Why a text is not a template.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct InvalidTemplate {
+    /// The bytes of the text that are at fault.
+    pub span: Range<usize>,
+    /// What is wrong.
+    pub message: String,
+    /// What was expected.
+    pub advice: String,
+}
+
+/// What a reference stands for in one row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resolved<'a> {
+    /// These bytes.
+    Value(&'a [u8]),
+    /// NULL, or there is no such image: nothing is rendered.
+    Nothing,
+    /// Not carried by the log: any value.
+    Unknown,
+}
+
+/// What came of rendering.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rendered {
+    /// One name.
+    Key(CacheKey),
+    /// A value was not known: every name this may be.
+    Glob(Glob),
+    /// A value was NULL.
+    Nothing,
+}
+
+impl Template {
+    /// Parses `text`; what it renders begins with `namespace`.
+    pub fn parse(text: &str, namespace: &str) -> Result<Self, InvalidTemplate> {
+        let mut parts = parse_parts(text)?;
+        match parts.first_mut() {
+            Some(Part::Literal(literal)) => {
+                literal.splice(0..0, namespace.bytes());
+                Ok(Self { parts, text_len: text.len() })
+            }
+            first => Err(InvalidTemplate {
+                span: 0..text.len(),
+                message: match first {
+                    None => "an empty template".to_owned(),
+                    Some(_) => "the template does not begin with a literal".to_owned(),
+                },
+                advice: "begin it with a prefix of its own, as in `user:{id}`".to_owned(),
+            }),
+        }
+    }
+
+    /// Parses text in which anything may come first: a field of a message.
+    pub fn parse_value(text: &str) -> Result<Self, InvalidTemplate> {
+        parse_parts(text).map(|parts| Self { parts, text_len: text.len() })
+    }
+
+    /// The parts, in order.
+    pub fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+
+    /// Bytes of the text it was parsed from.
+    pub(super) fn text_len(&self) -> usize {
+        self.text_len
+    }
+
+    /// The references, in order.
+    pub fn references(&self) -> impl Iterator<Item = &Reference> {
+        self.parts.iter().filter_map(|part| match part {
+            Part::Reference(reference) => Some(reference),
+            Part::Literal(_) => None,
+        })
+    }
+
+    /// The pattern of everything this template may ever render.
+    pub fn glob(&self) -> Glob {
+        match self.render(|_| Resolved::Unknown) {
+            Rendered::Glob(glob) => glob,
+            Rendered::Key(key) => {
+                let mut glob = Glob::new();
+                glob.push_literal(key.as_bytes());
+                glob
+            }
+            Rendered::Nothing => Glob::new(),
+        }
+    }
+
+    /// Renders with the value that `resolve` gives for the n-th reference.
+    pub fn render<'a>(&self, mut resolve: impl FnMut(usize) -> Resolved<'a>) -> Rendered {
+        let mut name = Vec::with_capacity(48);
+        let mut references = 0;
+        for (at, part) in self.parts.iter().enumerate() {
+            match part {
+                Part::Literal(literal) => name.extend_from_slice(literal),
+                Part::Reference(reference) => {
+                    match resolve(references) {
+                        Resolved::Value(value) => push_filtered(&mut name, value, &reference.filters),
+                        Resolved::Nothing => return Rendered::Nothing,
+                        Resolved::Unknown => return self.render_glob(at, references, &name, resolve),
+                    }
+                    references += 1;
+                }
+            }
+        }
+        Rendered::Key(CacheKey::new(name))
+    }
+
+    /// Goes on as a glob from part `at` on, the first that is not known.
+    fn render_glob<'a>(
+        &self,
+        at: usize,
+        mut references: usize,
+        known: &[u8],
+        mut resolve: impl FnMut(usize) -> Resolved<'a>,
+    ) -> Rendered {
+        let mut glob = Glob::new();
+        glob.push_literal(known);
+        glob.push_any();
+        references += 1;
+        for part in self.parts.iter().skip(at + 1) {
+            match part {
+                Part::Literal(literal) => glob.push_literal(literal),
+                Part::Reference(reference) => {
+                    match resolve(references) {
+                        Resolved::Value(value) => {
+                            let mut name = Vec::new();
+                            push_filtered(&mut name, value, &reference.filters);
+                            glob.push_literal(&name);
+                        }
+                        Resolved::Nothing => return Rendered::Nothing,
+                        Resolved::Unknown => glob.push_any(),
+                    }
+                    references += 1;
+                }
+            }
+        }
+        Rendered::Glob(glob)
+    }
+}
+
+fn push_filtered(name: &mut Vec<u8>, value: &[u8], filters: &[Filter]) {
+    match filters.split_first() {
+        None => name.extend_from_slice(value),
+        Some((first, rest)) => {
+            let filtered = rest.iter().fold(first.apply(value), |value, filter| filter.apply(&value));
+            name.extend_from_slice(&filtered);
+        }
+    }
+}
+
+fn parse_parts(text: &str) -> Result<Vec<Part>, InvalidTemplate> {
+    let mut parts = Vec::new();
+    let mut literal = Vec::new();
+    let mut at = 0;
+    while let Some(rest) = text.get(at..).filter(|rest| !rest.is_empty()) {
+        if rest.starts_with("{{") || rest.starts_with("}}") {
+            literal.extend_from_slice(rest.as_bytes().get(..1).unwrap_or_default());
+            at += 2;
+        } else if rest.starts_with('}') {
+            return Err(invalid(at..at + 1, "a `}` that closes nothing", "write `}}` for a literal brace"));
+        } else if let Some(inner) = rest.strip_prefix('{') {
+            let end = inner.find(['}', '{']).filter(|&end| inner.as_bytes().get(end) == Some(&b'}'));
+            let Some(end) = end else {
+                return Err(invalid(at..text.len(), "a `{` that is never closed", "write `{{` for a literal brace"));
+            };
+            if !literal.is_empty() {
+                parts.push(Part::Literal(std::mem::take(&mut literal)));
+            }
+            let span = at + 1..at + 1 + end;
+            parts.push(Part::Reference(parse_reference(text, span)?));
+            at += end + 2;
+        } else {
+            let end = rest.find(['{', '}']).unwrap_or(rest.len());
+            literal.extend_from_slice(rest.as_bytes().get(..end).unwrap_or_default());
+            at += end;
+        }
+    }
+    if !literal.is_empty() {
+        parts.push(Part::Literal(literal));
+    }
+    Ok(parts)
+}
+
+fn parse_reference(text: &str, span: Range<usize>) -> Result<Reference, InvalidTemplate> {
+    let body = text.get(span.clone()).unwrap_or("");
+    let mut words = body.split('|').map(str::trim);
+    let path = words.next().unwrap_or("");
+    let (image, column) = match path.split_once('.') {
+        None => (Image::Either, path),
+        Some(("old", column)) => (Image::Old, column),
+        Some(("new", column)) => (Image::New, column),
+        Some((scope, _)) => {
+            let message = format!("`{scope}.` is not an image of the row");
+            return Err(invalid(span, message, "expected `{column}`, `{old.column}` or `{new.column}`"));
+        }
+    };
+    if column.is_empty() {
+        return Err(invalid(span, "a reference without a column", "expected `{column}`"));
+    }
+    let filters = words.map(|word| parse_filter(word, &span)).collect::<Result<_, _>>()?;
+    Ok(Reference { image, column: column.to_owned(), filters, span })
+}
+
+fn parse_filter(word: &str, span: &Range<usize>) -> Result<Filter, InvalidTemplate> {
+    let known = Filter::WORDS.iter().find(|(name, _)| *name == word);
+    known.map(|&(_, filter)| filter).ok_or_else(|| {
+        let advice = match nearest(word, Filter::WORDS.iter().map(|(name, _)| *name)) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => "expected `lower`, `upper`, `sha256` or `urlencode`".to_owned(),
+        };
+        invalid(span.clone(), format!("unknown filter `{word}`"), advice)
+    })
+}
+
+fn invalid(span: Range<usize>, message: impl Into<String>, advice: impl Into<String>) -> InvalidTemplate {
+    InvalidTemplate { span, message: message.into(), advice: advice.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn render(template: &str, values: &[Resolved<'_>]) -> String {
+        match Template::parse(template, "v1:").unwrap().render(|at| values[at]) {
+            Rendered::Key(key) => key.to_string(),
+            Rendered::Glob(glob) => format!("glob {glob}"),
+            Rendered::Nothing => "nothing".to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_template_renders() {
+        use Resolved::{Nothing, Unknown, Value};
+        let check = |template: &str, values: &[Resolved<'_>], expected: &str| {
+            assert_eq!(render(template, values), expected, "{template}");
+        };
+        check("user:{id}", &[Value(b"u1")], "v1:user:u1");
+        check("all", &[], "v1:all");
+        check("user-email:{email|lower}", &[Value(b"A@B")], "v1:user-email:a@b");
+        check("x:{ a | upper | lower }", &[Value(b"Q")], "v1:x:q");
+        check("{{tag}}:{id}", &[Value(b"1")], "v1:{tag}:1");
+        check("a{{{x}}}", &[Value(b"1")], "v1:a{1}");
+        check("a:{b}:{c}", &[Value(b""), Value(b"{c}")], "v1:a::{c}");
+        check("a:{b}:{c}", &[Value(b"1"), Nothing], "nothing");
+        check("a:{b}:{c}", &[Unknown, Nothing], "nothing");
+        check("a:{b}:{c}", &[Unknown, Value(b"*")], r"glob v1:a:*:\*");
+        check("a:{b}{c}:z", &[Unknown, Unknown], "glob v1:a:*:z");
+        check("a*:{b}", &[Unknown], r"glob v1:a\*:*");
+        check("user-email:{email|lower}", &[Unknown], "glob v1:user-email:*");
+    }
+
+    #[test]
+    fn what_is_not_a_template_says_where() {
+        let check = |text: &str, span: Range<usize>, advice: &str| {
+            let error = Template::parse(text, "v1:").unwrap_err();
+            assert!(error.span == span && error.advice.contains(advice), "{text}: {error:?}");
+        };
+        check("", 0..0, "prefix");
+        check("{id}", 0..4, "prefix");
+        check("a:{id", 2..5, "{{");
+        check("a:{id{x}", 2..8, "{{");
+        check("a:}", 2..3, "}}");
+        check("a:{}", 3..3, "{column}");
+        check("a:{old.}", 3..7, "{column}");
+        check("a:{id|lowr}", 3..10, "did you mean `lower`?");
+        check("a:{id|}", 3..6, "expected `lower`");
+        check("a:{m.id}", 3..7, "{old.column}");
+    }
+}

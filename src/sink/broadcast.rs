@@ -1,0 +1,97 @@
+//! The message that tells every instance what was invalidated.
+//!
+//! Owns its format and the chain of ids. It must not know how it is sent. Invariant: `prev` is the id of
+//! the message before, so whoever misses one sees a gap and flushes.
+
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+
+use crate::change::Lsn;
+use crate::plan::{Op, Plan};
+
+/// A message on the channel `invalidations`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Broadcast {
+    /// The version of this format: 1.
+    pub v: u32,
+    /// Opaque; different from every other.
+    pub id: String,
+    /// The id of the message before. Null when it is not known: flush.
+    pub prev: Option<String>,
+    /// The generation of the cache. A change means: flush.
+    pub epoch: u64,
+    /// The position in PostgreSQL's log that the batch reaches.
+    pub lsn: String,
+    /// When its last transaction committed, in RFC 3339, by the database server's clock.
+    pub at: String,
+    /// What a cache must forget.
+    pub ops: Vec<BroadcastOp>,
+}
+
+/// One op of a [`Broadcast`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BroadcastOp {
+    /// `delete`, `pattern` or `bump`.
+    pub op: String,
+    /// The full name: a key, or for `pattern` a glob.
+    pub key: String,
+}
+
+impl Broadcast {
+    /// What a plan means to whoever keeps copies; nothing if it only sends messages.
+    pub(super) fn ops(plan: &Plan) -> Vec<BroadcastOp> {
+        plan.ops().filter_map(|(_, op)| broadcast_op(op)).collect()
+    }
+}
+
+fn broadcast_op(op: Op<'_>) -> Option<BroadcastOp> {
+    if matches!(op, Op::Publish(_)) {
+        return None;
+    }
+    match std::str::from_utf8(op.name()) {
+        Ok(name) => Some(BroadcastOp { op: op.word().to_owned(), key: name.to_owned() }),
+        // JSON has no bytes. A name that is not UTF-8 becomes a glob that matches it and a few more.
+        Err(_) => {
+            let mut glob = crate::key::Glob::new();
+            for chunk in op.name().utf8_chunks() {
+                glob.push_literal(chunk.valid().as_bytes());
+                if !chunk.invalid().is_empty() {
+                    glob.push_any();
+                }
+            }
+            Some(BroadcastOp { op: "pattern".to_owned(), key: String::from_utf8_lossy(glob.as_bytes()).into_owned() })
+        }
+    }
+}
+
+/// The ids of one daemon's messages, chained.
+#[derive(Debug)]
+pub(super) struct Chain {
+    instance: u64,
+    sent: u64,
+    last: Option<String>,
+}
+
+impl Chain {
+    /// A chain that goes on after the message that Redis remembers.
+    pub(super) fn after(last: Option<String>) -> Self {
+        Self { instance: rand::random(), sent: 0, last }
+    }
+
+    /// The next message. Sending it twice is harmless: the id is the same.
+    pub(super) fn next(&mut self, epoch: u64, lsn: Lsn, at: SystemTime, ops: Vec<BroadcastOp>) -> Broadcast {
+        self.sent += 1;
+        let id = format!("{:016x}-{}", self.instance, self.sent);
+        let prev = self.last.replace(id.clone());
+        Broadcast {
+            v: 1,
+            id,
+            prev,
+            epoch,
+            lsn: lsn.to_string(),
+            at: humantime::format_rfc3339_micros(at).to_string(),
+            ops,
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! What Redis's refusals mean, and what the operator can do about each.
+//!
+//! Owns the table from error code to advice. It must not retry; [`super::Sink`] does.
+
+use redis::{ErrorKind, RedisError};
+
+/// What an error asks of us.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    /// The connection is of no further use: its state or its server is not what we need.
+    pub(super) reconnect: bool,
+    /// What the operator can do.
+    pub(super) advice: &'static str,
+}
+
+/// Every refusal is tried again; what differs is on which connection, and what helps.
+pub(super) fn explain(error: &RedisError) -> Refusal {
+    let known = |reconnect, advice| Refusal { reconnect, advice };
+    match error.code() {
+        Some("READONLY") => known(true, "this is a replica: looking for the primary again; check target.url"),
+        Some("LOADING") => known(false, "Redis is loading its dataset"),
+        Some("MASTERDOWN") => known(true, "this is a replica without its primary"),
+        Some("CLUSTERDOWN") => known(true, "the cluster does not serve all slots"),
+        Some("MISCONF") => known(false, "Redis cannot write its snapshot and refuses writes: check its disk and log"),
+        Some("NOREPLICAS") => known(false, "too few replicas for min-replicas-to-write"),
+        Some("OOM") => known(false, "Redis is full: raise maxmemory, or let it evict"),
+        Some("NOPERM") => known(
+            false,
+            "the ACL of the user in target.url must allow the command and the namespace's keys and channels",
+        ),
+        Some("NOAUTH" | "WRONGPASS") => known(true, "check the user and password in target.url"),
+        Some("NOSCRIPT") => known(true, "the scripts were flushed: loading them again"),
+        Some("CROSSSLOT" | "MOVED") => {
+            known(true, "this is a cluster, which this version does not support; name a single server")
+        }
+        _ if error.kind() == ErrorKind::AuthenticationFailed => {
+            known(true, "check the user and password in target.url")
+        }
+        // Whether the command ran is not known; every command may run twice.
+        _ if error.is_timeout() => known(true, "Redis did not answer in time"),
+        _ if error.is_io_error() || error.is_connection_dropped() => {
+            known(true, "check that Redis runs and that target.url is right")
+        }
+        _ => known(true, "see the log of Redis"),
+    }
+}

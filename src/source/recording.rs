@@ -1,0 +1,263 @@
+//! Changes written down as NDJSON, one change a line.
+//!
+//! Owns that format. It must not know rules. Invariant: a column that a line does not name is unknown,
+//! never NULL; only `null` is NULL.
+
+use std::collections::HashMap;
+use std::io::BufRead;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use indexmap::IndexMap;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::change::{Cell, Change, Column, Lsn, Operation, Relation, RelationId, Row, TableName};
+
+/// The longest line that is read, in bytes.
+pub const LINE_BYTES_MAX: u64 = 256 << 20;
+
+/// One change, and the transaction it says it belongs to.
+#[derive(Clone, Debug)]
+pub struct Recorded {
+    /// The end of the transaction's commit record, if the line says so.
+    pub lsn: Option<Lsn>,
+    /// The change.
+    pub change: Change,
+    /// Whether it belongs to the same transaction as the line before.
+    pub continues: bool,
+}
+
+/// Why a line is not a change.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordingError {
+    /// The input could not be read.
+    #[error("cannot read the recording: {0}")]
+    Io(#[from] std::io::Error),
+    /// A line is malformed.
+    #[error("line {line}, column {column}: {message}")]
+    Line {
+        /// From 1.
+        line: usize,
+        /// From 1, in bytes.
+        column: usize,
+        /// What is wrong.
+        message: String,
+        /// The line.
+        text: String,
+    },
+}
+
+type Image = IndexMap<String, Box<RawValue>>;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line {
+    table: String,
+    op: Operation,
+    #[serde(default)]
+    old: Option<Image>,
+    #[serde(default)]
+    new: Option<Image>,
+    #[serde(default)]
+    lsn: Option<String>,
+    #[serde(default)]
+    xid: Option<u32>,
+    #[serde(default)]
+    at: Option<String>,
+}
+
+/// Reads changes from text.
+#[derive(Debug)]
+pub struct Recording<R> {
+    input: R,
+    line: usize,
+    relations: HashMap<(TableName, Vec<String>), Arc<Relation>>,
+    transaction: Option<(u32, Option<Lsn>)>,
+}
+
+impl<R: BufRead> Recording<R> {
+    /// Reads from here on.
+    pub fn new(input: R) -> Self {
+        Self { input, line: 0, relations: HashMap::new(), transaction: None }
+    }
+
+    fn read_line(&mut self) -> Result<Option<Vec<u8>>, RecordingError> {
+        let mut text = Vec::new();
+        loop {
+            text.clear();
+            self.line += 1;
+            let mut limited = std::io::Read::take(&mut self.input, LINE_BYTES_MAX);
+            if limited.read_until(b'\n', &mut text)? == 0 {
+                return Ok(None);
+            }
+            if text.len() as u64 == LINE_BYTES_MAX && !text.ends_with(b"\n") {
+                let message = format!("longer than {LINE_BYTES_MAX} bytes");
+                return Err(RecordingError::Line { line: self.line, column: 1, message, text: String::new() });
+            }
+            if !text.trim_ascii().is_empty() {
+                return Ok(Some(text));
+            }
+        }
+    }
+
+    fn parse(&mut self, text: &[u8]) -> Result<Recorded, (usize, String)> {
+        let line: Line = serde_json::from_slice(text).map_err(|error| {
+            let message = error.to_string();
+            let end = message.rfind(" at line ").unwrap_or(message.len());
+            (error.column(), message.get(..end).unwrap_or_default().to_owned())
+        })?;
+        let lsn = line.lsn.map(|lsn| lsn.parse::<Lsn>()).transpose().map_err(|error| (1, format!("`lsn`: {error}")))?;
+        if let Some(at) = line.at {
+            let expected = "`at`: expected a time such as `2026-11-20T12:00:03Z`";
+            humantime::parse_rfc3339(&at).map_err(|error| (1, format!("{expected} ({error})")))?;
+        }
+        let word = line.op.word();
+        let (needs_old, needs_new) = match line.op {
+            Operation::Insert => (Some(false), true),
+            // An update may leave the old image out: then no old value is known.
+            Operation::Update => (None, true),
+            Operation::Delete => (Some(true), false),
+            Operation::Truncate => (Some(false), false),
+        };
+        for (name, needed, there) in
+            [("old", needs_old, line.old.is_some()), ("new", Some(needs_new), line.new.is_some())]
+        {
+            match needed {
+                Some(true) if !there => {
+                    return Err((1, format!("`op` is `{word}`, so `{name}` is expected: the row as an object")));
+                }
+                Some(false) if there => return Err((1, format!("`op` is `{word}`, so there can be no `{name}`"))),
+                _ => {}
+            }
+        }
+        let old = line.old.or_else(|| (line.op == Operation::Update).then(Image::new));
+        let relation = self.relation(&line.table, old.as_ref(), line.new.as_ref())?;
+        let transaction = line.xid.map(|xid| (xid, lsn));
+        let continues = transaction.is_some() && transaction == self.transaction;
+        self.transaction = transaction;
+        let change = Change {
+            old: old.map(|image| row(&relation, &image)),
+            new: line.new.map(|image| row(&relation, &image)),
+            operation: line.op,
+            relation,
+        };
+        Ok(Recorded { lsn, change, continues })
+    }
+
+    /// The relation with the columns that either image names.
+    fn relation(
+        &mut self,
+        table: &str,
+        old: Option<&Image>,
+        new: Option<&Image>,
+    ) -> Result<Arc<Relation>, (usize, String)> {
+        let name = TableName::parse(table);
+        if name.table.is_empty() || name.table.contains('.') {
+            return Err((1, "`table` is not a table's name; expected `table` or `schema.table`".to_owned()));
+        }
+        let mut columns: Vec<String> = Vec::new();
+        for column in [new, old].into_iter().flatten().flat_map(IndexMap::keys) {
+            if !columns.contains(column) {
+                columns.push(column.clone());
+            }
+        }
+        let next = u32::try_from(self.relations.len()).unwrap_or(u32::MAX);
+        let relation = self.relations.entry((name.clone(), columns.clone())).or_insert_with(|| {
+            let columns = columns.into_iter().map(|name| Column { name, in_identity: true }).collect();
+            Arc::new(Relation { id: RelationId::new(next), name, columns })
+        });
+        Ok(Arc::clone(relation))
+    }
+}
+
+impl<R: BufRead> Iterator for Recording<R> {
+    type Item = Result<Recorded, RecordingError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let text = match self.read_line() {
+            Ok(text) => text?,
+            Err(error) => return Some(Err(error)),
+        };
+        let parsed = self.parse(&text).map_err(|(column, message)| RecordingError::Line {
+            line: self.line,
+            column: column.max(1),
+            message,
+            text: String::from_utf8_lossy(text.trim_ascii_end()).into_owned(),
+        });
+        Some(parsed)
+    }
+}
+
+fn row(relation: &Relation, image: &Image) -> Row {
+    let cell = |column: &Column| image.get(&column.name).map_or(Cell::Absent, |value| cell(value));
+    Row::new(relation.columns.iter().map(cell).collect())
+}
+
+/// A JSON value as PostgreSQL's text: a string's content, anything else as it is written.
+fn cell(value: &RawValue) -> Cell {
+    match value.get() {
+        "null" => Cell::Null,
+        text if text.starts_with('"') => {
+            let content: String = serde_json::from_str(text).unwrap_or_default();
+            Cell::Value(Bytes::from(content))
+        }
+        text => Cell::Value(Bytes::copy_from_slice(text.as_bytes())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Vec<Result<Recorded, RecordingError>> {
+        Recording::new(text.as_bytes()).collect()
+    }
+
+    #[test]
+    fn columns_are_three_valued() {
+        let line =
+            r#"{"table":"users","op":"update","old":{"id":7},"new":{"id":7,"email":null,"bio":"a\u0000b","ok":true}}"#;
+        let change = read(line).remove(0).unwrap().change;
+        let names: Vec<_> = change.relation.columns.iter().map(|column| column.name.as_str()).collect();
+        assert_eq!(names, ["id", "email", "bio", "ok"]);
+        assert_eq!(change.old.unwrap().cells(), [Cell::of("7"), Cell::Absent, Cell::Absent, Cell::Absent]);
+        assert_eq!(change.new.unwrap().cells(), [Cell::of("7"), Cell::Null, Cell::of("a\0b"), Cell::of("true")]);
+    }
+
+    #[test]
+    fn numbers_keep_every_digit() {
+        let line = r#"{"table":"t","op":"insert","new":{"n":123456789012345678901234567890.10}}"#;
+        let change = read(line).remove(0).unwrap().change;
+        assert_eq!(change.new.unwrap().cells(), [Cell::of("123456789012345678901234567890.10")]);
+    }
+
+    #[test]
+    fn lines_of_one_transaction_belong_together() {
+        let line = |xid: &str| format!(r#"{{"table":"t","op":"truncate"{xid}}}"#);
+        let text = [line(r#","xid":1"#), line(r#","xid":1"#), String::new(), line(r#","xid":2"#), line(""), line("")]
+            .join("\n");
+        let continues: Vec<_> = read(&text).into_iter().map(|line| line.unwrap().continues).collect();
+        assert_eq!(continues, [false, true, false, false, false]);
+    }
+
+    #[test]
+    fn a_malformed_line_says_where_and_what() {
+        let check = |text: &str, place: (usize, usize), expected: &str| {
+            let error = read(text).into_iter().find_map(Result::err).unwrap();
+            let RecordingError::Line { line, column, message, .. } = error else { panic!("{error}") };
+            assert!((line, column) == place && message.contains(expected), "{text}: {line}:{column}: {message}");
+        };
+        check("\n{\"table\":}", (2, 10), "expected value");
+        check("{}", (1, 2), "missing field `table`");
+        check(r#"{"table":"t","op":"upsert"}"#, (1, 26), "expected one of `insert`");
+        check(r#"{"table":"t","op":"delete"}"#, (1, 1), "`old` is expected");
+        check(r#"{"table":"t","op":"update","old":{}}"#, (1, 1), "`new` is expected");
+        check(r#"{"table":"t","op":"insert","new":{},"old":{}}"#, (1, 1), "no `old`");
+        check(r#"{"table":"t","op":"truncate","lsn":"0-1"}"#, (1, 1), "0/16B3748");
+        check(r#"{"table":"t","op":"truncate","at":"yesterday"}"#, (1, 1), "2026-11-20T12:00:03Z");
+        check(r#"{"table":"a.b.c","op":"truncate"}"#, (1, 1), "schema.table");
+        check(r#"{"table":"t","op":"truncate","tabel":"t"}"#, (1, 36), "unknown field `tabel`");
+        check(r#"{"table":"t","op":"truncate"} x"#, (1, 31), "trailing");
+    }
+}

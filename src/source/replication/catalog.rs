@@ -1,0 +1,77 @@
+//! What the log does not say, asked of PostgreSQL's catalog.
+//!
+//! Owns the queries. It must not judge what they return; the rules do.
+
+use std::collections::HashMap;
+
+use tokio_postgres::Client;
+
+use crate::catalog::{Catalog, CatalogColumn, Identity, Table};
+use crate::change::{RelationId, TableName};
+
+/// Every table outside the system schemas, with its columns, identity and leaves.
+const TABLES: &str = include_str!("../../../sql/catalog.sql");
+
+/// The root of a partition, if the relation is one.
+const ROOT: &str = "select n.nspname, c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace \
+                    where c.oid = pg_partition_root($1::oid::regclass) and c.oid <> $1";
+
+/// Reads the whole catalog of a database.
+pub async fn read(client: &Client) -> Result<Catalog, tokio_postgres::Error> {
+    let path = client.query_one("select current_schemas(false)::text[]", &[]).await?;
+    let mut tables = Vec::new();
+    let mut by_name: HashMap<TableName, Vec<(TableName, Identity)>> = HashMap::new();
+    let rows = client.query(TABLES, &[]).await?;
+    for row in &rows {
+        let name = TableName::new(row.get::<_, String>("schema"), row.get::<_, String>("name"));
+        let columns: Vec<String> = row.get("columns");
+        let not_null: Vec<bool> = row.get("not_null");
+        let identity = identity(row.get::<_, i8>("identity"), row.get("identity_columns"));
+        if let (Some(schema), Some(table)) =
+            (row.get::<_, Option<String>>("root_schema"), row.get::<_, Option<String>>("root_name"))
+        {
+            if !row.get::<_, bool>("partitioned") {
+                by_name.entry(TableName::new(schema, table)).or_default().push((name.clone(), identity.clone()));
+            }
+        }
+        let columns = columns.into_iter().zip(not_null).map(|(name, not_null)| CatalogColumn { name, not_null });
+        tables.push(Table {
+            leaves: vec![name.clone()],
+            name,
+            columns: columns.collect(),
+            identity,
+            unlogged: row.get("unlogged"),
+        });
+    }
+    for table in &mut tables {
+        let Some(leaves) = by_name.remove(&table.name) else { continue };
+        table.identity = leaves.iter().map(|(_, identity)| identity.clone()).reduce(common).unwrap_or(Identity::Full);
+        table.leaves = leaves.into_iter().map(|(name, _)| name).collect();
+    }
+    Ok(Catalog { tables, search_path: path.get(0) })
+}
+
+/// The table whose partition this is.
+pub async fn root_of(client: &Client, relation: RelationId) -> Result<Option<TableName>, tokio_postgres::Error> {
+    let row = client.query_opt(ROOT, &[&relation.oid()]).await?;
+    Ok(row.map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1))))
+}
+
+fn identity(kind: i8, columns: Option<Vec<String>>) -> Identity {
+    match (u8::try_from(kind).map(char::from), columns) {
+        (Ok('f'), _) => Identity::Full,
+        (Ok('d' | 'i'), Some(columns)) if !columns.is_empty() => Identity::Columns(columns),
+        _ => Identity::Nothing,
+    }
+}
+
+/// What both of two partitions carry.
+fn common(one: Identity, other: Identity) -> Identity {
+    match (one, other) {
+        (Identity::Nothing, _) | (_, Identity::Nothing) => Identity::Nothing,
+        (Identity::Full, identity) | (identity, Identity::Full) => identity,
+        (Identity::Columns(columns), Identity::Columns(others)) => {
+            Identity::Columns(columns.into_iter().filter(|column| others.contains(column)).collect())
+        }
+    }
+}

@@ -1,0 +1,419 @@
+//! A connection to PostgreSQL in replication mode: opening, TLS, logging in, simple commands.
+//!
+//! Owns the socket and its two buffers. It must not know pgoutput or what is done with the log.
+//! tokio-postgres has no CopyBoth, so this speaks the protocol itself on `postgres-protocol`. Invariants:
+//! no message above [`MESSAGE_BYTES_MAX`] is buffered; nothing is sent in clear when TLS was demanded.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use fallible_iterator::FallibleIterator as _;
+use postgres_protocol::authentication::{md5_hash, sasl};
+use postgres_protocol::message::{backend, frontend};
+use secrecy::ExposeSecret as _;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpStream, UnixStream};
+
+use crate::postgres::{self, Address, ChannelBinding, ConnectError, Host, ServerError, SslMode};
+
+/// The largest message taken from a server: a row is at most 1 GB, and its old image as much again.
+pub const MESSAGE_BYTES_MAX: usize = 0x7FFF_FFFF;
+
+/// The largest message before the stream begins; log-in needs a few kilobytes.
+const LOGIN_MESSAGE_BYTES_MAX: usize = 1 << 20;
+
+/// How much is read from the socket at a time, in bytes.
+const READ_BYTES: usize = 64 * 1024;
+
+trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
+
+/// An open connection.
+pub struct Connection {
+    transport: Box<dyn Transport>,
+    incoming: BytesMut,
+    outgoing: BytesMut,
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connection").field("incoming", &self.incoming.len()).finish_non_exhaustive()
+    }
+}
+
+/// Why a connection is of no use any more.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectionError {
+    /// The socket failed or the server closed it.
+    #[error("the connection to PostgreSQL broke: {0}")]
+    Io(#[from] io::Error),
+    /// The server reported an error.
+    #[error("PostgreSQL: {0}")]
+    Server(ServerError),
+    /// The server sent what the protocol does not allow here.
+    #[error("PostgreSQL sent what the protocol does not allow: {0}")]
+    Protocol(String),
+}
+
+/// One message as it came: its type, and what follows the length.
+#[derive(Debug)]
+pub(super) struct RawMessage {
+    pub(super) tag: u8,
+    pub(super) body: Bytes,
+}
+
+impl Connection {
+    /// Connects to the first host that answers, and logs in for logical replication.
+    pub async fn open(address: &Address) -> Result<Self, ConnectError> {
+        let mut tried = Vec::new();
+        for host in &address.hosts {
+            let attempt = tokio::time::timeout(address.connect_timeout, Self::open_host(address, host));
+            match attempt.await {
+                Ok(Ok(connection)) => return Ok(connection),
+                Ok(Err(Attempt::Next(error))) => tried.push((host.clone(), error)),
+                Ok(Err(Attempt::Stop(error))) => return Err(error),
+                Err(_) => tried.push((host.clone(), io::Error::new(io::ErrorKind::TimedOut, "no answer in time"))),
+            }
+        }
+        Err(ConnectError::Unreachable(tried))
+    }
+
+    async fn open_host(address: &Address, host: &Host) -> Result<Self, Attempt> {
+        let (connection, end_point) = match Self::open_transport(address, host, address.ssl_mode).await {
+            // As libpq: `prefer` means that a failing TLS handshake is no reason not to connect.
+            Err(Attempt::Stop(ConnectError::Tls(_))) if address.ssl_mode == SslMode::Prefer => {
+                Self::open_transport(address, host, SslMode::Disable).await?
+            }
+            opened => opened?,
+        };
+        connection.log_in(address, end_point).await
+    }
+
+    /// Opens the socket and, if so asked, TLS on it; with TLS, the hash that SCRAM binds to.
+    async fn open_transport(address: &Address, host: &Host, mode: SslMode) -> Result<(Self, Option<Vec<u8>>), Attempt> {
+        let (name, mut socket) = match host {
+            Host::Unix(..) => {
+                let socket = UnixStream::connect(host.to_string()).await?;
+                return Ok((Self::over(Box::new(socket)), None));
+            }
+            Host::Tcp(name, port) => (name, TcpStream::connect((name.as_str(), *port)).await?),
+        };
+        socket.set_nodelay(true)?;
+        if mode == SslMode::Disable {
+            return Ok((Self::over(Box::new(socket)), None));
+        }
+        let mut request = BytesMut::new();
+        frontend::ssl_request(&mut request);
+        socket.write_all(&request).await?;
+        match socket.read_u8().await? {
+            b'S' => {}
+            b'N' if mode == SslMode::Prefer => return Ok((Self::over(Box::new(socket)), None)),
+            b'N' => {
+                let message = "the server does not offer TLS; set ssl = on there, or sslmode=prefer here";
+                return Err(ConnectError::Tls(message.to_owned()).into());
+            }
+            other => return Err(ConnectError::Protocol(format!("answer {other:#04x} to a TLS request")).into()),
+        }
+        let failed = |error: &dyn std::fmt::Display| ConnectError::Tls(error.to_string());
+        let server_name = rustls_pki_types::ServerName::try_from(name.clone()).map_err(|error| failed(&error))?;
+        let stream =
+            postgres::connector(address)?.connect(server_name, socket).await.map_err(|error| failed(&error))?;
+        let certificates = stream.get_ref().1.peer_certificates();
+        let end_point = certificates.and_then(|chain| chain.first()).and_then(postgres::server_end_point);
+        Ok((Self::over(Box::new(stream)), end_point))
+    }
+
+    fn over(transport: Box<dyn Transport>) -> Self {
+        Self { transport, incoming: BytesMut::with_capacity(READ_BYTES), outgoing: BytesMut::new() }
+    }
+
+    async fn log_in(mut self, address: &Address, end_point: Option<Vec<u8>>) -> Result<Self, Attempt> {
+        // Text of values must not depend on the role's settings; this is what a subscription sets too.
+        let settings = "-c datestyle=ISO -c intervalstyle=postgres -c extra_float_digits=3";
+        let options = match &address.options {
+            Some(own) => format!("{own} {settings}"),
+            None => settings.to_owned(),
+        };
+        let parameters = [
+            ("user", address.user.as_str()),
+            ("database", &address.database),
+            ("replication", "database"),
+            ("application_name", &address.application_name),
+            ("client_encoding", "UTF8"),
+            ("options", &options),
+        ];
+        frontend::startup_message(parameters, &mut self.outgoing)?;
+        loop {
+            match self.login_message().await? {
+                backend::Message::AuthenticationOk => {}
+                backend::Message::AuthenticationCleartextPassword => {
+                    frontend::password_message(password(address)?, &mut self.outgoing)?;
+                }
+                backend::Message::AuthenticationMd5Password(body) => {
+                    let hash = md5_hash(address.user.as_bytes(), password(address)?, body.salt());
+                    frontend::password_message(hash.as_bytes(), &mut self.outgoing)?;
+                }
+                backend::Message::AuthenticationSasl(body) => {
+                    let mechanisms: Vec<String> = body.mechanisms().map(|name| Ok(name.to_owned())).collect()?;
+                    self.scram(address, &mechanisms, end_point.clone()).await?;
+                }
+                backend::Message::ReadyForQuery(_) => return Ok(self),
+                backend::Message::ParameterStatus(_)
+                | backend::Message::BackendKeyData(_)
+                | backend::Message::NoticeResponse(_) => {}
+                _ => {
+                    return Err(ConnectError::Login(
+                        "the server asks for a kind of authentication that is not supported; use scram-sha-256",
+                    )
+                    .into());
+                }
+            }
+        }
+    }
+
+    async fn scram(
+        &mut self,
+        address: &Address,
+        mechanisms: &[String],
+        end_point: Option<Vec<u8>>,
+    ) -> Result<(), Attempt> {
+        let offered = |name: &str| mechanisms.iter().any(|mechanism| mechanism == name);
+        let wanted = address.channel_binding != ChannelBinding::Disable;
+        let (binding, mechanism) = match end_point.filter(|_| wanted) {
+            Some(hash) if offered(sasl::SCRAM_SHA_256_PLUS) => {
+                (sasl::ChannelBinding::tls_server_end_point(hash), sasl::SCRAM_SHA_256_PLUS)
+            }
+            _ if address.channel_binding == ChannelBinding::Require => {
+                return Err(ConnectError::Login(
+                    "channel_binding=require, but the server does not offer it over this connection",
+                )
+                .into());
+            }
+            Some(_) => (sasl::ChannelBinding::unrequested(), sasl::SCRAM_SHA_256),
+            None => (sasl::ChannelBinding::unsupported(), sasl::SCRAM_SHA_256),
+        };
+        if !offered(mechanism) {
+            return Err(ConnectError::Login("the server offers no SCRAM-SHA-256").into());
+        }
+        let mut scram = sasl::ScramSha256::new(password(address)?, binding);
+        frontend::sasl_initial_response(mechanism, scram.message(), &mut self.outgoing)?;
+        loop {
+            match self.login_message().await? {
+                backend::Message::AuthenticationSaslContinue(body) => {
+                    scram.update(body.data())?;
+                    frontend::sasl_response(scram.message(), &mut self.outgoing)?;
+                }
+                backend::Message::AuthenticationSaslFinal(body) => {
+                    return scram.finish(body.data()).map_err(|_| {
+                        ConnectError::Login("the server does not know the password it checked: it may be an impostor")
+                            .into()
+                    });
+                }
+                _ => return Err(ConnectError::Protocol("SCRAM was interrupted".to_owned()).into()),
+            }
+        }
+    }
+
+    /// Sends what is queued and reads one message of the log-in.
+    async fn login_message(&mut self) -> Result<backend::Message, Attempt> {
+        let message = self.next_message(LOGIN_MESSAGE_BYTES_MAX).await.map_err(|error| match error {
+            ConnectionError::Io(error) => Attempt::Next(error),
+            ConnectionError::Server(error) => Attempt::Stop(ConnectError::Refused(error)),
+            ConnectionError::Protocol(message) => Attempt::Stop(ConnectError::Protocol(message)),
+        })?;
+        parse(&message).map_err(|error| ConnectError::Protocol(error.to_string()).into())
+    }
+
+    /// Runs one command of the replication protocol and returns its rows as text.
+    pub async fn query(&mut self, command: &str) -> Result<Vec<Vec<Option<String>>>, ConnectionError> {
+        frontend::query(command, &mut self.outgoing)?;
+        let mut rows = Vec::new();
+        let mut refusal = None;
+        loop {
+            let message = match self.next_message(MESSAGE_BYTES_MAX).await {
+                Err(ConnectionError::Server(error)) => {
+                    refusal = Some(error);
+                    continue;
+                }
+                message => message?,
+            };
+            match parse(&message)? {
+                backend::Message::DataRow(row) => {
+                    let text = |range: Option<std::ops::Range<usize>>| {
+                        let bytes = range.and_then(|range| row.buffer().get(range));
+                        Ok(bytes.map(|bytes| String::from_utf8_lossy(bytes).into_owned()))
+                    };
+                    rows.push(row.ranges().map(text).collect()?);
+                }
+                backend::Message::ReadyForQuery(_) => {
+                    return refusal.map_or(Ok(rows), |error| Err(ConnectionError::Server(error)));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Sends a command that begins a CopyBoth and waits until it has.
+    pub async fn start_copy(&mut self, command: &str) -> Result<(), ConnectionError> {
+        frontend::query(command, &mut self.outgoing)?;
+        loop {
+            match self.next_message(MESSAGE_BYTES_MAX).await?.tag {
+                b'W' => return Ok(()),
+                backend::NOTICE_RESPONSE_TAG | backend::PARAMETER_STATUS_TAG => {}
+                tag => {
+                    return Err(ConnectionError::Protocol(format!(
+                        "{:?} in answer to START_REPLICATION",
+                        char::from(tag)
+                    )));
+                }
+            }
+        }
+    }
+
+    async fn next_message(&mut self, limit: usize) -> Result<RawMessage, ConnectionError> {
+        loop {
+            if let Some(message) = self.buffered_message(limit)? {
+                return Ok(message);
+            }
+            self.exchange(true).await?;
+        }
+    }
+
+    /// The next message that is already here. An error the server reports is an error.
+    pub(super) fn buffered_message(&mut self, limit: usize) -> Result<Option<RawMessage>, ConnectionError> {
+        let Some(header) = backend::Header::parse(&self.incoming)? else { return Ok(None) };
+        let length = usize::try_from(header.len()).unwrap_or(usize::MAX);
+        if length > limit {
+            let tag = char::from(header.tag());
+            return Err(ConnectionError::Protocol(format!(
+                "a message {tag:?} of {length} bytes; at most {limit} are taken"
+            )));
+        }
+        let whole = length + 1;
+        if self.incoming.len() < whole {
+            // Grow at once to what is announced, but never on the announcement of a message that did not begin.
+            self.incoming.reserve((whole - self.incoming.len()).min(READ_BYTES.max(self.incoming.len())));
+            return Ok(None);
+        }
+        let mut body = self.incoming.split_to(whole).freeze();
+        body.advance(5);
+        let message = RawMessage { tag: header.tag(), body };
+        match message.tag {
+            backend::ERROR_RESPONSE_TAG => Err(ConnectionError::Server(server_error(&message.body))),
+            _ => Ok(Some(message)),
+        }
+    }
+
+    /// Queues bytes to be sent by the next [`Connection::exchange`].
+    pub(super) fn queue(&mut self) -> &mut BytesMut {
+        &mut self.outgoing
+    }
+
+    /// Sends what is queued while waiting for more to read; returns once something was read, which it does
+    /// not try unless asked to. Cancel-safe: nothing that was read or sent is lost when the future is dropped.
+    pub(super) async fn exchange(&mut self, read: bool) -> io::Result<()> {
+        std::future::poll_fn(|cx| {
+            self.poll_send(cx)?;
+            if read { self.poll_receive(cx) } else { Poll::Pending }
+        })
+        .await
+    }
+
+    /// Sends everything that is queued, for at most this long.
+    pub(super) async fn flush(&mut self, limit: Duration) -> io::Result<()> {
+        let sent = std::future::poll_fn(|cx| {
+            self.poll_send(cx)?;
+            if self.outgoing.is_empty() { Pin::new(&mut self.transport).poll_flush(cx) } else { Poll::Pending }
+        });
+        tokio::time::timeout(limit, sent).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        while !self.outgoing.is_empty() {
+            match Pin::new(&mut self.transport).poll_write(cx, &self.outgoing) {
+                Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(Ok(sent)) => self.outgoing.advance(sent),
+                Poll::Ready(Err(error)) => return Err(error),
+                Poll::Pending => return Ok(()),
+            }
+        }
+        match Pin::new(&mut self.transport).poll_flush(cx) {
+            Poll::Ready(Err(error)) => Err(error),
+            Poll::Ready(Ok(())) | Poll::Pending => Ok(()),
+        }
+    }
+
+    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.incoming.capacity() - self.incoming.len() < READ_BYTES / 4 {
+            self.incoming.reserve(READ_BYTES);
+        }
+        let read = {
+            let future = self.transport.read_buf(&mut self.incoming);
+            tokio::pin!(future);
+            future.poll(cx)
+        };
+        match read {
+            Poll::Ready(Ok(0)) => {
+                Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed it")))
+            }
+            Poll::Ready(Ok(_)) => Poll::Ready(Ok(())),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+/// What the failure of one host means for the next.
+enum Attempt {
+    /// Nobody there: try the next.
+    Next(io::Error),
+    /// Somebody answered: the next would answer the same.
+    Stop(ConnectError),
+}
+
+impl From<io::Error> for Attempt {
+    fn from(error: io::Error) -> Self {
+        Self::Next(error)
+    }
+}
+
+impl From<ConnectError> for Attempt {
+    fn from(error: ConnectError) -> Self {
+        Self::Stop(error)
+    }
+}
+
+fn password(address: &Address) -> Result<&[u8], ConnectError> {
+    let password = address.password.as_ref().map(|password| password.expose_secret().as_bytes());
+    password.ok_or(ConnectError::Login("the server asks for a password; put one into source.url or PGPASSWORD"))
+}
+
+/// Parses a message that is not part of a copy. `postgres-protocol` knows no CopyBoth and says so by an error.
+fn parse(message: &RawMessage) -> io::Result<backend::Message> {
+    let mut whole = BytesMut::with_capacity(message.body.len() + 5);
+    whole.extend_from_slice(&[message.tag]);
+    let length = i32::try_from(message.body.len() + 4).map_err(io::Error::other)?;
+    whole.extend_from_slice(&length.to_be_bytes());
+    whole.extend_from_slice(&message.body);
+    backend::Message::parse(&mut whole)?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+}
+
+/// An ErrorResponse: fields of a type byte and a text each, up to a zero.
+pub(super) fn server_error(body: &[u8]) -> ServerError {
+    let mut error =
+        ServerError { sqlstate: "XX000".to_owned(), message: "an error without text".to_owned(), detail: None };
+    for field in body.split(|&byte| byte == 0) {
+        let Some((kind, text)) = field.split_first() else { continue };
+        let text = String::from_utf8_lossy(text).into_owned();
+        match kind {
+            b'C' => error.sqlstate = text,
+            b'M' => error.message = text,
+            b'D' => error.detail = Some(text),
+            _ => {}
+        }
+    }
+    error
+}

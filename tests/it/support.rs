@@ -1,0 +1,255 @@
+//! What the integration tests share: servers of their own, the binary, and waiting for events.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use redis::Commands as _;
+use tempfile::TempDir;
+use unstale::change::Lsn;
+use unstale::postgres::{self, Address, setup};
+use unstale::sandbox::{self, Postgres, Redis};
+
+/// How long an event may take before a test counts it as missing.
+pub(crate) const EVENT_MAX: Duration = Duration::from_secs(30);
+
+/// The shipped file: the example that users start from is what the tests run.
+pub(crate) const SHIPPED: &str = include_str!("../../invalidation.yaml");
+
+/// A PostgreSQL with the example domain, a Redis, and a configuration for both.
+pub(crate) struct World {
+    pub(crate) postgres: Postgres,
+    pub(crate) redis: Redis,
+    pub(crate) client: tokio_postgres::Client,
+    pub(crate) directory: TempDir,
+    /// Overrides the servers' URLs, to put something in between.
+    pub(crate) database_url: String,
+    pub(crate) redis_url: String,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl World {
+    /// The example domain with ten users, set up with the shipped rules.
+    pub(crate) fn shipped() -> Self {
+        let world = Self::with_rules(SHIPPED);
+        world.run_ok(&["setup"]);
+        world
+    }
+
+    /// The example domain with ten users and these rules; nothing is set up.
+    pub(crate) fn with_rules(rules: &str) -> Self {
+        Self::with(rules, &[], &[])
+    }
+
+    pub(crate) fn with(rules: &str, postgres: &[&str], redis: &[&str]) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let postgres = Postgres::start(postgres).unwrap();
+        let redis = Redis::start(redis).unwrap();
+        let client = runtime.block_on(async {
+            let client = connect(&postgres.url("postgres")).await;
+            setup::example(&client, 10).await.unwrap();
+            client
+        });
+        let directory = TempDir::new().unwrap();
+        let (database_url, redis_url) = (postgres.url("postgres"), redis.url());
+        let world = Self { postgres, redis, client, directory, database_url, redis_url, runtime };
+        world.write_rules(rules);
+        world
+    }
+
+    pub(crate) fn write_rules(&self, rules: &str) {
+        std::fs::write(self.directory.path().join("invalidation.yaml"), rules).unwrap();
+    }
+
+    /// Runs SQL: one transaction, unless it says otherwise.
+    pub(crate) fn sql(&self, sql: &str) {
+        self.runtime.block_on(self.client.batch_execute(sql)).unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    }
+
+    /// The first column of the only row.
+    pub(crate) fn value(&self, sql: &str) -> String {
+        let row =
+            self.runtime.block_on(self.client.query_one(sql, &[])).unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+        row.get::<_, Option<String>>(0).unwrap_or_default()
+    }
+
+    /// Connects anew, after the server was away.
+    pub(crate) fn reconnect(&mut self) {
+        let url = self.postgres.url("postgres");
+        self.client = self.runtime.block_on(connect(&url));
+    }
+
+    pub(crate) fn redis(&self) -> redis::Connection {
+        redis::Client::open(self.redis.url()).unwrap().get_connection().unwrap()
+    }
+
+    /// The binary with this world's servers, in this world's directory.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_unstale"));
+        command.args(arguments).current_dir(self.directory.path());
+        command.env("DATABASE_URL", &self.database_url).env("REDIS_URL", &self.redis_url).env_remove("RUST_LOG");
+        command
+    }
+
+    pub(crate) fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    pub(crate) fn run_ok(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Starts the daemon and waits until it streams.
+    pub(crate) fn daemon(&self) -> Daemon {
+        let daemon = self.daemon_unready();
+        daemon.wait_for_log("streaming");
+        daemon
+    }
+
+    /// Starts the daemon.
+    pub(crate) fn daemon_unready(&self) -> Daemon {
+        Daemon::start(self.command(&["run"]))
+    }
+
+    /// Puts a value under a key, as an application's cache would.
+    pub(crate) fn cache(&self, key: &str) {
+        let _: () = self.redis().set(key, "cached").unwrap();
+    }
+
+    pub(crate) fn holds(&self, key: &str) -> bool {
+        self.redis().exists(key).unwrap()
+    }
+
+    /// Waits until everything committed so far is in force: the watermark passes the log's end.
+    pub(crate) fn settle(&self) {
+        self.settle_within(EVENT_MAX);
+    }
+
+    pub(crate) fn settle_within(&self, limit: Duration) {
+        let end: Lsn = self.value("select pg_current_wal_lsn()::text").parse().unwrap();
+        // What no publication carries is confirmed too, but only a published commit is announced at once.
+        let reached = || self.applied() >= end;
+        wait_until(limit, "the watermark passes the log's end", reached);
+    }
+
+    pub(crate) fn applied(&self) -> Lsn {
+        let applied: Option<String> = self.redis().get("v1:unstale:{unstale}:applied").unwrap();
+        applied.map_or(Lsn::ZERO, |applied| Lsn::from_fixed_hex(&applied).unwrap())
+    }
+
+    pub(crate) fn confirmed(&self) -> Lsn {
+        let confirmed = "select confirmed_flush_lsn::text from pg_replication_slots where slot_name = 'unstale'";
+        self.value(confirmed).parse().unwrap()
+    }
+}
+
+/// Connects to a database as a test does: as superuser, without TLS.
+pub(crate) async fn connect(url: &str) -> tokio_postgres::Client {
+    postgres::connect(&Address::parse(url, &|_| None).unwrap()).await.unwrap()
+}
+
+/// Asks again and again until it is so. The condition is an outside process's state: nothing announces it.
+pub(crate) fn wait_until(limit: Duration, what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + limit;
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited {limit:?} for this in vain: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Everything a command printed.
+pub(crate) fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// Runs the binary without any server, with this standard input.
+pub(crate) fn unstale(directory: &TempDir, arguments: &[&str], input: &[u8]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_unstale"));
+    command.args(arguments).current_dir(directory.path()).env_remove("DATABASE_URL").env_remove("REDIS_URL");
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // A command that refuses its arguments does not read its input.
+    let _ = child.stdin.take().unwrap().write_all(input);
+    child.wait_with_output().unwrap()
+}
+
+/// A running `unstale run`. Killed when dropped.
+pub(crate) struct Daemon {
+    process: Child,
+    log: std::sync::Mutex<Log>,
+}
+
+struct Log {
+    lines: mpsc::Receiver<String>,
+    seen: Vec<String>,
+}
+
+impl Daemon {
+    pub(crate) fn start(mut command: Command) -> Self {
+        let mut process = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let errors = BufReader::new(process.stderr.take().unwrap());
+        let (sender, lines) = mpsc::channel();
+        std::thread::spawn(move || errors.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        Self { process, log: std::sync::Mutex::new(Log { lines, seen: Vec::new() }) }
+    }
+
+    /// Waits for a line of the log that was not waited for before; everything seen is kept.
+    pub(crate) fn wait_for_log(&self, part: &str) -> String {
+        let mut log = self.log.lock().unwrap();
+        let deadline = Instant::now() + EVENT_MAX;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Ok(line) = log.lines.recv_timeout(left) else {
+                panic!("the daemon never said {part:?}, but: {:#?}", log.seen)
+            };
+            log.seen.push(line.clone());
+            if line.contains(part) {
+                return line;
+            }
+        }
+    }
+
+    /// Every line so far.
+    pub(crate) fn log(&self) -> Vec<String> {
+        let mut log = self.log.lock().unwrap();
+        while let Ok(line) = log.lines.try_recv() {
+            log.seen.push(line);
+        }
+        log.seen.clone()
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    pub(crate) fn signal(&self, name: &str) {
+        assert!(sandbox::signal(self.process.id(), name));
+    }
+
+    /// Waits for its end; the exit code.
+    pub(crate) fn wait(&mut self) -> Option<i32> {
+        let deadline = Instant::now() + EVENT_MAX;
+        loop {
+            if let Some(status) = self.process.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(Instant::now() < deadline, "the daemon does not end: {:#?}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Ends it as an operator does; the exit code.
+    pub(crate) fn stop(mut self) -> Option<i32> {
+        self.signal("TERM");
+        self.wait()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
