@@ -1,0 +1,29 @@
+# Every target sets up what it needs. ARGS goes to the program, as in: make demo ARGS="--for 10s"
+ARGS ?=
+FUZZ_SECONDS ?= 60
+# PostgreSQL refuses to run as root, so the servers run as another user and must be able to read these.
+export UNSTALE_PG_BIN
+
+.PHONY: demo test lint bench fuzz servers
+
+demo: servers
+	cargo run --locked --release --quiet -- demo $(ARGS)
+
+test: servers lint
+	cargo test --locked
+
+lint:
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
+
+bench: servers
+	cargo bench --locked --bench drain
+
+fuzz: servers
+	rustup toolchain list | grep -q nightly || rustup toolchain install nightly --profile minimal
+	command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
+	cargo +nightly fuzz run pgoutput -- -max_total_time=$(FUZZ_SECONDS) -max_len=4096
+
+servers:
+	@sh deploy/install-servers.sh
