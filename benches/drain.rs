@@ -98,7 +98,7 @@ impl Bench {
         let mut memory = 0.0_f64;
         for _ in 0..ROUNDS {
             limit.push(self.pg_recvlogical(&end).await);
-            let (time, peak) = self.daemon(&end).await;
+            let (time, peak) = self.daemon(&end, rows).await;
             ours.push(time);
             memory = memory.max(peak);
         }
@@ -152,12 +152,13 @@ impl Bench {
     }
 
     /// Seconds from the start of the process to the end of the backlog, and the peak of its memory in MB.
-    async fn daemon(&self, end: &str) -> (f64, f64) {
+    async fn daemon(&self, end: &str, rows: u32) -> (f64, f64) {
         self.drop_slot("unstale").await;
         self.copy_slot("unstale").await;
         let end: Lsn = end.parse().unwrap();
         let mut redis = redis::Client::open(self.redis.url()).unwrap().get_connection().unwrap();
         let _: () = redis::cmd("FLUSHALL").query(&mut redis).unwrap();
+        let _: () = redis::cmd("CONFIG").arg("RESETSTAT").query(&mut redis).unwrap();
         let began = Instant::now();
         let mut daemon = self.unstale("run").spawn().unwrap();
         loop {
@@ -171,6 +172,10 @@ impl Bench {
         let time = began.elapsed().as_secs_f64();
         let memory = peak_memory(&daemon);
         stop(&mut daemon);
+        let statistics: String = redis::cmd("INFO").arg("commandstats").query(&mut redis).unwrap();
+        let published = statistics.lines().find_map(|line| line.strip_prefix("cmdstat_publish:calls="));
+        let published: u32 = published.and_then(|line| line.split(',').next()?.parse().ok()).unwrap();
+        assert!(published >= rows, "only {published} of {rows} rows were published");
         (time, memory)
     }
 

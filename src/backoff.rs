@@ -26,7 +26,7 @@ impl Default for Backoff {
 
 impl Backoff {
     /// The next wait: between half of the current one and all of it; the one after is longer.
-    pub fn next(&mut self) -> Duration {
+    pub fn next_wait(&mut self) -> Duration {
         let current = self.wait;
         self.wait = (current * 2).min(WAIT_MAX);
         current.mul_f64(rand::rng().random_range(0.5..=1.0))
@@ -76,7 +76,7 @@ mod tests {
     #[test]
     fn waits_grow_to_a_bound() {
         let mut backoff = Backoff::default();
-        let waits: Vec<_> = (0..20).map(|_| backoff.next()).collect();
+        let waits: Vec<_> = (0..20).map(|_| backoff.next_wait()).collect();
         assert!(waits.iter().all(|wait| (FIRST_WAIT / 2..=WAIT_MAX).contains(wait)), "{waits:?}");
         assert!(waits[19] >= WAIT_MAX / 2);
     }

@@ -48,6 +48,9 @@ pub enum RunError {
     /// The file says to stop at such a change.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// PostgreSQL refused the first connection, and would refuse the next.
+    #[error(transparent)]
+    Refused(ConnectError),
     /// The slot or the publication cannot be used; waiting would not help.
     #[error("the replication slot `{slot}` cannot be used: {error}")]
     Slot {
@@ -67,10 +70,11 @@ pub async fn run(
     stop: &CancellationToken,
     drain_max: Duration,
 ) -> Result<(), RunError> {
-    let mut idle_sink = Some(sink);
+    let mut idle_sink = Some(Box::new(sink));
     let mut planner = Planner::new(rules);
     let mut backoff = Backoff::default();
     let mut notices = Notices::default();
+    let mut streamed = false;
     loop {
         let connected = tokio::select! {
             biased;
@@ -79,8 +83,9 @@ pub async fn run(
         };
         let trouble = match connected {
             Ok(stream) => {
+                streamed = true;
                 tracing::info!(
-                    postgres = %settings.postgres, slot = settings.slot, redis = idle_sink.as_ref().map(Sink::address), "streaming"
+                    postgres = %settings.postgres, slot = settings.slot, redis = idle_sink.as_ref().map(|sink| sink.address()), "streaming"
                 );
                 let began = Instant::now();
                 let mut session = Session::new(settings, stream, planner, idle_sink.take());
@@ -98,6 +103,9 @@ pub async fn run(
                 }
             }
             Err(SessionError::Fatal(error)) => return Err(error),
+            Err(SessionError::Broken(Trouble::Connect(error))) if !streamed && !error.is_transient() => {
+                return Err(RunError::Refused(error));
+            }
             Err(SessionError::Broken(error)) => error.to_string(),
         };
         if idle_sink.is_none() {
@@ -110,7 +118,7 @@ pub async fn run(
         tokio::select! {
             biased;
             () = stop.cancelled() => return Ok(()),
-            () = tokio::time::sleep(backoff.next()) => {}
+            () = tokio::time::sleep(backoff.next_wait()) => {}
         }
     }
 }
@@ -165,12 +173,12 @@ async fn connect(settings: &Settings) -> Result<Stream, SessionError> {
 }
 
 /// A batch on its way; comes back with the sink when it is in force.
-type Flight = Pin<Box<dyn Future<Output = Sink> + Send>>;
+type Flight = Pin<Box<dyn Future<Output = Box<Sink>> + Send>>;
 
 /// What the loop waits for.
 enum Event {
     Stop,
-    Landed(Sink),
+    Landed(Box<Sink>),
     Received,
     Tick,
 }
@@ -181,7 +189,7 @@ struct Session<'a> {
     stream: Stream,
     assembler: Assembler,
     batcher: Batcher,
-    sink: Option<Sink>,
+    sink: Option<Box<Sink>>,
     flight: Option<Flight>,
     /// For questions to the catalog, opened when there is one.
     client: Option<Client>,
@@ -191,7 +199,7 @@ struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    fn new(settings: &'a Settings, stream: Stream, planner: Planner, sink: Option<Sink>) -> Self {
+    fn new(settings: &'a Settings, stream: Stream, planner: Planner, sink: Option<Box<Sink>>) -> Self {
         Self {
             settings,
             stream,
@@ -208,7 +216,7 @@ impl<'a> Session<'a> {
 
     /// The planner and the sink, once the batch in flight is in force: it may not be overtaken by what the
     /// next connection sends. Without the sink if told to stop meanwhile.
-    async fn into_parts(self, stop: &CancellationToken) -> (Planner, Option<Sink>) {
+    async fn into_parts(self, stop: &CancellationToken) -> (Planner, Option<Box<Sink>>) {
         let sink = match self.flight {
             None => self.sink,
             Some(flight) => tokio::select! {
@@ -255,12 +263,13 @@ impl<'a> Session<'a> {
                     tracing::warn!(seconds = drain_max.as_secs_f64(), "stopped before everything received was in force; it will be sent again");
                     return self.finish().await;
                 }
+                // Before the source, which may always have something: the timer may not starve.
+                _ = tick.tick() => Event::Tick,
                 sink = flight => Event::Landed(sink),
                 received = self.stream.exchange(may_read) => {
                     received?;
                     Event::Received
                 }
-                _ = tick.tick() => Event::Tick,
             };
             match event {
                 Event::Stop => draining_until = Some(tokio::time::Instant::now() + drain_max),
@@ -287,7 +296,7 @@ impl<'a> Session<'a> {
                         self.find_root(body).await?;
                     }
                     self.assembler.take(message)?;
-                    while let Some(event) = self.assembler.next() {
+                    while let Some(event) = self.assembler.next_event() {
                         self.batcher.take(event)?;
                     }
                 }
@@ -358,7 +367,7 @@ impl<'a> Session<'a> {
     }
 }
 
-async fn apply(mut sink: Sink, batch: Batch) -> Sink {
+async fn apply(mut sink: Box<Sink>, batch: Batch) -> Box<Sink> {
     sink.apply(&batch).await;
     sink
 }

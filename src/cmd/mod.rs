@@ -91,10 +91,11 @@ impl Failure {
 impl From<ConnectError> for Failure {
     fn from(error: ConnectError) -> Self {
         match &error {
+            ConnectError::Unreachable(_) | ConnectError::Protocol(_) => Self::unavailable(error.to_string()),
             // Wrong credentials or certificate files are the file's fault, not the server's absence.
-            ConnectError::Tls(_) | ConnectError::Login(_) => Self::configuration(error.to_string()),
-            ConnectError::Unreachable(_) | ConnectError::Refused(_) | ConnectError::Protocol(_) => {
-                Self::unavailable(error.to_string())
+            _ if error.is_transient() => Self::unavailable(error.to_string()),
+            ConnectError::Refused(_) | ConnectError::Tls(_) | ConnectError::Login(_) => {
+                Self::configuration(error.to_string())
             }
         }
     }
@@ -124,6 +125,8 @@ impl From<std::io::Error> for Failure {
 /// Parses the command line, runs the command, and says how it went.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    // One provider for the whole process; the Redis client asks for the default one.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     start_logging(matches!(cli.command, Command::Demo(_)));
     let outcome = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime.block_on(dispatch(cli)),
@@ -157,6 +160,8 @@ fn start_logging(quiet: bool) {
     let default = if quiet { "warn" } else { "info" };
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| default.into());
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    // Nobody may be left to read the log; that is no reason to stop.
+    let builder = builder.log_internal_errors(false);
     if std::io::stderr().is_terminal() {
         builder.with_ansi(colours()).init();
     } else {

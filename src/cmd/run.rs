@@ -9,7 +9,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Failure, Loaded, duration, preflight};
 use crate::coherence::watermark::Names;
+use crate::config::Settings;
 use crate::pipeline::{self, RunError};
+use crate::rules::RuleSet;
 use crate::sink::Sink;
 
 #[derive(Debug, clap::Args)]
@@ -21,6 +23,22 @@ pub(super) struct Args {
 
 pub(super) async fn run(path: &Path, args: Args) -> Result<(), Failure> {
     let stop = stop_on_signals()?;
+    let (settings, rules, sink) = tokio::select! {
+        biased;
+        () = stop.cancelled() => return Ok(()),
+        prepared = prepare(path) => prepared?,
+    };
+    pipeline::run(&settings, Arc::new(rules), sink, &stop, args.drain_max).await.map_err(|error| match error {
+        RunError::Plan(_) => Failure::findings(error.to_string()),
+        RunError::Slot { .. } => Failure::configuration(error.to_string()),
+        RunError::Refused(error) => error.into(),
+    })?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Everything that must hold before the first change is read.
+async fn prepare(path: &Path) -> Result<(Settings, RuleSet, Sink), Failure> {
     let loaded = Loaded::read(path)?;
     let compared = preflight::compare(&loaded).await?;
     compared.require_identities(&loaded)?;
@@ -28,14 +46,7 @@ pub(super) async fn run(path: &Path, args: Args) -> Result<(), Failure> {
     let names = Names::new(&loaded.settings.namespace, &loaded.settings.slot);
     let mut sink = Sink::new(&loaded.settings.redis, names)?;
     sink.connect().await?;
-    let rules = Arc::new(compared.rules);
-    drop(compared.client);
-    pipeline::run(&loaded.settings, rules, sink, &stop, args.drain_max).await.map_err(|error| match error {
-        RunError::Plan(_) => Failure::findings(error.to_string()),
-        RunError::Slot { .. } => Failure::configuration(error.to_string()),
-    })?;
-    tracing::info!("stopped");
-    Ok(())
+    Ok((loaded.settings, compared.rules, sink))
 }
 
 /// Cancelled at the first SIGTERM or SIGINT. A second one ends the process at once.

@@ -1,12 +1,18 @@
 //! The positions kept in Redis, under their names.
 //!
-//! Owns the layout of `unstale:{slot}:*` and the script that moves a watermark. It must not know when to
+//! Owns the layout of `unstale:{slot}:*` and the scripts that write it. It must not know when to
 //! move one. Invariant: a watermark only rises, whoever writes it and however often.
 
 use crate::key::CacheKey;
 
 /// Raises a watermark; a lower position leaves it. Runs where memory is full.
 pub const RAISE: &str = include_str!("raise.lua");
+
+/// Begins the first epoch and returns what is remembered. Runs where memory is full.
+pub const OPEN: &str = include_str!("open.lua");
+
+/// Remembers the last broadcast. Runs where memory is full.
+pub const REMEMBER: &str = include_str!("remember.lua");
 
 /// The names of one slot's state. The slot's name is a hash tag, so that in a cluster they share a node.
 #[derive(Clone, Debug)]

@@ -3,20 +3,27 @@
 //! Owns the translation of an [`Address`] for tokio-postgres and of its errors for the user. It must not
 //! know what is asked over the connection.
 
+use std::convert::Infallible;
+use std::error::Error as _;
+use std::future::{Ready, ready};
 use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
 use secrecy::ExposeSecret as _;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_postgres::tls::{ChannelBinding as Bound, TlsConnect, TlsStream};
 use tokio_postgres::{Client, Config, config};
-use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::address::{Address, ChannelBinding, Host, SslMode};
+use super::address::{Address, ChannelBinding};
 use super::error::{ConnectError, ServerError};
-use super::tls::client_config;
+use super::transport::{Attempt, Transport, try_hosts};
 
 /// Connects; the connection is driven by a task that ends with the client.
 pub async fn connect(address: &Address) -> Result<Client, ConnectError> {
-    let connector = MakeRustlsConnect::new(client_config(address)?);
-    let (client, connection) = config(address).connect(connector).await.map_err(|error| explain(address, &error))?;
+    let config = &config(address);
+    let log_in = |transport| async move { config.connect_raw(transport, Ours).await.map_err(explain) };
+    let (client, connection) = try_hosts(address, log_in).await?;
     tokio::spawn(async move {
         if let Err(error) = connection.await {
             tracing::debug!(%error, "an SQL connection ended");
@@ -27,12 +34,6 @@ pub async fn connect(address: &Address) -> Result<Client, ConnectError> {
 
 fn config(address: &Address) -> Config {
     let mut config = Config::new();
-    for host in &address.hosts {
-        match host {
-            Host::Tcp(name, port) => config.host(name).port(*port),
-            Host::Unix(directory, port) => config.host_path(directory).port(*port),
-        };
-    }
     config.user(&address.user).dbname(&address.database).application_name(&address.application_name);
     if let Some(password) = &address.password {
         config.password(password.expose_secret());
@@ -40,32 +41,78 @@ fn config(address: &Address) -> Config {
     if let Some(options) = &address.options {
         config.options(options);
     }
-    config.ssl_mode(match address.ssl_mode {
-        SslMode::Disable => config::SslMode::Disable,
-        SslMode::Prefer => config::SslMode::Prefer,
-        SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => config::SslMode::Require,
-    });
+    // It is given a transport that has TLS already, if it is to have it: it must ask for no more.
+    config.ssl_mode(config::SslMode::Require).ssl_negotiation(config::SslNegotiation::Direct);
     config.channel_binding(match address.channel_binding {
         ChannelBinding::Disable => config::ChannelBinding::Disable,
         ChannelBinding::Prefer => config::ChannelBinding::Prefer,
         ChannelBinding::Require => config::ChannelBinding::Require,
     });
-    config.connect_timeout(address.connect_timeout);
     config
 }
 
-fn explain(address: &Address, error: &tokio_postgres::Error) -> ConnectError {
+fn explain(error: tokio_postgres::Error) -> Attempt {
     if let Some(refusal) = error.as_db_error() {
-        return ConnectError::Refused(ServerError::from(refusal));
+        return ConnectError::Refused(ServerError::from(refusal)).into();
     }
-    let cause = std::error::Error::source(error).map(ToString::to_string);
-    let text = cause.unwrap_or_else(|| error.to_string());
-    if error.to_string().contains("TLS") {
-        return ConnectError::Tls(text);
+    let text = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+    match text.as_str() {
+        "password missing" => return ConnectError::Login(super::NO_PASSWORD).into(),
+        "server did not use channel binding" => return ConnectError::Login(super::NO_CHANNEL_BINDING).into(),
+        "unsupported authentication method" | "unsupported SASL mechanism" => {
+            return ConnectError::Login(super::UNSUPPORTED).into();
+        }
+        _ => {}
     }
-    if text.contains("password") {
-        return ConnectError::Login("the server asks for a password; put one into source.url or PGPASSWORD");
+    match error.into_source().map(|cause| cause.downcast::<io::Error>()) {
+        Some(Ok(error))
+            if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData)
+                && !error.get_ref().is_some_and(|cause| cause.is::<rustls::Error>()) =>
+        {
+            ConnectError::Protocol(error.to_string()).into()
+        }
+        Some(Ok(error)) => (*error).into(),
+        _ => Attempt::Next(io::Error::other(text)),
     }
-    let kind = || io::Error::other(text.clone());
-    ConnectError::Unreachable(address.hosts.iter().map(|host| (host.clone(), kind())).collect())
+}
+
+/// What tokio-postgres takes for TLS: the transport as it is.
+struct Ours;
+
+struct Opened(Transport);
+
+impl TlsConnect<Transport> for Ours {
+    type Stream = Opened;
+    type Error = Infallible;
+    type Future = Ready<Result<Opened, Infallible>>;
+
+    fn connect(self, transport: Transport) -> Self::Future {
+        ready(Ok(Opened(transport)))
+    }
+}
+
+impl TlsStream for Opened {
+    fn channel_binding(&self) -> Bound {
+        self.0.end_point.clone().map_or_else(Bound::none, Bound::tls_server_end_point)
+    }
+}
+
+impl AsyncRead for Opened {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Opened {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
 }

@@ -8,8 +8,16 @@ mod client;
 mod error;
 pub mod setup;
 mod tls;
+mod transport;
 
 pub use address::{Address, ChannelBinding, Host, InvalidAddress, SslMode};
 pub use client::connect;
 pub use error::{ConnectError, ServerError, advice};
-pub(crate) use tls::{connector, server_end_point};
+pub(crate) use transport::{Attempt, Transport, try_hosts};
+
+/// What a server may want that we cannot give.
+pub(crate) const NO_PASSWORD: &str = "the server asks for a password; put one into source.url or PGPASSWORD";
+pub(crate) const NO_CHANNEL_BINDING: &str =
+    "channel_binding=require, but the server does not use it over this connection; it takes TLS and scram-sha-256";
+pub(crate) const UNSUPPORTED: &str =
+    "the server asks for a kind of authentication that is not supported; use scram-sha-256";

@@ -20,12 +20,11 @@ use super::address::{Address, SslMode};
 use super::error::ConnectError;
 
 /// What makes a TLS stream to this address of a plain one. Reads certificate files.
-pub(crate) fn connector(address: &Address) -> Result<TlsConnector, ConnectError> {
+pub(super) fn connector(address: &Address) -> Result<TlsConnector, ConnectError> {
     Ok(TlsConnector::from(Arc::new(client_config(address)?)))
 }
 
-/// The same as a `rustls` configuration, for tokio-postgres.
-pub(super) fn client_config(address: &Address) -> Result<ClientConfig, ConnectError> {
+fn client_config(address: &Address) -> Result<ClientConfig, ConnectError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let failed = |error: &dyn std::fmt::Display| ConnectError::Tls(error.to_string());
     let builder = ClientConfig::builder_with_provider(provider.clone())
@@ -45,7 +44,7 @@ pub(super) fn client_config(address: &Address) -> Result<ClientConfig, ConnectEr
 
 /// The hash of the server's certificate that SCRAM binds to (`tls-server-end-point`, RFC 5929): with
 /// the certificate's own signature hash, SHA-256 instead of the older ones.
-pub(crate) fn server_end_point(certificate: &CertificateDer<'_>) -> Option<Vec<u8>> {
+pub(super) fn server_end_point(certificate: &CertificateDer<'_>) -> Option<Vec<u8>> {
     use x509_cert::der::oid::db::rfc5912 as oid;
     let parsed = x509_cert::Certificate::from_der(certificate).ok()?;
     match parsed.signature_algorithm.oid {
@@ -98,6 +97,14 @@ fn unreadable(file: &Path, error: &dyn std::fmt::Display) -> ConnectError {
     ConnectError::Tls(format!("cannot read {}: {error}", file.display()))
 }
 
+fn out_of_date(error: &rustls::Error) -> bool {
+    use CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
+    matches!(
+        error,
+        rustls::Error::InvalidCertificate(Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. })
+    )
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Check {
     Nothing,
@@ -131,16 +138,21 @@ impl ServerCertVerifier for Verifier {
             {
                 Ok(ServerCertVerified::assertion())
             }
-            // A self-signed certificate that is itself the trusted root: libpq takes it, webpki does not.
-            Err(error) if self.roots.iter().any(|root| root.as_ref() == end_entity.as_ref()) => match self.check {
-                Check::ChainAndName => {
-                    let parsed = rustls::server::ParsedCertificate::try_from(end_entity)?;
-                    rustls::client::verify_server_name(&parsed, server_name)?;
-                    tracing::debug!(%error, "the server's certificate is itself a trusted root");
-                    Ok(ServerCertVerified::assertion())
+            // A self-signed certificate that is itself the trusted root: libpq takes it, webpki does not. Only
+            // its place in the chain is excused, not its dates.
+            Err(error)
+                if !out_of_date(&error) && self.roots.iter().any(|root| root.as_ref() == end_entity.as_ref()) =>
+            {
+                match self.check {
+                    Check::ChainAndName => {
+                        let parsed = rustls::server::ParsedCertificate::try_from(end_entity)?;
+                        rustls::client::verify_server_name(&parsed, server_name)?;
+                        tracing::debug!(%error, "the server's certificate is itself a trusted root");
+                        Ok(ServerCertVerified::assertion())
+                    }
+                    Check::Nothing | Check::Chain => Ok(ServerCertVerified::assertion()),
                 }
-                Check::Nothing | Check::Chain => Ok(ServerCertVerified::assertion()),
-            },
+            }
             verdict => verdict,
         }
     }

@@ -277,3 +277,96 @@ fn publish<'a>(
     });
     plan.publish(rule, Publish { channel: name, data: message });
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::change::Column;
+    use crate::config::Document;
+    use proptest::prelude::*;
+
+    fn planner(rules: &str) -> Planner {
+        let document = Document::parse(&format!("version: 1\nrules:\n{rules}"), &|_| None).unwrap();
+        Planner::new(Arc::new(RuleSet::compile(document.rules, &document.settings).unwrap()))
+    }
+
+    fn relation(table: &str) -> Arc<Relation> {
+        let column = |name: &str| Column { name: name.into(), in_identity: true };
+        let columns = vec![column("id"), column("a")];
+        Arc::new(Relation { id: RelationId::new(1), name: TableName::new("public", table), columns })
+    }
+
+    fn change(table: &str, old: Option<[Cell; 2]>, new: Option<[Cell; 2]>) -> Change {
+        let operation = match (&old, &new) {
+            (None, _) => Operation::Insert,
+            (_, None) => Operation::Delete,
+            _ => Operation::Update,
+        };
+        let row = |cells: [Cell; 2]| Row::new(cells.into());
+        Change { relation: relation(table), operation, old: old.map(row), new: new.map(row) }
+    }
+
+    #[test]
+    fn a_change_costs_no_more_than_the_rules_of_its_own_table() {
+        let rules: String =
+            (0..1000).map(|n| format!("  r{n}: {{table: t{}, delete: 'k{n}:{{id}}'}}\n", n % 100)).collect();
+        let mut planner = planner(&rules);
+        let mut plan = Plan::default();
+        planner.plan(&change("t7", None, Some([Cell::of("1"), Cell::Null])), Lsn::ZERO, &mut plan).unwrap();
+        assert_eq!(plan.len(), 10);
+        assert_eq!(planner.bound[&RelationId::new(1)].rules.len(), 10, "the rules that a change is held against");
+    }
+
+    #[test]
+    fn a_table_described_again_is_bound_again() {
+        let mut planner = planner("  r: {table: t, delete: 'k:{a}'}\n");
+        let mut plan = Plan::default();
+        planner.plan(&change("t", None, Some([Cell::of("1"), Cell::of("2")])), Lsn::ZERO, &mut plan).unwrap();
+        let mut swapped = change("t", None, Some([Cell::of("1"), Cell::of("2")]));
+        let mut relation = (*swapped.relation).clone();
+        relation.columns.reverse();
+        swapped.relation = Arc::new(relation);
+        planner.plan(&swapped, Lsn::ZERO, &mut plan).unwrap();
+        let keys: Vec<_> = plan.deletes().map(ToString::to_string).collect();
+        assert_eq!(keys, ["k:2", "k:1"]);
+    }
+
+    fn any_cell() -> impl Strategy<Value = Cell> {
+        prop_oneof![
+            Just(Cell::Null),
+            Just(Cell::Absent),
+            proptest::collection::vec(any::<u8>(), 0..6).prop_map(|bytes| Cell::Value(bytes.into())),
+        ]
+    }
+
+    proptest! {
+        /// Whatever a fuller image would delete by name, a poorer one deletes by name or by glob.
+        #[test]
+        fn knowing_less_deletes_no_less(old in [any_cell(), any_cell()], new in [any_cell(), any_cell()], hide in 0..4_usize) {
+            let rules = "  r: {table: t, changed: [a], delete: ['k:{id}:{a|lower}', 'o:{old.a}', 'n:{new.a}:{id}']}\n";
+            let mut planner = planner(rules);
+            let (mut full, mut poor) = (Plan::default(), Plan::default());
+            planner.plan(&change("t", Some(old.clone()), Some(new.clone())), Lsn::ZERO, &mut full).unwrap();
+            let (mut less_old, mut less_new) = (old, new);
+            let row = if hide < 2 { &mut less_old } else { &mut less_new };
+            row[hide % 2] = Cell::Absent;
+            planner.plan(&change("t", Some(less_old), Some(less_new)), Lsn::ZERO, &mut poor).unwrap();
+            for key in full.deletes() {
+                let by_name = poor.deletes().any(|other| other == key);
+                let by_glob = poor.patterns().any(|glob| matches_glob(glob.as_bytes(), key.as_bytes()));
+                prop_assert!(by_name || by_glob, "{key} is not covered by {:?}", poor);
+            }
+        }
+    }
+
+    /// Redis's own matching, as far as our globs use it.
+    fn matches_glob(glob: &[u8], key: &[u8]) -> bool {
+        match (glob, key) {
+            ([], []) => true,
+            ([b'*', rest @ ..], _) => (0..=key.len()).any(|skip| matches_glob(rest, &key[skip..])),
+            ([b'\\', literal, rest @ ..], [byte, key @ ..]) => literal == byte && matches_glob(rest, key),
+            ([literal, rest @ ..], [byte, key @ ..]) => literal == byte && matches_glob(rest, key),
+            _ => false,
+        }
+    }
+}

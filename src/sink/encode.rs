@@ -34,6 +34,7 @@ pub struct Batch {
 pub(super) struct Scripts {
     pub(super) raise: String,
     pub(super) bump: String,
+    pub(super) remember: String,
 }
 
 /// What goes before the globs: records, and removals by name.
@@ -85,8 +86,8 @@ pub(super) fn announcements(
         let mut command = redis::cmd("PUBLISH");
         command.arg(names.invalidations.as_bytes()).arg(message);
         pipeline.add_command(command);
-        let mut remember = redis::cmd("SET");
-        remember.arg(names.last_broadcast.as_bytes()).arg(&broadcast.id);
+        let mut remember = redis::cmd("EVALSHA");
+        remember.arg(&scripts.remember).arg(1).arg(names.last_broadcast.as_bytes()).arg(&broadcast.id);
         pipeline.add_command(remember);
     }
 }

@@ -13,7 +13,7 @@ use super::broadcast::{Broadcast, Chain};
 use super::encode::{Batch, KEYS_PER_COMMAND, Scripts, announcements, removals};
 use super::refusal::explain;
 use crate::backoff::{Backoff, Notices};
-use crate::coherence::watermark::{Names, RAISE};
+use crate::coherence::watermark::{Names, OPEN, RAISE, REMEMBER};
 use crate::key::Glob;
 
 const BUMP: &str = include_str!("bump.lua");
@@ -67,6 +67,7 @@ struct Session {
     connection: MultiplexedConnection,
     scripts: Scripts,
     epoch: u64,
+    names: Names,
 }
 
 impl Sink {
@@ -89,7 +90,7 @@ impl Sink {
         if major.is_some_and(|major| major < 7) {
             return Err(SinkError::TooOld { address: self.address.clone(), version });
         }
-        self.session().await.map(|_| ()).map_err(|error| unusable(&self.address, error))
+        self.session().await.map(drop).map_err(|error| unusable(&self.address, error))
     }
 
     async fn version(&mut self) -> Result<String, RedisError> {
@@ -123,7 +124,7 @@ impl Sink {
                         let error = describe(&error);
                         tracing::warn!(redis = self.address, error, "invalidations wait for Redis; {}", refusal.advice);
                     }
-                    tokio::time::sleep(backoff.next()).await;
+                    tokio::time::sleep(backoff.next_wait()).await;
                 }
             }
         }
@@ -135,13 +136,12 @@ impl Sink {
         ops: &[super::BroadcastOp],
         broadcast: &mut Option<Broadcast>,
     ) -> Result<(), RedisError> {
-        self.session().await?;
-        let (Some(session), Some(chain)) = (&mut self.session, &mut self.chain) else { return Ok(()) };
+        let (session, chain) = self.session().await?;
         if broadcast.is_none() && !ops.is_empty() {
             *broadcast = Some(chain.next(session.epoch, batch.started, batch.at, ops.to_vec()));
         }
         let mut pipeline = Pipeline::new();
-        removals(batch, &self.names, &session.scripts, &mut pipeline);
+        removals(batch, &session.names, &session.scripts, &mut pipeline);
         if batch.plan.patterns().len() > 0 {
             send(&mut session.connection, &pipeline).await?;
             pipeline.clear();
@@ -149,26 +149,31 @@ impl Sink {
                 delete_matching(&mut session.connection, glob).await?;
             }
         }
-        announcements(batch, &self.names, &session.scripts, broadcast.as_ref(), &mut pipeline);
+        announcements(batch, &session.names, &session.scripts, broadcast.as_ref(), &mut pipeline);
         send(&mut session.connection, &pipeline).await
     }
 
-    /// The open connection, or a new one with the scripts loaded.
-    async fn session(&mut self) -> Result<&mut Session, RedisError> {
-        if self.session.is_none() {
-            let mut connection = connect(&self.client).await?;
-            let scripts =
-                Scripts { raise: load(&mut connection, RAISE).await?, bump: load(&mut connection, BUMP).await? };
-            let mut pipeline = redis::pipe();
-            pipeline.cmd("SET").arg(self.names.epoch.as_bytes()).arg(1).arg("NX").ignore();
-            pipeline.cmd("GET").arg(self.names.epoch.as_bytes());
-            pipeline.cmd("GET").arg(self.names.last_broadcast.as_bytes());
-            let (epoch, last): (Option<u64>, Option<String>) = pipeline.query_async(&mut connection).await?;
-            // A running daemon goes on with its own chain; only a new one takes up what Redis remembers.
-            self.chain.get_or_insert_with(|| Chain::after(last));
-            self.session = Some(Session { connection, scripts, epoch: epoch.unwrap_or(1) });
-        }
-        self.session.as_mut().ok_or_else(|| RedisError::from(std::io::Error::other("no session")))
+    /// The open connection, or a new one with the scripts loaded, and the chain of broadcasts.
+    async fn session(&mut self) -> Result<(&mut Session, &mut Chain), RedisError> {
+        let session = match self.session.take() {
+            Some(session) => session,
+            None => {
+                let mut connection = connect(&self.client).await?;
+                let scripts = Scripts {
+                    raise: load(&mut connection, RAISE).await?,
+                    bump: load(&mut connection, BUMP).await?,
+                    remember: load(&mut connection, REMEMBER).await?,
+                };
+                let mut open = redis::cmd("EVAL");
+                open.arg(OPEN).arg(2).arg(self.names.epoch.as_bytes()).arg(self.names.last_broadcast.as_bytes());
+                let (epoch, last): (u64, Option<String>) = open.query_async(&mut connection).await?;
+                // A running daemon goes on with its own chain; only a new one takes up what Redis remembers.
+                self.chain.get_or_insert_with(|| Chain::after(last));
+                Session { connection, scripts, epoch, names: self.names.clone() }
+            }
+        };
+        let chain = self.chain.get_or_insert_with(|| Chain::after(None));
+        Ok((self.session.insert(session), chain))
     }
 }
 

@@ -3,4 +3,12 @@
 //! `UNSTALE_PG_BIN` picks another PostgreSQL. The tests load the repository's own `invalidation.yaml` and
 //! `sql/`, so that examples cannot rot.
 
+#![allow(clippy::indexing_slicing, clippy::unwrap_used)]
+
+mod cli;
+mod faults;
+mod install;
+mod invalidation;
+mod login;
 mod support;
+mod tidy;

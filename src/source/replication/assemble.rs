@@ -108,7 +108,7 @@ impl Assembler {
     }
 
     /// The next event that is ready.
-    pub fn next(&mut self) -> Option<SourceEvent> {
+    pub fn next_event(&mut self) -> Option<SourceEvent> {
         self.ready.pop_front()
     }
 
@@ -226,7 +226,7 @@ mod tests {
         for message in [description, begin(), message] {
             assembler.take(message).unwrap();
         }
-        match (assembler.next(), assembler.next(), assembler.next()) {
+        match (assembler.next_event(), assembler.next_event(), assembler.next_event()) {
             (Some(SourceEvent::Begin(_)), Some(SourceEvent::Change(change)), None) => change,
             other => panic!("{other:?}"),
         }

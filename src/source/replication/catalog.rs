@@ -20,19 +20,18 @@ const ROOT: &str = "select n.nspname, c.relname from pg_class c join pg_namespac
 pub async fn read(client: &Client) -> Result<Catalog, tokio_postgres::Error> {
     let path = client.query_one("select current_schemas(false)::text[]", &[]).await?;
     let mut tables = Vec::new();
-    let mut by_name: HashMap<TableName, Vec<(TableName, Identity)>> = HashMap::new();
+    let mut leaves_of: HashMap<TableName, Vec<(TableName, Identity)>> = HashMap::new();
     let rows = client.query(TABLES, &[]).await?;
     for row in &rows {
         let name = TableName::new(row.get::<_, String>("schema"), row.get::<_, String>("name"));
         let columns: Vec<String> = row.get("columns");
         let not_null: Vec<bool> = row.get("not_null");
         let identity = identity(row.get::<_, i8>("identity"), row.get("identity_columns"));
-        if let (Some(schema), Some(table)) =
-            (row.get::<_, Option<String>>("root_schema"), row.get::<_, Option<String>>("root_name"))
+        let root = (row.get::<_, Option<String>>("root_schema"), row.get::<_, Option<String>>("root_name"));
+        if let (Some(schema), Some(table)) = root
+            && !row.get::<_, bool>("partitioned")
         {
-            if !row.get::<_, bool>("partitioned") {
-                by_name.entry(TableName::new(schema, table)).or_default().push((name.clone(), identity.clone()));
-            }
+            leaves_of.entry(TableName::new(schema, table)).or_default().push((name.clone(), identity.clone()));
         }
         let columns = columns.into_iter().zip(not_null).map(|(name, not_null)| CatalogColumn { name, not_null });
         tables.push(Table {
@@ -44,7 +43,7 @@ pub async fn read(client: &Client) -> Result<Catalog, tokio_postgres::Error> {
         });
     }
     for table in &mut tables {
-        let Some(leaves) = by_name.remove(&table.name) else { continue };
+        let Some(leaves) = leaves_of.remove(&table.name) else { continue };
         table.identity = leaves.iter().map(|(_, identity)| identity.clone()).reduce(common).unwrap_or(Identity::Full);
         table.leaves = leaves.into_iter().map(|(name, _)| name).collect();
     }

@@ -14,10 +14,9 @@ use fallible_iterator::FallibleIterator as _;
 use postgres_protocol::authentication::{md5_hash, sasl};
 use postgres_protocol::message::{backend, frontend};
 use secrecy::ExposeSecret as _;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::io::{AsyncReadExt as _, AsyncWrite as _};
 
-use crate::postgres::{self, Address, ChannelBinding, ConnectError, Host, ServerError, SslMode};
+use crate::postgres::{self, Address, Attempt, ChannelBinding, ConnectError, ServerError, Transport};
 
 /// The largest message taken from a server: a row is at most 1 GB, and its old image as much again.
 pub const MESSAGE_BYTES_MAX: usize = 0x7FFF_FFFF;
@@ -28,12 +27,9 @@ const LOGIN_MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// How much is read from the socket at a time, in bytes.
 const READ_BYTES: usize = 64 * 1024;
 
-trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
-
 /// An open connection.
 pub struct Connection {
-    transport: Box<dyn Transport>,
+    transport: Transport,
     incoming: BytesMut,
     outgoing: BytesMut,
 }
@@ -68,69 +64,14 @@ pub(super) struct RawMessage {
 impl Connection {
     /// Connects to the first host that answers, and logs in for logical replication.
     pub async fn open(address: &Address) -> Result<Self, ConnectError> {
-        let mut tried = Vec::new();
-        for host in &address.hosts {
-            let attempt = tokio::time::timeout(address.connect_timeout, Self::open_host(address, host));
-            match attempt.await {
-                Ok(Ok(connection)) => return Ok(connection),
-                Ok(Err(Attempt::Next(error))) => tried.push((host.clone(), error)),
-                Ok(Err(Attempt::Stop(error))) => return Err(error),
-                Err(_) => tried.push((host.clone(), io::Error::new(io::ErrorKind::TimedOut, "no answer in time"))),
-            }
-        }
-        Err(ConnectError::Unreachable(tried))
+        postgres::try_hosts(address, |transport| Self::over(transport).log_in(address)).await
     }
 
-    async fn open_host(address: &Address, host: &Host) -> Result<Self, Attempt> {
-        let (connection, end_point) = match Self::open_transport(address, host, address.ssl_mode).await {
-            // As libpq: `prefer` means that a failing TLS handshake is no reason not to connect.
-            Err(Attempt::Stop(ConnectError::Tls(_))) if address.ssl_mode == SslMode::Prefer => {
-                Self::open_transport(address, host, SslMode::Disable).await?
-            }
-            opened => opened?,
-        };
-        connection.log_in(address, end_point).await
-    }
-
-    /// Opens the socket and, if so asked, TLS on it; with TLS, the hash that SCRAM binds to.
-    async fn open_transport(address: &Address, host: &Host, mode: SslMode) -> Result<(Self, Option<Vec<u8>>), Attempt> {
-        let (name, mut socket) = match host {
-            Host::Unix(..) => {
-                let socket = UnixStream::connect(host.to_string()).await?;
-                return Ok((Self::over(Box::new(socket)), None));
-            }
-            Host::Tcp(name, port) => (name, TcpStream::connect((name.as_str(), *port)).await?),
-        };
-        socket.set_nodelay(true)?;
-        if mode == SslMode::Disable {
-            return Ok((Self::over(Box::new(socket)), None));
-        }
-        let mut request = BytesMut::new();
-        frontend::ssl_request(&mut request);
-        socket.write_all(&request).await?;
-        match socket.read_u8().await? {
-            b'S' => {}
-            b'N' if mode == SslMode::Prefer => return Ok((Self::over(Box::new(socket)), None)),
-            b'N' => {
-                let message = "the server does not offer TLS; set ssl = on there, or sslmode=prefer here";
-                return Err(ConnectError::Tls(message.to_owned()).into());
-            }
-            other => return Err(ConnectError::Protocol(format!("answer {other:#04x} to a TLS request")).into()),
-        }
-        let failed = |error: &dyn std::fmt::Display| ConnectError::Tls(error.to_string());
-        let server_name = rustls_pki_types::ServerName::try_from(name.clone()).map_err(|error| failed(&error))?;
-        let stream =
-            postgres::connector(address)?.connect(server_name, socket).await.map_err(|error| failed(&error))?;
-        let certificates = stream.get_ref().1.peer_certificates();
-        let end_point = certificates.and_then(|chain| chain.first()).and_then(postgres::server_end_point);
-        Ok((Self::over(Box::new(stream)), end_point))
-    }
-
-    fn over(transport: Box<dyn Transport>) -> Self {
+    fn over(transport: Transport) -> Self {
         Self { transport, incoming: BytesMut::with_capacity(READ_BYTES), outgoing: BytesMut::new() }
     }
 
-    async fn log_in(mut self, address: &Address, end_point: Option<Vec<u8>>) -> Result<Self, Attempt> {
+    async fn log_in(mut self, address: &Address) -> Result<Self, Attempt> {
         // Text of values must not depend on the role's settings; this is what a subscription sets too.
         let settings = "-c datestyle=ISO -c intervalstyle=postgres -c extra_float_digits=3";
         let options = match &address.options {
@@ -146,8 +87,17 @@ impl Connection {
             ("options", &options),
         ];
         frontend::startup_message(parameters, &mut self.outgoing)?;
+        // As libpq: when it is required, nothing but a SCRAM that is bound will do, not even no authentication.
+        let mut bound = address.channel_binding != ChannelBinding::Require;
         loop {
             match self.login_message().await? {
+                backend::Message::AuthenticationOk
+                | backend::Message::AuthenticationCleartextPassword
+                | backend::Message::AuthenticationMd5Password(_)
+                    if !bound =>
+                {
+                    return Err(ConnectError::Login(postgres::NO_CHANNEL_BINDING).into());
+                }
                 backend::Message::AuthenticationOk => {}
                 backend::Message::AuthenticationCleartextPassword => {
                     frontend::password_message(password(address)?, &mut self.outgoing)?;
@@ -158,39 +108,29 @@ impl Connection {
                 }
                 backend::Message::AuthenticationSasl(body) => {
                     let mechanisms: Vec<String> = body.mechanisms().map(|name| Ok(name.to_owned())).collect()?;
-                    self.scram(address, &mechanisms, end_point.clone()).await?;
+                    self.scram(address, &mechanisms).await?;
+                    bound = true;
                 }
                 backend::Message::ReadyForQuery(_) => return Ok(self),
                 backend::Message::ParameterStatus(_)
                 | backend::Message::BackendKeyData(_)
                 | backend::Message::NoticeResponse(_) => {}
                 _ => {
-                    return Err(ConnectError::Login(
-                        "the server asks for a kind of authentication that is not supported; use scram-sha-256",
-                    )
-                    .into());
+                    return Err(ConnectError::Login(postgres::UNSUPPORTED).into());
                 }
             }
         }
     }
 
-    async fn scram(
-        &mut self,
-        address: &Address,
-        mechanisms: &[String],
-        end_point: Option<Vec<u8>>,
-    ) -> Result<(), Attempt> {
+    async fn scram(&mut self, address: &Address, mechanisms: &[String]) -> Result<(), Attempt> {
         let offered = |name: &str| mechanisms.iter().any(|mechanism| mechanism == name);
         let wanted = address.channel_binding != ChannelBinding::Disable;
-        let (binding, mechanism) = match end_point.filter(|_| wanted) {
+        let (binding, mechanism) = match self.transport.end_point.clone().filter(|_| wanted) {
             Some(hash) if offered(sasl::SCRAM_SHA_256_PLUS) => {
                 (sasl::ChannelBinding::tls_server_end_point(hash), sasl::SCRAM_SHA_256_PLUS)
             }
             _ if address.channel_binding == ChannelBinding::Require => {
-                return Err(ConnectError::Login(
-                    "channel_binding=require, but the server does not offer it over this connection",
-                )
-                .into());
+                return Err(ConnectError::Login(postgres::NO_CHANNEL_BINDING).into());
             }
             Some(_) => (sasl::ChannelBinding::unrequested(), sasl::SCRAM_SHA_256),
             None => (sasl::ChannelBinding::unsupported(), sasl::SCRAM_SHA_256),
@@ -220,7 +160,7 @@ impl Connection {
     /// Sends what is queued and reads one message of the log-in.
     async fn login_message(&mut self) -> Result<backend::Message, Attempt> {
         let message = self.next_message(LOGIN_MESSAGE_BYTES_MAX).await.map_err(|error| match error {
-            ConnectionError::Io(error) => Attempt::Next(error),
+            ConnectionError::Io(error) => error.into(),
             ConnectionError::Server(error) => Attempt::Stop(ConnectError::Refused(error)),
             ConnectionError::Protocol(message) => Attempt::Stop(ConnectError::Protocol(message)),
         })?;
@@ -284,7 +224,9 @@ impl Connection {
 
     /// The next message that is already here. An error the server reports is an error.
     pub(super) fn buffered_message(&mut self, limit: usize) -> Result<Option<RawMessage>, ConnectionError> {
-        let Some(header) = backend::Header::parse(&self.incoming)? else { return Ok(None) };
+        let header = backend::Header::parse(&self.incoming);
+        let header = header.map_err(|error| ConnectionError::Protocol(error.to_string()))?;
+        let Some(header) = header else { return Ok(None) };
         let length = usize::try_from(header.len()).unwrap_or(usize::MAX);
         if length > limit {
             let tag = char::from(header.tag());
@@ -366,29 +308,9 @@ impl Connection {
     }
 }
 
-/// What the failure of one host means for the next.
-enum Attempt {
-    /// Nobody there: try the next.
-    Next(io::Error),
-    /// Somebody answered: the next would answer the same.
-    Stop(ConnectError),
-}
-
-impl From<io::Error> for Attempt {
-    fn from(error: io::Error) -> Self {
-        Self::Next(error)
-    }
-}
-
-impl From<ConnectError> for Attempt {
-    fn from(error: ConnectError) -> Self {
-        Self::Stop(error)
-    }
-}
-
 fn password(address: &Address) -> Result<&[u8], ConnectError> {
     let password = address.password.as_ref().map(|password| password.expose_secret().as_bytes());
-    password.ok_or(ConnectError::Login("the server asks for a password; put one into source.url or PGPASSWORD"))
+    password.ok_or(ConnectError::Login(postgres::NO_PASSWORD))
 }
 
 /// Parses a message that is not part of a copy. `postgres-protocol` knows no CopyBoth and says so by an error.

@@ -1,0 +1,152 @@
+//! The way to a PostgreSQL server: a socket, and TLS on it if asked for.
+//!
+//! Owns what `sslmode` means before the first message, for replication and SQL alike. It must not know
+//! what is said over it. Invariant: nothing is sent in clear when TLS was demanded.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::BytesMut;
+use postgres_protocol::message::frontend;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+
+use super::address::{Address, Host, SslMode};
+use super::error::ConnectError;
+use super::tls::{connector, server_end_point};
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// An open way to a server.
+pub(crate) struct Transport {
+    stream: Box<dyn Stream>,
+    /// With TLS, the hash that SCRAM binds to, if the certificate has one.
+    pub(crate) end_point: Option<Vec<u8>>,
+    /// Whether TLS is on.
+    pub(crate) encrypted: bool,
+}
+
+/// What the failure of one host means for the next.
+#[derive(Debug)]
+pub(crate) enum Attempt {
+    /// Nobody there: try the next.
+    Next(io::Error),
+    /// Somebody answered: the next would answer the same.
+    Stop(ConnectError),
+}
+
+impl From<io::Error> for Attempt {
+    /// What TLS did not like about the other side is no failure of the network, even if it comes late: a
+    /// server that refuses our certificate says so only after the handshake is over for us.
+    fn from(error: io::Error) -> Self {
+        let tls = error.get_ref().is_some_and(|cause| cause.is::<rustls::Error>());
+        if tls { Self::Stop(ConnectError::Tls(error.to_string())) } else { Self::Next(error) }
+    }
+}
+
+impl From<ConnectError> for Attempt {
+    fn from(error: ConnectError) -> Self {
+        Self::Stop(error)
+    }
+}
+
+/// Tries each host in order, each for at most the address's time-out, and each as its `sslmode` allows.
+pub(crate) async fn try_hosts<T, F: Future<Output = Result<T, Attempt>>>(
+    address: &Address,
+    log_in: impl Fn(Transport) -> F,
+) -> Result<T, ConnectError> {
+    let mut tried = Vec::new();
+    for host in &address.hosts {
+        let attempt = async {
+            let mut encrypted = false;
+            let first = match Transport::open(address, host, address.ssl_mode).await {
+                Ok(transport) => {
+                    encrypted = transport.encrypted;
+                    log_in(transport).await
+                }
+                Err(error) => Err(error),
+            };
+            match first {
+                // As libpq: `prefer` tries without TLS what failed with it.
+                Err(Attempt::Stop(error))
+                    if address.ssl_mode == SslMode::Prefer
+                        && (matches!(error, ConnectError::Tls(_))
+                            || encrypted
+                                && matches!(&error, ConnectError::Refused(error) if error.sqlstate == "28000")) =>
+                {
+                    log_in(Transport::open(address, host, SslMode::Disable).await?).await
+                }
+                first => first,
+            }
+        };
+        match tokio::time::timeout(address.connect_timeout, attempt).await {
+            Ok(Ok(opened)) => return Ok(opened),
+            Ok(Err(Attempt::Next(error))) => tried.push((host.clone(), error)),
+            Ok(Err(Attempt::Stop(error))) => return Err(error),
+            Err(_) => tried.push((host.clone(), io::Error::new(io::ErrorKind::TimedOut, "no answer in time"))),
+        }
+    }
+    Err(ConnectError::Unreachable(tried))
+}
+
+impl Transport {
+    async fn open(address: &Address, host: &Host, mode: SslMode) -> Result<Self, Attempt> {
+        let (name, mut socket) = match host {
+            Host::Unix(..) => return Ok(Self::plain(UnixStream::connect(host.to_string()).await?)),
+            Host::Tcp(name, port) => (name, TcpStream::connect((name.as_str(), *port)).await?),
+        };
+        socket.set_nodelay(true)?;
+        if mode == SslMode::Disable {
+            return Ok(Self::plain(socket));
+        }
+        let mut request = BytesMut::new();
+        frontend::ssl_request(&mut request);
+        socket.write_all(&request).await?;
+        match socket.read_u8().await? {
+            b'S' => {}
+            b'N' if mode == SslMode::Prefer => return Ok(Self::plain(socket)),
+            b'N' => {
+                let message = "the server does not offer TLS; set ssl = on there, or sslmode=prefer here";
+                return Err(ConnectError::Tls(message.to_owned()).into());
+            }
+            other => return Err(ConnectError::Protocol(format!("answer {other:#04x} to a TLS request")).into()),
+        }
+        let failed = |error: &dyn std::fmt::Display| ConnectError::Tls(error.to_string());
+        let server_name = rustls_pki_types::ServerName::try_from(name.clone()).map_err(|error| failed(&error))?;
+        let connecting = connector(address)?.connect(server_name, socket).await;
+        let stream =
+            connecting.map_err(|error| match error.get_ref().is_some_and(|cause| cause.is::<rustls::Error>()) {
+                true => Attempt::Stop(failed(&error)),
+                false => Attempt::Next(error),
+            })?;
+        let certificates = stream.get_ref().1.peer_certificates();
+        let end_point = certificates.and_then(|chain| chain.first()).and_then(server_end_point);
+        Ok(Self { stream: Box::new(stream), end_point, encrypted: true })
+    }
+
+    fn plain(stream: impl Stream + 'static) -> Self {
+        Self { stream: Box::new(stream), end_point: None, encrypted: false }
+    }
+}
+
+impl AsyncRead for Transport {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Transport {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,263 @@
+//! What goes wrong between PostgreSQL, the daemon and Redis; each case by force.
+
+use redis::Commands as _;
+use unstale::change::Lsn;
+use unstale::sandbox::signal;
+
+use crate::support::{EVENT_MAX, World, wait_until};
+
+/// Until the daemon holds this commit in its hands and can do nothing with it: the server has sent it.
+fn wait_until_sent(world: &World) {
+    let end: Lsn = world.value("select pg_current_wal_lsn()::text").parse().unwrap();
+    let sent = || {
+        let sent = world.value("select coalesce(max(sent_lsn), '0/0')::text from pg_stat_replication");
+        sent.parse::<Lsn>().unwrap() >= end
+    };
+    wait_until(EVENT_MAX, "the walsender sent everything", sent);
+}
+
+#[test]
+fn a_killed_daemon_loses_nothing() {
+    let world = World::shipped();
+    for round in 0..10 {
+        let daemon = world.daemon();
+        let key = format!("v1:user:u{}", round % 10 + 1);
+        world.cache(&key);
+        // Killed at once, so in some rounds before and in some after it was applied.
+        world.sql(&format!("update users set name = 'round {round}' where id = 'u{}'", round % 10 + 1));
+        daemon.signal("KILL");
+        drop(daemon);
+        let daemon = world.daemon();
+        world.settle();
+        assert!(!world.holds(&key), "round {round}");
+        assert_eq!(daemon.stop(), Some(0));
+    }
+}
+
+#[test]
+fn nothing_is_confirmed_while_redis_is_away_and_all_is_applied_when_it_is_back() {
+    let mut world = World::shipped();
+    let daemon = world.daemon();
+    world.sql("update users set name = 'before' where id = 'u1'");
+    world.settle();
+    wait_until(EVENT_MAX, "what is applied is confirmed", || world.confirmed() >= world.applied());
+    let confirmed = world.confirmed();
+    world.redis.stop();
+    world.sql("update users set name = 'meanwhile' where id = 'u2'");
+    daemon.wait_for_log("invalidations wait for Redis");
+    wait_until_sent(&world);
+    assert_eq!(world.confirmed(), confirmed);
+    world.redis.restart().unwrap();
+    world.cache("v1:user:u2");
+    daemon.wait_for_log("takes invalidations again");
+    world.settle();
+    assert!(!world.holds("v1:user:u2"));
+    let said = daemon.log().iter().filter(|line| line.contains("invalidations wait")).count();
+    assert_eq!(said, 1, "said once, not at every try");
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+#[test]
+fn a_frozen_redis_is_tried_again_and_the_server_hears_from_us_meanwhile() {
+    let world = World::with(crate::support::SHIPPED, &["wal_sender_timeout=3s"], &[]);
+    world.run_ok(&["setup"]);
+    let daemon = world.daemon();
+    let walsender = "select pid::text from pg_stat_replication";
+    let before = world.value(walsender);
+    world.cache("v1:user:u1");
+    let redis = world.redis.pid().unwrap();
+    assert!(signal(redis, "STOP"));
+    world.sql("update users set name = 'frozen' where id = 'u1'");
+    // Redis answers nothing for longer than our time-out and three times the walsender's.
+    daemon.wait_for_log("did not answer in time");
+    assert!(signal(redis, "CONT"));
+    daemon.wait_for_log("takes invalidations again");
+    world.settle();
+    assert!(!world.holds("v1:user:u1"));
+    assert_eq!(world.value(walsender), before, "the connection was never dropped");
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+/// `applied` may not pass an op that was refused, so it cannot travel in the same pipeline.
+#[test]
+fn a_refused_command_holds_back_the_watermark() {
+    let world = World::shipped();
+    let daemon = world.daemon();
+    world.sql("update users set name = 'before' where id = 'u1'");
+    world.settle();
+    let applied = world.applied();
+    let refusals: &[(&[&str], &[&str], &str)] = &[
+        (&["ACL", "SETUSER", "default", "-unlink"], &["ACL", "SETUSER", "default", "+unlink"], "ACL of the user"),
+        (&["ACL", "SETUSER", "default", "-publish"], &["ACL", "SETUSER", "default", "+publish"], "ACL of the user"),
+        (
+            &["CONFIG", "SET", "min-replicas-to-write", "3"],
+            &["CONFIG", "SET", "min-replicas-to-write", "0"],
+            "replicas",
+        ),
+    ];
+    let mut applied = applied;
+    for (refuse, allow, advice) in refusals {
+        let run = |words: &[&str]| {
+            let mut command = redis::cmd(words[0]);
+            command.arg(&words[1..]);
+            command.exec(&mut world.redis()).unwrap();
+        };
+        world.cache("v1:user:u2");
+        run(refuse);
+        world.sql("update users set name = name || '!' where id = 'u2'");
+        daemon.wait_for_log(advice);
+        assert_eq!(world.applied(), applied, "{refuse:?}");
+        run(allow);
+        world.settle();
+        assert!(!world.holds("v1:user:u2"), "{refuse:?}");
+        applied = world.applied();
+    }
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+#[test]
+fn a_full_redis_still_takes_deletes_bumps_and_watermarks() {
+    let world = World::shipped();
+    let daemon = world.daemon();
+    world.cache("v1:user:u1");
+    world.cache("v1:flags:o1");
+    let mut redis = world.redis();
+    redis::cmd("CONFIG").arg(&["SET", "maxmemory-policy", "noeviction"]).exec(&mut redis).unwrap();
+    redis::cmd("CONFIG").arg(&["SET", "maxmemory", "1"]).exec(&mut redis).unwrap();
+    let refused: redis::RedisResult<()> = redis.set("x", "y");
+    assert_eq!(refused.unwrap_err().code(), Some("OOM"));
+    world.sql("update users set name = 'x' where id = 'u1'; update feature_flags set enabled = not enabled");
+    world.settle();
+    assert!(!world.holds("v1:user:u1") && !world.holds("v1:flags:o1") && world.holds("v1:flags-version:o1"));
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+#[test]
+fn flushed_scripts_are_loaded_again() {
+    let world = World::shipped();
+    let daemon = world.daemon();
+    redis::cmd("SCRIPT").arg("FLUSH").exec(&mut world.redis()).unwrap();
+    world.cache("v1:user:u1");
+    world.sql("update users set name = 'x' where id = 'u1'");
+    world.settle();
+    assert!(!world.holds("v1:user:u1"));
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+#[test]
+fn a_crashed_postgresql_is_waited_for() {
+    let mut world = World::shipped();
+    let daemon = world.daemon();
+    for round in 0..3 {
+        world.postgres.stop();
+        daemon.wait_for_log("no replication");
+        world.postgres.restart().unwrap();
+        world.reconnect();
+        daemon.wait_for_log("streaming");
+        world.cache("v1:user:u1");
+        world.sql(&format!("update users set name = 'round {round}' where id = 'u1'"));
+        world.settle();
+        assert!(!world.holds("v1:user:u1"));
+    }
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+#[test]
+fn a_terminated_walsender_is_replaced() {
+    let world = World::shipped();
+    let daemon = world.daemon();
+    for round in 0..5 {
+        world.cache("v1:user:u1");
+        world.sql(&format!(
+            "select pg_terminate_backend(pid) from pg_stat_replication; update users set name = 'round {round}' where id = 'u1'"
+        ));
+        world.settle();
+        assert!(!world.holds("v1:user:u1"), "round {round}");
+        daemon.wait_for_log("streaming");
+    }
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+#[test]
+fn a_long_backlog_is_drained_without_losing_the_connection() {
+    let world = World::with(crate::support::SHIPPED, &["wal_sender_timeout=3s"], &[]);
+    world.run_ok(&["setup"]);
+    world.sql(
+        "insert into users (id, email, name) select 'b' || n, 'b' || n, 'n' from generate_series(1, 400000) n;
+         insert into users (id, email, name) values ('last', 'last', 'n')",
+    );
+    world.cache("v1:user:last");
+    let daemon = world.daemon();
+    world.settle_within(4 * EVENT_MAX);
+    assert!(!world.holds("v1:user:last"));
+    let log = daemon.log();
+    assert!(!log.iter().any(|line| line.contains("no replication")), "{log:?}");
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+#[test]
+fn a_second_daemon_stands_by_and_takes_over() {
+    let world = World::shipped();
+    let first = world.daemon();
+    let second = world.daemon_unready();
+    second.wait_for_log("another process reads this slot");
+    first.signal("KILL");
+    drop(first);
+    second.wait_for_log("streaming");
+    world.cache("v1:user:u1");
+    world.sql("update users set name = 'x' where id = 'u1'");
+    world.settle();
+    assert!(!world.holds("v1:user:u1"));
+    assert_eq!(second.stop(), Some(0));
+}
+
+#[test]
+fn a_slot_dropped_underneath_ends_the_daemon_with_what_to_do() {
+    let world = World::shipped();
+    let mut daemon = world.daemon();
+    world.sql(
+        "do $$ begin perform pg_terminate_backend(pid) from pg_stat_replication;
+         loop begin perform pg_drop_replication_slot('unstale'); exit;
+         exception when object_in_use then perform pg_terminate_backend(pid) from pg_stat_replication; end; end loop; end $$",
+    );
+    assert_eq!(daemon.wait(), Some(78));
+    assert!(daemon.log().join("\n").contains("unstale setup"), "{:?}", daemon.log());
+}
+
+#[test]
+fn told_to_stop_it_finishes_what_it_received() {
+    let world = World::shipped();
+    let mut daemon = world.daemon();
+    let redis = world.redis.pid().unwrap();
+    for number in 1..=10 {
+        world.cache(&format!("v1:user:u{number}"));
+    }
+    assert!(signal(redis, "STOP"));
+    world.sql("update users set name = 'stopped'");
+    wait_until_sent(&world);
+    daemon.signal("TERM");
+    assert!(signal(redis, "CONT"));
+    assert_eq!(daemon.wait(), Some(0));
+    let left: Vec<String> = world.redis().keys("v1:user:*").unwrap();
+    assert_eq!(left, [""; 0]);
+    assert!(world.confirmed() >= world.applied());
+}
+
+#[test]
+fn told_to_stop_while_redis_is_away_it_stops_within_its_limit() {
+    let mut world = World::shipped();
+    let mut daemon = crate::support::Daemon::start(world.command(&["run", "--drain-max", "200ms"]));
+    daemon.wait_for_log("streaming");
+    world.redis.stop();
+    world.sql("update users set name = 'x'");
+    daemon.wait_for_log("invalidations wait for Redis");
+    daemon.signal("INT");
+    assert_eq!(daemon.wait(), Some(0));
+    assert!(daemon.log().join("\n").contains("it will be sent again"), "{:?}", daemon.log());
+    world.redis.restart().unwrap();
+    world.cache("v1:user:u1");
+    let daemon = world.daemon();
+    world.settle();
+    assert!(!world.holds("v1:user:u1"));
+    assert_eq!(daemon.stop(), Some(0));
+}

@@ -1,0 +1,79 @@
+//! The shape of the code: headers, and who may name whom.
+
+use std::path::{Path, PathBuf};
+
+fn sources(directory: &str) -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    let mut open = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join(directory)];
+    while let Some(directory) = open.pop() {
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                open.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                found.push((path, text));
+            }
+        }
+    }
+    assert!(!found.is_empty());
+    found
+}
+
+#[test]
+fn every_file_says_what_it_owns() {
+    for (path, text) in sources("src").into_iter().chain(sources("tests")).chain(sources("benches")) {
+        assert!(text.starts_with("//! "), "{} has no header", path.display());
+    }
+}
+
+/// What each part may not name, as DESIGN draws it: data flows one way and only `pipeline` and `cmd` join.
+#[test]
+fn imports_go_one_way() {
+    const VOCABULARY: &[&str] =
+        &["config", "rules", "postgres", "source", "sink", "coherence", "pipeline", "sandbox", "cmd"];
+    let forbidden: &[(&str, &[&str])] = &[
+        ("change.rs", VOCABULARY),
+        ("catalog.rs", VOCABULARY),
+        ("key.rs", VOCABULARY),
+        ("plan.rs", VOCABULARY),
+        ("config", &["rules", "source", "sink", "coherence", "pipeline", "sandbox", "cmd"]),
+        ("rules", &["postgres", "source", "sink", "coherence", "pipeline", "sandbox", "cmd"]),
+        ("source", &["rules", "sink", "coherence", "pipeline", "sandbox", "cmd"]),
+        ("sink", &["rules", "source", "postgres", "config", "pipeline", "sandbox", "cmd"]),
+        ("coherence", &["rules", "source", "sink", "config", "pipeline", "sandbox", "cmd"]),
+        ("pipeline", &["sandbox", "cmd"]),
+        ("sandbox.rs", &["config", "rules", "postgres", "source", "sink", "coherence", "pipeline", "cmd"]),
+    ];
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut checked = 0;
+    for (path, text) in sources("src") {
+        let inside = path.strip_prefix(&root).unwrap().to_string_lossy().into_owned();
+        for (part, names) in forbidden {
+            if inside != *part && !inside.starts_with(&format!("{part}/")) && inside != format!("{part}.rs") {
+                continue;
+            }
+            checked += 1;
+            // Tests inside a module may build what they need from anywhere.
+            let code = text.split("#[cfg(test)]").next().unwrap();
+            for name in *names {
+                let named = code.lines().filter(|line| !line.trim_start().starts_with("//")).any(|line| {
+                    line.contains(&format!("crate::{name}::")) || line.contains(&format!("crate::{name};"))
+                });
+                assert!(!named, "{inside} names {name}");
+            }
+        }
+    }
+    assert!(checked > 20, "only {checked} files were looked at");
+}
+
+#[test]
+fn the_readme_shows_rules_that_parse() {
+    let readme = include_str!("../../README.md");
+    let blocks: Vec<_> = readme.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert!(!blocks.is_empty());
+    for block in blocks {
+        let parsed = unstale::config::Document::parse(block, &|_| None);
+        assert!(parsed.is_ok(), "{block}\n{parsed:?}");
+    }
+}
