@@ -173,7 +173,7 @@ impl Postgres {
         Ok(postgres)
     }
 
-    /// Starts the server again after [`Postgres::stop`] or [`Postgres::kill`], on the same port and data.
+    /// Starts the server again after [`Postgres::stop`], on the same port and data.
     pub fn restart(&mut self) -> Result<(), SandboxError> {
         let path = self.directory.path();
         let port = self.port.to_string();
