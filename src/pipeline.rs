@@ -15,7 +15,8 @@ use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::{Backoff, Notices};
-use crate::change::{Lsn, SourceEvent, TableName};
+use crate::change::{Lsn, RelationId, SourceEvent, TableName, Xid};
+use crate::coherence::gate::Snapshot;
 use crate::config::Settings;
 use crate::postgres::{self, ConnectError, ServerError};
 use crate::rules::{PlanError, Planner, RuleSet};
@@ -308,19 +309,15 @@ impl<'a> Session<'a> {
     /// A table that no rule names may be a partition of one that a rule does.
     async fn find_root(&mut self, body: &pgoutput::RelationBody) -> Result<(), SessionError> {
         if self.batcher.planner().has_rules_for(&TableName::new(&body.schema, &body.table)) {
+            self.assembler.set_root(body.id, None);
             return Ok(());
         }
-        if self.client.as_ref().is_none_or(Client::is_closed) {
-            self.client = Some(postgres::connect(&self.settings.postgres).await?);
-        }
-        let Some(client) = &self.client else { return Ok(()) };
-        let root = match tokio::time::timeout(CATALOG_TIMEOUT, catalog::root_of(client, body.id)).await {
-            Ok(answer) => answer.map_err(|error| Trouble::Catalog(error.to_string()))?,
-            Err(_) => return Err(Trouble::Catalog("no answer in time".to_owned()).into()),
-        };
-        if let Some(root) = root {
-            self.assembler.set_root(body.id, root);
-        }
+        let asked = tokio::time::timeout(
+            CATALOG_TIMEOUT,
+            ask_root(&mut self.client, self.settings, body.id, self.batcher.open_xid()),
+        );
+        let root = asked.await.unwrap_or_else(|_| Err(Trouble::Catalog("no answer in time".to_owned())))?;
+        self.assembler.set_root(body.id, root);
         Ok(())
     }
 
@@ -364,6 +361,31 @@ impl<'a> Session<'a> {
             tracing::debug!(%error, "the goodbye to PostgreSQL was not heard");
         }
         Ok(())
+    }
+}
+
+/// Asks until the answer includes what the transaction being received did: it may have attached the
+/// partition, and PostgreSQL sends commits before they are visible.
+async fn ask_root(
+    client: &mut Option<Client>,
+    settings: &Settings,
+    relation: RelationId,
+    xid: Option<Xid>,
+) -> Result<Option<TableName>, Trouble> {
+    const ASK_AGAIN_AFTER: Duration = Duration::from_millis(1);
+    let client = match client.take_if(|client| !client.is_closed()) {
+        Some(open) => client.insert(open),
+        None => client.insert(postgres::connect(&settings.postgres).await?),
+    };
+    loop {
+        let answer = catalog::root_of(client, relation).await;
+        let (root, snapshot) = answer.map_err(|error| Trouble::Catalog(error.to_string()))?;
+        let snapshot =
+            Snapshot::parse(&snapshot).ok_or_else(|| Trouble::Catalog(format!("the snapshot {snapshot:?}")))?;
+        if xid.is_none_or(|xid| snapshot.sees(xid)) {
+            return Ok(root);
+        }
+        tokio::time::sleep(ASK_AGAIN_AFTER).await;
     }
 }
 

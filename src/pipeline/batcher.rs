@@ -7,7 +7,7 @@
 
 use std::time::SystemTime;
 
-use crate::change::{Begin, Lsn, SourceEvent};
+use crate::change::{Begin, Lsn, SourceEvent, Xid};
 use crate::coherence::progress::{Progress, Ticket};
 use crate::plan::Plan;
 use crate::rules::{PlanError, Planner};
@@ -159,6 +159,11 @@ impl Batcher {
             self.progress.done(ticket);
             self.record_due = true;
         }
+    }
+
+    /// The transaction whose rows are arriving.
+    pub(super) fn open_xid(&self) -> Option<Xid> {
+        self.open.map(|begin| begin.xid)
     }
 
     /// What may be acknowledged to the slot.

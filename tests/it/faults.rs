@@ -1,20 +1,9 @@
 //! What goes wrong between PostgreSQL, the daemon and Redis; each case by force.
 
 use redis::Commands as _;
-use unstale::change::Lsn;
 use unstale::sandbox::signal;
 
 use crate::support::{EVENT_MAX, World, wait_until};
-
-/// Until the daemon holds this commit in its hands and can do nothing with it: the server has sent it.
-fn wait_until_sent(world: &World) {
-    let end: Lsn = world.value("select pg_current_wal_lsn()::text").parse().unwrap();
-    let sent = || {
-        let sent = world.value("select coalesce(max(sent_lsn), '0/0')::text from pg_stat_replication");
-        sent.parse::<Lsn>().unwrap() >= end
-    };
-    wait_until(EVENT_MAX, "the walsender sent everything", sent);
-}
 
 #[test]
 fn a_killed_daemon_loses_nothing() {
@@ -45,7 +34,7 @@ fn nothing_is_confirmed_while_redis_is_away_and_all_is_applied_when_it_is_back()
     world.redis.stop();
     world.sql("update users set name = 'meanwhile' where id = 'u2'");
     daemon.wait_for_log("invalidations wait for Redis");
-    wait_until_sent(&world);
+    world.wait_until_sent();
     assert_eq!(world.confirmed(), confirmed);
     world.redis.restart().unwrap();
     world.cache("v1:user:u2");
@@ -234,7 +223,7 @@ fn told_to_stop_it_finishes_what_it_received() {
     }
     assert!(signal(redis, "STOP"));
     world.sql("update users set name = 'stopped'");
-    wait_until_sent(&world);
+    world.wait_until_sent();
     daemon.signal("TERM");
     assert!(signal(redis, "CONT"));
     assert_eq!(daemon.wait(), Some(0));

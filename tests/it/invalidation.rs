@@ -225,8 +225,8 @@ fn a_table_may_change_its_shape_and_its_name_while_it_is_streamed() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-#[test]
-fn partitions_speak_for_their_root() {
+/// A table of events with two partitions, set up.
+fn partitioned() -> World {
     const RULES: &str = "
 version: 1
 source: {url: \"${DATABASE_URL}\"}
@@ -241,6 +241,38 @@ rules:
          create table events_2 partition of events for values from (10) to (20);",
     );
     world.run_ok(&["setup"]);
+    world
+}
+
+/// A commit is streamed before it is visible. Here that is made to last: it waits for a standby that never
+/// comes, so whoever asks the catalog meanwhile does not find the partition.
+#[test]
+fn a_partition_is_known_although_the_commit_that_made_it_is_not_yet_visible() {
+    let world = partitioned();
+    let daemon = world.daemon();
+    world.cache("v1:event:3");
+    world.sql("alter system set synchronous_standby_names = 'nobody'");
+    world.sql("select pg_reload_conf()");
+    wait_until(EVENT_MAX, "commits wait for a standby", || world.value("show synchronous_standby_names") == "nobody");
+    let writer = world.sql_in_background(
+        "create table events_3 partition of events for values from (20) to (30); insert into events values (3, 25)",
+    );
+    let waits = "select count(*)::text from pg_stat_activity where wait_event = 'SyncRep'";
+    wait_until(EVENT_MAX, "the commit waits", || world.value(waits) == "1");
+    let asked = "select count(*)::text from pg_stat_activity where pid <> pg_backend_pid() and query like '%pg_partition_root(%'";
+    wait_until(EVENT_MAX, "the daemon asks the catalog", || world.value(asked) == "1");
+    assert!(!world.value("select coalesce(to_regclass('events_3')::text, '')").contains("events_3"));
+    world.sql("alter system reset synchronous_standby_names");
+    world.sql("select pg_reload_conf()");
+    writer.join().unwrap();
+    world.settle();
+    assert!(!world.holds("v1:event:3"));
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+#[test]
+fn partitions_speak_for_their_root() {
+    let world = partitioned();
     let daemon = world.daemon();
     let check = |sql: &str, gone: &[&str]| {
         gone.iter().for_each(|key| world.cache(key));

@@ -135,6 +135,22 @@ impl World {
         wait_until(limit, "the watermark passes the log's end", reached);
     }
 
+    /// Runs SQL on a connection of its own, for statements that have to wait.
+    pub(crate) fn sql_in_background(&self, sql: &'static str) -> std::thread::JoinHandle<()> {
+        let url = self.postgres.url("postgres");
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async { connect(&url).await.batch_execute(sql).await.unwrap() });
+        })
+    }
+
+    /// Waits until the walsender has sent everything there is: the daemon has it, or soon will.
+    pub(crate) fn wait_until_sent(&self) {
+        let end: Lsn = self.value("select pg_current_wal_lsn()::text").parse().unwrap();
+        let sent = "select coalesce(max(sent_lsn), '0/0')::text from pg_stat_replication";
+        wait_until(EVENT_MAX, "the walsender sent everything", || self.value(sent).parse::<Lsn>().unwrap() >= end);
+    }
+
     pub(crate) fn applied(&self) -> Lsn {
         let applied: Option<String> = self.redis().get("v1:unstale:{unstale}:applied").unwrap();
         applied.map_or(Lsn::ZERO, |applied| Lsn::from_fixed_hex(&applied).unwrap())

@@ -55,10 +55,13 @@ pub struct Assembler {
 const BOOLEAN: u32 = 16;
 
 impl Assembler {
-    /// Says that the rows of a partition belong to a root table. Known before the partition's
-    /// description arrives, or followed by it being taken in again.
-    pub fn set_root(&mut self, partition: RelationId, root: TableName) {
-        self.roots.insert(partition, root);
+    /// Says to which root table the rows of a relation belong, if it is a partition. Comes before the
+    /// relation's description, each time.
+    pub fn set_root(&mut self, relation: RelationId, root: Option<TableName>) {
+        match root {
+            Some(root) => self.roots.insert(relation, root),
+            None => self.roots.remove(&relation),
+        };
     }
 
     /// Takes in one message; what it means is then ready.
@@ -276,7 +279,7 @@ mod tests {
     #[test]
     fn a_partition_speaks_for_its_root() {
         let mut assembler = Assembler::default();
-        assembler.set_root(USERS, TableName::new("public", "people"));
+        assembler.set_root(USERS, Some(TableName::new("public", "people")));
         assembler.take(describe(b'd', &["id"])).unwrap();
         assert_eq!(assembler.known(USERS).unwrap().relation.name, TableName::new("public", "people"));
     }

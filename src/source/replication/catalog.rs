@@ -12,9 +12,10 @@ use crate::change::{RelationId, TableName};
 /// Every table outside the system schemas, with its columns, identity and leaves.
 const TABLES: &str = include_str!("../../../sql/catalog.sql");
 
-/// The root of a partition, if the relation is one.
-const ROOT: &str = "select n.nspname, c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace \
-                    where c.oid = pg_partition_root($1::oid::regclass) and c.oid <> $1";
+/// The root of a partition, if the relation is one, and the snapshot in which that holds.
+const ROOT: &str = "select pg_current_snapshot()::text, n.nspname, c.relname \
+                    from (values (pg_partition_root($1::oid::regclass))) root (id) \
+                    left join pg_class c on c.oid = root.id and c.oid <> $1 left join pg_namespace n on n.oid = c.relnamespace";
 
 /// Reads the whole catalog of a database.
 pub async fn read(client: &Client) -> Result<Catalog, tokio_postgres::Error> {
@@ -50,10 +51,15 @@ pub async fn read(client: &Client) -> Result<Catalog, tokio_postgres::Error> {
     Ok(Catalog { tables, search_path: path.get(0) })
 }
 
-/// The table whose partition this is.
-pub async fn root_of(client: &Client, relation: RelationId) -> Result<Option<TableName>, tokio_postgres::Error> {
-    let row = client.query_opt(ROOT, &[&relation.oid()]).await?;
-    Ok(row.map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1))))
+/// The table whose partition a relation is, and the snapshot in which that holds: a partition that was
+/// attached by a transaction just received may not be visible yet.
+pub async fn root_of(
+    client: &Client,
+    relation: RelationId,
+) -> Result<(Option<TableName>, String), tokio_postgres::Error> {
+    let row = client.query_one(ROOT, &[&relation.oid()]).await?;
+    let root = row.get::<_, Option<String>>(1).zip(row.get::<_, Option<String>>(2));
+    Ok((root.map(|(schema, table)| TableName::new(schema, table)), row.get(0)))
 }
 
 fn identity(kind: i8, columns: Option<Vec<String>>) -> Identity {
