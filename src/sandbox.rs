@@ -16,13 +16,17 @@ use tempfile::TempDir;
 /// How long a server may take to answer after its start.
 const START_MAX: Duration = Duration::from_secs(60);
 
-/// Starts its arguments in the background, says their process id, and ends them when input ends.
+/// Starts its arguments in the background, says their process id, and ends them when input ends. A signal
+/// that comes before the server listens to it is lost, so it is repeated, and in the end does not ask.
 const SUPERVISE: &str = r#"log=$1; signal=$2; shift 2
 "$@" >>"$log" 2>&1 &
-echo $!
+pid=$!
+echo $pid
 cat >/dev/null
-kill -s "$signal" $! 2>/dev/null
-wait"#;
+kill -s "$signal" $pid 2>/dev/null
+(for second in 1 2 3 4 5; do sleep 1; kill -s "$signal" $pid; done; kill -s KILL $pid) >/dev/null 2>&1 &
+wait $pid
+kill $! 2>/dev/null"#;
 
 /// Why there is no throwaway server.
 #[derive(Debug, thiserror::Error)]
@@ -105,8 +109,9 @@ impl Drop for Server {
 
 /// Sends a signal, by name; whether there was such a process.
 pub fn signal(pid: u32, name: &str) -> bool {
-    let mut kill = Command::new("kill");
-    kill.args(["-s", name, &pid.to_string()]).stderr(Stdio::null());
+    // The shell's own: a small system has no such program.
+    let mut kill = Command::new("sh");
+    kill.args(["-c", r#"kill -s "$1" "$2""#, "sh", name, &pid.to_string()]).stderr(Stdio::null());
     kill.status().is_ok_and(|status| status.success())
 }
 
