@@ -66,7 +66,8 @@ impl Server {
         let mut command = Command::new("sh");
         command.args(["-c", SUPERVISE, "sh"]).arg(&log).arg(signal).arg(program).args(arguments);
         // A group of its own: Ctrl-C on a terminal is for us, not for the servers.
-        command.current_dir(directory).stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0);
+        command.current_dir(directory).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        command.process_group(0);
         if let Some(user) = user {
             command.uid(user.uid).gid(user.gid);
         }
