@@ -8,9 +8,9 @@
 //! Data flows one way; the only thing that travels back is a position in PostgreSQL's log.
 //!
 //! ```text
-//! source --SourceEvent--> rules --Plan--> sink --applied(Lsn)--> progress
-//!    ^                                                              |
-//!    +----------------------- confirmed Lsn ------------------------+
+//! source --SourceEvent--> rules --Plan--> gate --> sink --applied(Lsn)--> progress
+//!    ^                                                                      |
+//!    +--------------------------- confirmed Lsn ----------------------------+
 //! ```
 //!
 //! In reading order:
@@ -20,10 +20,11 @@
 //! - [`rules`]: the rules, compiled; the planner that turns changes into plans. Pure.
 //! - [`postgres`]: how to reach PostgreSQL; what `setup` installs there.
 //! - [`source`]: where changes come from: the replication slot, recordings.
-//! - [`coherence`]: the ledger of what is in force and what may be acknowledged.
+//! - [`coherence`]: the protocol: visibility, the ledger of what is in force, proven history, the lease.
 //! - [`sink`]: Redis, where plans take effect.
 //! - [`pipeline`]: the owner loop that joins them. `source`, `rules` and `sink` never name one another.
 //! - [`backoff`]: when to try again, and when to say so.
+//! - [`mutant`]: the protocol broken on purpose, in test builds only.
 //! - [`sandbox`]: throwaway PostgreSQL and Redis, for the demo and the tests.
 //! - [`cmd`]: one file a verb.
 
@@ -37,6 +38,7 @@ pub mod rules;
 
 pub mod backoff;
 pub mod coherence;
+pub mod mutant;
 pub mod postgres;
 pub mod sink;
 pub mod source;

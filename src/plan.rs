@@ -150,6 +150,40 @@ impl Plan {
         self.publishes.entry((self.transaction, publish)).or_insert(rule);
     }
 
+    /// Adds what another plan asks for, after what this one asks for.
+    pub fn append(&mut self, other: Self) {
+        let offset = self.transaction + 1;
+        for (key, rule) in other.deletes {
+            self.delete(rule, key);
+        }
+        for (glob, rule) in other.patterns {
+            self.pattern(rule, glob);
+        }
+        let mut open = vec![false; other.bumps.len()];
+        for &position in &other.open_bumps {
+            open.get_mut(position).into_iter().for_each(|open| *open = true);
+        }
+        self.open_bumps.clear();
+        for ((key, (lsn, rule)), open) in other.bumps.into_iter().zip(open) {
+            self.bump(rule, key, lsn);
+            if !open {
+                self.open_bumps.pop();
+            }
+        }
+        for ((transaction, publish), rule) in other.publishes {
+            self.bytes += publish.data.len();
+            self.publishes.entry((offset + transaction, publish)).or_insert(rule);
+        }
+        self.transaction = offset + other.transaction;
+    }
+
+    /// Raises every version key of the plan to at least `lsn`.
+    pub fn raise_bumps(&mut self, lsn: Lsn) {
+        for (held, _) in self.bumps.values_mut() {
+            *held = lsn.max(*held);
+        }
+    }
+
     /// How many ops there are.
     pub fn len(&self) -> usize {
         self.deletes.len() + self.patterns.len() + self.bumps.len() + self.publishes.len()
@@ -227,6 +261,25 @@ mod tests {
         plan.end_transaction(Lsn::new(25));
         let bumps: Vec<_> = plan.bumps().map(|(key, lsn)| (key.to_string(), lsn.offset())).collect();
         assert_eq!(bumps, [("a".to_owned(), 15), ("b".to_owned(), 25)]);
+    }
+
+    #[test]
+    fn an_appended_plan_keeps_its_own_messages() {
+        let message = || Publish { channel: "c".into(), data: b"{}".to_vec() };
+        let mut plan = Plan::default();
+        plan.begin_transaction();
+        plan.publish(RULE, message());
+        plan.delete(RULE, "k".into());
+        let mut other = Plan::default();
+        other.begin_transaction();
+        other.publish(RULE, message());
+        other.delete(RULE, "k".into());
+        other.bump(RULE, "v".into(), Lsn::new(7));
+        other.raise_bumps(Lsn::new(9));
+        plan.append(other);
+        plan.end_transaction(Lsn::new(11));
+        assert_eq!((plan.publishes().len(), plan.deletes().len()), (2, 1));
+        assert_eq!(plan.bumps().next(), Some((&"v".into(), Lsn::new(11))));
     }
 
     #[test]

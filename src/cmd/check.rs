@@ -25,6 +25,6 @@ pub(super) async fn run(path: &Path, args: Args) -> Result<(), Failure> {
     compared.require_identities(&loaded)?;
     compared.require_setup(&loaded).await?;
     let names = Names::new(&loaded.settings.namespace, &loaded.settings.slot);
-    Sink::new(&loaded.settings.redis, names)?.connect().await?;
+    Sink::new(&loaded.settings.redis, names, Vec::new())?.connect().await?;
     print(&format!("{sound}, no problems; PostgreSQL and Redis are ready\n"))
 }

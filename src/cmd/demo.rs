@@ -67,7 +67,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let names = Names::new(&loaded.settings.namespace, &loaded.settings.slot);
     let channel = String::from_utf8_lossy(names.invalidations.as_bytes()).into_owned();
     let mut broadcasts = follow(&loaded, &channel).await?;
-    let mut sink = Sink::new(&loaded.settings.redis, names)?;
+    let mut sink = Sink::new(&loaded.settings.redis, names, compared.rules.globs())?;
     sink.connect().await?;
     let stop_daemon = CancellationToken::new();
     let daemon_stop = stop_daemon.clone();

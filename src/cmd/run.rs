@@ -8,6 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::{Failure, Loaded, duration, preflight};
+use crate::coherence::history::Doubt;
 use crate::coherence::watermark::Names;
 use crate::config::Settings;
 use crate::pipeline::{self, RunError};
@@ -19,18 +20,26 @@ pub(super) struct Args {
     /// On SIGTERM or SIGINT, how long what was received may take to be put into force
     #[arg(long, default_value = "5s", value_parser = duration, value_name = "DURATION")]
     drain_max: Duration,
+    /// Begin a new epoch: empty the cache of everything the rules can name, then go on
+    #[arg(long)]
+    flush: bool,
 }
 
 pub(super) async fn run(path: &Path, args: Args) -> Result<(), Failure> {
     let stop = stop_on_signals()?;
-    let (settings, rules, sink) = tokio::select! {
+    let (settings, rules, mut sink) = tokio::select! {
         biased;
         () = stop.cancelled() => return Ok(()),
         prepared = prepare(path) => prepared?,
     };
+    if args.flush {
+        sink.doubt(Doubt::Asked);
+    }
     pipeline::run(&settings, Arc::new(rules), sink, &stop, args.drain_max).await.map_err(|error| match error {
         RunError::Plan(_) => Failure::findings(error.to_string()),
-        RunError::Slot { .. } => Failure::configuration(error.to_string()),
+        RunError::Slot { .. } | RunError::Unpublished(_) | RunError::NotPrimary(_) => {
+            Failure::configuration(error.to_string())
+        }
         RunError::Refused(error) => error.into(),
     })?;
     tracing::info!("stopped");
@@ -44,7 +53,7 @@ async fn prepare(path: &Path) -> Result<(Settings, RuleSet, Sink), Failure> {
     compared.require_identities(&loaded)?;
     compared.require_setup(&loaded).await?;
     let names = Names::new(&loaded.settings.namespace, &loaded.settings.slot);
-    let mut sink = Sink::new(&loaded.settings.redis, names)?;
+    let mut sink = Sink::new(&loaded.settings.redis, names, compared.rules.globs())?;
     sink.connect().await?;
     Ok((loaded.settings, compared.rules, sink))
 }

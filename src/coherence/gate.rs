@@ -1,11 +1,69 @@
 //! When a commit is visible.
 //!
-//! Owns the judgement of a snapshot. PostgreSQL streams a commit to a slot *before* new snapshots see it
-//! (`ProcArrayEndTransaction` runs after the log is flushed), so whoever reads the database because of a
-//! change must first know that it reads the change. Synchronous; asks no server. Invariant: visibility
-//! is monotone: what one snapshot sees, every later one sees.
+//! Owns the judgement of a snapshot, and the times at which to ask for another. PostgreSQL streams a commit to a slot
+//! *before* new snapshots see it (`ProcArrayEndTransaction` runs after the log is flushed and the synchronous
+//! standbys have answered), so whoever reads the database because of a change must first know that it reads
+//! the change. Synchronous; asks no server and no clock. Invariant: visibility is monotone: what one
+//! snapshot sees, every later one sees.
+
+use std::time::{Duration, Instant};
 
 use crate::change::Xid;
+
+/// The shortest time between two questions.
+const ASK_AGAIN_MIN: Duration = Duration::from_millis(1);
+
+/// The longest, when what is waited for has been stuck for long: a synchronous standby that is away.
+const ASK_AGAIN_MAX: Duration = Duration::from_millis(50);
+
+/// A stuck transaction is asked for again after this part of the time it has been waited for.
+const PATIENCE: u32 = 16;
+
+/// What is known of visibility: one snapshot, shared by all who wait.
+#[derive(Debug, Default)]
+pub struct Gate {
+    latest: Option<Snapshot>,
+    /// When the last question was asked.
+    asked: Option<Instant>,
+    /// When somebody last began to wait.
+    waiting_since: Option<Instant>,
+}
+
+impl Gate {
+    /// Whether a transaction that is known to have committed is also known to be visible.
+    pub fn sees(&self, xid: Xid) -> bool {
+        self.latest.as_ref().is_some_and(|snapshot| snapshot.sees(xid))
+    }
+
+    /// Somebody begins to wait.
+    pub fn wait(&mut self, now: Instant) {
+        self.waiting_since = Some(now);
+    }
+
+    /// When the next question may be asked, while somebody waits: at once for the first, then at growing
+    /// intervals.
+    pub fn ask_at(&self, now: Instant) -> Instant {
+        let waited = self.waiting_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        let pause = (waited / PATIENCE).clamp(ASK_AGAIN_MIN, ASK_AGAIN_MAX);
+        self.asked.map_or(now, |asked| asked + pause)
+    }
+
+    /// A question is on its way.
+    pub fn asked(&mut self, now: Instant) {
+        self.asked = Some(now);
+    }
+
+    /// The answer.
+    pub fn learn(&mut self, snapshot: Snapshot) {
+        self.latest = Some(snapshot);
+    }
+
+    /// Forgets the snapshot. Ids wrap around, so one that was kept for 2^31 transactions would see the
+    /// future; called from time to time.
+    pub fn forget(&mut self) {
+        self.latest = None;
+    }
+}
 
 /// Which transactions a snapshot of the primary sees, from the text of `pg_current_snapshot()`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +81,11 @@ impl Snapshot {
         let (_xmin, xmax, running) = (number(parts.next()?)?, number(parts.next()?)?, parts.next()?);
         let in_progress = running.split(',').filter(|digits| !digits.is_empty()).map(number).collect::<Option<_>>()?;
         Some(Self { xmax, in_progress })
+    }
+
+    /// Whether it sees every transaction that was in progress when `earlier` was taken.
+    pub fn sees_all_in_progress_at(&self, earlier: &Self) -> bool {
+        earlier.in_progress.iter().all(|&xid| self.sees(Xid::new(xid)))
     }
 
     /// Whether it sees the effects of a transaction that is known to have committed.
@@ -57,6 +120,44 @@ mod tests {
         check("4294967300:4294967310:4294967301", 5, false);
         check("4294967300:4294967310:", u32::MAX, true);
         check("4294967290:4294967294:", 3, false);
+    }
+
+    #[test]
+    fn the_first_question_is_asked_at_once_and_the_next_ones_at_growing_intervals() {
+        let start = Instant::now();
+        let after = |millis| start + Duration::from_millis(millis);
+        let mut gate = Gate::default();
+        gate.wait(start);
+        assert_eq!(gate.ask_at(start), start);
+        gate.asked(start);
+        assert_eq!(gate.ask_at(start), after(1));
+        gate.asked(after(160));
+        assert_eq!(gate.ask_at(after(160)), after(170));
+        gate.asked(after(60_000));
+        assert_eq!(gate.ask_at(after(60_000)), after(60_050));
+        // Another one begins to wait: asked for soon, whatever the first one's fate.
+        gate.wait(after(60_010));
+        assert_eq!(gate.ask_at(after(60_010)), after(60_001));
+    }
+
+    #[test]
+    fn what_was_seen_is_asked_again_once_it_is_forgotten() {
+        let mut gate = Gate::default();
+        gate.learn(Snapshot::parse("10:10:").unwrap());
+        assert!(gate.sees(Xid::new(9)) && !gate.sees(Xid::new(10)));
+        gate.forget();
+        assert!(!gate.sees(Xid::new(9)));
+    }
+
+    #[test]
+    fn a_later_snapshot_sees_what_an_earlier_one_saw_in_progress() {
+        let check = |earlier: &str, later: &str, expected: bool| {
+            let [earlier, later] = [earlier, later].map(|text| Snapshot::parse(text).unwrap());
+            assert_eq!(later.sees_all_in_progress_at(&earlier), expected);
+        };
+        check("10:20:10,12", "12:20:12", false);
+        check("10:20:10,12", "20:20:", true);
+        check("20:20:", "10:20:10", true);
     }
 
     #[test]

@@ -1,8 +1,11 @@
-//! What makes the promise true: how far invalidations are in force, and what may be acknowledged.
+//! What makes the promise true: when a commit is visible, how far invalidations are in force, what may be
+//! acknowledged, and whether history has a gap.
 //!
-//! Owns the judgement of visibility, the ledger of transactions, and the names and scripts of the watermarks. It must not know sources or
-//! rules.
+//! Owns the protocol between PostgreSQL, Redis and those who fill caches. It must not know sources or rules.
 
+pub mod epoch;
 pub mod gate;
+pub mod history;
+pub mod primary;
 pub mod progress;
 pub mod watermark;

@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 
 use crate::change::Lsn;
+use crate::mutant::{self, Mutant};
 
 /// The number of a transaction, in commit order, within one connection to the source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -54,7 +55,7 @@ impl Progress {
     /// The source reached this position; what is not published lies before it. It counts only while no
     /// transaction is open, and the caller must not call it inside of one.
     pub fn reached(&mut self, position: Lsn) {
-        if self.open.is_empty() {
+        if self.open.is_empty() || mutant::is(Mutant::EagerKeepalive) {
             self.idle = self.idle.max(position);
         }
     }
@@ -72,6 +73,9 @@ impl Progress {
 
     /// What may be acknowledged to the source.
     pub fn confirmed(&self) -> Lsn {
+        if mutant::is(Mutant::AckBeforeRedis) {
+            return self.open.back().map_or(self.applied(), |entry| entry.end_lsn);
+        }
         self.confirmed
     }
 

@@ -1,18 +1,27 @@
 //! The positions kept in Redis, under their names.
 //!
 //! Owns the layout of `unstale:{slot}:*` and the scripts that write it. It must not know when to
-//! move one. Invariant: a watermark only rises, whoever writes it and however often.
+//! move one. Invariant: within an epoch a watermark only rises, whoever writes it and however often.
 
 use crate::key::CacheKey;
 
 /// Raises a watermark; a lower position leaves it. Runs where memory is full.
 pub const RAISE: &str = include_str!("raise.lua");
 
-/// Begins the first epoch and returns what is remembered. Runs where memory is full.
-pub const OPEN: &str = include_str!("open.lua");
+/// Raises `applied`, unless Redis went back behind what it recorded: then the error's code is [`LOST`].
+pub const RECORD: &str = include_str!("record.lua");
 
-/// Remembers the last broadcast. Runs where memory is full.
-pub const REMEMBER: &str = include_str!("remember.lua");
+/// The code of the error by which [`RECORD`] says that writes were lost.
+pub const LOST: &str = "LOST";
+
+/// Sets a key. Runs where memory is full.
+pub const SET: &str = include_str!("set.lua");
+
+/// Begins an epoch: a new number, `started` at the end of the log, and nothing proven until [`PROVE`].
+pub const BEGIN: &str = include_str!("begin.lua");
+
+/// Ends the flush of an epoch: from here on history is proven.
+pub const PROVE: &str = include_str!("prove.lua");
 
 /// The names of one slot's state. The slot's name is a hash tag, so that in a cluster they share a node.
 #[derive(Clone, Debug)]
@@ -21,8 +30,14 @@ pub struct Names {
     pub applied: CacheKey,
     /// Some invalidation up to this position may be in force already; the same form.
     pub started: CacheKey,
+    /// The history both belong to, as [`super::history::Origin::encode`] writes it.
+    pub origin: CacheKey,
     /// The generation of the cache, a number.
     pub epoch: CacheKey,
+    /// How many epochs began, by the word for the reason: a hash.
+    pub epochs: CacheKey,
+    /// Everything committed before this time is in force: milliseconds since 1970, by the clock of Redis.
+    pub asof: CacheKey,
     /// The id of the last message on the channel [`Names::invalidations`].
     pub last_broadcast: CacheKey,
     /// The channel that tells every instance what was invalidated.
@@ -36,7 +51,10 @@ impl Names {
         Self {
             applied: state("applied"),
             started: state("started"),
+            origin: state("origin"),
             epoch: state("epoch"),
+            epochs: state("epochs"),
+            asof: state("asof"),
             last_broadcast: state("last"),
             invalidations: CacheKey::new(format!("{namespace}invalidations")),
         }

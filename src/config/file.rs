@@ -4,6 +4,7 @@
 //! [`Document`] exists only if the whole file has the right shape.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use redis::IntoConnectionInfo as _;
 
@@ -36,6 +37,9 @@ pub struct Settings {
     pub redis: redis::ConnectionInfo,
     /// Prefix of everything written to Redis.
     pub namespace: String,
+    /// With Redis away for longer, the replication connection is closed: PostgreSQL cannot shut down while
+    /// what it sent is not confirmed.
+    pub redis_down_max: Duration,
     /// What a truncate does.
     pub truncate: Truncate,
     /// What a filter makes of an old value that is not known.
@@ -113,6 +117,7 @@ pub enum RawData {
 }
 
 const DEFAULT_POSTGRES: &str = "postgres://postgres@127.0.0.1:5432/postgres";
+const REDIS_DOWN_MAX: Duration = Duration::from_secs(30);
 const DEFAULT_REDIS: &str = "redis://127.0.0.1:6379";
 
 /// Fields that the language has and this version does not read yet.
@@ -152,11 +157,20 @@ fn read_document(
     let [source, target, defaults, rules] = sections;
 
     let (postgres, mode, slot, publication) = read_source(source, environment, problems);
-    let (redis, namespace) = read_target(target, problems);
+    let (redis, namespace, redis_down_max) = read_target(target, problems);
     let (truncate, unknown) = read_defaults(defaults, problems);
     let rules = read_rules(rules, problems);
-    let settings =
-        Settings { postgres: postgres?, mode, slot, publication, redis: redis?, namespace, truncate, unknown };
+    let settings = Settings {
+        postgres: postgres?,
+        mode,
+        slot,
+        publication,
+        redis: redis?,
+        namespace,
+        redis_down_max,
+        truncate,
+        unknown,
+    };
     Some(Document { settings, rules })
 }
 
@@ -215,8 +229,8 @@ fn is_slot_name(name: &str) -> bool {
     (1..=63).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
 }
 
-fn read_target(section: Section, problems: &mut Problems) -> (Option<redis::ConnectionInfo>, String) {
-    let Some(mut fields) = open(section, problems) else { return (None, String::new()) };
+fn read_target(section: Section, problems: &mut Problems) -> (Option<redis::ConnectionInfo>, String, Duration) {
+    let Some(mut fields) = open(section, problems) else { return (None, String::new(), REDIS_DOWN_MAX) };
     let url = fields.text("url").unwrap_or(Spanned { value: DEFAULT_REDIS.to_owned(), span: 0..0 });
     // The library's own message may repeat the URL, and with it the password.
     let info = url.value.as_str().into_connection_info().ok();
@@ -228,8 +242,19 @@ fn read_target(section: Section, problems: &mut Problems) -> (Option<redis::Conn
         );
     }
     let namespace = fields.text("namespace").map_or_else(String::new, |text| text.value);
+    let mut redis_down_max = REDIS_DOWN_MAX;
+    if let Some(text) = fields.text("redis_down_max") {
+        match humantime::parse_duration(&text.value) {
+            Ok(duration) => redis_down_max = duration,
+            Err(error) => fields.problems().push(
+                text.span,
+                format!("`redis_down_max`: {error}"),
+                "expected a duration such as `30s` or `5m`",
+            ),
+        }
+    }
     fields.finish(&[]);
-    (info, namespace)
+    (info, namespace, redis_down_max)
 }
 
 fn read_defaults(section: Section, problems: &mut Problems) -> (Truncate, Unknown) {

@@ -1,14 +1,17 @@
 //! What the loop knows: changes planned and not yet sent, the batch in flight, the ledger.
 //!
-//! Owns the pipeline's state. Synchronous; knows no socket and no clock. Invariants: memory is bounded
-//! whatever the size of a transaction (rows are planned as they arrive, and [`Batcher::is_full`] stops the
-//! reader); at most one batch is in flight, so order holds; a transaction is done only when the batch
-//! with its last row is in force.
+//! Owns the pipeline's state. Synchronous; knows no socket and no clock. Invariants: nothing of a transaction is
+//! sent before the gate sees it; memory is bounded whatever the size of a transaction (rows are planned as
+//! they arrive, and [`Batcher::is_full`] stops the reader); at most one batch is in flight, so order holds; a
+//! transaction is done only when the batch with its last row is in force.
 
-use std::time::SystemTime;
+use std::collections::VecDeque;
+use std::time::{Instant, SystemTime};
 
 use crate::change::{Begin, Lsn, SourceEvent, Xid};
+use crate::coherence::gate::{Gate, Snapshot};
 use crate::coherence::progress::{Progress, Ticket};
+use crate::mutant::{self, Mutant};
 use crate::plan::Plan;
 use crate::rules::{PlanError, Planner};
 use crate::sink::Batch;
@@ -22,24 +25,37 @@ const BYTES_MAX: usize = 4 << 20;
 /// The most changes that wait: ops alone bound nothing when many rows ask for the same one.
 const CHANGES_MAX: usize = 16_384;
 
+/// How many times as much may be held back until it is visible: what is stuck behind a synchronous standby.
+const HELD_FACTOR: usize = 4;
+
 /// The pipeline's state within one connection to the source.
 #[derive(Debug)]
 pub(super) struct Batcher {
     planner: Planner,
     progress: Progress,
-    waiting: Waiting,
+    gate: Gate,
+    /// Visible, and waiting for the batch in flight.
+    waiting: Part,
+    /// Received whole and not known to be visible, in commit order.
+    held: VecDeque<Held>,
+    /// What [`Batcher::held`] and the open transaction's own part hold together.
+    held_size: Size,
     in_flight: Option<Flight>,
     /// The transaction whose rows are arriving.
-    open: Option<Begin>,
+    open: Option<Open>,
+    /// The furthest position that `started` in Redis may have reached.
+    started: Lsn,
     /// What Redis was last told, or is being told, is applied.
     recording: Lsn,
     /// A transaction was put into force and is not recorded yet.
     record_due: bool,
+    /// Everything committed before the moment lies before the position.
+    caught_up: Option<(Lsn, Instant)>,
 }
 
-/// What is planned for the next batch.
+/// What is planned of one or more transactions, or of a part of one.
 #[derive(Debug)]
-struct Waiting {
+struct Part {
     plan: Plan,
     tickets: Vec<Ticket>,
     changes: usize,
@@ -47,10 +63,65 @@ struct Waiting {
     at: SystemTime,
 }
 
-impl Default for Waiting {
+impl Default for Part {
     fn default() -> Self {
         Self { plan: Plan::default(), tickets: Vec::new(), changes: 0, started: Lsn::ZERO, at: SystemTime::UNIX_EPOCH }
     }
+}
+
+impl Part {
+    fn size(&self) -> Size {
+        Size { ops: self.plan.len(), bytes: self.plan.bytes(), changes: self.changes.max(self.tickets.len()) }
+    }
+
+    fn append(&mut self, other: Self) {
+        self.plan.append(other.plan);
+        self.tickets.extend(other.tickets);
+        self.changes += other.changes;
+        self.started = self.started.max(other.started);
+        self.at = self.at.max(other.at);
+    }
+
+    /// Whether its version keys have to rise beyond what they may have been set to already: a reader that
+    /// found one missing made it from `started`, before this part was visible.
+    fn is_late(&self, started: Lsn) -> bool {
+        self.started <= started && self.plan.bumps().len() > 0
+    }
+}
+
+/// How much is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Size {
+    ops: usize,
+    bytes: usize,
+    changes: usize,
+}
+
+impl Size {
+    fn reaches(self, factor: usize) -> bool {
+        self.ops >= OPS_MAX * factor || self.bytes >= BYTES_MAX * factor || self.changes >= CHANGES_MAX * factor
+    }
+
+    fn add(&mut self, other: Self) {
+        self.ops += other.ops;
+        self.bytes += other.bytes;
+        self.changes += other.changes;
+    }
+}
+
+/// A transaction, whole, that the gate has not seen yet.
+#[derive(Debug)]
+struct Held {
+    xid: Xid,
+    part: Part,
+}
+
+/// The transaction whose rows are arriving.
+#[derive(Debug)]
+struct Open {
+    begin: Begin,
+    /// Its rows are collected here until it is visible; after that they wait with the others.
+    held: Option<Part>,
 }
 
 /// What becomes true when the batch in flight is in force.
@@ -58,19 +129,35 @@ impl Default for Waiting {
 struct Flight {
     tickets: Vec<Ticket>,
     record: Option<Lsn>,
+    heartbeat: Option<Instant>,
+}
+
+/// What must be asked of the primary before what is held can go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Question {
+    /// What is visible.
+    Snapshot,
+    /// That, and a position that was never used: a version key must rise, and its transaction's own position is
+    /// one that readers may have seen.
+    FreshPosition,
 }
 
 impl Batcher {
-    /// The state at the beginning of a connection.
+    /// The state at the beginning of a connection, with `started` as Redis remembers it.
     pub(super) fn new(planner: Planner) -> Self {
         Self {
             planner,
             progress: Progress::default(),
-            waiting: Waiting::default(),
+            gate: Gate::default(),
+            waiting: Part::default(),
+            held: VecDeque::new(),
+            held_size: Size::default(),
             in_flight: None,
             open: None,
+            started: Lsn::ZERO,
             recording: Lsn::ZERO,
             record_due: false,
+            caught_up: None,
         }
     }
 
@@ -83,27 +170,64 @@ impl Batcher {
         &self.planner
     }
 
+    /// When to ask what is visible, and when the next question may be asked.
+    pub(super) fn gate(&mut self) -> &mut Gate {
+        &mut self.gate
+    }
+
+    /// Redis remembers that invalidations up to here may be in force.
+    pub(super) fn resume(&mut self, started: Lsn) {
+        self.started = self.started.max(started);
+    }
+
     /// Takes in what the source says.
-    pub(super) fn take(&mut self, event: SourceEvent) -> Result<(), PlanError> {
+    pub(super) fn take(&mut self, event: SourceEvent, now: Instant) -> Result<(), PlanError> {
         match event {
             SourceEvent::Begin(begin) => {
-                self.open = Some(begin);
-                self.waiting.plan.begin_transaction();
+                // What may be late is judged when it is released, and so is what comes after something held.
+                let passes = self.gate.sees(begin.xid) && self.held.is_empty() && begin.commit_lsn > self.started;
+                let passes = passes || mutant::is(Mutant::NoGate);
+                let held = (!passes).then(Part::default);
+                if held.is_some() {
+                    self.gate.wait(now);
+                }
+                self.open = Some(Open { begin, held });
+                self.open_part().plan.begin_transaction();
             }
             SourceEvent::Change(change) => {
                 // The end of the commit record is not known before the commit arrives. No record ends
                 // between its start and its end, so this position orders the same.
-                let lsn = self.open.map_or(Lsn::ZERO, |begin| begin.commit_lsn.just_after());
-                self.waiting.changes += 1;
-                self.waiting.started = self.waiting.started.max(lsn);
-                self.waiting.at = self.open.map_or(self.waiting.at, |begin| begin.at);
-                self.planner.plan(&change, lsn, &mut self.waiting.plan)?;
+                let begin = self.open.as_ref().map(|open| open.begin);
+                let lsn = begin.map_or(Lsn::ZERO, |begin| begin.commit_lsn.just_after());
+                let Self { open, waiting, planner, held_size, .. } = self;
+                let held = open.as_mut().and_then(|open| open.held.as_mut());
+                let is_held = held.is_some();
+                let part = held.unwrap_or(waiting);
+                let before = (part.plan.len(), part.plan.bytes());
+                part.changes += 1;
+                part.started = part.started.max(lsn);
+                part.at = begin.map_or(part.at, |begin| begin.at);
+                planner.plan(&change, lsn, &mut part.plan)?;
+                if is_held {
+                    let (ops, bytes) = (part.plan.len() - before.0, part.plan.bytes() - before.1);
+                    held_size.add(Size { ops, bytes, changes: 1 });
+                }
             }
             SourceEvent::Commit { end_lsn } => {
-                self.waiting.plan.end_transaction(end_lsn);
-                self.waiting.started = self.waiting.started.max(end_lsn);
-                self.waiting.at = self.open.take().map_or(self.waiting.at, |begin| begin.at);
-                self.waiting.tickets.push(self.progress.received(end_lsn));
+                let ticket = self.progress.received(end_lsn);
+                let part = self.open_part();
+                part.plan.end_transaction(end_lsn);
+                part.started = part.started.max(end_lsn);
+                part.tickets.push(ticket);
+                match self.open.take() {
+                    Some(Open { begin, held: Some(mut part) }) => {
+                        part.at = begin.at;
+                        self.held.push_back(Held { xid: begin.xid, part });
+                        self.release(None);
+                    }
+                    Some(Open { begin, held: None }) => self.waiting.at = begin.at,
+                    None => {}
+                }
             }
             SourceEvent::Progress { wal_end } => {
                 if self.open.is_none() {
@@ -114,13 +238,61 @@ impl Batcher {
         Ok(())
     }
 
-    /// Whether the reader has to wait for the batch in flight.
+    /// Where the rows of the open transaction are collected.
+    fn open_part(&mut self) -> &mut Part {
+        self.open.as_mut().and_then(|open| open.held.as_mut()).unwrap_or(&mut self.waiting)
+    }
+
+    /// What must be asked, if anything waits for an answer.
+    pub(super) fn question(&self) -> Option<Question> {
+        let open = self.open.as_ref().and_then(|open| Some((open.begin.xid, open.held.as_ref()?)));
+        let mut parts = self.held.iter().map(|held| (held.xid, &held.part)).chain(open).peekable();
+        parts.peek()?;
+        let late = parts.any(|(xid, part)| self.gate.sees(xid) && part.is_late(self.started));
+        Some(if late { Question::FreshPosition } else { Question::Snapshot })
+    }
+
+    /// The primary's answer.
+    pub(super) fn learn(&mut self, snapshot: Snapshot, fresh: Option<Lsn>) {
+        self.gate.learn(snapshot);
+        self.release(fresh);
+    }
+
+    /// Lets everything go on that is visible, in commit order; what is stuck holds up nothing behind it.
+    fn release(&mut self, fresh: Option<Lsn>) {
+        let Self { held, gate, waiting, started, .. } = self;
+        for mut transaction in std::mem::take(held) {
+            if passes(gate, transaction.xid, &mut transaction.part, *started, fresh) {
+                waiting.append(transaction.part);
+            } else {
+                held.push_back(transaction);
+            }
+        }
+        if let Some(Open { begin, held: own @ Some(_) }) = &mut self.open
+            && let Some(mut part) = own.take()
+        {
+            let released = passes(gate, begin.xid, &mut part, *started, fresh);
+            if released {
+                waiting.append(std::mem::take(&mut part));
+            }
+            // What follows of it may be late too, or come after something held: then the next answer releases it.
+            let direct = released && held.is_empty() && begin.commit_lsn > *started;
+            *own = (!direct).then_some(part);
+        }
+        let mut size = Size::default();
+        let open = self.open.as_ref().and_then(|open| open.held.as_ref());
+        self.held.iter().map(|held| &held.part).chain(open).for_each(|part| size.add(part.size()));
+        self.held_size = size;
+    }
+
+    /// Whether the reader has to wait for the batch in flight, or until something is visible.
     pub(super) fn is_full(&self) -> bool {
-        let waiting = &self.waiting;
-        waiting.plan.len() >= OPS_MAX
-            || waiting.plan.bytes() >= BYTES_MAX
-            || waiting.changes >= CHANGES_MAX
-            || waiting.tickets.len() >= CHANGES_MAX
+        self.waiting.size().reaches(1) || self.held_size.reaches(HELD_FACTOR)
+    }
+
+    /// Everything committed before `moment` lies before `position`.
+    pub(super) fn caught_up(&mut self, position: Lsn, moment: Instant) {
+        self.caught_up = Some((position, moment));
     }
 
     /// The next batch to send, if there is one and none is in flight. When only a quiet source moved on,
@@ -129,8 +301,8 @@ impl Batcher {
         if self.in_flight.is_some() {
             return None;
         }
-        let ready = !self.waiting.tickets.is_empty() || self.is_full();
-        let mut waiting = if ready { std::mem::take(&mut self.waiting) } else { Waiting::default() };
+        let ready = !self.waiting.tickets.is_empty() || self.waiting.size().reaches(1);
+        let mut waiting = if ready { std::mem::take(&mut self.waiting) } else { Part::default() };
         if waiting.plan.is_empty() {
             for ticket in waiting.tickets.drain(..) {
                 self.progress.done(ticket);
@@ -138,20 +310,24 @@ impl Batcher {
             }
         }
         let applied = self.progress.applied();
-        let record = (applied > self.recording).then_some(applied);
-        let nothing_to_do = waiting.plan.is_empty() && !(record.is_some() && (urgent || self.record_due));
+        let heartbeat = self.caught_up.take_if(|(position, _)| applied >= *position).map(|(_, moment)| moment);
+        let record = (applied > self.recording || heartbeat.is_some()).then_some(applied);
+        let nothing_to_do =
+            waiting.plan.is_empty() && heartbeat.is_none() && !(record.is_some() && (urgent || self.record_due));
         if nothing_to_do {
             return None;
         }
+        self.started = self.started.max(waiting.started);
         self.recording = self.recording.max(applied);
         self.record_due = false;
-        self.in_flight = Some(Flight { tickets: waiting.tickets, record });
-        Some(Batch { plan: waiting.plan, started: waiting.started, record, at: waiting.at })
+        self.in_flight = Some(Flight { tickets: waiting.tickets, record, heartbeat });
+        // The furthest ever, not the batch's own: `started` may have been evicted, and must not come back lower.
+        Some(Batch { plan: waiting.plan, started: self.started, record, at: waiting.at, heartbeat })
     }
 
-    /// The batch in flight is in force.
-    pub(super) fn landed(&mut self) {
-        let Some(flight) = self.in_flight.take() else { return };
+    /// The batch in flight is in force; since when everything is, if that is known.
+    pub(super) fn landed(&mut self) -> Option<Instant> {
+        let flight = self.in_flight.take()?;
         if let Some(applied) = flight.record {
             self.progress.recorded(applied);
         }
@@ -159,11 +335,12 @@ impl Batcher {
             self.progress.done(ticket);
             self.record_due = true;
         }
+        flight.heartbeat
     }
 
     /// The transaction whose rows are arriving.
     pub(super) fn open_xid(&self) -> Option<Xid> {
-        self.open.map(|begin| begin.xid)
+        self.open.as_ref().map(|open| open.begin.xid)
     }
 
     /// What may be acknowledged to the slot.
@@ -175,6 +352,19 @@ impl Batcher {
     pub(super) fn is_drained(&self) -> bool {
         self.in_flight.is_none() && self.waiting.tickets.is_empty() && self.progress.is_idle() && !self.record_due
     }
+}
+
+/// Whether a part of a transaction may be sent; if its version keys are late, they rise to the fresh position.
+fn passes(gate: &Gate, xid: Xid, part: &mut Part, started: Lsn, fresh: Option<Lsn>) -> bool {
+    if !gate.sees(xid) {
+        return false;
+    }
+    if part.is_late(started) {
+        let Some(fresh) = fresh.filter(|fresh| *fresh > started) else { return false };
+        part.plan.raise_bumps(fresh);
+        part.started = part.started.max(fresh);
+    }
+    true
 }
 
 #[cfg(test)]
@@ -193,8 +383,36 @@ mod tests {
         Batcher::new(Planner::new(Arc::new(rules)))
     }
 
+    /// One that knows every transaction below 100 to be visible, which is what most of the tests are not about.
+    fn open_batcher() -> Batcher {
+        let mut batcher = batcher();
+        batcher.learn(Snapshot::parse("100:100:").unwrap(), None);
+        batcher
+    }
+
     fn begin(lsn: u64) -> SourceEvent {
-        SourceEvent::Begin(Begin { xid: Xid::new(1), commit_lsn: Lsn::new(lsn), at: SystemTime::UNIX_EPOCH })
+        begin_as(1, lsn)
+    }
+
+    fn begin_as(xid: u32, lsn: u64) -> SourceEvent {
+        SourceEvent::Begin(Begin { xid: Xid::new(xid), commit_lsn: Lsn::new(lsn), at: SystemTime::UNIX_EPOCH })
+    }
+
+    impl Batcher {
+        fn takes(&mut self, events: impl IntoIterator<Item = SourceEvent>) {
+            for event in events {
+                self.take(event, Instant::now()).unwrap();
+            }
+        }
+
+        /// Learns what `pg_current_snapshot` says.
+        fn learns(&mut self, snapshot: &str, fresh: Option<u64>) {
+            self.learn(Snapshot::parse(snapshot).unwrap(), fresh.map(Lsn::new));
+        }
+    }
+
+    fn keys(batch: &Batch) -> Vec<String> {
+        batch.plan.deletes().map(ToString::to_string).collect()
     }
 
     fn insert(id: usize) -> SourceEvent {
@@ -210,10 +428,8 @@ mod tests {
 
     #[test]
     fn nothing_is_confirmed_before_it_is_applied_and_recorded() {
-        let mut batcher = batcher();
-        for event in [begin(100), insert(1), commit(150)] {
-            batcher.take(event).unwrap();
-        }
+        let mut batcher = open_batcher();
+        batcher.takes([begin(100), insert(1), commit(150)]);
         let batch = batcher.next_batch(false).unwrap();
         assert_eq!((batch.started, batch.record, batch.plan.len()), (Lsn::new(150), None, 2));
         assert!(batcher.next_batch(true).is_none(), "one batch at a time");
@@ -229,11 +445,11 @@ mod tests {
 
     #[test]
     fn a_large_transaction_is_sent_in_parts_and_done_with_the_last() {
-        let mut batcher = batcher();
-        batcher.take(begin(100)).unwrap();
+        let mut batcher = open_batcher();
+        batcher.takes([begin(100)]);
         let mut id = 0;
         while !batcher.is_full() {
-            batcher.take(insert(id)).unwrap();
+            batcher.takes([insert(id)]);
             id += 1;
         }
         let part = batcher.next_batch(false).unwrap();
@@ -241,9 +457,7 @@ mod tests {
         assert!(part.plan.bumps().all(|(_, lsn)| lsn == Lsn::new(101)));
         batcher.landed();
         assert!(batcher.next_batch(true).is_none(), "a part records nothing");
-        for event in [insert(id), commit(150)] {
-            batcher.take(event).unwrap();
-        }
+        batcher.takes([insert(id), commit(150)]);
         let last = batcher.next_batch(false).unwrap();
         assert!(last.plan.bumps().all(|(_, lsn)| lsn == Lsn::new(150)));
         batcher.landed();
@@ -252,8 +466,8 @@ mod tests {
 
     #[test]
     fn a_quiet_source_is_recorded_when_it_is_urgent() {
-        let mut batcher = batcher();
-        batcher.take(SourceEvent::Progress { wal_end: Lsn::new(70) }).unwrap();
+        let mut batcher = open_batcher();
+        batcher.takes([SourceEvent::Progress { wal_end: Lsn::new(70) }]);
         assert!(batcher.next_batch(false).is_none());
         assert_eq!(batcher.next_batch(true).unwrap().record, Some(Lsn::new(70)));
         batcher.landed();
@@ -262,21 +476,118 @@ mod tests {
 
     #[test]
     fn a_keepalive_inside_of_a_transaction_confirms_nothing() {
-        let mut batcher = batcher();
-        batcher.take(begin(100)).unwrap();
-        batcher.take(SourceEvent::Progress { wal_end: Lsn::new(500) }).unwrap();
+        let mut batcher = open_batcher();
+        batcher.takes([begin(100)]);
+        batcher.takes([SourceEvent::Progress { wal_end: Lsn::new(500) }]);
         assert!(batcher.next_batch(true).is_none());
     }
 
     #[test]
     fn many_equal_ops_do_not_fill_memory() {
-        let mut batcher = batcher();
-        batcher.take(begin(100)).unwrap();
+        let mut batcher = open_batcher();
+        batcher.takes([begin(100)]);
         for _ in 0..CHANGES_MAX {
             assert!(!batcher.is_full());
-            batcher.take(insert(1)).unwrap();
+            batcher.takes([insert(1)]);
         }
         assert!(batcher.is_full());
         assert_eq!(batcher.next_batch(false).unwrap().plan.len(), 2);
+    }
+
+    #[test]
+    fn nothing_is_sent_before_it_is_visible() {
+        let mut batcher = batcher();
+        assert_eq!(batcher.question(), None);
+        batcher.takes([begin_as(7, 100), insert(1)]);
+        assert_eq!(batcher.question(), Some(Question::Snapshot), "asked for as soon as it begins");
+        batcher.takes([commit(150)]);
+        assert!(batcher.next_batch(true).is_none());
+        batcher.learns("7:9:7", None);
+        assert!(batcher.next_batch(true).is_none(), "committed, and still in progress for every reader");
+        assert_eq!(batcher.question(), Some(Question::Snapshot));
+        batcher.learns("9:9:", None);
+        assert_eq!(batcher.question(), None);
+        assert_eq!(keys(&batcher.next_batch(false).unwrap()), ["user:1"]);
+    }
+
+    #[test]
+    fn what_is_stuck_holds_up_nobody_and_is_not_passed_by_the_watermark() {
+        let mut batcher = batcher();
+        batcher.takes([begin_as(7, 100), insert(1), commit(150), begin_as(8, 200), insert(2), commit(250)]);
+        batcher.learns("7:9:7", None);
+        assert_eq!(keys(&batcher.next_batch(false).unwrap()), ["user:2"]);
+        batcher.landed();
+        batcher.takes([SourceEvent::Progress { wal_end: Lsn::new(300) }]);
+        assert!(batcher.next_batch(true).is_none() && !batcher.is_drained());
+        assert_eq!(batcher.confirmed(), Lsn::ZERO);
+        batcher.learns("9:9:", Some(260));
+        batcher.next_batch(false).unwrap();
+        batcher.landed();
+        assert_eq!(batcher.next_batch(false).unwrap().record, Some(Lsn::new(250)));
+    }
+
+    /// A reader that found the version key missing made it from `started`, which had passed the stuck commit.
+    #[test]
+    fn a_version_key_of_what_was_stuck_rises_beyond_what_readers_may_have_made_it() {
+        let mut batcher = batcher();
+        batcher.takes([begin_as(7, 100), insert(1), commit(150), begin_as(8, 200), insert(1), commit(250)]);
+        batcher.learns("7:9:7", None);
+        let first = batcher.next_batch(false).unwrap();
+        assert_eq!((first.started, first.plan.bumps().next().unwrap().1), (Lsn::new(250), Lsn::new(250)));
+        batcher.landed();
+        batcher.learns("9:9:", None);
+        assert_eq!(batcher.question(), Some(Question::FreshPosition));
+        batcher.learns("9:9:", Some(260));
+        let late = batcher.next_batch(false).unwrap();
+        assert_eq!((late.started, late.plan.bumps().next().unwrap().1), (Lsn::new(260), Lsn::new(260)));
+    }
+
+    #[test]
+    fn what_redis_had_begun_before_is_late() {
+        let mut batcher = open_batcher();
+        batcher.resume(Lsn::new(150));
+        batcher.takes([begin(100), insert(1), commit(150)]);
+        assert_eq!(batcher.question(), Some(Question::FreshPosition));
+        batcher.learns("100:100:", Some(170));
+        assert_eq!(batcher.next_batch(false).unwrap().plan.bumps().next().unwrap().1, Lsn::new(170));
+    }
+
+    #[test]
+    fn a_large_transaction_is_let_through_in_parts_once_it_is_visible() {
+        let mut batcher = batcher();
+        batcher.takes([begin_as(7, 100), insert(1), insert(2)]);
+        batcher.learns("9:9:", None);
+        batcher.takes([insert(3), commit(150)]);
+        let batch = batcher.next_batch(false).unwrap();
+        assert_eq!(keys(&batch), ["user:1", "user:2", "user:3"]);
+        assert!(batch.plan.bumps().all(|(_, lsn)| lsn == Lsn::new(150)));
+    }
+
+    #[test]
+    fn what_is_stuck_does_not_fill_memory() {
+        let mut batcher = batcher();
+        batcher.takes([begin_as(7, 100)]);
+        let mut id = 0;
+        while !batcher.is_full() {
+            batcher.takes([insert(id)]);
+            id += 1;
+        }
+        assert_eq!(id, OPS_MAX * HELD_FACTOR / 2);
+        batcher.learns("9:9:", None);
+        assert!(batcher.next_batch(true).is_some());
+        assert!(!batcher.is_full());
+    }
+
+    #[test]
+    fn redis_hears_that_all_is_current_when_the_position_is_applied() {
+        let mut batcher = open_batcher();
+        let moment = Instant::now();
+        batcher.takes([begin(100), insert(1), commit(150)]);
+        batcher.caught_up(Lsn::new(150), moment);
+        assert_eq!(batcher.next_batch(false).unwrap().heartbeat, None);
+        assert_eq!(batcher.landed(), None);
+        let beat = batcher.next_batch(false).unwrap();
+        assert_eq!((beat.heartbeat, beat.record), (Some(moment), Some(Lsn::new(150))));
+        assert_eq!(batcher.landed(), Some(moment));
     }
 }

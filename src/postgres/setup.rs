@@ -58,6 +58,14 @@ pub async fn apply(
     Ok(steps)
 }
 
+/// Replaces the slot by a new one, which begins at the end of the log; what the old one had not sent is lost.
+/// An error if somebody reads it.
+pub async fn recreate_slot(client: &Client, slot: &str) -> Result<(), Error> {
+    const DROP: &str = "select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = $1";
+    client.execute(DROP, &[&slot]).await?;
+    run_with(client, SLOT, &[("unstale.slot", slot)]).await
+}
+
 fn step(changed: bool, text: String) -> Step {
     if changed { Step::Done(text) } else { Step::Unchanged(text) }
 }

@@ -3,7 +3,7 @@
 //! Owns [`RuleSet`]. It must not see YAML or changes. Invariant: a rule set exists only if all its rules
 //! are sound; finding the rules of a table does not depend on how many rules there are.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 
 use super::message::Message;
@@ -11,6 +11,7 @@ use super::template::Template;
 use crate::change::{Operation, TableName};
 use crate::config::file::RawData;
 use crate::config::{Problems, RawPublish, RawRule, Settings, Spanned, Truncate, Unknown};
+use crate::key::Glob;
 use crate::plan::RuleId;
 
 /// What a rule does, in the order of a plan.
@@ -104,6 +105,15 @@ impl RuleSet {
             rule
         });
         Self::of(rules.collect(), self.truncate, self.unknown)
+    }
+
+    /// What every key of the rules matches, each glob once: what a new epoch empties.
+    pub fn globs(&self) -> Vec<Glob> {
+        let keys = self.rules.iter().flat_map(|rule| &rule.actions).filter_map(|action| match action {
+            Action::Delete(key) | Action::Bump(key) => Some(key.value.glob()),
+            Action::Publish { .. } => None,
+        });
+        keys.collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     /// The rules, in the order of the file.

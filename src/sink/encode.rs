@@ -4,17 +4,15 @@
 //! Invariants: no command names more than [`KEYS_PER_COMMAND`] keys, so none blocks Redis for long;
 //! `started` rises before anything else happens.
 
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
-use redis::{Cmd, Pipeline};
+use redis::Pipeline;
 
 use super::broadcast::Broadcast;
+use super::connection::{KEYS_PER_COMMAND, Scripts, script};
 use crate::change::Lsn;
 use crate::coherence::watermark::Names;
 use crate::plan::Plan;
-
-/// The most keys that one command names.
-pub(super) const KEYS_PER_COMMAND: usize = 256;
 
 /// The ops of one or more transactions, or of a part of one, with what they mean for the watermarks.
 #[derive(Debug)]
@@ -27,25 +25,31 @@ pub struct Batch {
     pub record: Option<Lsn>,
     /// When its last transaction committed.
     pub at: SystemTime,
+    /// Everything committed before this moment is in force once the batch is.
+    pub heartbeat: Option<Instant>,
 }
 
-/// The hashes by which Redis knows our scripts.
-#[derive(Debug)]
-pub(super) struct Scripts {
-    pub(super) raise: String,
-    pub(super) bump: String,
-    pub(super) remember: String,
+/// Under which names and by which scripts a batch is written.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Target<'a> {
+    pub(super) names: &'a Names,
+    pub(super) scripts: &'a Scripts,
 }
 
-/// What goes before the globs: records, and removals by name.
-pub(super) fn removals(batch: &Batch, names: &Names, scripts: &Scripts, pipeline: &mut Pipeline) {
+/// What goes before the globs: records, and removals by name. `recorded` is what Redis must still know.
+pub(super) fn removals(batch: &Batch, recorded: Lsn, target: Target<'_>, pipeline: &mut Pipeline) {
+    let Target { names, scripts } = target;
     if let Some(applied) = batch.record {
-        pipeline.add_command(raise(scripts, names.applied.as_bytes(), applied));
+        let mut record = script(&scripts.record, &[&names.applied]);
+        record.arg(applied.to_fixed_hex()).arg(recorded.to_fixed_hex());
+        pipeline.add_command(record);
     }
     if batch.plan.is_empty() {
         return;
     }
-    pipeline.add_command(raise(scripts, names.started.as_bytes(), batch.started));
+    let mut raise = script(&scripts.raise, &[&names.started]);
+    raise.arg(batch.started.to_fixed_hex());
+    pipeline.add_command(raise);
     let mut deletes = batch.plan.deletes();
     while deletes.len() > 0 {
         let mut unlink = redis::cmd("UNLINK");
@@ -57,20 +61,11 @@ pub(super) fn removals(batch: &Batch, names: &Names, scripts: &Scripts, pipeline
 }
 
 /// What goes after the globs: version keys, then messages.
-pub(super) fn announcements(
-    batch: &Batch,
-    names: &Names,
-    scripts: &Scripts,
-    broadcast: Option<&Broadcast>,
-    pipeline: &mut Pipeline,
-) {
+pub(super) fn announcements(batch: &Batch, target: Target<'_>, message: Option<&Broadcast>, pipeline: &mut Pipeline) {
     let bumps: Vec<_> = batch.plan.bumps().collect();
     for chunk in bumps.chunks(KEYS_PER_COMMAND) {
-        let mut bump = redis::cmd("EVALSHA");
-        bump.arg(&scripts.bump).arg(chunk.len());
-        for (key, _) in chunk {
-            bump.arg(key.as_bytes());
-        }
+        let keys: Vec<_> = chunk.iter().map(|(key, _)| *key).collect();
+        let mut bump = script(&target.scripts.bump, &keys);
         for (_, lsn) in chunk {
             bump.arg(lsn.offset());
         }
@@ -81,19 +76,25 @@ pub(super) fn announcements(
         command.arg(publish.channel.as_bytes()).arg(publish.data.as_slice());
         pipeline.add_command(command);
     }
-    if let Some(broadcast) = broadcast {
-        let message = serde_json::to_vec(broadcast).expect("strings and numbers always serialize");
-        let mut command = redis::cmd("PUBLISH");
-        command.arg(names.invalidations.as_bytes()).arg(message);
-        pipeline.add_command(command);
-        let mut remember = redis::cmd("EVALSHA");
-        remember.arg(&scripts.remember).arg(1).arg(names.last_broadcast.as_bytes()).arg(&broadcast.id);
-        pipeline.add_command(remember);
+    if let Some(message) = message {
+        broadcast(message, target, pipeline);
     }
 }
 
-fn raise(scripts: &Scripts, watermark: &[u8], position: Lsn) -> Cmd {
-    let mut command = redis::cmd("EVALSHA");
-    command.arg(&scripts.raise).arg(1).arg(watermark).arg(position.to_fixed_hex());
-    command
+/// Sends a broadcast and remembers its id.
+pub(super) fn broadcast(message: &Broadcast, target: Target<'_>, pipeline: &mut Pipeline) {
+    let json = serde_json::to_vec(message).expect("strings and numbers always serialize");
+    let mut publish = redis::cmd("PUBLISH");
+    publish.arg(target.names.invalidations.as_bytes()).arg(json);
+    pipeline.add_command(publish);
+    let mut remember = script(&target.scripts.set, &[&target.names.last_broadcast]);
+    remember.arg(&message.id);
+    pipeline.add_command(remember);
+}
+
+/// Says up to when everything is in force, in milliseconds since 1970 by the clock of Redis.
+pub(super) fn heartbeat(asof: u64, target: Target<'_>, pipeline: &mut Pipeline) {
+    let mut set = script(&target.scripts.set, &[&target.names.asof]);
+    set.arg(asof);
+    pipeline.add_command(set);
 }

@@ -4,10 +4,13 @@
 //! applied only when Redis answered every one of its commands without an error.
 
 mod broadcast;
+mod connection;
 mod encode;
 mod redis;
 mod refusal;
+mod resume;
 
 pub use broadcast::{Broadcast, BroadcastOp};
+pub use connection::connect_subscriber;
 pub use encode::Batch;
-pub use redis::{Sink, SinkError, connect_subscriber};
+pub use redis::{Sink, SinkError, Unproven};

@@ -7,8 +7,11 @@
 
 mod cli;
 mod faults;
+mod history;
 mod install;
 mod invalidation;
 mod login;
+mod model;
+mod proxy;
 mod support;
 mod tidy;

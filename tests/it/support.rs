@@ -80,6 +80,15 @@ impl World {
         self.client = self.runtime.block_on(connect(&url));
     }
 
+    /// What [`World::value`] gives on a new connection, if the server lets us.
+    pub(crate) fn try_value(&self, sql: &str) -> Option<String> {
+        let address = Address::parse(&self.postgres.url("postgres"), &|_| None).unwrap();
+        self.runtime.block_on(async {
+            let row = postgres::connect(&address).await.ok()?.query_one(sql, &[]).await.ok()?;
+            row.get::<_, Option<String>>(0)
+        })
+    }
+
     pub(crate) fn redis(&self) -> redis::Connection {
         redis::Client::open(self.redis.url()).unwrap().get_connection().unwrap()
     }
@@ -154,6 +163,17 @@ impl World {
     pub(crate) fn applied(&self) -> Lsn {
         let applied: Option<String> = self.redis().get("v1:unstale:{unstale}:applied").unwrap();
         applied.map_or(Lsn::ZERO, |applied| Lsn::from_fixed_hex(&applied).unwrap())
+    }
+
+    /// How many epochs began.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.redis().get("v1:unstale:{unstale}:epoch").unwrap()
+    }
+
+    /// How many began for this reason.
+    pub(crate) fn epochs_because(&self, reason: &str) -> u64 {
+        let count: Option<u64> = self.redis().hget("v1:unstale:{unstale}:epochs", reason).unwrap();
+        count.unwrap_or(0)
     }
 
     pub(crate) fn confirmed(&self) -> Lsn {

@@ -8,9 +8,12 @@ use std::time::{Duration, SystemTime};
 
 use bytes::{Buf as _, BufMut as _, Bytes};
 
-use super::connection::{Connection, ConnectionError, MESSAGE_BYTES_MAX};
+use super::connection::{Connection, ConnectionError, MESSAGE_BYTES_MAX, server_error};
 use super::pgoutput::to_postgres_time;
 use crate::change::Lsn;
+
+/// The SQLSTATE of "object not in prerequisite state", with which a publication is skipped.
+const PREREQUISITE_STATE: &str = "55000";
 
 /// What the server sends while it streams.
 #[derive(Debug, PartialEq, Eq)]
@@ -22,6 +25,9 @@ pub enum Frame {
         /// Everything before this position has been sent.
         wal_end: Lsn,
     },
+    /// The server could not load the publication as it was at this point of the log and went on without it
+    /// (PostgreSQL 18; before that, it is an error). Changes may be missing.
+    Skipped,
 }
 
 /// A slot that is being read.
@@ -58,6 +64,7 @@ impl Stream {
                 b'd' => return self.frame(message.body).map(Some),
                 // The server ends the copy only when it shuts down or drops us.
                 b'c' | b'C' => return Err(ConnectionError::Protocol("the server ended replication".to_owned())),
+                b'N' if server_error(&message.body).sqlstate == PREREQUISITE_STATE => return Ok(Some(Frame::Skipped)),
                 b'N' | b'S' => {}
                 tag => {
                     return Err(ConnectionError::Protocol(format!(

@@ -1,0 +1,212 @@
+//! Whether history has a gap between what Redis remembers and what the slot will send.
+//!
+//! Owns the judgement: what both sides say of themselves goes in, a [`Doubt`] or none comes out. It must not
+//! ask either. Invariant: what is not proven is doubted. A doubt costs a flush; a gap that nobody noticed
+//! would leave stale values for ever.
+
+use std::fmt;
+
+use crate::change::Lsn;
+
+/// Which history a position belongs to. A position means nothing in another one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The identifier of the database cluster, made by `initdb`.
+    pub system: String,
+    /// Its timeline: another one begins with each promotion and each point-in-time recovery.
+    pub timeline: String,
+    /// When the server last recovered from an unclean stop, as far as its statistics tell. Commits with
+    /// `synchronous_commit = off` may have been visible before it, and gone since.
+    pub recovered: String,
+}
+
+impl Origin {
+    /// The form that is kept in Redis.
+    pub fn encode(&self) -> String {
+        format!("{}/{}/{}", self.system, self.timeline, self.recovered)
+    }
+
+    /// Reads what [`Origin::encode`] wrote.
+    pub fn decode(text: &str) -> Option<Self> {
+        let mut parts = text.splitn(3, '/').map(ToOwned::to_owned);
+        Some(Self { system: parts.next()?, timeline: parts.next()?, recovered: parts.next()? })
+    }
+}
+
+/// What the dataset in Redis knows of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Remembered {
+    /// Every invalidation up to here is in force.
+    pub applied: Option<Lsn>,
+    /// Some invalidation up to here may be.
+    pub started: Option<Lsn>,
+    /// The history those positions belong to.
+    pub origin: Option<Origin>,
+}
+
+/// What PostgreSQL says, and what this process saw.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Present {
+    /// The history the slot belongs to.
+    pub origin: Origin,
+    /// The slot sends every commit that ends after this.
+    pub slot: Lsn,
+    /// The end of the log.
+    pub end: Lsn,
+    /// What Redis told this process it had recorded.
+    pub recorded: Lsn,
+}
+
+/// Why history is not proven: a new epoch begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Doubt {
+    /// The operator asked for it.
+    Asked,
+    /// Redis remembers nothing: it is new to this slot, it was emptied, or an earlier flush was not finished.
+    NothingRemembered,
+    /// The slot belongs to another database cluster.
+    OtherSystem,
+    /// The database was promoted or recovered to a point in time.
+    OtherTimeline,
+    /// The database server stopped uncleanly.
+    UncleanRestart,
+    /// The slot goes on after what Redis knows.
+    Gap {
+        /// What Redis knows.
+        applied: Lsn,
+        /// Where the slot goes on.
+        slot: Lsn,
+    },
+    /// Redis knows less than it did.
+    RedisWentBack {
+        /// What it knows.
+        applied: Lsn,
+        /// What it knew.
+        recorded: Lsn,
+    },
+    /// Redis knows positions that the log has not reached.
+    LogWentBack {
+        /// What Redis knows.
+        applied: Lsn,
+        /// Where the log ends.
+        end: Lsn,
+    },
+    /// Another dataset took the place of the one in Redis while we were connected.
+    DatasetReplaced,
+}
+
+impl Doubt {
+    /// One word, by which epochs are counted.
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::Asked => "asked",
+            Self::NothingRemembered => "nothing-remembered",
+            Self::OtherSystem => "other-system",
+            Self::OtherTimeline => "other-timeline",
+            Self::UncleanRestart => "unclean-restart",
+            Self::Gap { .. } => "gap",
+            Self::RedisWentBack { .. } => "redis-went-back",
+            Self::LogWentBack { .. } => "log-went-back",
+            Self::DatasetReplaced => "dataset-replaced",
+        }
+    }
+}
+
+impl fmt::Display for Doubt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Asked => write!(f, "it was asked for"),
+            Self::NothingRemembered => write!(f, "Redis remembers nothing of this slot"),
+            Self::OtherSystem => write!(f, "the slot belongs to another database cluster than Redis remembers"),
+            Self::OtherTimeline => write!(f, "PostgreSQL was promoted or recovered to a point in time"),
+            Self::UncleanRestart => {
+                write!(f, "PostgreSQL stopped uncleanly, so commits that were visible may be gone")
+            }
+            Self::Gap { applied, slot } => {
+                write!(f, "Redis knows the log up to {applied}, and the slot goes on at {slot}: changes were missed")
+            }
+            Self::RedisWentBack { applied, recorded } => {
+                write!(f, "Redis knows the log up to {applied}, but had recorded {recorded}: it lost writes")
+            }
+            Self::LogWentBack { applied, end } => {
+                write!(f, "Redis knows the log up to {applied}, but it ends at {end}: PostgreSQL went back")
+            }
+            Self::DatasetReplaced => write!(f, "another dataset took the place of the one in Redis"),
+        }
+    }
+}
+
+/// What speaks against going on from what Redis remembers, if anything does.
+pub fn doubt(remembered: &Remembered, present: &Present) -> Option<Doubt> {
+    let (Some(applied), Some(_), Some(origin)) = (remembered.applied, remembered.started, &remembered.origin) else {
+        return Some(Doubt::NothingRemembered);
+    };
+    let Present { origin: now, slot, end, recorded } = present;
+    let doubts = [
+        (origin.system != now.system, Doubt::OtherSystem),
+        (origin.timeline != now.timeline, Doubt::OtherTimeline),
+        (applied < *recorded, Doubt::RedisWentBack { applied, recorded: *recorded }),
+        (applied > *end, Doubt::LogWentBack { applied, end: *end }),
+        (applied < *slot, Doubt::Gap { applied, slot: *slot }),
+        (origin.recovered != now.recovered, Doubt::UncleanRestart),
+    ];
+    doubts.into_iter().find_map(|(holds, doubt)| holds.then_some(doubt))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn origin(text: &str) -> Origin {
+        Origin::decode(text).unwrap()
+    }
+
+    fn check(applied: u64, remembered: &str, [slot, end, recorded]: [u64; 3], now: &str, expected: Option<&str>) {
+        let remembered = Remembered {
+            applied: Some(Lsn::new(applied)),
+            started: Some(Lsn::new(applied)),
+            origin: Some(origin(remembered)),
+        };
+        let [slot, end, recorded] = [slot, end, recorded].map(Lsn::new);
+        let present = Present { origin: origin(now), slot, end, recorded };
+        assert_eq!(doubt(&remembered, &present).map(|doubt| doubt.word()), expected);
+    }
+
+    #[test]
+    fn what_fits_together_is_proven() {
+        check(50, "s/1/0", [40, 90, 0], "s/1/0", None);
+        check(50, "s/1/0", [50, 50, 50], "s/1/0", None);
+    }
+
+    #[test]
+    fn what_does_not_is_doubted() {
+        check(50, "s/1/0", [51, 90, 0], "s/1/0", Some("gap"));
+        check(50, "s/1/0", [40, 90, 51], "s/1/0", Some("redis-went-back"));
+        check(50, "s/1/0", [40, 49, 0], "s/1/0", Some("log-went-back"));
+        check(50, "s/1/0", [40, 90, 0], "t/1/0", Some("other-system"));
+        check(50, "s/1/0", [40, 90, 0], "s/2/0", Some("other-timeline"));
+        check(50, "s/1/0", [40, 90, 0], "s/1/7", Some("unclean-restart"));
+    }
+
+    #[test]
+    fn what_is_missing_is_doubted() {
+        let present = Present { origin: origin("s/1/0"), slot: Lsn::ZERO, end: Lsn::ZERO, recorded: Lsn::ZERO };
+        let whole =
+            Remembered { applied: Some(Lsn::ZERO), started: Some(Lsn::ZERO), origin: Some(present.origin.clone()) };
+        assert_eq!(doubt(&whole, &present), None);
+        for missing in [
+            Remembered { applied: None, ..whole.clone() },
+            Remembered { started: None, ..whole.clone() },
+            Remembered { origin: None, ..whole },
+        ] {
+            assert_eq!(doubt(&missing, &present), Some(Doubt::NothingRemembered));
+        }
+    }
+
+    #[test]
+    fn an_origin_survives_redis() {
+        let origin = origin("7382/3/1763.25");
+        assert_eq!(Origin::decode(&origin.encode()), Some(origin));
+        assert_eq!(Origin::decode("7382/3"), None);
+    }
+}

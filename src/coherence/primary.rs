@@ -1,0 +1,156 @@
+//! What the primary says of its present: snapshots, positions, the slot.
+//!
+//! Owns the questions the coherence protocol asks while it streams. It must not judge the answers.
+//! Invariant: every answer comes from the very server that sends the log, because a replica, or the server
+//! that took over, sees other transactions.
+
+use std::time::Duration;
+
+use tokio_postgres::{Client, Statement};
+
+use super::gate::Snapshot;
+use crate::change::Lsn;
+use crate::postgres::{self, Address, ConnectError};
+
+/// How long one question may take: as long as a healthy server ever needs, and a silent one is noticed.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
+
+/// Which running server this is: the cluster, and when this server of it was started.
+pub(crate) const INSTANCE: &str = "select system_identifier::text || ' ' || extract(epoch from pg_postmaster_start_time())::text from pg_control_system()";
+
+const SNAPSHOT: &str = "select pg_current_snapshot()::text";
+
+/// Moves the log on by one message that no publication carries, so that its position was never used before.
+const FRESH: &str = "select pg_current_snapshot()::text, pg_logical_emit_message(false, 'unstale', 'position')::text";
+
+/// An SQL connection to the server that sends the log.
+pub struct Primary {
+    client: Client,
+    snapshot: Statement,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum PrimaryError {
+    /// No connection.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// A refusal, or the connection broke.
+    #[error("PostgreSQL did not say which commits are visible: {0}")]
+    Query(#[from] tokio_postgres::Error),
+    /// The connection reached another server than the one that sends the log.
+    #[error("source.url leads to more than one server: a question went to another than the one that sends the log")]
+    OtherServer,
+    /// The server only follows another.
+    #[error(
+        "the server is a standby, and only the primary knows which commits are visible; name the primary in source.url"
+    )]
+    Standby,
+    /// No answer in time.
+    #[error("PostgreSQL did not answer within {} seconds", ANSWER_MAX.as_secs())]
+    Silent,
+    /// An answer that cannot be read.
+    #[error("PostgreSQL answered {0:?}")]
+    Unreadable(String),
+}
+
+/// The state of the slot and of the server's history, as far as it decides whether changes were missed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlotFacts {
+    /// The slot's position: what comes after it will be sent. None when there is no such slot.
+    pub confirmed: Option<Lsn>,
+    /// The server threw away log that the slot needs.
+    pub lost: bool,
+    /// Whether there is such a publication.
+    pub published: bool,
+    /// When the server last had to discard its statistics, which it does after every unclean stop.
+    pub recovered: String,
+    /// The end of the log.
+    pub end: Lsn,
+    /// What was visible then.
+    pub snapshot: Snapshot,
+}
+
+impl std::fmt::Debug for Primary {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Primary").finish_non_exhaustive()
+    }
+}
+
+impl Primary {
+    /// Connects to the server that a replication connection reached, which said it is `instance`.
+    pub async fn connect(address: &Address, instance: &str) -> Result<Self, PrimaryError> {
+        within(async {
+            let client = postgres::connect(address).await?;
+            let found: String = client.query_one(INSTANCE, &[]).await?.get(0);
+            if found != instance {
+                return Err(PrimaryError::OtherServer);
+            }
+            if client.query_one("select pg_is_in_recovery()", &[]).await?.get(0) {
+                return Err(PrimaryError::Standby);
+            }
+            let snapshot = client.prepare(SNAPSHOT).await?;
+            Ok(Self { client, snapshot })
+        })
+        .await
+    }
+
+    /// The connection, for questions to the catalog.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// What is visible now.
+    pub async fn snapshot(&self) -> Result<Snapshot, PrimaryError> {
+        within(async { read_snapshot(self.client.query_one(&self.snapshot, &[]).await?.get(0)) }).await
+    }
+
+    /// What is visible now, and a position that is later than everything before.
+    pub async fn fresh_position(&self) -> Result<(Snapshot, Lsn), PrimaryError> {
+        within(async {
+            let row = self.client.query_one(FRESH, &[]).await?;
+            Ok((read_snapshot(row.get(0))?, read_lsn(row.get(1))?))
+        })
+        .await
+    }
+
+    /// Up to where the log is safely written: what is visible and durable lies before it.
+    pub async fn flushed(&self) -> Result<Lsn, PrimaryError> {
+        const FLUSHED: &str = "select pg_current_wal_flush_lsn()::text";
+        within(async { read_lsn(self.client.query_one(FLUSHED, &[]).await?.get(0)) }).await
+    }
+
+    /// What decides whether changes were missed. A slot that is being read can be neither dropped nor moved.
+    pub async fn facts(&self, slot: &str, publication: &str) -> Result<SlotFacts, PrimaryError> {
+        const FACTS: &str = "select confirmed_flush_lsn::text, coalesce(wal_status = 'lost', false), \
+             exists (select from pg_publication where pubname = $2), \
+             (select coalesce(extract(epoch from stats_reset)::text, '') from pg_stat_archiver), \
+             pg_current_wal_insert_lsn()::text, pg_current_snapshot()::text \
+             from (values (1)) one left join pg_replication_slots on slot_name = $1";
+        within(async {
+            let row = self.client.query_one(FACTS, &[&slot, &publication]).await?;
+            let confirmed: Option<&str> = row.get(0);
+            Ok(SlotFacts {
+                confirmed: confirmed.map(read_lsn).transpose()?,
+                lost: row.get(1),
+                published: row.get(2),
+                recovered: row.get(3),
+                end: read_lsn(row.get(4))?,
+                snapshot: read_snapshot(row.get(5))?,
+            })
+        })
+        .await
+    }
+}
+
+async fn within<T>(question: impl Future<Output = Result<T, PrimaryError>>) -> Result<T, PrimaryError> {
+    tokio::time::timeout(ANSWER_MAX, question).await.unwrap_or(Err(PrimaryError::Silent))
+}
+
+fn read_snapshot(text: &str) -> Result<Snapshot, PrimaryError> {
+    Snapshot::parse(text).ok_or_else(|| PrimaryError::Unreadable(text.to_owned()))
+}
+
+fn read_lsn(text: &str) -> Result<Lsn, PrimaryError> {
+    text.parse().map_err(|_| PrimaryError::Unreadable(text.to_owned()))
+}

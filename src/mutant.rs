@@ -1,0 +1,49 @@
+//! Switches that break the protocol on purpose, so that the tests can show that they would notice.
+//!
+//! Owns their names. Invariant: a release build contains none of them; there [`is`] is the constant `false`.
+
+/// One rule of the protocol, broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutant {
+    /// What arrives counts as visible.
+    NoGate,
+    /// A value is stored whether or not the key still holds the lease.
+    NoLease,
+    /// The slot is told that a transaction is in force before Redis was.
+    AckBeforeRedis,
+    /// A keepalive's position counts although work is pending.
+    EagerKeepalive,
+    /// The replica says where it is in the statement that also reads the value.
+    ReplicaCheckTooLate,
+}
+
+impl Mutant {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::NoGate, Self::NoLease, Self::AckBeforeRedis, Self::EagerKeepalive, Self::ReplicaCheckTooLate];
+
+    /// Its name: the value of the environment variable `UNSTALE_MUTANT` that brings it to life.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NoGate => "no-gate",
+            Self::NoLease => "no-lease",
+            Self::AckBeforeRedis => "ack-before-redis",
+            Self::EagerKeepalive => "eager-keepalive",
+            Self::ReplicaCheckTooLate => "replica-check-too-late",
+        }
+    }
+}
+
+/// Whether this process is this mutant.
+#[cfg(debug_assertions)]
+pub fn is(mutant: Mutant) -> bool {
+    static NAME: std::sync::LazyLock<Option<String>> =
+        std::sync::LazyLock::new(|| std::env::var("UNSTALE_MUTANT").ok());
+    NAME.as_deref() == Some(mutant.name())
+}
+
+/// No release is a mutant.
+#[cfg(not(debug_assertions))]
+pub const fn is(_: Mutant) -> bool {
+    false
+}

@@ -1,0 +1,454 @@
+//! One connection to the source and everything that lives as long.
+//!
+//! Owns the loop: one `select` gives a closed [`Event`], and the state changes synchronously. It must not
+//! decode, plan or encode. Invariants: the slot is told only what Redis recorded as applied; the status goes
+//! out on a timer of its own, also while Redis blocks; the reader stops when too much waits.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+use super::batcher::{Batcher, Question};
+use super::{SessionError, Source, Trouble};
+use crate::backoff::Notices;
+use crate::change::{Lsn, RelationId, SourceEvent, TableName, Xid};
+use crate::coherence::gate::Snapshot;
+use crate::coherence::history::{Present, doubt};
+use crate::coherence::primary::{Primary, PrimaryError};
+use crate::config::Settings;
+use crate::rules::Planner;
+use crate::sink::{Batch, Sink, Unproven};
+use crate::source::replication::assemble::Assembler;
+use crate::source::replication::catalog;
+use crate::source::replication::pgoutput::{self, Message};
+use crate::source::replication::stream::{Frame, Stream};
+
+/// How often what was confirmed is reported, if it moved.
+const REPORT_EVERY: Duration = Duration::from_millis(100);
+
+/// How often a status goes out in any case, far below any sensible `wal_sender_timeout`, and how often Redis is
+/// told that everything up to now is in force.
+const STATUS_EVERY: Duration = Duration::from_secs(1);
+
+/// After this much silence the server is asked for a sign of life.
+const SILENCE_BEFORE_ASKING: Duration = Duration::from_secs(20);
+
+/// After this much silence the connection counts as dead, though its socket may be open.
+pub(super) const SILENCE_MAX: Duration = Duration::from_secs(60);
+
+/// How long one question to the catalog may take.
+const CATALOG_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a flush waits for transactions that were in progress: one that committed already and waits for a
+/// synchronous standby may be among them.
+const IN_PROGRESS_MAX: Duration = Duration::from_secs(5);
+
+/// A lag of this many seconds is worth a line in the log.
+const LAG_NOTABLE: Duration = Duration::from_secs(10);
+
+/// How far the slot is behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Lag {
+    /// Bytes of log that are written and not confirmed.
+    bytes: u64,
+    /// How long ago everything was in force.
+    time: Duration,
+}
+
+/// The sink, on its way with something; comes back when that is done.
+type Flight = Pin<Box<dyn Future<Output = (Box<Sink>, Landing)> + Send>>;
+
+/// How a flight ended.
+enum Landing {
+    /// History is proven or begun anew; `started` stands here.
+    Resumed(Lsn),
+    /// The batch is in force.
+    Applied,
+    /// It is not: Redis is not the one it was.
+    Unproven,
+}
+
+/// A question to the primary, on its way.
+type Asking<T> = Pin<Box<dyn Future<Output = Result<T, PrimaryError>> + Send>>;
+
+/// What the loop waits for.
+enum Event {
+    Stop,
+    Landed(Box<Sink>, Landing),
+    Visible(Snapshot, Option<Lsn>),
+    Flushed(Lsn),
+    MayAsk,
+    Received,
+    Tick,
+}
+
+/// One connection to the source and everything that lives as long.
+pub(super) struct Session<'a> {
+    settings: &'a Settings,
+    stream: Stream,
+    primary: Arc<Primary>,
+    assembler: Assembler,
+    batcher: Batcher,
+    sink: Option<Box<Sink>>,
+    flight: Option<Flight>,
+    /// When the flight began.
+    away_since: Instant,
+    /// History is proven: what is read may be sent.
+    resumed: bool,
+    asking: Option<Asking<(Snapshot, Option<Lsn>)>>,
+    measuring: Option<Asking<Lsn>>,
+    /// When it was asked how far the log is.
+    measured: Instant,
+    /// Everything committed before this moment is in force.
+    current: Instant,
+    lag_notices: Notices,
+    heard: Instant,
+    reported: Instant,
+    reported_lsn: Lsn,
+}
+
+impl<'a> Session<'a> {
+    /// Begins by comparing histories; nothing is sent to Redis before that is done.
+    pub(super) fn new(settings: &'a Settings, source: Source, planner: Planner, sink: Option<Box<Sink>>) -> Self {
+        let Source { stream, primary, present, snapshot } = source;
+        let now = Instant::now();
+        let flight = sink.map(|sink| -> Flight { Box::pin(resume(sink, Arc::clone(&primary), present, snapshot)) });
+        Self {
+            settings,
+            stream,
+            primary,
+            assembler: Assembler::default(),
+            batcher: Batcher::new(planner),
+            sink: None,
+            flight,
+            away_since: now,
+            resumed: false,
+            asking: None,
+            measuring: None,
+            measured: now,
+            current: now,
+            lag_notices: Notices::default(),
+            heard: now,
+            reported: now,
+            reported_lsn: Lsn::ZERO,
+        }
+    }
+
+    /// The planner and the sink, once what is in flight has landed: it may not be overtaken by what the
+    /// next connection sends. Without the sink if told to stop meanwhile.
+    pub(super) async fn into_parts(self, stop: &CancellationToken) -> (Planner, Option<Box<Sink>>) {
+        drop(self.stream);
+        let sink = match self.flight {
+            None => self.sink,
+            Some(flight) => tokio::select! {
+                biased;
+                (sink, _) = flight => Some(sink),
+                () = stop.cancelled() => None,
+            },
+        };
+        (self.batcher.into_planner(), sink)
+    }
+
+    /// Streams until told to stop, or until the connection is of no use any more.
+    pub(super) async fn run(&mut self, stop: &CancellationToken, drain_max: Duration) -> Result<(), SessionError> {
+        let mut tick = tokio::time::interval(REPORT_EVERY);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut draining_until: Option<tokio::time::Instant> = None;
+        loop {
+            let may_read = draining_until.is_none() && self.resumed;
+            if may_read {
+                self.read().await?;
+            }
+            let asked = self.ask();
+            self.send_off(self.stream.answer_due());
+            if self.stream.answer_due() {
+                self.report(false);
+            }
+            if draining_until.is_some() && (self.batcher.is_drained() || !self.resumed) {
+                return self.finish().await;
+            }
+            let may_read = may_read && !self.batcher.is_full();
+            let event = tokio::select! {
+                biased;
+                () = stop.cancelled(), if draining_until.is_none() => Event::Stop,
+                () = until(draining_until) => {
+                    tracing::warn!(seconds = drain_max.as_secs_f64(), "stopped before everything received was in force; it will be sent again");
+                    return self.finish().await;
+                }
+                // Before the source, which may always have something: the timer may not starve.
+                _ = tick.tick() => Event::Tick,
+                (sink, landing) = arrival(&mut self.flight) => Event::Landed(sink, landing),
+                visible = arrival(&mut self.asking) => {
+                    let (snapshot, fresh) = visible?;
+                    Event::Visible(snapshot, fresh)
+                }
+                flushed = arrival(&mut self.measuring) => Event::Flushed(flushed?),
+                () = until(asked) => Event::MayAsk,
+                received = self.stream.exchange(may_read) => {
+                    received?;
+                    Event::Received
+                }
+            };
+            match event {
+                Event::Stop => draining_until = Some(tokio::time::Instant::now() + drain_max),
+                Event::Landed(sink, landing) => self.on_landed(sink, landing)?,
+                Event::Visible(snapshot, fresh) => {
+                    self.asking = None;
+                    self.batcher.learn(snapshot, fresh);
+                }
+                Event::Flushed(position) => self.on_flushed(position),
+                Event::MayAsk => {}
+                Event::Received => self.heard = Instant::now(),
+                Event::Tick => self.on_tick()?,
+            }
+        }
+    }
+
+    /// Takes in everything that is here, until too much waits.
+    async fn read(&mut self) -> Result<(), SessionError> {
+        while !self.batcher.is_full() {
+            let event = match self.stream.next_frame()? {
+                None => return Ok(()),
+                Some(Frame::Skipped) => return Err(Trouble::Skipped.into()),
+                Some(Frame::Keepalive { wal_end }) => Some(SourceEvent::Progress { wal_end }),
+                Some(Frame::Log(bytes)) => {
+                    let message = pgoutput::decode(bytes)?;
+                    if let Message::Relation(body) = &message {
+                        self.find_root(body).await?;
+                    }
+                    self.assembler.take(message)?;
+                    None
+                }
+            };
+            let now = Instant::now();
+            for event in event.into_iter().chain(std::iter::from_fn(|| self.assembler.next_event())) {
+                self.batcher.take(event, now)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A table that no rule names may be a partition of one that a rule does.
+    async fn find_root(&mut self, body: &pgoutput::RelationBody) -> Result<(), SessionError> {
+        if self.batcher.planner().has_rules_for(&TableName::new(&body.schema, &body.table)) {
+            self.assembler.set_root(body.id, None);
+            return Ok(());
+        }
+        let asked = tokio::time::timeout(CATALOG_TIMEOUT, ask_root(&self.primary, body.id, self.batcher.open_xid()));
+        let root = asked.await.unwrap_or_else(|_| Err(Trouble::Catalog("no answer in time".to_owned())))?;
+        self.assembler.set_root(body.id, root);
+        Ok(())
+    }
+
+    /// Asks the primary what the gate has to know, if anything waits; when to ask again if that is too early.
+    fn ask(&mut self) -> Option<tokio::time::Instant> {
+        if self.asking.is_some() {
+            return None;
+        }
+        let question = self.batcher.question()?;
+        let now = Instant::now();
+        let at = self.batcher.gate().ask_at(now);
+        if at > now {
+            return Some(at.into());
+        }
+        self.batcher.gate().asked(now);
+        let primary = Arc::clone(&self.primary);
+        self.asking = Some(Box::pin(async move {
+            match question {
+                Question::Snapshot => Ok((primary.snapshot().await?, None)),
+                Question::FreshPosition => primary.fresh_position().await.map(|(snapshot, lsn)| (snapshot, Some(lsn))),
+            }
+        }));
+        None
+    }
+
+    /// Sends the next batch, if there is one and the sink is free.
+    fn send_off(&mut self, urgent: bool) {
+        if self.sink.is_none() {
+            return;
+        }
+        if let Some(batch) = self.batcher.next_batch(urgent)
+            && let Some(sink) = self.sink.take()
+        {
+            self.away_since = Instant::now();
+            self.flight = Some(Box::pin(apply(sink, batch)));
+        }
+    }
+
+    fn on_landed(&mut self, sink: Box<Sink>, landing: Landing) -> Result<(), SessionError> {
+        self.flight = None;
+        match landing {
+            Landing::Resumed(started) => {
+                let postgres = &self.settings.postgres;
+                tracing::info!(%postgres, slot = self.settings.slot, redis = sink.address(), "streaming");
+                self.batcher.resume(started);
+                self.resumed = true;
+                (self.heard, self.current) = (Instant::now(), Instant::now());
+                self.measure();
+            }
+            Landing::Applied => {
+                if let Some(moment) = self.batcher.landed() {
+                    self.current = moment;
+                    if self.lag_notices.any() {
+                        tracing::info!("caught up with PostgreSQL");
+                        self.lag_notices.reset();
+                    }
+                }
+            }
+            Landing::Unproven => {
+                self.sink = Some(sink);
+                return Err(Trouble::Unproven.into());
+            }
+        }
+        self.sink = Some(sink);
+        Ok(())
+    }
+
+    /// The log is written up to here: what is applied up to here was current when that was asked.
+    fn on_flushed(&mut self, position: Lsn) {
+        self.measuring = None;
+        self.batcher.caught_up(position, self.measured);
+        let bytes = position.offset().saturating_sub(self.batcher.confirmed().offset());
+        let lag = Lag { bytes, time: self.current.elapsed() };
+        if lag.time >= LAG_NOTABLE && self.lag_notices.due() {
+            tracing::warn!(bytes = lag.bytes, seconds = lag.time.as_secs(), "invalidations lag behind PostgreSQL");
+        }
+    }
+
+    fn on_tick(&mut self) -> Result<(), SessionError> {
+        self.send_off(true);
+        let silence = self.heard.elapsed();
+        // While we do not read, silence is our own.
+        if silence > SILENCE_MAX && self.resumed && !self.batcher.is_full() {
+            return Err(Trouble::Silent.into());
+        }
+        let down_max = self.settings.redis_down_max;
+        if self.flight.is_some() && self.away_since.elapsed() > down_max {
+            return Err(Trouble::RedisAway(down_max).into());
+        }
+        let moved = self.batcher.confirmed() > self.reported_lsn;
+        let due = self.reported.elapsed() >= STATUS_EVERY;
+        if moved || due {
+            self.report(silence > SILENCE_BEFORE_ASKING);
+        }
+        if due && self.resumed && self.measuring.is_none() {
+            if self.batcher.question().is_none() {
+                self.batcher.gate().forget();
+            }
+            self.measure();
+        }
+        Ok(())
+    }
+
+    /// Asks how far the log is.
+    fn measure(&mut self) {
+        let primary = Arc::clone(&self.primary);
+        self.measured = Instant::now();
+        self.measuring = Some(Box::pin(async move { primary.flushed().await }));
+    }
+
+    fn report(&mut self, ask: bool) {
+        self.reported = Instant::now();
+        self.reported_lsn = self.batcher.confirmed();
+        self.stream.report(self.reported_lsn, SystemTime::now(), ask);
+    }
+
+    /// Tells the slot what is confirmed and leaves.
+    async fn finish(&mut self) -> Result<(), SessionError> {
+        const GOODBYE_MAX: Duration = Duration::from_secs(2);
+        self.report(false);
+        if let Err(error) = self.stream.close(GOODBYE_MAX).await {
+            tracing::debug!(%error, "the goodbye to PostgreSQL was not heard");
+        }
+        Ok(())
+    }
+}
+
+/// What a future gives, if there is one.
+async fn arrival<F: Future + Unpin>(future: &mut Option<F>) -> F::Output {
+    match future {
+        Some(future) => future.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Until a moment, if there is one.
+async fn until(moment: Option<tokio::time::Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Goes on from what Redis remembers if that is proven to have no gap, and otherwise begins a new epoch.
+async fn resume(
+    mut sink: Box<Sink>,
+    primary: Arc<Primary>,
+    mut present: Present,
+    snapshot: Snapshot,
+) -> (Box<Sink>, Landing) {
+    present.recorded = sink.recorded();
+    let remembered = sink.remembered().await;
+    let found = sink.take_doubt().or_else(|| doubt(&remembered, &present));
+    let started = match &found {
+        None => {
+            sink.go_on(&remembered);
+            remembered.started.unwrap_or_default()
+        }
+        Some(doubt) => {
+            if wait_for_those_in_progress(&primary, &snapshot).await.is_err() {
+                sink.doubt(doubt.clone());
+                return (sink, Landing::Unproven);
+            }
+            sink.flush(doubt, &present).await;
+            present.end
+        }
+    };
+    (sink, Landing::Resumed(started))
+}
+
+/// A change that was missed may have been committed and not yet be visible; flushed before that, its old value
+/// could come back. Which transactions those are nobody can tell from those that still run, so this waits
+/// for all of them, though not for ever.
+async fn wait_for_those_in_progress(primary: &Primary, earlier: &Snapshot) -> Result<(), PrimaryError> {
+    const ASK_AGAIN_AFTER: Duration = Duration::from_millis(5);
+    let deadline = Instant::now() + IN_PROGRESS_MAX;
+    while !primary.snapshot().await?.sees_all_in_progress_at(earlier) {
+        if Instant::now() > deadline {
+            tracing::warn!(
+                "the cache is emptied while transactions are in progress; if one of them had committed already and \
+                 waits for a synchronous standby, run with --flush once the standby is back"
+            );
+            break;
+        }
+        tokio::time::sleep(ASK_AGAIN_AFTER).await;
+    }
+    Ok(())
+}
+
+/// Asks until the answer includes what the transaction being received did: it may have attached the
+/// partition, and PostgreSQL sends commits before they are visible.
+async fn ask_root(primary: &Primary, relation: RelationId, xid: Option<Xid>) -> Result<Option<TableName>, Trouble> {
+    const ASK_AGAIN_AFTER: Duration = Duration::from_millis(1);
+    loop {
+        let answer = catalog::root_of(primary.client(), relation).await;
+        let (root, snapshot) = answer.map_err(|error| Trouble::Catalog(error.to_string()))?;
+        let snapshot =
+            Snapshot::parse(&snapshot).ok_or_else(|| Trouble::Catalog(format!("the snapshot {snapshot:?}")))?;
+        if xid.is_none_or(|xid| snapshot.sees(xid)) {
+            return Ok(root);
+        }
+        tokio::time::sleep(ASK_AGAIN_AFTER).await;
+    }
+}
+
+async fn apply(mut sink: Box<Sink>, batch: Batch) -> (Box<Sink>, Landing) {
+    let landing = match sink.apply(&batch).await {
+        Ok(()) => Landing::Applied,
+        Err(Unproven) => Landing::Unproven,
+    };
+    (sink, landing)
+}

@@ -1,0 +1,233 @@
+//! One connection to Redis: opening it, knowing what is behind it, sending and checking.
+//!
+//! Owns the scripts' hashes and the identity of the dataset. It must not know batches or when to try again.
+//! Invariants: every reply is checked; a replica is not taken for a primary.
+
+use std::time::{Duration, Instant};
+
+use redis::aio::{MultiplexedConnection, PubSub};
+use redis::{AsyncConnectionConfig, Client, Cmd, ConnectionInfo, ErrorKind, Pipeline, RedisError, Value};
+
+use super::redis::{SinkError, unusable};
+use crate::coherence::watermark::{BEGIN, PROVE, RAISE, RECORD, SET};
+use crate::key::{CacheKey, Glob};
+
+const BUMP: &str = include_str!("bump.lua");
+
+/// How long to wait for a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long to wait for the replies of one pipeline, its queueing included.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How many keys one step of a scan looks at.
+const SCAN_COUNT: usize = 1000;
+
+/// The most keys that one command names.
+pub(super) const KEYS_PER_COMMAND: usize = 256;
+
+/// Which dataset answers: another process or another replication history may hold other values.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Dataset {
+    run_id: String,
+    replication_id: String,
+}
+
+impl Dataset {
+    /// Reads the text of `INFO`.
+    pub(super) fn parse(info: &str) -> Result<Self, RedisError> {
+        let field = |name: &str| {
+            let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            line.unwrap_or_default().trim().to_owned()
+        };
+        if field("role") == "slave" {
+            return Err(RedisError::from((
+                ErrorKind::Server(redis::ServerErrorKind::ReadOnly),
+                "READONLY",
+                "this is a replica".to_owned(),
+            )));
+        }
+        Ok(Self { run_id: field("run_id"), replication_id: field("master_replid") })
+    }
+}
+
+/// The hashes by which Redis knows our scripts.
+#[derive(Clone, Debug)]
+pub(super) struct Scripts {
+    pub(super) raise: String,
+    pub(super) record: String,
+    pub(super) bump: String,
+    pub(super) set: String,
+    pub(super) begin: String,
+    pub(super) prove: String,
+}
+
+/// The clock of Redis, as it was read last.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Clock {
+    millis: u64,
+    read: Instant,
+}
+
+impl Clock {
+    /// Takes in a reply to `TIME`. The time lies before the moment the reply arrived, which is the safe side.
+    pub(super) fn parse(reply: &Value) -> Result<Self, RedisError> {
+        let (seconds, micros): (u64, u64) = redis::from_redis_value_ref(reply)?;
+        Ok(Self { millis: seconds * 1000 + micros / 1000, read: Instant::now() })
+    }
+
+    /// The time it was there at a moment of ours, in milliseconds since 1970.
+    pub(super) fn at(self, moment: Instant) -> u64 {
+        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        match moment.checked_duration_since(self.read) {
+            Some(later) => self.millis.saturating_add(millis(later)),
+            None => self.millis.saturating_sub(millis(self.read - moment).saturating_add(1)),
+        }
+    }
+}
+
+/// An open connection to a primary, with the scripts loaded.
+#[derive(Debug)]
+pub(super) struct Connection {
+    link: MultiplexedConnection,
+    pub(super) scripts: Scripts,
+    pub(super) dataset: Dataset,
+    pub(super) clock: Clock,
+}
+
+impl Connection {
+    pub(super) async fn open(client: &Client) -> Result<Self, RedisError> {
+        let mut link = connect(client).await?;
+        let mut first = Pipeline::new();
+        first.add_command(info()).add_command(redis::cmd("TIME"));
+        for script in [RAISE, RECORD, BUMP, SET, BEGIN, PROVE] {
+            first.add_command(redis::cmd("SCRIPT").arg("LOAD").arg(script).clone());
+        }
+        let replies = send(&mut link, &first).await?;
+        let [info, time, raise, record, bump, set, begin, prove] = &*replies else {
+            return Err(RedisError::from((ErrorKind::UnexpectedReturnType, "another number of replies than commands")));
+        };
+        let hash = redis::from_redis_value_ref::<String>;
+        let scripts = Scripts {
+            raise: hash(raise)?,
+            record: hash(record)?,
+            bump: hash(bump)?,
+            set: hash(set)?,
+            begin: hash(begin)?,
+            prove: hash(prove)?,
+        };
+        let dataset = Dataset::parse(&redis::from_redis_value_ref::<String>(info)?)?;
+        Ok(Self { link, scripts, dataset, clock: Clock::parse(time)? })
+    }
+
+    /// Sends a pipeline; the first error among the replies is the outcome.
+    pub(super) async fn send(&mut self, pipeline: &Pipeline) -> Result<Vec<Value>, RedisError> {
+        send(&mut self.link, pipeline).await
+    }
+
+    /// Deletes every key that a glob matches, in bounded steps; how many there were.
+    pub(super) async fn delete_matching(&mut self, glob: &Glob) -> Result<u64, RedisError> {
+        let mut cursor = 0_u64;
+        let mut deleted = 0;
+        loop {
+            let mut scan = redis::cmd("SCAN");
+            scan.arg(cursor).arg("MATCH").arg(glob.as_bytes()).arg("COUNT").arg(SCAN_COUNT);
+            let (next, keys): (u64, Vec<Vec<u8>>) = scan.query_async(&mut self.link).await?;
+            let mut pipeline = Pipeline::new();
+            for chunk in keys.chunks(KEYS_PER_COMMAND) {
+                pipeline.add_command(redis::cmd("UNLINK").arg(chunk).clone());
+            }
+            for reply in self.send(&pipeline).await? {
+                deleted += redis::from_redis_value::<u64>(reply)?;
+            }
+            if next == 0 {
+                return Ok(deleted);
+            }
+            cursor = next;
+        }
+    }
+}
+
+/// A command that runs a script.
+pub(super) fn script(hash: &str, keys: &[&CacheKey]) -> Cmd {
+    let mut command = redis::cmd("EVALSHA");
+    command.arg(hash).arg(keys.len());
+    for key in keys {
+        command.arg(key.as_bytes());
+    }
+    command
+}
+
+/// The command whose answer [`Dataset::parse`] reads.
+pub(super) fn info() -> Cmd {
+    let mut info = redis::cmd("INFO");
+    info.arg("server").arg("replication");
+    info
+}
+
+/// A connection that only listens, for those who follow broadcasts.
+pub async fn connect_subscriber(info: &ConnectionInfo) -> Result<PubSub, SinkError> {
+    let address = info.addr().to_string();
+    let opened = async { client(info)?.get_async_pubsub().await };
+    opened.await.map_err(|error| unusable(&address, error))
+}
+
+pub(super) fn client(info: &ConnectionInfo) -> Result<Client, RedisError> {
+    let settings = redis::io::tcp::TcpSettings::default().set_nodelay(true);
+    Client::open(info.clone().set_tcp_settings(settings))
+}
+
+/// Which version a server says it is.
+pub(super) async fn version(client: &Client) -> Result<String, RedisError> {
+    let info: String = redis::cmd("INFO").arg("server").query_async(&mut connect(client).await?).await?;
+    let version = info.lines().find_map(|line| line.strip_prefix("redis_version:"));
+    Ok(version.unwrap_or("unknown").trim().to_owned())
+}
+
+async fn connect(client: &Client) -> Result<MultiplexedConnection, RedisError> {
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(CONNECT_TIMEOUT))
+        .set_response_timeout(Some(RESPONSE_TIMEOUT));
+    client.get_multiplexed_async_connection_with_config(&config).await
+}
+
+async fn send(link: &mut MultiplexedConnection, pipeline: &Pipeline) -> Result<Vec<Value>, RedisError> {
+    if pipeline.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut replies = link.send_packed_commands(pipeline, 0, pipeline.len()).await?;
+    match replies.iter().position(|reply| matches!(reply, Value::ServerError(_))) {
+        Some(at) => match replies.swap_remove(at) {
+            Value::ServerError(error) => Err(error.into()),
+            _ => Ok(replies),
+        },
+        None => Ok(replies),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dataset_is_known_by_its_process_and_its_history() {
+        let info = |role: &str, replid: &str| {
+            format!(
+                "# Server\r\nrun_id:abc\r\n# Replication\r\nrole:{role}\r\nmaster_replid:{replid}\r\nmaster_replid2:x\r\n"
+            )
+        };
+        let first = Dataset::parse(&info("master", "1")).unwrap();
+        assert_eq!(first, Dataset { run_id: "abc".to_owned(), replication_id: "1".to_owned() });
+        assert_ne!(first, Dataset::parse(&info("master", "2")).unwrap());
+        assert_eq!(Dataset::parse(&info("slave", "1")).unwrap_err().code(), Some("READONLY"));
+    }
+
+    #[test]
+    fn the_clock_never_runs_ahead() {
+        let read = Instant::now();
+        let clock = Clock { millis: 10_000, read };
+        assert_eq!(clock.at(read), 10_000);
+        assert_eq!(clock.at(read + Duration::from_millis(250)), 10_250);
+        assert_eq!(clock.at(read - Duration::from_micros(10_500)), 9_989);
+    }
+}

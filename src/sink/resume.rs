@@ -1,0 +1,146 @@
+//! Going on from what Redis remembers, or beginning a new epoch.
+//!
+//! Owns the flush. It must not judge history; [`crate::coherence::history`] does. Invariants: while a flush is
+//! under way Redis remembers nothing, so that a flush that was cut short is begun again; `started` stands at
+//! the end of the log before the first key goes, so that no replica that lags can bring a value back.
+
+use std::time::SystemTime;
+
+use redis::{Pipeline, RedisError, Value};
+
+use super::broadcast::{BroadcastOp, Chain};
+use super::connection::script;
+use super::encode::{Target, broadcast};
+use super::redis::{Patience, Setback, Sink};
+use crate::change::Lsn;
+use crate::coherence::history::{Doubt, Origin, Present, Remembered};
+
+impl Sink {
+    /// What the dataset knows of itself, however long it takes until Redis answers.
+    pub async fn remembered(&mut self) -> Remembered {
+        let mut patience = Patience::default();
+        loop {
+            match self.read_memory().await {
+                Ok(remembered) => {
+                    self.relieved(&patience);
+                    return remembered;
+                }
+                Err(error) => self.refused(&error, &mut patience).await,
+            }
+        }
+    }
+
+    /// What Redis told this process it had recorded, whatever became of it since.
+    pub fn recorded(&self) -> Lsn {
+        self.recorded
+    }
+
+    /// A new epoch begins at the next opportunity, whatever the positions say.
+    pub fn doubt(&mut self, doubt: Doubt) {
+        self.doubt = Some(doubt);
+    }
+
+    /// A reason to doubt that no comparison of positions would find. It is said once.
+    pub fn take_doubt(&mut self) -> Option<Doubt> {
+        self.doubt.take()
+    }
+
+    /// History is proven: go on with the dataset that [`Sink::remembered`] read.
+    pub fn go_on(&mut self, remembered: &Remembered) {
+        self.recorded = remembered.applied.unwrap_or_default();
+    }
+
+    /// Begins a new epoch: deletes every key that the rules can name, then lets history begin at `present`.
+    /// Ends only when that is done.
+    pub async fn flush(&mut self, doubt: &Doubt, present: &Present) {
+        let pause = self.epoch_pause();
+        if !pause.is_zero() {
+            tracing::error!(
+                seconds = pause.as_secs(),
+                "too many new epochs in a short time: the next one waits, and nothing is invalidated meanwhile"
+            );
+            tokio::time::sleep(pause).await;
+        }
+        let mut patience = Patience::default();
+        loop {
+            match self.try_flush(doubt, present).await {
+                Ok(deleted) => {
+                    self.relieved(&patience);
+                    let (epoch, reason) = (self.epoch, doubt.word());
+                    if deleted == 0 && *doubt == Doubt::NothingRemembered {
+                        tracing::info!(epoch, reason, "the first epoch of a cache that is empty");
+                    } else {
+                        tracing::warn!(epoch, reason, deleted, "a new epoch, the cache was emptied: {doubt}");
+                    }
+                    return;
+                }
+                Err(Setback::Refused(error)) => self.refused(&error, &mut patience).await,
+                // Somebody else began an epoch meanwhile; ours must be whole.
+                Err(Setback::Unproven) => {}
+            }
+        }
+    }
+
+    async fn read_memory(&mut self) -> Result<Remembered, RedisError> {
+        let (names, proven) = (self.names.clone(), self.proven.clone());
+        let connection = self.open().await?;
+        let dataset = connection.dataset.clone();
+        let mut mget = redis::cmd("MGET");
+        for key in [&names.applied, &names.started, &names.origin, &names.epoch, &names.last_broadcast] {
+            mget.arg(key.as_bytes());
+        }
+        let mut pipeline = Pipeline::new();
+        if proven.as_ref() != Some(&dataset) {
+            // In another dataset it was copied from the one before, and says nothing of this one.
+            pipeline.add_command(redis::cmd("DEL").arg(names.asof.as_bytes()).clone());
+        }
+        pipeline.add_command(mget);
+        let reply = connection.send(&pipeline).await?.pop().unwrap_or(Value::Nil);
+        let texts: Vec<Option<String>> = redis::from_redis_value(reply)?;
+        let text = |at: usize| texts.get(at).and_then(Option::as_deref);
+        self.epoch = self.epoch.max(text(3).and_then(|epoch| epoch.parse().ok()).unwrap_or(0));
+        self.chain.get_or_insert_with(|| Chain::after(text(4).map(ToOwned::to_owned)));
+        self.proven = Some(dataset);
+        Ok(Remembered {
+            applied: text(0).and_then(Lsn::from_fixed_hex),
+            started: text(1).and_then(Lsn::from_fixed_hex),
+            origin: text(2).and_then(Origin::decode),
+        })
+    }
+
+    async fn try_flush(&mut self, doubt: &Doubt, present: &Present) -> Result<u64, Setback> {
+        let (names, globs, floor) = (self.names.clone(), self.globs.clone(), self.epoch);
+        let connection = self.open().await?;
+        let scripts = connection.scripts.clone();
+
+        let mut begin =
+            script(&scripts.begin, &[&names.epoch, &names.epochs, &names.started, &names.applied, &names.origin]);
+        begin.arg(floor).arg(present.end.to_fixed_hex()).arg(doubt.word());
+        let reply = connection.send(Pipeline::new().add_command(begin)).await?.pop().unwrap_or(Value::Nil);
+        let epoch: u64 = redis::from_redis_value(reply).map_err(RedisError::from)?;
+        let mut deleted = 0;
+        for glob in &globs {
+            deleted += connection.delete_matching(glob).await?;
+        }
+        let mut prove = script(&scripts.prove, &[&names.applied, &names.origin, &names.epoch]);
+        prove.arg(present.slot.to_fixed_hex()).arg(present.origin.encode()).arg(epoch);
+        connection.send(Pipeline::new().add_command(prove)).await?;
+        let dataset = connection.dataset.clone();
+
+        // Copies elsewhere go last: what is read again from Redis from now on is new. Nobody can have followed
+        // a slot before its first epoch.
+        if epoch > 1 {
+            let ops = globs.iter().map(|glob| BroadcastOp {
+                op: "pattern".to_owned(),
+                key: String::from_utf8_lossy(glob.as_bytes()).into_owned(),
+            });
+            let chain = self.chain.get_or_insert_with(|| Chain::after(None));
+            let message = chain.next(epoch, present.end, SystemTime::now(), ops.collect());
+            let mut tell = Pipeline::new();
+            broadcast(&message, Target { names: &names, scripts: &scripts }, &mut tell);
+            self.open().await?.send(&tell).await?;
+        }
+        (self.epoch, self.proven, self.recorded) = (epoch, Some(dataset), present.slot);
+        Ok(deleted)
+    }
+}

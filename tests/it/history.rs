@@ -1,0 +1,317 @@
+//! Proven history: what PostgreSQL or Redis can forget, and that the cache is then emptied, and only then.
+
+use redis::Commands as _;
+
+use crate::support::{Daemon, EVENT_MAX, SHIPPED, World, wait_until};
+
+/// Stops the daemon, does something to the servers, and starts it again with a value in the cache that no
+/// invalidation will reach. How many epochs began for the reason, and whether the value is still there.
+fn check(mut world: World, meanwhile: impl FnOnce(&mut World), reason: Option<&str>) {
+    let daemon = world.daemon();
+    world.sql("update users set name = 'before' where id = 'u1'");
+    world.settle();
+    assert_eq!(daemon.stop(), Some(0));
+    let before = world.epoch();
+    world.cache("v1:user:u9");
+    world.cache("v1:other:x");
+    meanwhile(&mut world);
+    let daemon = world.daemon();
+    world.sql("update users set name = 'after' where id = 'u2'");
+    world.settle();
+    assert_eq!(world.holds("v1:user:u9"), reason.is_none(), "{:?}", daemon.log());
+    assert!(world.holds("v1:other:x"), "what no rule names is nobody's business");
+    match reason {
+        None => assert_eq!(world.epoch(), before),
+        Some(reason) => assert_eq!(world.epochs_because(reason), 1, "{:?}", daemon.log()),
+    }
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+#[test]
+fn an_ordinary_restart_keeps_the_cache() {
+    check(World::shipped(), |_| {}, None);
+}
+
+#[test]
+fn a_clean_restart_of_postgresql_keeps_the_cache() {
+    let restart = |world: &mut World| {
+        let pid = world.postgres.pid().unwrap();
+        assert!(unstale::sandbox::signal(pid, "INT"));
+        wait_until(EVENT_MAX, "PostgreSQL ends", || !unstale::sandbox::signal(pid, "0"));
+        world.postgres.stop();
+        world.postgres.restart().unwrap();
+        world.reconnect();
+    };
+    check(World::shipped(), restart, None);
+}
+
+/// With `synchronous_commit = off` a commit is visible before it is durable: what a reader cached may be gone.
+#[test]
+fn an_unclean_restart_of_postgresql_empties_the_cache() {
+    let crash = |world: &mut World| {
+        world.sql("set synchronous_commit = off; update users set name = 'phantom' where id = 'u9'");
+        world.postgres.stop();
+        world.postgres.restart().unwrap();
+        world.reconnect();
+    };
+    check(World::shipped(), crash, Some("unclean-restart"));
+}
+
+/// A crash of one backend makes the server start over in place; its start time stays.
+#[test]
+fn a_crashed_backend_empties_the_cache() {
+    let crash = |world: &mut World| {
+        let backend = world.value("select pg_backend_pid()::text");
+        let recovered = "select stats_reset::text from pg_stat_archiver";
+        let before = world.value(recovered);
+        assert!(unstale::sandbox::signal(backend.parse().unwrap(), "KILL"));
+        let again = || world.try_value(recovered).is_some_and(|now| now != before);
+        wait_until(EVENT_MAX, "PostgreSQL recovered", again);
+        world.reconnect();
+    };
+    check(World::shipped(), crash, Some("unclean-restart"));
+}
+
+#[test]
+fn a_slot_made_anew_empties_the_cache() {
+    let recreate = |world: &mut World| {
+        world.sql("select pg_drop_replication_slot('unstale')");
+        world.sql("update users set name = 'missed' where id = 'u9'");
+        world.run_ok(&["setup"]);
+    };
+    check(World::shipped(), recreate, Some("gap"));
+}
+
+#[test]
+fn a_slot_that_was_advanced_empties_the_cache() {
+    let advance = |world: &mut World| {
+        world.sql("update users set name = 'missed' where id = 'u9'");
+        world.sql("select pg_replication_slot_advance('unstale', pg_current_wal_lsn())");
+    };
+    check(World::shipped(), advance, Some("gap"));
+}
+
+/// The server throws away log that a slot needs.
+fn lose_slot(world: &World) {
+    world.sql("update users set name = 'missed' where id = 'u9'");
+    for _ in 0..3 {
+        world.sql("create table if not exists ballast (n int); insert into ballast values (1)");
+        world.sql("select pg_switch_wal()");
+        world.sql("checkpoint");
+    }
+    assert_eq!(world.value("select wal_status from pg_replication_slots"), "lost");
+}
+
+#[test]
+fn a_lost_slot_is_made_anew_and_the_cache_is_emptied() {
+    let world = World::with(SHIPPED, &["max_slot_wal_keep_size=1MB"], &[]);
+    world.run_ok(&["setup"]);
+    check(world, |world| lose_slot(world), Some("gap"));
+}
+
+#[test]
+fn a_slot_dropped_underneath_is_made_anew() {
+    let world = World::shipped();
+    let daemon = world.daemon();
+    world.sql("update users set name = 'before' where id = 'u1'");
+    world.settle();
+    world.cache("v1:user:u9");
+    world.sql(
+        "do $$ begin perform pg_terminate_backend(pid) from pg_stat_replication;
+         loop begin perform pg_drop_replication_slot('unstale'); exit;
+         exception when object_in_use then perform pg_terminate_backend(pid) from pg_stat_replication; end; end loop; end $$;
+         update users set name = 'missed' where id = 'u9'",
+    );
+    daemon.wait_for_log("made anew");
+    daemon.wait_for_log("streaming");
+    assert!(!world.holds("v1:user:u9"));
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+#[test]
+fn without_slot_and_publication_the_daemon_ends_with_what_to_do() {
+    let world = World::shipped();
+    let mut daemon = world.daemon();
+    world.sql("drop publication unstale");
+    world.sql("select pg_terminate_backend(pid) from pg_stat_replication");
+    assert_eq!(daemon.wait(), Some(78), "{:?}", daemon.log());
+    assert!(daemon.log().join("\n").contains("unstale setup"), "{:?}", daemon.log());
+}
+
+/// Log from before the publication existed cannot be decoded: PostgreSQL 15 to 17 fail on it for ever, 18 leaves
+/// it out with a warning.
+#[test]
+fn a_publication_that_was_gone_for_a_while_empties_the_cache() {
+    let gone = |world: &mut World| {
+        world.sql("drop publication unstale");
+        world.sql("update users set name = 'missed' where id = 'u9'");
+        world.run_ok(&["setup"]);
+    };
+    check(World::shipped(), gone, Some("gap"));
+}
+
+#[test]
+fn another_database_cluster_empties_the_cache() {
+    let swap = |world: &mut World| {
+        let mut other = World::shipped();
+        std::mem::swap(&mut world.postgres, &mut other.postgres);
+        world.database_url.clone_from(&other.database_url);
+        world.reconnect();
+        // So far that the positions alone would look right.
+        world.sql("select pg_switch_wal()");
+    };
+    check(World::shipped(), swap, Some("other-system"));
+}
+
+#[test]
+fn an_emptied_redis_begins_a_new_epoch_and_never_an_old_number() {
+    let world = World::shipped();
+    let daemon = world.daemon();
+    world.sql("update users set name = 'before' where id = 'u1'");
+    world.settle();
+    redis::cmd("FLUSHALL").exec(&mut world.redis()).unwrap();
+    world.cache("v1:user:u9");
+    world.sql("update users set name = 'after' where id = 'u2'");
+    daemon.wait_for_log("a new epoch");
+    world.settle();
+    assert!(!world.holds("v1:user:u9"));
+    assert_eq!(world.epoch(), 2);
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+/// Redis comes back with the dataset of a snapshot that is older than what was recorded.
+#[test]
+fn a_redis_restarted_from_an_older_snapshot_empties_the_cache() {
+    let mut world = World::shipped();
+    let daemon = world.daemon();
+    world.cache("v1:user:u9");
+    world.sql("update users set name = 'before' where id = 'u1'");
+    world.settle();
+    redis::cmd("SAVE").exec(&mut world.redis()).unwrap();
+    world.sql("update users set name = 'after the snapshot' where id = 'u9'");
+    world.settle();
+    assert!(!world.holds("v1:user:u9"));
+    world.redis.stop();
+    world.redis.restart().unwrap();
+    daemon.wait_for_log("lost writes");
+    daemon.wait_for_log("streaming");
+    assert!(!world.holds("v1:user:u9"), "the value that came back is gone again");
+    assert_eq!(world.epochs_because("redis-went-back"), 1);
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+/// Ops that were answered and not yet recorded are lost without a trace in the watermark: they are sent again.
+#[test]
+fn a_redis_restarted_from_a_snapshot_with_all_that_was_recorded_keeps_the_cache() {
+    let mut world = World::shipped();
+    let daemon = world.daemon();
+    world.cache("v1:user:u9");
+    world.sql("update users set name = 'before' where id = 'u1'");
+    world.settle();
+    wait_until(EVENT_MAX, "what is applied is confirmed", || world.confirmed() >= world.applied());
+    daemon.signal("STOP");
+    redis::cmd("SAVE").exec(&mut world.redis()).unwrap();
+    world.redis.stop();
+    world.redis.restart().unwrap();
+    daemon.signal("CONT");
+    daemon.wait_for_log("streaming");
+    world.sql("update users set name = 'after' where id = 'u2'");
+    world.settle();
+    assert!(world.holds("v1:user:u9"));
+    assert_eq!(world.epoch(), 1);
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+/// A replica that is promoted may lack the end of what the old primary had recorded.
+#[test]
+fn a_redis_failover_that_lost_writes_empties_the_cache_and_one_that_lost_none_keeps_it() {
+    for lossy in [false, true] {
+        let mut world = World::shipped();
+        let replica = unstale::sandbox::Redis::start(&[]).unwrap();
+        let mut on_replica = redis::Client::open(replica.url()).unwrap().get_connection().unwrap();
+        redis::cmd("REPLICAOF").arg("127.0.0.1").arg(world.redis.port()).exec(&mut on_replica).unwrap();
+        let proxy = crate::proxy::Proxy::start(world.redis.port());
+        world.redis_url = format!("redis://127.0.0.1:{}", proxy.port());
+        let daemon = world.daemon();
+        world.cache("v1:user:u9");
+        world.cache("v1:user:u8");
+        world.sql("update users set name = 'before' where id = 'u1'");
+        world.settle();
+        wait_until(EVENT_MAX, "what is applied is confirmed", || world.confirmed() >= world.applied());
+        let applied = "v1:unstale:{unstale}:applied";
+        let has_all = |connection: &mut redis::Connection| {
+            let copied: Option<String> = connection.get(applied).unwrap_or_default();
+            copied.is_some_and(|copied| copied == world.redis().get::<_, String>(applied).unwrap())
+        };
+        wait_until(EVENT_MAX, "the replica has everything", || has_all(&mut on_replica));
+        if lossy {
+            redis::cmd("REPLICAOF").arg("NO").arg("ONE").exec(&mut on_replica).unwrap();
+            world.sql("update users set name = 'lost in the failover' where id = 'u9'");
+            world.settle();
+        }
+        // The old primary dies, and its address leads to the new one.
+        daemon.signal("STOP");
+        redis::cmd("REPLICAOF").arg("NO").arg("ONE").exec(&mut on_replica).unwrap();
+        proxy.retarget(replica.port());
+        proxy.cut();
+        daemon.signal("CONT");
+        daemon.wait_for_log("Redis is not the one it was");
+        world.redis = replica;
+        daemon.wait_for_log("streaming");
+        assert_eq!(world.holds("v1:user:u8"), !lossy);
+        assert!(!lossy || !world.holds("v1:user:u9"));
+        assert_eq!(world.epochs_because("redis-went-back"), u64::from(lossy));
+        assert_eq!(daemon.stop(), Some(0));
+    }
+}
+
+#[test]
+fn a_flush_can_be_asked_for() {
+    let world = World::shipped();
+    let daemon = world.daemon();
+    assert_eq!(daemon.stop(), Some(0));
+    world.cache("v1:user:u9");
+    for number in 0..2500 {
+        world.cache(&format!("v1:flags:o{number}"));
+    }
+    let daemon = Daemon::start(world.command(&["run", "--flush"]));
+    daemon.wait_for_log("streaming");
+    assert_eq!(world.redis().keys::<_, Vec<String>>("v1:[^u]*").unwrap(), [""; 0]);
+    assert!(!world.holds("v1:user:u9"));
+    assert_eq!(world.epochs_because("asked"), 1);
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+/// Killed in the middle of a flush, the daemon begins it again.
+#[test]
+fn a_flush_that_was_cut_short_is_begun_again() {
+    let world = World::shipped();
+    assert_eq!(world.daemon().stop(), Some(0));
+    let redis = world.redis();
+    drop(redis);
+    world.cache("v1:user:u9");
+    // `begin` has run and `prove` has not.
+    let _: () = world.redis().del(&["v1:unstale:{unstale}:applied", "v1:unstale:{unstale}:origin"]).unwrap();
+    let daemon = world.daemon();
+    assert!(!world.holds("v1:user:u9"));
+    assert_eq!(world.epoch(), 2);
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+#[test]
+fn subscribers_hear_of_a_new_epoch() {
+    let world = World::shipped();
+    assert_eq!(world.daemon().stop(), Some(0));
+    let mut connection = world.redis();
+    connection.set_read_timeout(Some(EVENT_MAX)).unwrap();
+    let mut subscriber = connection.as_pubsub();
+    subscriber.subscribe("v1:invalidations").unwrap();
+    let daemon = Daemon::start(world.command(&["run", "--flush"]));
+    let payload: String = subscriber.get_message().unwrap().get_payload().unwrap();
+    let message: serde_json::Value = serde_json::from_str(&payload).unwrap();
+    assert_eq!(message["epoch"], 2);
+    let globs: Vec<_> = message["ops"].as_array().unwrap().iter().map(|op| op["key"].as_str().unwrap()).collect();
+    assert!(globs.contains(&"v1:user:*") && globs.contains(&"v1:flags-version:*"), "{globs:?}");
+    daemon.wait_for_log("streaming");
+    assert_eq!(daemon.stop(), Some(0));
+}

@@ -1,0 +1,597 @@
+//! The protocol of DESIGN.md, section 3, as a finite model whose every reachable state is visited.
+//!
+//! Owns the steps around one cached key: two transactions that both change it, the daemon, two fillers, a
+//! PostgreSQL replica, and a Redis that evicts, fails over once and loses its tail. It must not know the
+//! code: it checks that the rules suffice and that none can be left out. Invariant: a step is one atomic
+//! action on one server, and whatever may come between two steps does; two actions are one step only where
+//! the comment says why that hides nothing. Breadth first, so a counter-example is a shortest one.
+
+#![allow(clippy::print_stdout)]
+
+use std::collections::HashSet;
+use std::hash::{BuildHasherDefault, Hasher};
+
+/// A place in PostgreSQL's log, and so also the name of the transaction that ends there; 0 is before both.
+/// Either writer may be the first: they differ in nothing else, so the first to commit is called 1.
+type Position = u8;
+
+/// The last position. Two suffice for a transaction to overtake an earlier one.
+const LAST: Position = 2;
+
+/// Each reads once: a filler that reads again is another one that begins later, since tokens never repeat.
+const FILLERS: u8 = 2;
+
+/// A set of transactions, a bit each: what a snapshot saw, and so what a cached value was derived from.
+type Transactions = u8;
+
+fn only(transaction: Position) -> Transactions {
+    1 << (transaction - 1)
+}
+
+fn up_to(position: Position) -> Transactions {
+    (1 << position) - 1
+}
+
+/// What is left out of the protocol; the comment says what happens instead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rule {
+    /// The daemon applies a transaction as soon as it is streamed.
+    Gate,
+    /// A fill stores, whatever the key holds.
+    Lease,
+    /// A fill stores if the key holds a lease, be it another's.
+    LeaseTokenPerGrant,
+    /// The statement on the primary has a snapshot from before the grant.
+    SnapshotAfterGrant,
+    /// `started` is read before the grant.
+    StartedReadAfterGrant,
+    /// The delete precedes `started`.
+    StartedBeforeDelete,
+    /// A replica is read wherever it stands.
+    ReplicaCheck,
+    /// The replica answers its position and the value in one statement: the snapshot is the older of the two.
+    ReplicaCheckSeparate,
+    /// The daemon confirms to the slot what it received.
+    AckAfterRedis,
+    /// A keepalive counts though transactions are in flight.
+    KeepaliveOnlyWhenIdle,
+    /// The daemon goes on with whatever Redis contains.
+    ProveHistory,
+    /// After a failover that lost nothing recorded, what was answered but not recorded is not sent again.
+    ResendAfterFailover,
+    /// After such a failover the promise holds again at once, before that was sent again.
+    SuspendUntilResent,
+    /// A new epoch deletes without raising `started`.
+    EpochRaisesStarted,
+    /// A new epoch claims all of the log to be applied, since everything was deleted.
+    EpochClaimsOnlyRecorded,
+}
+
+const RULES: [Rule; 15] = [
+    Rule::Gate,
+    Rule::Lease,
+    Rule::LeaseTokenPerGrant,
+    Rule::SnapshotAfterGrant,
+    Rule::StartedReadAfterGrant,
+    Rule::StartedBeforeDelete,
+    Rule::ReplicaCheck,
+    Rule::ReplicaCheckSeparate,
+    Rule::AckAfterRedis,
+    Rule::KeepaliveOnlyWhenIdle,
+    Rule::ProveHistory,
+    Rule::ResendAfterFailover,
+    Rule::SuspendUntilResent,
+    Rule::EpochRaisesStarted,
+    Rule::EpochClaimsOnlyRecorded,
+];
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+enum Key {
+    #[default]
+    Empty,
+    /// Its token is the filler that it was granted to.
+    Lease(u8),
+    Value(Transactions),
+}
+
+/// What one Redis server contains.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+struct Dataset {
+    key: Key,
+    started: Position,
+    applied: Position,
+}
+
+/// The Redis replica. It follows asynchronously; only where it stands at the failover matters, so it copies
+/// once, at any time, instead of often.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+enum RedisReplica {
+    #[default]
+    Following,
+    Stands(Dataset),
+    Promoted,
+}
+
+/// How far the daemon is with one transaction. A command and its reply are one step: a slow reply delays the
+/// daemon, which may be slow anyway; a lost one costs the connection, and the whole is sent again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+enum Sent {
+    #[default]
+    Nothing,
+    Half,
+    Whole,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+enum Phase {
+    #[default]
+    Running,
+    /// Its process or the connection to Redis is new: it has not looked at what Redis contains.
+    Resuming,
+    EpochStarted,
+    EpochDeleted,
+}
+
+/// The daemon's memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+struct Daemon {
+    phase: Phase,
+    sent: [Sent; LAST as usize],
+    /// What Redis answered to have recorded as applied.
+    recorded: Position,
+    /// After a failover: what may have been in force before, and is not again yet.
+    owed: Transactions,
+}
+
+impl Daemon {
+    /// The daemon as it goes on from a position: all up to there is in force, the rest will be sent.
+    fn from(position: Position, recorded: Position, phase: Phase) -> Self {
+        let mut sent = [Sent::Nothing; LAST as usize];
+        sent[..usize::from(position)].fill(Sent::Whole);
+        Self { phase, sent, recorded, owed: 0 }
+    }
+
+    fn done(&self) -> Transactions {
+        (1..=LAST).zip(self.sent).filter(|&(_, sent)| sent == Sent::Whole).map(|(n, _)| only(n)).sum()
+    }
+
+    /// Up to where all is done, without a gap.
+    fn applied(&self) -> Position {
+        self.done().trailing_ones() as Position
+    }
+}
+
+/// What a filler holds on to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+enum Filler {
+    #[default]
+    Idle,
+    Leased,
+    /// The lease, and `started` as read under it.
+    Started(Position),
+    /// The replica was found to be far enough; it can only get further.
+    ReplicaChecked,
+    Read(Transactions),
+    Done,
+    /// Mutants: what was read before the grant.
+    EarlyStarted(Position),
+    EarlySnapshot(Transactions),
+    /// Mutant: the replica's snapshot, while its position is yet to be asked for.
+    Unchecked(Position, Transactions),
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+struct State {
+    /// The end of PostgreSQL's log. What is in it the daemon has received.
+    log: Position,
+    visible: Transactions,
+    /// Up to where the PostgreSQL replica replayed, maybe what is not visible on the primary yet.
+    replayed: Position,
+    /// What the slot knows; survives the daemon.
+    confirmed: Position,
+    redis: Dataset,
+    redis_replica: RedisReplica,
+    daemon: Daemon,
+    crashed: bool,
+    fillers: [Filler; FILLERS as usize],
+    /// What the daemon ever put in force, also on a Redis that is gone. No actor can look at it.
+    acknowledged: Transactions,
+    /// A failover happened and the daemon has not vouched for the new primary: readers know by the missing
+    /// heartbeat, and nothing is promised.
+    suspended: bool,
+}
+
+impl State {
+    /// Against the promise: what is visible and acknowledged, by the daemon or by `applied`, is in the value.
+    fn is_stale(&self) -> bool {
+        let acknowledged = self.acknowledged | up_to(self.redis.applied);
+        !self.suspended && self.misses(acknowledged & self.visible)
+    }
+
+    /// Whether there is a value and it is older than one of these transactions.
+    fn misses(&self, wanted: Transactions) -> bool {
+        matches!(self.redis.key, Key::Value(seen) if wanted & !seen != 0)
+    }
+
+    /// Nothing is in flight and everything is confirmed.
+    fn is_quiet(&self) -> bool {
+        let all = up_to(self.log);
+        let done = self.daemon.phase == Phase::Running && !self.suspended && self.daemon.done() == all;
+        done && self.visible == all && self.confirmed == self.log
+    }
+
+    fn is_broken(&self) -> bool {
+        self.is_stale() || (self.is_quiet() && self.misses(up_to(self.confirmed)))
+    }
+
+    fn note_sent(&mut self, transaction: Position, sent: Sent) {
+        self.daemon.sent[usize::from(transaction) - 1] = sent;
+        if sent == Sent::Whole {
+            self.acknowledged |= only(transaction);
+            self.daemon.owed &= !only(transaction);
+            self.suspended &= self.daemon.owed != 0;
+        }
+    }
+}
+
+/// A step told in words; `#` stands for the transaction, position or filler.
+type Step = (&'static str, u8);
+
+/// What may come next.
+struct Next<'a> {
+    from: State,
+    steps: &'a mut Vec<(Step, State)>,
+}
+
+impl Next<'_> {
+    fn may(&mut self, words: &'static str, who: u8, change: impl FnOnce(&mut State)) {
+        let mut to = self.from;
+        change(&mut to);
+        self.steps.push(((words, who), to));
+    }
+
+    /// A commit is in the log, and with the daemon, before it is visible: long before, where a synchronous
+    /// standby is waited for.
+    fn postgres(&mut self) {
+        let State { log, visible, replayed, .. } = self.from;
+        if log < LAST {
+            self.may("# is in the log and streamed", log + 1, |s| s.log += 1);
+        }
+        for transaction in (1..=log).filter(|&transaction| visible & only(transaction) == 0) {
+            self.may("# becomes visible on the primary", transaction, |s| s.visible |= only(transaction));
+        }
+        if replayed < log {
+            self.may("the replica replays #", replayed + 1, |s| s.replayed += 1);
+        }
+    }
+
+    fn redis(&mut self) {
+        if self.from.redis.key != Key::Empty {
+            self.may("Redis evicts the key", 0, |s| s.redis.key = Key::Empty);
+        }
+        match self.from.redis_replica {
+            RedisReplica::Following => self.may("the Redis replica falls behind from here on", 0, |s| {
+                s.redis_replica = RedisReplica::Stands(s.redis);
+            }),
+            // The daemon's connection breaks with it, so nothing reaches the new primary before a resume.
+            RedisReplica::Stands(copy) => self.may("Redis fails over to its replica", 0, |s| {
+                s.redis = copy;
+                s.redis_replica = RedisReplica::Promoted;
+                s.daemon.phase = Phase::Resuming;
+                s.suspended = true;
+            }),
+            RedisReplica::Promoted => {}
+        }
+    }
+
+    /// The GET before it is no step: what it found may have changed, and `NX` looks again. Who finds the key
+    /// taken serves the value or waits, and changes nothing.
+    fn grant(&mut self, filler: u8, then: Filler) {
+        if self.from.redis.key == Key::Empty {
+            self.may("filler # is granted the lease", filler, |s| {
+                s.redis.key = Key::Lease(filler);
+                s.fillers[usize::from(filler)] = then;
+            });
+        }
+    }
+}
+
+/// The protocol, whole or with one rule removed.
+struct Protocol {
+    removed: Option<Rule>,
+}
+
+impl Protocol {
+    fn has(&self, rule: Rule) -> bool {
+        self.removed != Some(rule)
+    }
+
+    fn next(&self, from: State, steps: &mut Vec<(Step, State)>) {
+        let next = &mut Next { from, steps };
+        next.postgres();
+        next.redis();
+        self.daemon(next);
+        (0..FILLERS).for_each(|filler| self.filler(next, filler));
+    }
+
+    fn daemon(&self, next: &mut Next<'_>) {
+        let s = next.from;
+        if !s.crashed {
+            next.may("the daemon crashes and starts again", 0, |s| {
+                s.crashed = true;
+                s.daemon = Daemon::from(s.confirmed, s.confirmed, Phase::Resuming);
+            });
+        }
+        // Goes to PostgreSQL, so it may also happen when Redis has failed over.
+        let may_confirm = if self.has(Rule::AckAfterRedis) { s.daemon.recorded } else { s.log };
+        if s.confirmed < may_confirm {
+            next.may("the daemon confirms # to the slot", may_confirm, |s| s.confirmed = may_confirm);
+        }
+        let known = s.daemon.recorded.max(s.confirmed);
+        match s.daemon.phase {
+            Phase::Running => self.invalidate(next),
+            Phase::Resuming if s.redis.applied >= known || !self.has(Rule::ProveHistory) => self.resume(next, known),
+            Phase::Resuming => next.may("resume: history is lost, a new epoch raises started to #", s.log, |s| {
+                s.redis.started = if self.has(Rule::EpochRaisesStarted) { s.log } else { s.redis.started };
+                s.daemon.phase = Phase::EpochStarted;
+            }),
+            Phase::EpochStarted => next.may("the new epoch deletes the key", 0, |s| {
+                s.redis.key = Key::Empty;
+                s.daemon.phase = Phase::EpochDeleted;
+            }),
+            // What was recorded was visible before the delete. The rest of the log may not have been: it stays
+            // in flight.
+            Phase::EpochDeleted => {
+                let applied = if self.has(Rule::EpochClaimsOnlyRecorded) { known } else { s.log };
+                next.may("the new epoch sets applied to #", applied, |s| {
+                    s.redis.applied = applied;
+                    s.daemon = Daemon::from(known, applied, Phase::Running);
+                    s.suspended = false;
+                });
+            }
+        }
+    }
+
+    /// Redis contains all that it once said to contain.
+    fn resume(&self, next: &mut Next<'_>, known: Position) {
+        next.may("resume: the daemon goes on after #", known, |s| {
+            let before = s.daemon.sent;
+            s.daemon = Daemon::from(known, s.daemon.recorded, Phase::Running);
+            for (sent, before) in s.daemon.sent.iter_mut().zip(before) {
+                if before == Sent::Whole && !self.has(Rule::ResendAfterFailover) {
+                    *sent = before;
+                }
+            }
+            // A daemon that crashed does not know what was in force; but nothing was that is not visible.
+            if s.suspended && self.has(Rule::SuspendUntilResent) {
+                s.daemon.owed = s.visible & !s.daemon.done();
+            }
+            s.suspended &= s.daemon.owed != 0;
+        });
+    }
+
+    /// Each transaction as soon as it is visible, in whatever order that comes to pass.
+    fn invalidate(&self, next: &mut Next<'_>) {
+        let s = next.from;
+        for (transaction, sent) in (1..=s.log).zip(s.daemon.sent) {
+            let sent = match sent {
+                // The gate is no step of its own: what was visible once still is.
+                Sent::Nothing if s.visible & only(transaction) != 0 || !self.has(Rule::Gate) => Sent::Half,
+                Sent::Half => Sent::Whole,
+                Sent::Nothing | Sent::Whole => continue,
+            };
+            if (sent == Sent::Half) == self.has(Rule::StartedBeforeDelete) {
+                next.may("the daemon raises started to #", transaction, |s| {
+                    s.redis.started = s.redis.started.max(transaction);
+                    s.note_sent(transaction, sent);
+                });
+            } else {
+                next.may("the daemon deletes the key for #", transaction, |s| {
+                    s.redis.key = Key::Empty;
+                    s.note_sent(transaction, sent);
+                });
+            }
+        }
+        let mut raise = |words, to: Position| {
+            if s.daemon.recorded < to {
+                next.may(words, to, |s| {
+                    s.redis.applied = s.redis.applied.max(to);
+                    s.daemon.recorded = to;
+                });
+            }
+        };
+        raise("the daemon raises applied to #", s.daemon.applied());
+        if s.daemon.applied() == s.log || !self.has(Rule::KeepaliveOnlyWhenIdle) {
+            raise("after a keepalive the daemon raises applied to #", s.log);
+        }
+    }
+
+    fn filler(&self, next: &mut Next<'_>, filler: u8) {
+        let (s, at) = (next.from, usize::from(filler));
+        let mut may = |words, then| next.may(words, filler, |s| s.fillers[at] = then);
+        match s.fillers[at] {
+            // They are alike, so the first to begin may be called 0.
+            Filler::Idle if at > 0 && s.fillers[at - 1] == Filler::Idle => {}
+            Filler::Idle if !self.has(Rule::StartedReadAfterGrant) => {
+                may("filler # reads started", Filler::EarlyStarted(s.redis.started));
+            }
+            Filler::Idle if !self.has(Rule::SnapshotAfterGrant) => {
+                may("filler # takes a snapshot of the primary", Filler::EarlySnapshot(s.visible));
+            }
+            Filler::Idle => next.grant(filler, Filler::Leased),
+            Filler::EarlyStarted(started) => next.grant(filler, Filler::Started(started)),
+            Filler::EarlySnapshot(seen) => next.grant(filler, Filler::Read(seen)),
+            Filler::Leased => may("filler # reads started", Filler::Started(s.redis.started)),
+            Filler::Started(started) => {
+                may("filler # reads the primary", Filler::Read(s.visible));
+                if !self.has(Rule::ReplicaCheckSeparate) {
+                    may("filler # takes a snapshot of the replica", Filler::Unchecked(started, up_to(s.replayed)));
+                } else if s.replayed >= started || !self.has(Rule::ReplicaCheck) {
+                    may("filler # turns to the replica", Filler::ReplicaChecked);
+                }
+            }
+            Filler::ReplicaChecked => may("filler # reads the replica", Filler::Read(up_to(s.replayed))),
+            Filler::Unchecked(started, seen) if s.replayed >= started => {
+                may("filler # finds the replica far enough", Filler::Read(seen));
+            }
+            Filler::Read(seen) => self.fill(next, filler, seen),
+            Filler::Unchecked(..) | Filler::Done => {}
+        }
+    }
+
+    fn fill(&self, next: &mut Next<'_>, filler: u8, seen: Transactions) {
+        let stores = match next.from.redis.key {
+            Key::Lease(_) if !self.has(Rule::LeaseTokenPerGrant) => true,
+            key => key == Key::Lease(filler) || !self.has(Rule::Lease),
+        };
+        let words = if stores { "filler # stores what it read" } else { "filler # finds its lease gone" };
+        next.may(words, filler, |s| {
+            s.redis.key = if stores { Key::Value(seen) } else { s.redis.key };
+            s.fillers[usize::from(filler)] = Filler::Done;
+        });
+    }
+}
+
+/// Multiply and rotate, as rustc does: the default hasher would take most of an unoptimised test's time.
+#[derive(Default)]
+struct Mixer(u64);
+
+impl Hasher for Mixer {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&byte| self.write_usize(usize::from(byte)));
+    }
+
+    fn write_u8(&mut self, byte: u8) {
+        self.write_usize(usize::from(byte));
+    }
+
+    fn write_isize(&mut self, discriminant: isize) {
+        self.write_usize(discriminant as usize);
+    }
+
+    fn write_usize(&mut self, word: usize) {
+        self.0 = (self.0.rotate_left(5) ^ word as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0 ^ (self.0 >> 32)
+    }
+}
+
+/// The states found so far, each with the place of the one before it and the step between them.
+#[derive(Default)]
+struct Search {
+    found: Vec<(State, usize, Step)>,
+    known: HashSet<State, BuildHasherDefault<Mixer>>,
+    transitions: usize,
+}
+
+impl Search {
+    /// Visits every state until one is broken, and tells the steps to that one. `watch` is told of every
+    /// transition, and with no target of every state that has none.
+    fn run(&mut self, removed: Option<Rule>, mut watch: impl FnMut(&State, Option<&State>)) -> Option<Vec<Step>> {
+        let protocol = Protocol { removed };
+        let mut steps = Vec::new();
+        self.add(State::default(), 0, ("", 0));
+        let mut at = 0;
+        while let Some(&(state, ..)) = self.found.get(at) {
+            if state.is_broken() {
+                return Some(self.path(at));
+            }
+            protocol.next(state, &mut steps);
+            if steps.is_empty() {
+                watch(&state, None);
+            }
+            for (step, to) in steps.drain(..) {
+                watch(&state, Some(&to));
+                self.transitions += 1;
+                self.add(to, at, step);
+            }
+            at += 1;
+        }
+        None
+    }
+
+    fn add(&mut self, state: State, from: usize, step: Step) {
+        if self.known.insert(state) {
+            self.found.push((state, from, step));
+        }
+    }
+
+    fn path(&self, mut at: usize) -> Vec<Step> {
+        let mut path = Vec::new();
+        while at > 0 {
+            let (_, from, step) = self.found[at];
+            path.push(step);
+            at = from;
+        }
+        path.reverse();
+        path
+    }
+}
+
+fn listing(path: &[Step]) -> String {
+    let line = |(n, (words, who)): (usize, &Step)| format!("{:>4}  {}\n", n + 1, words.replace('#', &who.to_string()));
+    path.iter().enumerate().map(line).collect()
+}
+
+/// What some transition must do, or the model proves nothing.
+type Witness = (&'static str, fn(&State, &State) -> bool);
+
+const WITNESSES: [Witness; 8] = [
+    ("a value with both transactions, all confirmed", |_, to| {
+        to.is_quiet() && to.redis.key == Key::Value(up_to(LAST)) && to.log == LAST
+    }),
+    (
+        "a value from a replica that is ahead of the primary",
+        |_, to| matches!(to.redis.key, Key::Value(seen) if seen & !to.visible != 0),
+    ),
+    ("a value with the second transaction, not the first", |_, to| to.redis.key == Key::Value(only(2))),
+    ("the second transaction in force before the first", |_, to| to.acknowledged == only(2)),
+    ("a fill refused because another one got the lease", |from, to| {
+        matches!(from.redis.key, Key::Lease(1)) && from.fillers[0] != to.fillers[0] && to.fillers[0] == Filler::Done
+    }),
+    ("a value stored after a crash and a failover", |from, to| {
+        let stored = matches!((from.redis.key, to.redis.key), (Key::Lease(_), Key::Value(_)));
+        stored && to.crashed && to.redis_replica == RedisReplica::Promoted && !to.suspended
+    }),
+    ("a failover that lost only what was not recorded, and that was sent again", |from, to| {
+        from.daemon.owed != 0 && from.suspended && !to.suspended
+    }),
+    ("a lease granted during a new epoch", |from, to| {
+        from.daemon.phase == Phase::EpochDeleted
+            && matches!((from.redis.key, to.redis.key), (Key::Empty, Key::Lease(_)))
+    }),
+];
+
+#[test]
+fn the_full_protocol_is_safe() {
+    let mut search = Search::default();
+    let mut missing: Vec<Witness> = WITNESSES.into();
+    let mut ends = 0;
+    let broken = search.run(None, |from, to| match to {
+        Some(to) => missing.retain(|(_, reached)| !reached(from, to)),
+        None => {
+            assert!(from.is_quiet() && from.confirmed == LAST, "stuck in {from:?}");
+            ends += 1;
+        }
+    });
+    println!("{} states, {} transitions", search.found.len(), search.transitions);
+    if let Some(path) = broken {
+        panic!("stale after {} steps:\n{}", path.len(), listing(&path));
+    }
+    // No step can be undone, so every run ends; and every end is at rest, with everything confirmed.
+    assert!(ends > 0);
+    assert!(missing.is_empty(), "never reached: {:?}", missing.iter().map(|(words, _)| words).collect::<Vec<_>>());
+}
+
+#[test]
+fn every_rule_is_needed() {
+    for rule in RULES {
+        let mut search = Search::default();
+        let broken = search.run(Some(rule), |_, _| ());
+        let path = broken.unwrap_or_else(|| panic!("nothing becomes stale without {rule:?}"));
+        println!("without {rule:?}, after {} of {} states, stale:", path.len(), search.found.len());
+        println!("{}", listing(&path));
+    }
+}
