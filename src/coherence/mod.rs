@@ -6,6 +6,7 @@
 pub mod epoch;
 pub mod gate;
 pub mod history;
+pub mod lease;
 pub mod primary;
 pub mod progress;
 pub mod watermark;

@@ -1,0 +1,229 @@
+//! The filler's side of the protocol: read, grant, fill, refresh, release.
+//!
+//! Owns what a leased key may hold, and the order of the steps. It must not know what is cached. Plain commands and
+//! two scripts, `fill.lua` and `release.lua`, so that a client in any language can do the same. Invariants: a value
+//! is stored only while the key still holds the token of its grant; the positions that a fill relies on
+//! are read after the grant; a replica answers where it is in a statement of its own, before the one that
+//! reads.
+//!
+//! Why no older value can come back: an invalidation deletes the token with the key, so a fill that succeeds had a
+//! grant after it; what is read after the grant sees the commit, because the invalidation was not sent before
+//! the commit was visible; and a replica is read only when it has replayed `started`, which rose before the
+//! deletion.
+
+mod envelope;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use redis::aio::ConnectionLike;
+use redis::{Cmd, Pipeline, RedisError, Value};
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, Row};
+
+use super::watermark::Names;
+use crate::change::Lsn;
+use crate::key::CacheKey;
+use crate::mutant::{self, Mutant};
+pub use envelope::{Envelope, Token};
+
+const FILL: &str = include_str!("lease/fill.lua");
+const RELEASE: &str = include_str!("lease/release.lua");
+
+/// Reads and fills the leased keys of one namespace. The connection is the caller's.
+#[derive(Debug)]
+pub struct Leases {
+    names: Names,
+    lease: Duration,
+    /// The server knows `SET … IFEQ` (Redis 8.4, Valkey 8.1), as far as was tried.
+    compares: AtomicBool,
+}
+
+/// What a read found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// A value that may be served.
+    Value(Envelope),
+    /// A value from before the position the reader has seen: wait for a newer one, or read the primary and do
+    /// not fill.
+    TooOld(Envelope),
+    /// Nothing, and it is for the reader to fill.
+    Granted(Grant),
+    /// Another reader is filling it: wait, or read without filling.
+    Busy,
+    /// Something that is neither a value nor a lease: read without filling. Somebody else writes to this key.
+    Foreign,
+}
+
+/// The right to fill a key once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    key: CacheKey,
+    token: Token,
+    /// What is read now is at least as new as this.
+    pub lo: Lsn,
+    /// What a replica must have replayed before it may be read for this fill. None: no replica may, because
+    /// Redis does not know how far invalidations have come.
+    pub started: Option<Lsn>,
+}
+
+impl Leases {
+    /// The leased keys of a namespace. A grant ends after `lease` at the latest.
+    pub fn new(names: Names, lease: Duration) -> Self {
+        Self { names, lease, compares: AtomicBool::new(true) }
+    }
+
+    /// Reads a key; when there is nothing, asks for the lease. With `min`, a value must contain every
+    /// commit up to that position.
+    ///
+    /// # Errors
+    ///
+    /// Redis's; read the primary without filling then.
+    pub async fn read(
+        &self,
+        connection: &mut impl ConnectionLike,
+        key: &CacheKey,
+        min: Option<Lsn>,
+    ) -> Result<Found, RedisError> {
+        // `applied` before the value: a value that is replaced in between is only newer.
+        let mut look = Pipeline::new();
+        look.add_command(get(&self.names.applied)).add_command(get(key));
+        let (applied, held): (Option<String>, Value) = look.query_async(connection).await?;
+        if held != Value::Nil {
+            return found(&held, position(applied), min);
+        }
+        let token = Token::random();
+        let mut ask = redis::cmd("SET");
+        ask.arg(key.as_bytes()).arg(token.lease()).arg("NX").arg("GET").arg("PX").arg(millis(self.lease));
+        // In the order of the pipeline, so after the grant.
+        let mut grant = Pipeline::new();
+        grant.add_command(ask).add_command(get(&self.names.applied)).add_command(get(&self.names.started));
+        let (held, applied, started): (Value, Option<String>, Option<String>) = grant.query_async(connection).await?;
+        match held {
+            Value::Nil => {
+                let lo = position(applied).unwrap_or_default();
+                Ok(Found::Granted(Grant { key: key.clone(), token, lo, started: position(started) }))
+            }
+            held => found(&held, position(applied), min),
+        }
+    }
+
+    /// The right to replace a value that was just read, by its own nonce. Several readers may have it; the
+    /// first to fill wins.
+    ///
+    /// # Errors
+    ///
+    /// Redis's.
+    pub async fn refresh(
+        &self,
+        connection: &mut impl ConnectionLike,
+        key: &CacheKey,
+        value: &Envelope,
+    ) -> Result<Grant, RedisError> {
+        let mut look = Pipeline::new();
+        look.add_command(get(&self.names.applied)).add_command(get(&self.names.started));
+        let (applied, started): (Option<String>, Option<String>) = look.query_async(connection).await?;
+        let lo = position(applied).unwrap_or_default();
+        Ok(Grant { key: key.clone(), token: value.nonce.clone(), lo, started: position(started) })
+    }
+
+    /// Stores a value for `ttl`, if the grant still stands; whether it did.
+    ///
+    /// # Errors
+    ///
+    /// Redis's. Whether the value was stored is then not known, and does not matter: it was allowed to be.
+    pub async fn fill(
+        &self,
+        connection: &mut impl ConnectionLike,
+        grant: &Grant,
+        value: &Envelope,
+        ttl: Duration,
+    ) -> Result<bool, RedisError> {
+        let (key, bytes) = (grant.key.as_bytes(), value.encode());
+        if mutant::is(Mutant::NoLease) {
+            redis::cmd("SET").arg(key).arg(bytes).exec_async(connection).await?;
+            return Ok(true);
+        }
+        if grant.token.is_lease() && self.compares.load(Ordering::Relaxed) {
+            let mut set = redis::cmd("SET");
+            set.arg(key).arg(&bytes).arg("IFEQ").arg(grant.token.lease()).arg("PX").arg(millis(ttl));
+            match set.query_async::<Option<String>>(connection).await {
+                Ok(stored) => return Ok(stored.is_some()),
+                Err(error) if error.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::ResponseError) => {
+                    self.compares.store(false, Ordering::Relaxed);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let mut fill = redis::cmd("EVAL");
+        fill.arg(FILL).arg(1).arg(key).arg(grant.token.prefix()).arg(bytes).arg(millis(ttl));
+        fill.query_async(connection).await
+    }
+
+    /// Gives a lease back unused, so that the next reader need not wait for its end: after an error.
+    ///
+    /// # Errors
+    ///
+    /// Redis's; the lease then ends by itself.
+    pub async fn release(&self, connection: &mut impl ConnectionLike, grant: Grant) -> Result<(), RedisError> {
+        if !grant.token.is_lease() {
+            return Ok(());
+        }
+        let mut release = redis::cmd("EVAL");
+        release.arg(RELEASE).arg(1).arg(grant.key.as_bytes()).arg(grant.token.prefix());
+        release.exec_async(connection).await
+    }
+}
+
+impl Grant {
+    /// Reads the value from a replica, if it has replayed everything that the fill and the reader rely on.
+    /// Nothing if it has not: read the primary. `sql` gives one row.
+    ///
+    /// Both statements go over this one client, so to one server. In a transaction of its own kind
+    /// (`REPEATABLE READ`) the second would see what the first did, and prove nothing.
+    ///
+    /// # Errors
+    ///
+    /// The replica's; read the primary then.
+    pub async fn read_replica(
+        &self,
+        replica: &Client,
+        min: Option<Lsn>,
+        sql: &str,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<Option<Row>, tokio_postgres::Error> {
+        let Some(started) = self.started else { return Ok(None) };
+        let position = started.max(min.unwrap_or_default());
+        let check = format!("pg_is_in_recovery() and pg_last_wal_replay_lsn() >= '{position}'::pg_lsn");
+        if mutant::is(Mutant::ReplicaCheckTooLate) {
+            let row = replica.query_one(&format!("select q.*, {check} from ({sql}) q"), parameters).await?;
+            return Ok(row.get::<_, bool>(row.len() - 1).then_some(row));
+        }
+        if !replica.query_one(&format!("select coalesce({check}, false)"), &[]).await?.get::<_, bool>(0) {
+            return Ok(None);
+        }
+        replica.query_one(sql, parameters).await.map(Some)
+    }
+}
+
+fn found(held: &Value, applied: Option<Lsn>, min: Option<Lsn>) -> Result<Found, RedisError> {
+    let bytes: Vec<u8> = redis::from_redis_value_ref(held)?;
+    if Token::is_lease_of_somebody(&bytes) {
+        return Ok(Found::Busy);
+    }
+    let Some(value) = Envelope::decode(&bytes) else { return Ok(Found::Foreign) };
+    let new_enough = min.is_none_or(|min| applied.is_some_and(|applied| applied >= min) || value.lo >= min);
+    Ok(if new_enough { Found::Value(value) } else { Found::TooOld(value) })
+}
+
+fn get(key: &CacheKey) -> Cmd {
+    redis::cmd("GET").arg(key.as_bytes()).clone()
+}
+
+fn position(text: Option<String>) -> Option<Lsn> {
+    text.as_deref().and_then(Lsn::from_fixed_hex)
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).max(1)
+}

@@ -1,0 +1,129 @@
+//! What a leased key holds: a lease, or a value in its envelope.
+//!
+//! Owns both forms, which clients in other languages read and write too. It must not know Redis. Invariant:
+//! the first 34 bytes of either are its token, and no two are ever alike.
+
+use crate::change::Lsn;
+
+/// Hexadecimal digits of a nonce: 128 bits.
+const NONCE_DIGITS: usize = 32;
+
+/// What a fill compares: `L:` and a nonce while leased, `V:` and the nonce of the value after that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Token {
+    kind: char,
+    nonce: String,
+}
+
+impl Token {
+    /// The token of a new lease.
+    pub fn random() -> Self {
+        Self { kind: 'L', nonce: nonce() }
+    }
+
+    /// The nonce of a new value.
+    pub fn of_new_value() -> Self {
+        Self { kind: 'V', nonce: nonce() }
+    }
+
+    /// Whether it stands for a lease and not for a value.
+    pub fn is_lease(&self) -> bool {
+        self.kind == 'L'
+    }
+
+    /// What the key holds while leased: the token and nothing else.
+    pub fn lease(&self) -> String {
+        self.prefix()
+    }
+
+    /// The bytes with which what the key holds begins.
+    pub fn prefix(&self) -> String {
+        format!("{}:{}", self.kind, self.nonce)
+    }
+
+    /// Whether a key that holds this is leased.
+    pub fn is_lease_of_somebody(held: &[u8]) -> bool {
+        held.len() == NONCE_DIGITS + 2 && held.starts_with(b"L:")
+    }
+}
+
+fn nonce() -> String {
+    format!("{:032x}", rand::random::<u128>())
+}
+
+/// A cached value and what readers have to know of it: in Redis one line
+/// `V:<nonce> <lo> <stored at> <soft ttl> <etag>`, then the body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Envelope {
+    /// The value's own token, by which it is refreshed.
+    pub nonce: Token,
+    /// The value contains every commit up to here.
+    pub lo: Lsn,
+    /// When it was stored, in milliseconds since 1970.
+    pub stored_at: u64,
+    /// After so many milliseconds it is still served, and refreshed; 0 means never.
+    pub soft_ttl: u64,
+    /// The HTTP entity tag of the body, without quotes and blanks; may be empty.
+    pub etag: String,
+    /// What is cached.
+    pub body: Vec<u8>,
+}
+
+impl Envelope {
+    /// The form it has in Redis.
+    pub fn encode(&self) -> Vec<u8> {
+        let Self { nonce, lo, stored_at, soft_ttl, etag, body } = self;
+        let line = format!("{} {} {stored_at} {soft_ttl} {etag}\n", nonce.prefix(), lo.to_fixed_hex());
+        [line.as_bytes(), body].concat()
+    }
+
+    /// Reads what [`Envelope::encode`] wrote; nothing if somebody else wrote it.
+    pub fn decode(held: &[u8]) -> Option<Self> {
+        let end = held.iter().position(|&byte| byte == b'\n')?;
+        let (line, body) = (std::str::from_utf8(held.get(..end)?).ok()?, held.get(end + 1..)?);
+        let mut fields = line.split(' ');
+        let nonce = fields.next()?.strip_prefix("V:")?;
+        if nonce.len() != NONCE_DIGITS || !nonce.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return None;
+        }
+        let envelope = Self {
+            nonce: Token { kind: 'V', nonce: nonce.to_owned() },
+            lo: Lsn::from_fixed_hex(fields.next()?)?,
+            stored_at: fields.next()?.parse().ok()?,
+            soft_ttl: fields.next()?.parse().ok()?,
+            etag: fields.next()?.to_owned(),
+            body: body.to_vec(),
+        };
+        fields.next().is_none().then_some(envelope)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn an_envelope_survives_redis(lo: u64, stored_at: u64, soft_ttl: u64, etag in "[!-~]{0,40}", body: Vec<u8>) {
+            let envelope = Envelope { nonce: Token::of_new_value(), lo: Lsn::new(lo), stored_at, soft_ttl, etag, body };
+            let bytes = envelope.encode();
+            prop_assert!(bytes.starts_with(envelope.nonce.prefix().as_bytes()));
+            prop_assert!(!Token::is_lease_of_somebody(&bytes));
+            prop_assert_eq!(Envelope::decode(&bytes), Some(envelope));
+        }
+
+        #[test]
+        fn what_somebody_else_wrote_is_no_envelope(bytes: Vec<u8>) {
+            prop_assert_eq!(Envelope::decode(&bytes), None);
+        }
+    }
+
+    #[test]
+    fn a_lease_is_its_token_and_nothing_else() {
+        let token = Token::random();
+        assert!(Token::is_lease_of_somebody(token.lease().as_bytes()));
+        assert!(!Token::is_lease_of_somebody(b"L:short"));
+        assert_ne!(token, Token::random());
+    }
+}
