@@ -4,7 +4,7 @@ FUZZ_SECONDS ?= 60
 # PostgreSQL refuses to run as root, so the servers run as another user and must be able to read these.
 export UNSTALE_PG_BIN
 
-.PHONY: demo test lint bench fuzz servers
+.PHONY: demo test lint bench fuzz torture servers
 
 demo: servers
 	cargo run --locked --release --quiet -- demo $(ARGS)
@@ -24,6 +24,10 @@ fuzz: servers
 	rustup toolchain list | grep -q nightly || rustup toolchain install nightly --profile minimal
 	command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
 	cargo +nightly fuzz run pgoutput -- -max_total_time=$(FUZZ_SECONDS) -max_len=4096
+
+# For example: make torture ARGS="--for 1h --seed 7"
+torture: servers
+	UNSTALE_TORTURE="$(ARGS)" cargo test --locked --release --test it torture::nothing_stale_survives -- --exact --nocapture
 
 servers:
 	@sh deploy/install-servers.sh

@@ -222,6 +222,30 @@ impl Postgres {
         }
     }
 
+    /// Makes a standby that streams from this server, with these further settings. This server is stopped and
+    /// started again on the way.
+    pub fn standby(&mut self, settings: &[&str]) -> Result<Self, SandboxError> {
+        let directory = TempDir::with_prefix("unstale-pg-")?;
+        self.stop();
+        let mut copy = Command::new("cp");
+        copy.arg("-a").arg(self.data_directory()).arg(directory.path().join("data"));
+        run(copy, "cp")?;
+        self.restart()?;
+        std::fs::write(directory.path().join("data/standby.signal"), "")?;
+        // A lock file of the server that was copied would be taken for a running one.
+        let _ = std::fs::remove_file(directory.path().join("data/postmaster.pid"));
+        if let Some(user) = self.user {
+            std::os::unix::fs::chown(directory.path(), Some(user.uid), Some(user.gid))?;
+            std::os::unix::fs::chown(directory.path().join("data/standby.signal"), Some(user.uid), Some(user.gid))?;
+        }
+        let mut settings: Vec<_> = settings.iter().map(ToString::to_string).collect();
+        settings.push(format!("primary_conninfo=host=127.0.0.1 port={} user=postgres", self.port));
+        let bin = self.bin.clone();
+        let mut standby = Self { server: None, bin, directory, settings, user: self.user, port: free_port()? };
+        standby.restart()?;
+        Ok(standby)
+    }
+
     /// The port.
     pub fn port(&self) -> u16 {
         self.port

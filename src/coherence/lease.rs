@@ -1,7 +1,7 @@
 //! The filler's side of the protocol: read, grant, fill, refresh, release.
 //!
 //! Owns what a leased key may hold, and the order of the steps. It must not know what is cached. Plain commands and
-//! two scripts, `fill.lua` and `release.lua`, so that a client in any language can do the same. Invariants: a value
+//! short scripts, `fill.lua`, `release.lua` and `version.lua`, so that a client in any language can do the same. Invariants: a value
 //! is stored only while the key still holds the token of its grant; the positions that a fill relies on
 //! are read after the grant; a replica answers where it is in a statement of its own, before the one that
 //! reads.
@@ -29,6 +29,7 @@ pub use envelope::{Envelope, Token};
 
 const FILL: &str = include_str!("lease/fill.lua");
 const RELEASE: &str = include_str!("lease/release.lua");
+const VERSION: &str = include_str!("lease/version.lua");
 
 /// Reads and fills the leased keys of one namespace. The connection is the caller's.
 #[derive(Debug)]
@@ -158,6 +159,23 @@ impl Leases {
         let mut fill = redis::cmd("EVAL");
         fill.arg(FILL).arg(1).arg(key).arg(grant.token.prefix()).arg(bytes).arg(millis(ttl));
         fill.query_async(connection).await
+    }
+
+    /// The number under a version key, to become part of the keys that depend on it; read before the database. A
+    /// missing one begins at `started`, because any lower number may have been in use before it was evicted.
+    /// None: Redis does not know how far invalidations have come; read without filling.
+    ///
+    /// # Errors
+    ///
+    /// Redis's.
+    pub async fn version(
+        &self,
+        connection: &mut impl ConnectionLike,
+        key: &CacheKey,
+    ) -> Result<Option<String>, RedisError> {
+        let mut version = redis::cmd("EVAL");
+        version.arg(VERSION).arg(2).arg(key.as_bytes()).arg(self.names.started.as_bytes());
+        version.query_async(connection).await
     }
 
     /// Gives a lease back unused, so that the next reader need not wait for its end: after an error.

@@ -36,6 +36,8 @@ pub(super) struct Batcher {
     gate: Gate,
     /// Visible, and waiting for the batch in flight.
     waiting: Part,
+    /// The same, and next: its version keys were given a position that was fresh, and nothing may join it.
+    refreshed: Option<Part>,
     /// Received whole and not known to be visible, in commit order.
     held: VecDeque<Held>,
     /// What [`Batcher::held`] and the open transaction's own part hold together.
@@ -60,12 +62,21 @@ struct Part {
     tickets: Vec<Ticket>,
     changes: usize,
     started: Lsn,
+    /// The earliest transaction that may raise a version key.
+    first_bump: Option<Lsn>,
     at: SystemTime,
 }
 
 impl Default for Part {
     fn default() -> Self {
-        Self { plan: Plan::default(), tickets: Vec::new(), changes: 0, started: Lsn::ZERO, at: SystemTime::UNIX_EPOCH }
+        Self {
+            plan: Plan::default(),
+            tickets: Vec::new(),
+            changes: 0,
+            started: Lsn::ZERO,
+            first_bump: None,
+            at: SystemTime::UNIX_EPOCH,
+        }
     }
 }
 
@@ -79,13 +90,21 @@ impl Part {
         self.tickets.extend(other.tickets);
         self.changes += other.changes;
         self.started = self.started.max(other.started);
+        self.first_bump = self.first_bump.into_iter().chain(other.first_bump).min();
         self.at = self.at.max(other.at);
     }
 
-    /// Whether its version keys have to rise beyond what they may have been set to already: a reader that
-    /// found one missing made it from `started`, before this part was visible.
+    /// Whether a version key would rise to a position that `started` has passed already: a reader that found the key
+    /// missing may have made it from there, when the transaction was not visible yet.
     fn is_late(&self, started: Lsn) -> bool {
-        self.started <= started && self.plan.bumps().len() > 0
+        self.first_bump.is_some_and(|first| first < started)
+    }
+
+    /// Version keys rise to a position that was never used.
+    fn refresh(&mut self, position: Lsn) {
+        self.plan.raise_bumps(position);
+        self.started = self.started.max(position);
+        self.first_bump = None;
     }
 }
 
@@ -150,6 +169,7 @@ impl Batcher {
             progress: Progress::default(),
             gate: Gate::default(),
             waiting: Part::default(),
+            refreshed: None,
             held: VecDeque::new(),
             held_size: Size::default(),
             in_flight: None,
@@ -184,9 +204,7 @@ impl Batcher {
     pub(super) fn take(&mut self, event: SourceEvent, now: Instant) -> Result<(), PlanError> {
         match event {
             SourceEvent::Begin(begin) => {
-                // What may be late is judged when it is released, and so is what comes after something held.
-                let passes = self.gate.sees(begin.xid) && self.held.is_empty() && begin.commit_lsn > self.started;
-                let passes = passes || mutant::is(Mutant::NoGate);
+                let passes = self.gate.sees(begin.xid) || mutant::is(Mutant::NoGate);
                 let held = (!passes).then(Part::default);
                 if held.is_some() {
                     self.gate.wait(now);
@@ -208,6 +226,9 @@ impl Batcher {
                 part.started = part.started.max(lsn);
                 part.at = begin.map_or(part.at, |begin| begin.at);
                 planner.plan(&change, lsn, &mut part.plan)?;
+                if part.plan.bumps().len() > 0 {
+                    part.first_bump = Some(part.first_bump.map_or(lsn, |first| first.min(lsn)));
+                }
                 if is_held {
                     let (ops, bytes) = (part.plan.len() - before.0, part.plan.bytes() - before.1);
                     held_size.add(Size { ops, bytes, changes: 1 });
@@ -223,7 +244,7 @@ impl Batcher {
                     Some(Open { begin, held: Some(mut part) }) => {
                         part.at = begin.at;
                         self.held.push_back(Held { xid: begin.xid, part });
-                        self.release(None);
+                        self.release();
                     }
                     Some(Open { begin, held: None }) => self.waiting.at = begin.at,
                     None => {}
@@ -245,39 +266,42 @@ impl Batcher {
 
     /// What must be asked, if anything waits for an answer.
     pub(super) fn question(&self) -> Option<Question> {
-        let open = self.open.as_ref().and_then(|open| Some((open.begin.xid, open.held.as_ref()?)));
-        let mut parts = self.held.iter().map(|held| (held.xid, &held.part)).chain(open).peekable();
-        parts.peek()?;
-        let late = parts.any(|(xid, part)| self.gate.sees(xid) && part.is_late(self.started));
-        Some(if late { Question::FreshPosition } else { Question::Snapshot })
+        let holds = !self.held.is_empty() || self.open.as_ref().is_some_and(|open| open.held.is_some());
+        match self.waiting.is_late(self.started) && self.refreshed.is_none() {
+            true => Some(Question::FreshPosition),
+            false => holds.then_some(Question::Snapshot),
+        }
     }
 
     /// The primary's answer.
     pub(super) fn learn(&mut self, snapshot: Snapshot, fresh: Option<Lsn>) {
+        if let Some(position) = fresh
+            && position > self.started
+            && self.refreshed.is_none()
+        {
+            let mut part = std::mem::take(&mut self.waiting);
+            part.refresh(position);
+            self.refreshed = Some(part);
+        }
         self.gate.learn(snapshot);
-        self.release(fresh);
+        self.release();
     }
 
     /// Lets everything go on that is visible, in commit order; what is stuck holds up nothing behind it.
-    fn release(&mut self, fresh: Option<Lsn>) {
-        let Self { held, gate, waiting, started, .. } = self;
-        for mut transaction in std::mem::take(held) {
-            if passes(gate, transaction.xid, &mut transaction.part, *started, fresh) {
-                waiting.append(transaction.part);
+    fn release(&mut self) {
+        let Self { held, gate, waiting, .. } = self;
+        for Held { xid, part } in std::mem::take(held) {
+            if gate.sees(xid) {
+                waiting.append(part);
             } else {
-                held.push_back(transaction);
+                held.push_back(Held { xid, part });
             }
         }
-        if let Some(Open { begin, held: own @ Some(_) }) = &mut self.open
-            && let Some(mut part) = own.take()
+        if let Some(open) = &mut self.open
+            && gate.sees(open.begin.xid)
+            && let Some(part) = open.held.take()
         {
-            let released = passes(gate, begin.xid, &mut part, *started, fresh);
-            if released {
-                waiting.append(std::mem::take(&mut part));
-            }
-            // What follows of it may be late too, or come after something held: then the next answer releases it.
-            let direct = released && held.is_empty() && begin.commit_lsn > *started;
-            *own = (!direct).then_some(part);
+            waiting.append(part);
         }
         let mut size = Size::default();
         let open = self.open.as_ref().and_then(|open| open.held.as_ref());
@@ -302,7 +326,11 @@ impl Batcher {
             return None;
         }
         let ready = !self.waiting.tickets.is_empty() || self.waiting.size().reaches(1);
-        let mut waiting = if ready { std::mem::take(&mut self.waiting) } else { Part::default() };
+        let mut waiting = match self.refreshed.take() {
+            Some(refreshed) => refreshed,
+            None if ready && !self.waiting.is_late(self.started) => std::mem::take(&mut self.waiting),
+            None => Part::default(),
+        };
         if waiting.plan.is_empty() {
             for ticket in waiting.tickets.drain(..) {
                 self.progress.done(ticket);
@@ -350,21 +378,12 @@ impl Batcher {
 
     /// Whether everything received whole is in force and recorded.
     pub(super) fn is_drained(&self) -> bool {
-        self.in_flight.is_none() && self.waiting.tickets.is_empty() && self.progress.is_idle() && !self.record_due
+        self.in_flight.is_none()
+            && self.waiting.tickets.is_empty()
+            && self.refreshed.is_none()
+            && self.progress.is_idle()
+            && !self.record_due
     }
-}
-
-/// Whether a part of a transaction may be sent; if its version keys are late, they rise to the fresh position.
-fn passes(gate: &Gate, xid: Xid, part: &mut Part, started: Lsn, fresh: Option<Lsn>) -> bool {
-    if !gate.sees(xid) {
-        return false;
-    }
-    if part.is_late(started) {
-        let Some(fresh) = fresh.filter(|fresh| *fresh > started) else { return false };
-        part.plan.raise_bumps(fresh);
-        part.started = part.started.max(fresh);
-    }
-    true
 }
 
 #[cfg(test)]
@@ -520,6 +539,7 @@ mod tests {
         batcher.takes([SourceEvent::Progress { wal_end: Lsn::new(300) }]);
         assert!(batcher.next_batch(true).is_none() && !batcher.is_drained());
         assert_eq!(batcher.confirmed(), Lsn::ZERO);
+        batcher.learns("9:9:", None);
         batcher.learns("9:9:", Some(260));
         batcher.next_batch(false).unwrap();
         batcher.landed();
@@ -536,6 +556,8 @@ mod tests {
         assert_eq!((first.started, first.plan.bumps().next().unwrap().1), (Lsn::new(250), Lsn::new(250)));
         batcher.landed();
         batcher.learns("9:9:", None);
+        assert!(batcher.next_batch(true).is_none_or(|batch| batch.plan.is_empty()));
+        batcher.landed();
         assert_eq!(batcher.question(), Some(Question::FreshPosition));
         batcher.learns("9:9:", Some(260));
         let late = batcher.next_batch(false).unwrap();

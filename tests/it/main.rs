@@ -15,3 +15,4 @@ mod model;
 mod proxy;
 mod support;
 mod tidy;
+mod torture;

@@ -264,6 +264,11 @@ impl Daemon {
         assert!(sandbox::signal(self.process.id(), name));
     }
 
+    /// Whether it has ended.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.process.try_wait().unwrap().is_some()
+    }
+
     /// Waits for its end; the exit code.
     pub(crate) fn wait(&mut self) -> Option<i32> {
         let deadline = Instant::now() + EVENT_MAX;

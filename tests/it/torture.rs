@@ -1,0 +1,201 @@
+//! The promise under torture: writers, fillers and a daemon that is killed over and over, while everything
+//! around them fails on schedule; after each cycle every cached value is compared with the database.
+//!
+//! Owns the cycle and the verdict. `make test` runs it for a while, `make torture ARGS="--for 1h --seed 7"` as
+//! long as told. Invariants: what counts as stale is decided by the database and by the watermark alone, never
+//! by what the daemon says of itself; an epoch that no fault explains is a finding too, because a flush hides
+//! what was lost.
+
+#![allow(clippy::print_stdout)]
+
+mod fault;
+mod filler;
+mod oracle;
+mod stage;
+mod writer;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+use unstale::mutant::Mutant;
+
+use fault::Fault;
+use stage::Stage;
+
+/// How long the writers and the faults of one cycle run.
+const CYCLE: Duration = Duration::from_millis(600);
+
+/// How a finding is printed.
+const FINDING: &str = "found: ";
+
+/// What to do, and for how long.
+#[derive(Clone, Debug)]
+struct Options {
+    time: Duration,
+    seed: u64,
+    mutant: Option<Mutant>,
+}
+
+impl Options {
+    /// From the words in `UNSTALE_TORTURE`, as in `--for 1h --seed 7`.
+    fn from_environment(time: Duration) -> Self {
+        let name = std::env::var("UNSTALE_MUTANT").unwrap_or_default();
+        let mutant = Mutant::ALL.into_iter().find(|mutant| mutant.name() == name);
+        let mut options = Self { time, seed: rand::random(), mutant };
+        let text = std::env::var("UNSTALE_TORTURE").unwrap_or_default();
+        let mut words = text.split_whitespace();
+        while let Some(word) = words.next() {
+            let value = words.next().unwrap_or_else(|| panic!("{word} needs a value"));
+            match word {
+                "--for" => options.time = humantime::parse_duration(value).unwrap(),
+                "--seed" => options.seed = value.parse().unwrap(),
+                other => panic!("expected --for DURATION or --seed NUMBER, not {other}"),
+            }
+        }
+        options
+    }
+}
+
+/// What happened, in numbers, and what was wrong.
+#[derive(Debug, Default)]
+struct Report {
+    cycles: u64,
+    fills: u64,
+    refused: u64,
+    commits: u64,
+    compared: u64,
+    sampled: u64,
+    faults: BTreeMap<&'static str, u64>,
+    epochs: BTreeMap<String, u64>,
+    findings: Vec<String>,
+}
+
+impl Report {
+    fn print(&self, options: &Options) {
+        let mutant = options.mutant.map_or("none", Mutant::name);
+        println!(
+            "seed {}, mutant {mutant}: {} cycles with a kill -9 each, {} commits, {} fills accepted, {} refused, {} values compared, {} sampled in flight, {} findings",
+            options.seed,
+            self.cycles,
+            self.commits,
+            self.fills,
+            self.refused,
+            self.compared,
+            self.sampled,
+            self.findings.len()
+        );
+        for finding in &self.findings {
+            println!("{FINDING}{finding}");
+        }
+        println!("faults {:?}\nepochs {:?}", self.faults, self.epochs);
+    }
+}
+
+/// Runs cycles until the time is over or something was found.
+async fn torture(options: &Options) -> Report {
+    let mut random = StdRng::seed_from_u64(options.seed);
+    let mut report = Report::default();
+    let mut stage = Stage::set(options.mutant).await;
+    let setting = Arc::clone(&stage.setting);
+    let writers = writer::start(&setting, &mut random);
+    let fillers = filler::start(&setting, &mut random);
+    let sampler = oracle::start_sampler(&setting);
+    let end = Instant::now() + options.time;
+    while Instant::now() < end && report.findings.is_empty() {
+        cycle(&mut stage, options, &mut random, &mut report).await;
+    }
+    setting.finish();
+    for task in writers.into_iter().chain(fillers).chain([sampler]) {
+        task.await.unwrap();
+    }
+    setting.count_into(&mut report);
+    report
+}
+
+async fn cycle(stage: &mut Stage, options: &Options, random: &mut StdRng, report: &mut Report) {
+    let setting = Arc::clone(&stage.setting);
+    let faults: Vec<Fault> = (0..random.random_range(0..3)).map(|_| Fault::draw(options.mutant, random)).collect();
+    let may_lose = faults.iter().any(|fault| fault.may_lose_history());
+    let epochs = setting.epochs().await;
+    setting.begin_cycle(!may_lose);
+    let kill_at = CYCLE.mul_f64(random.random_range(0.05..0.95));
+    let began = Instant::now();
+    for fault in &faults {
+        *report.faults.entry(fault.name()).or_default() += 1;
+        fault.strike(stage, random).await;
+    }
+    tokio::time::sleep(kill_at.saturating_sub(began.elapsed())).await;
+    stage.kill_daemon();
+    tokio::time::sleep(Duration::from_millis(random.random_range(0..30))).await;
+    stage.start_daemon();
+    tokio::time::sleep(CYCLE.saturating_sub(began.elapsed())).await;
+
+    stage.calm().await;
+    setting.pause_writers().await;
+    if let Err(stuck) = stage.fence().await {
+        report.findings.push(format!("cycle {} with {faults:?}: {stuck}", report.cycles));
+        return;
+    }
+    setting.pause_fillers().await;
+    report.cycles += 1;
+    report.findings.extend(setting.take_findings());
+    let (compared, stale) = oracle::compare(stage).await;
+    report.compared += compared;
+    report
+        .findings
+        .extend(stale.into_iter().map(|stale| format!("after cycle {} with {faults:?}: {stale}", report.cycles)));
+    let now = setting.epochs().await;
+    let unexplained: Vec<_> = now
+        .iter()
+        .filter(|(reason, count)| {
+            epochs.get(*reason).unwrap_or(&0) < *count && !faults.iter().any(|fault| fault.explains(reason))
+        })
+        .collect();
+    if !unexplained.is_empty() {
+        report
+            .findings
+            .push(format!("cycle {} with {faults:?}: epochs that nothing explains: {unexplained:?}", report.cycles));
+    }
+    for (reason, count) in &now {
+        let before = epochs.get(reason).copied().unwrap_or(0);
+        *report.epochs.entry(reason.clone()).or_default() += count.checked_sub(before).unwrap_or(*count);
+    }
+    setting.resume();
+}
+
+fn run(options: &Options) -> Report {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let report = runtime.block_on(torture(options));
+    report.print(options);
+    report
+}
+
+#[test]
+fn nothing_stale_survives() {
+    let options = Options::from_environment(Duration::from_secs(120));
+    let report = run(&options);
+    assert!(report.findings.is_empty(), "seed {}: {:#?}", options.seed, report.findings);
+    assert!(report.fills > 100 && report.compared > 100 && report.sampled > 100, "{report:?}");
+}
+
+/// The test above fails for each rule of the protocol that is broken, so what it does not find it would have
+/// found. Each mutant is a process of its own: fillers are broken too, and those live in the test.
+#[cfg(debug_assertions)]
+#[test]
+fn every_mutant_is_caught() {
+    for mutant in Mutant::ALL {
+        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "torture::nothing_stale_survives", "--nocapture"]);
+        command.env("UNSTALE_MUTANT", mutant.name()).env("UNSTALE_TORTURE", "--for 3m");
+        let began = Instant::now();
+        let output = command.output().unwrap();
+        let text = crate::support::text(&output);
+        let found = text.lines().find_map(|line| line.strip_prefix(FINDING));
+        let found = found.unwrap_or_else(|| panic!("{} was not caught: {text}", mutant.name()));
+        assert!(!output.status.success());
+        println!("{} was caught after {:.0?}: {found}", mutant.name(), began.elapsed());
+    }
+}

@@ -1,0 +1,336 @@
+//! The servers, the daemon and what lies between, and the state that all actors share.
+//!
+//! Owns starting, ending and calming them. It must not know what is written or read.
+
+use std::collections::BTreeMap;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use tokio_postgres::Client;
+use unstale::change::Lsn;
+use unstale::coherence::lease::Leases;
+use unstale::coherence::watermark::Names;
+use unstale::mutant::Mutant;
+use unstale::postgres::{self, Address};
+use unstale::sandbox::{Postgres, Redis, signal};
+
+use super::Report;
+use crate::proxy::{Fault, Proxy};
+use crate::support::Daemon;
+
+/// Rows that are written and keys that are filled.
+pub(super) const ITEMS: i32 = 60;
+pub(super) const GROUPS: i32 = 12;
+
+/// How long everything may take to come to rest once nothing fails any more.
+const CALM_MAX: Duration = Duration::from_secs(60);
+
+const RULES: &str = r#"
+version: 1
+source: {url: "${DATABASE_URL}"}
+target: {url: "${REDIS_URL}", namespace: "t:", redis_down_max: 2s}
+rules:
+  item:
+    table: items
+    delete: ["item:{id}", "alias:{alias}", "group:{grp}"]
+    bump: "version:{grp}"
+    publish: {channel: items, data: {id: "{id}"}}
+"#;
+
+const SCHEMA: &str = "
+create sequence versions;
+create table items (id int primary key, alias text not null unique, grp int not null, v bigint not null default nextval('versions'));
+create table unpublished (n int);
+insert into items (id, alias, grp) select n, 'a' || n, n % 12 from generate_series(1, 60) n";
+
+/// What every actor needs, and how they are told to pause.
+pub(super) struct Setting {
+    pub(super) primary: String,
+    pub(super) replica: String,
+    redis: Mutex<redis::Client>,
+    pub(super) leases: Leases,
+    pub(super) names: Names,
+    /// For each item, what was committed and where the log was then.
+    pub(super) committed: Mutex<BTreeMap<i32, Vec<(Lsn, i64)>>>,
+    pub(super) samples: AtomicBool,
+    writers_pause: AtomicBool,
+    fillers_pause: AtomicBool,
+    over: AtomicBool,
+    writers_busy: AtomicUsize,
+    fillers_busy: AtomicUsize,
+    pub(super) fills: AtomicU64,
+    pub(super) refused: AtomicU64,
+    pub(super) commits: AtomicU64,
+    pub(super) sampled: AtomicU64,
+    findings: Mutex<Vec<String>>,
+}
+
+/// The right to act; the pause waits until nobody has it.
+pub(super) struct Busy<'a>(&'a AtomicUsize);
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Setting {
+    pub(super) fn redis(&self) -> redis::Client {
+        self.redis.lock().unwrap().clone()
+    }
+
+    /// A connection that gives up soon: a frozen Redis must not freeze the harness.
+    pub(super) async fn redis_connection(&self) -> redis::RedisResult<redis::aio::MultiplexedConnection> {
+        let config = redis::AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(Duration::from_secs(1)))
+            .set_response_timeout(Some(Duration::from_secs(2)));
+        self.redis().get_multiplexed_async_connection_with_config(&config).await
+    }
+
+    pub(super) async fn writer_turn(&self) -> Option<Busy<'_>> {
+        self.turn(&self.writers_pause, &self.writers_busy).await
+    }
+
+    pub(super) async fn filler_turn(&self) -> Option<Busy<'_>> {
+        self.turn(&self.fillers_pause, &self.fillers_busy).await
+    }
+
+    async fn turn<'a>(&self, pause: &AtomicBool, busy: &'a AtomicUsize) -> Option<Busy<'a>> {
+        loop {
+            if self.over.load(Ordering::SeqCst) {
+                return None;
+            }
+            busy.fetch_add(1, Ordering::SeqCst);
+            let turn = Busy(busy);
+            if !pause.load(Ordering::SeqCst) {
+                return Some(turn);
+            }
+            drop(turn);
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    pub(super) async fn pause_writers(&self) {
+        pause(&self.writers_pause, &self.writers_busy, "the writers").await;
+    }
+
+    pub(super) async fn pause_fillers(&self) {
+        pause(&self.fillers_pause, &self.fillers_busy, "the fillers").await;
+    }
+
+    /// Everybody may act again.
+    pub(super) fn resume(&self) {
+        self.writers_pause.store(false, Ordering::SeqCst);
+        self.fillers_pause.store(false, Ordering::SeqCst);
+    }
+
+    /// What is committed from now on is held against what is cached, if `samples`.
+    pub(super) fn begin_cycle(&self, samples: bool) {
+        self.committed.lock().unwrap().clear();
+        self.samples.store(samples, Ordering::SeqCst);
+    }
+
+    pub(super) fn finish(&self) {
+        self.over.store(true, Ordering::SeqCst);
+        self.resume();
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.over.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn found(&self, finding: String) {
+        self.findings.lock().unwrap().push(finding);
+    }
+
+    pub(super) fn take_findings(&self) -> Vec<String> {
+        std::mem::take(&mut self.findings.lock().unwrap())
+    }
+
+    /// How many epochs began, by reason.
+    pub(super) async fn epochs(&self) -> BTreeMap<String, u64> {
+        let mut connection = self.redis_connection().await.unwrap();
+        redis::cmd("HGETALL").arg(self.names.epochs.as_bytes()).query_async(&mut connection).await.unwrap()
+    }
+
+    pub(super) fn count_into(&self, report: &mut Report) {
+        report.fills = self.fills.load(Ordering::SeqCst);
+        report.refused = self.refused.load(Ordering::SeqCst);
+        report.commits = self.commits.load(Ordering::SeqCst);
+        report.sampled = self.sampled.load(Ordering::SeqCst);
+    }
+}
+
+async fn pause(flag: &AtomicBool, busy: &AtomicUsize, who: &str) {
+    flag.store(true, Ordering::SeqCst);
+    let deadline = Instant::now() + CALM_MAX;
+    while busy.load(Ordering::SeqCst) > 0 {
+        assert!(Instant::now() < deadline, "{who} do not come to rest");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// The servers and the daemon.
+pub(super) struct Stage {
+    pub(super) setting: Arc<Setting>,
+    pub(super) postgres: Postgres,
+    pub(super) standby: Postgres,
+    pub(super) redis: Redis,
+    /// Takes over when the other fails.
+    pub(super) spare: Redis,
+    /// Between the daemon and the servers. The fillers reach Redis by the same way.
+    pub(super) to_postgres: Proxy,
+    pub(super) to_redis: Proxy,
+    mutant: Option<Mutant>,
+    directory: TempDir,
+    daemon: Option<Daemon>,
+}
+
+impl Stage {
+    pub(super) async fn set(mutant: Option<Mutant>) -> Self {
+        let settings =
+            ["max_prepared_transactions=20", "max_connections=200", "wal_sender_timeout=10s", "wal_keep_size=256MB"];
+        let mut postgres = Postgres::start(&settings).unwrap();
+        let client = crate::support::connect(&postgres.url("postgres")).await;
+        client.batch_execute(SCHEMA).await.unwrap();
+        drop(client);
+        let standby =
+            postgres.standby(&[&settings[..], &["hot_standby=on", "max_standby_streaming_delay=-1"]].concat()).unwrap();
+        let (redis, spare) = (Redis::start(&[]).unwrap(), Redis::start(&[]).unwrap());
+        let (to_postgres, to_redis) = (Proxy::start(postgres.port()), Proxy::start(redis.port()));
+        let directory = TempDir::new().unwrap();
+        std::fs::write(directory.path().join("invalidation.yaml"), RULES).unwrap();
+        let url = format!("redis://127.0.0.1:{}", to_redis.port());
+        let names = Names::new("t:", "unstale");
+        let setting = Setting {
+            primary: postgres.url("postgres"),
+            replica: standby.url("postgres"),
+            redis: Mutex::new(redis::Client::open(url).unwrap()),
+            leases: Leases::new(names.clone(), Duration::from_millis(500)),
+            names,
+            committed: Mutex::default(),
+            samples: AtomicBool::new(false),
+            writers_pause: AtomicBool::new(false),
+            fillers_pause: AtomicBool::new(false),
+            over: AtomicBool::new(false),
+            writers_busy: AtomicUsize::new(0),
+            fillers_busy: AtomicUsize::new(0),
+            fills: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            commits: AtomicU64::new(0),
+            sampled: AtomicU64::new(0),
+            findings: Mutex::default(),
+        };
+        let setting = Arc::new(setting);
+        let mut stage =
+            Self { setting, postgres, standby, redis, spare, to_postgres, to_redis, mutant, directory, daemon: None };
+        stage.follow();
+        let setup = stage.command(&["setup"]).output().unwrap();
+        assert!(setup.status.success(), "{}", crate::support::text(&setup));
+        stage.start_daemon();
+        stage.daemon.as_ref().unwrap().wait_for_log("streaming");
+        stage
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_unstale"));
+        command.args(arguments).current_dir(self.directory.path()).env_remove("RUST_LOG");
+        command.env("DATABASE_URL", format!("postgres://postgres@127.0.0.1:{}/postgres", self.to_postgres.port()));
+        command.env("REDIS_URL", format!("redis://127.0.0.1:{}", self.to_redis.port()));
+        if let Some(mutant) = self.mutant {
+            command.env("UNSTALE_MUTANT", mutant.name());
+        }
+        command
+    }
+
+    /// The spare becomes the replica of the Redis in use.
+    pub(super) fn follow(&self) {
+        let mut spare = redis::Client::open(self.spare.url()).unwrap().get_connection().unwrap();
+        redis::cmd("REPLICAOF").arg("127.0.0.1").arg(self.redis.port()).exec(&mut spare).unwrap();
+    }
+
+    /// The spare takes over, with what it has. The other one becomes the spare.
+    pub(super) fn fail_over(&mut self) {
+        let mut spare = redis::Client::open(self.spare.url()).unwrap().get_connection().unwrap();
+        redis::cmd("REPLICAOF").arg("NO").arg("ONE").exec(&mut spare).unwrap();
+        std::mem::swap(&mut self.redis, &mut self.spare);
+        self.to_redis.retarget(self.redis.port());
+        self.to_redis.cut();
+        self.follow();
+    }
+
+    pub(super) fn kill_daemon(&mut self) {
+        if let Some(daemon) = self.daemon.take() {
+            daemon.signal("KILL");
+        }
+    }
+
+    pub(super) fn start_daemon(&mut self) {
+        self.daemon = Some(Daemon::start(self.command(&["run"])));
+    }
+
+    pub(super) fn daemon_pid(&self) -> Option<u32> {
+        self.daemon.as_ref().map(Daemon::pid)
+    }
+
+    /// A connection to the primary that no fault of the way touches.
+    pub(super) async fn admin(&self) -> Client {
+        let address = Address::parse(&self.setting.primary, &|_| None).unwrap();
+        let deadline = Instant::now() + CALM_MAX;
+        loop {
+            match postgres::connect(&address).await {
+                Ok(client) => return client,
+                Err(error) => assert!(Instant::now() < deadline, "{error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Ends every fault that lasts.
+    pub(super) async fn calm(&mut self) {
+        self.to_postgres.set(Fault::None);
+        self.to_redis.set(Fault::None);
+        for pid in [self.daemon_pid(), self.redis.pid(), self.postgres.pid(), self.standby.pid()].into_iter().flatten()
+        {
+            signal(pid, "CONT");
+        }
+        // A daemon may have ended by itself: it is told to, by what may only be configured wrongly.
+        if self.daemon.as_mut().is_none_or(Daemon::has_ended) {
+            self.start_daemon();
+        }
+    }
+
+    /// Waits until everything that is committed is in force: the watermark passes a position from now. The
+    /// daemon may end meanwhile when a server was away at its start, as a supervisor expects.
+    pub(super) async fn fence(&mut self) -> Result<(), String> {
+        let admin = self.admin().await;
+        let row = admin.query_one("select pg_current_wal_insert_lsn()::text", &[]).await.unwrap();
+        let fence: Lsn = row.get::<_, String>(0).parse().unwrap();
+        // Something published after it, so that the watermark moves there at once.
+        admin.batch_execute("update items set v = nextval('versions') where id = 1").await.unwrap();
+        let deadline = Instant::now() + CALM_MAX;
+        loop {
+            if self.applied().await.is_some_and(|applied| applied >= fence) {
+                return Ok(());
+            }
+            if self.daemon.as_mut().is_none_or(Daemon::has_ended) {
+                self.start_daemon();
+            }
+            if Instant::now() > deadline {
+                let log = self.daemon.as_ref().map(Daemon::log).unwrap_or_default();
+                return Err(format!("the watermark never passed {fence}; the daemon says {log:#?}"));
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn applied(&self) -> Option<Lsn> {
+        let mut connection = self.setting.redis_connection().await.ok()?;
+        let applied: Option<String> =
+            redis::cmd("GET").arg(self.setting.names.applied.as_bytes()).query_async(&mut connection).await.ok()?;
+        Lsn::from_fixed_hex(&applied?)
+    }
+}

@@ -1,0 +1,108 @@
+//! Those who change rows, in every way a transaction can.
+//!
+//! Owns the statements. It must not know what is cached. Invariant: an item's version only grows, so that of two
+//! cached ones the older is known.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+use tokio::task::JoinHandle;
+use tokio_postgres::Client;
+use unstale::postgres::{self, Address};
+
+use super::stage::{ITEMS, Setting};
+
+const WRITERS: usize = 4;
+
+pub(super) fn start(setting: &Arc<Setting>, random: &mut StdRng) -> Vec<JoinHandle<()>> {
+    let start = |number| tokio::spawn(write(Arc::clone(setting), number, StdRng::from_rng(random)));
+    (0..WRITERS).map(start).collect()
+}
+
+async fn write(setting: Arc<Setting>, writer: usize, mut random: StdRng) {
+    let address = Address::parse(&setting.primary, &|_| None).unwrap();
+    let mut client = None;
+    while let Some(turn) = setting.writer_turn().await {
+        if client.as_ref().is_none_or(Client::is_closed) {
+            client = postgres::connect(&address).await.ok();
+            if let Some(client) = &client {
+                // What the connection before it may have left.
+                let _ = client.batch_execute(&format!("rollback prepared 'p{writer}'")).await;
+            }
+        }
+        // A writer may lose a deadlock, or its server; both are no concern of the cache's.
+        if let Some(client) = &client
+            && change(&setting, client, writer, &mut random).await.is_err()
+        {
+            let _ = client.batch_execute("rollback").await;
+        }
+        drop(turn);
+        tokio::time::sleep(Duration::from_millis(random.random_range(0..12))).await;
+    }
+}
+
+async fn change(
+    setting: &Setting,
+    client: &Client,
+    writer: usize,
+    random: &mut StdRng,
+) -> Result<(), tokio_postgres::Error> {
+    let (a, b) = (item(random), item(random));
+    let pause = random.random_range(0..4) * random.random_range(0..5);
+    let sql = match random.random_range(0..20) {
+        0..8 => return single(setting, client, a).await,
+        8..11 => format!("begin; {}; select pg_sleep({pause} / 1000.0); {}; commit", touch(a.min(b)), touch(a.max(b))),
+        11 => format!("begin; {}; savepoint s; {}; rollback to s; {}; commit", touch(a), touch(b), touch(a)),
+        12 => format!("begin; {}; rollback", touch(a)),
+        13 => format!(
+            "update items set alias = case when alias like 'a%' then 'b' else 'a' end || id, v = nextval('versions') where id = {a}"
+        ),
+        14 => format!(
+            "begin; select from items where id = {a} for update; delete from items where id = {a};
+             insert into items (id, alias, grp) values ({a}, 'a{a}', {}); commit",
+            b % 12
+        ),
+        15 => {
+            client.batch_execute(&format!("delete from items where id = {a}")).await?;
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+            format!("insert into items (id, alias, grp) values ({a}, 'a{a}', {}) on conflict do nothing", a % 12)
+        }
+        16 => {
+            let name = format!("p{writer}");
+            let prepare = format!("begin; {}; prepare transaction '{name}'", touch(a));
+            client.batch_execute(&prepare).await?;
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+            format!("commit prepared '{name}'")
+        }
+        17 => "update items set v = nextval('versions')".to_owned(),
+        18 => format!("set synchronous_commit = off; {}; reset synchronous_commit", touch(a)),
+        _ => "insert into unpublished select generate_series(1, 50)".to_owned(),
+    };
+    client.batch_execute(&sql).await?;
+    setting.commits.fetch_add(1, Ordering::Relaxed);
+    Ok(())
+}
+
+fn item(random: &mut StdRng) -> i32 {
+    // Some rows are much hotter than the others.
+    if random.random() { random.random_range(1..=6) } else { random.random_range(1..=ITEMS) }
+}
+
+fn touch(item: i32) -> String {
+    format!("update items set v = nextval('versions') where id = {item}")
+}
+
+/// One row, and what is known of it once the commit returned.
+async fn single(setting: &Setting, client: &Client, item: i32) -> Result<(), tokio_postgres::Error> {
+    let rows = client.query(&format!("{} returning v", touch(item)), &[]).await?;
+    let position = client.query_one("select pg_current_wal_insert_lsn()::text", &[]).await?;
+    if let Some(row) = rows.first() {
+        let position = position.get::<_, String>(0).parse().unwrap();
+        setting.committed.lock().unwrap().entry(item).or_default().push((position, row.get(0)));
+    }
+    setting.commits.fetch_add(1, Ordering::Relaxed);
+    Ok(())
+}
