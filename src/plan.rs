@@ -4,6 +4,7 @@
 //! Invariant: a plan names no key twice under the same action, and keeps the order in which the ops
 //! were first asked for.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use foldhash::fast::RandomState;
@@ -131,8 +132,11 @@ impl Plan {
 
     /// Removes every key that a glob matches.
     pub fn pattern(&mut self, rule: RuleId, glob: Glob) {
-        self.bytes += glob.as_bytes().len();
-        self.patterns.entry(glob).or_insert(rule);
+        let bytes = glob.as_bytes().len();
+        if let Entry::Vacant(entry) = self.patterns.entry(glob) {
+            entry.insert(rule);
+            self.bytes += bytes;
+        }
     }
 
     /// Raises a version key to `lsn`; of two bumps of one key the later position stays.
@@ -175,6 +179,22 @@ impl Plan {
             self.publishes.entry((offset + transaction, publish)).or_insert(rule);
         }
         self.transaction = offset + other.transaction;
+    }
+
+    /// Forgets single keys and messages in favour of what the rules that asked for them match: more than was asked
+    /// for, in little memory. How many messages were dropped.
+    pub fn collapse(&mut self, globs_of: impl Fn(RuleId) -> Vec<Glob>) -> usize {
+        let collapsed = std::mem::take(self);
+        let rules: BTreeSet<_> =
+            collapsed.deletes.into_values().chain(collapsed.bumps.into_values().map(|(_, rule)| rule)).collect();
+        self.transaction = collapsed.transaction;
+        for (glob, rule) in collapsed.patterns {
+            self.pattern(rule, glob);
+        }
+        for rule in rules {
+            globs_of(rule).into_iter().for_each(|glob| self.pattern(rule, glob));
+        }
+        collapsed.publishes.len()
     }
 
     /// Raises every version key of the plan to at least `lsn`.
@@ -261,6 +281,26 @@ mod tests {
         plan.end_transaction(Lsn::new(25));
         let bumps: Vec<_> = plan.bumps().map(|(key, lsn)| (key.to_string(), lsn.offset())).collect();
         assert_eq!(bumps, [("a".to_owned(), 15), ("b".to_owned(), 25)]);
+    }
+
+    #[test]
+    fn a_collapsed_plan_asks_for_what_its_rules_match() {
+        let mut plan = Plan::default();
+        let mut glob = Glob::new();
+        glob.push_literal(b"k");
+        glob.push_any();
+        for number in 0..100 {
+            plan.delete(RULE, CacheKey::new(format!("k{number}")));
+            plan.bump(RuleId(1), CacheKey::new(format!("v{number}")), Lsn::new(7));
+        }
+        plan.publish(RULE, Publish { channel: "c".into(), data: b"{}".to_vec() });
+        let asked = std::cell::RefCell::new(Vec::new());
+        let dropped = plan.collapse(|rule| {
+            asked.borrow_mut().push(rule);
+            vec![glob.clone()]
+        });
+        assert_eq!((dropped, asked.into_inner()), (1, vec![RULE, RuleId(1)]));
+        assert_eq!((plan.len(), plan.bytes(), plan.patterns().next()), (1, 2, Some(&glob)));
     }
 
     #[test]

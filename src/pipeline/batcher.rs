@@ -13,7 +13,7 @@ use crate::coherence::gate::{Gate, Snapshot};
 use crate::coherence::progress::{Progress, Ticket};
 use crate::mutant::{self, Mutant};
 use crate::plan::Plan;
-use crate::rules::{PlanError, Planner};
+use crate::rules::{PlanError, Planner, Rule};
 use crate::sink::Batch;
 
 /// The most ops that wait for the batch in flight.
@@ -62,7 +62,7 @@ struct Part {
     tickets: Vec<Ticket>,
     changes: usize,
     started: Lsn,
-    /// The earliest transaction that may raise a version key.
+    /// The earliest transaction that may raise or delete a version key.
     first_bump: Option<Lsn>,
     at: SystemTime,
 }
@@ -82,7 +82,7 @@ impl Default for Part {
 
 impl Part {
     fn size(&self) -> Size {
-        Size { ops: self.plan.len(), bytes: self.plan.bytes(), changes: self.changes.max(self.tickets.len()) }
+        Size { ops: self.plan.len(), bytes: self.plan.bytes(), changes: self.changes }
     }
 
     fn append(&mut self, other: Self) {
@@ -94,8 +94,8 @@ impl Part {
         self.at = self.at.max(other.at);
     }
 
-    /// Whether a version key would rise to a position that `started` has passed already: a reader that found the key
-    /// missing may have made it from there, when the transaction was not visible yet.
+    /// Whether a version key would rise to a position that `started` has passed already, or be deleted and made again
+    /// from there: a reader may have made it so before, when the transaction was not visible yet.
     fn is_late(&self, started: Lsn) -> bool {
         self.first_bump.is_some_and(|first| first < started)
     }
@@ -128,10 +128,10 @@ impl Size {
     }
 }
 
-/// A transaction, whole, that the gate has not seen yet.
+/// A transaction, whole, that the gate has not seen yet; or several that were collapsed.
 #[derive(Debug)]
 struct Held {
-    xid: Xid,
+    xids: Vec<Xid>,
     part: Part,
 }
 
@@ -226,7 +226,7 @@ impl Batcher {
                 part.started = part.started.max(lsn);
                 part.at = begin.map_or(part.at, |begin| begin.at);
                 planner.plan(&change, lsn, &mut part.plan)?;
-                if part.plan.bumps().len() > 0 {
+                if part.plan.bumps().len() > 0 || part.plan.patterns().len() > 0 {
                     part.first_bump = Some(part.first_bump.map_or(lsn, |first| first.min(lsn)));
                 }
                 if is_held {
@@ -237,13 +237,14 @@ impl Batcher {
             SourceEvent::Commit { end_lsn } => {
                 let ticket = self.progress.received(end_lsn);
                 let part = self.open_part();
+                part.changes += 1;
                 part.plan.end_transaction(end_lsn);
                 part.started = part.started.max(end_lsn);
                 part.tickets.push(ticket);
                 match self.open.take() {
                     Some(Open { begin, held: Some(mut part) }) => {
                         part.at = begin.at;
-                        self.held.push_back(Held { xid: begin.xid, part });
+                        self.held.push_back(Held { xids: vec![begin.xid], part });
                         self.release();
                     }
                     Some(Open { begin, held: None }) => self.waiting.at = begin.at,
@@ -290,11 +291,11 @@ impl Batcher {
     /// Lets everything go on that is visible, in commit order; what is stuck holds up nothing behind it.
     fn release(&mut self) {
         let Self { held, gate, waiting, .. } = self;
-        for Held { xid, part } in std::mem::take(held) {
-            if gate.sees(xid) {
+        for Held { xids, part } in std::mem::take(held) {
+            if xids.iter().all(|&xid| gate.sees(xid)) {
                 waiting.append(part);
             } else {
-                held.push_back(Held { xid, part });
+                held.push_back(Held { xids, part });
             }
         }
         if let Some(open) = &mut self.open
@@ -303,15 +304,47 @@ impl Batcher {
         {
             waiting.append(part);
         }
+        self.measure_held();
+    }
+
+    fn measure_held(&mut self) {
         let mut size = Size::default();
         let open = self.open.as_ref().and_then(|open| open.held.as_ref());
         self.held.iter().map(|held| &held.part).chain(open).for_each(|part| size.add(part.size()));
         self.held_size = size;
     }
 
+    /// Whether more is held than may be kept.
+    pub(super) fn holds_too_much(&self) -> bool {
+        self.held_size.reaches(HELD_FACTOR)
+    }
+
+    /// Makes room for what is behind: instead of its own keys, what is held deletes everything that its rules
+    /// match, once it is visible. How many messages were dropped.
+    pub(super) fn collapse(&mut self) -> usize {
+        let mut all = Held { xids: Vec::new(), part: Part::default() };
+        for Held { xids, part } in std::mem::take(&mut self.held) {
+            all.xids.extend(xids);
+            all.part.append(part);
+        }
+        let rules = self.planner.rules();
+        let globs_of = |rule| rules.rule(rule).map(Rule::globs).unwrap_or_default();
+        let mut dropped = 0;
+        let open = self.open.as_mut().and_then(|open| open.held.as_mut());
+        for part in std::iter::once(&mut all.part).chain(open) {
+            dropped += part.plan.collapse(globs_of);
+            part.changes = 0;
+        }
+        if !all.xids.is_empty() {
+            self.held.push_back(all);
+        }
+        self.measure_held();
+        dropped
+    }
+
     /// Whether the reader has to wait for the batch in flight, or until something is visible.
     pub(super) fn is_full(&self) -> bool {
-        self.waiting.size().reaches(1) || self.held_size.reaches(HELD_FACTOR)
+        self.waiting.size().reaches(1) || self.holds_too_much()
     }
 
     /// Everything committed before `moment` lies before `position`.
@@ -595,9 +628,18 @@ mod tests {
             id += 1;
         }
         assert_eq!(id, OPS_MAX * HELD_FACTOR / 2);
-        batcher.learns("9:9:", None);
-        assert!(batcher.next_batch(true).is_some());
+        batcher.collapse();
         assert!(!batcher.is_full());
+        batcher.takes([insert(id), commit(150), begin_as(8, 200), insert(1), commit(250)]);
+        batcher.collapse();
+        batcher.learns("8:9:8", None);
+        assert!(batcher.next_batch(true).is_none(), "collapsed with one that is not visible");
+        batcher.learns("9:9:", None);
+        let batch = batcher.next_batch(true).unwrap();
+        let globs: Vec<_> = batch.plan.patterns().map(ToString::to_string).collect();
+        assert_eq!((globs, keys(&batch)), (vec!["user:*".to_owned(), "v:*".to_owned()], Vec::new()));
+        batcher.landed();
+        assert_eq!(batcher.next_batch(false).unwrap().record, Some(Lsn::new(250)));
     }
 
     #[test]

@@ -46,6 +46,9 @@ const CATALOG_TIMEOUT: Duration = Duration::from_secs(10);
 /// synchronous standby may be among them.
 const IN_PROGRESS_MAX: Duration = Duration::from_secs(5);
 
+/// How long the reader waits when more is held back than may be kept.
+const STUCK_MAX: Duration = Duration::from_secs(1);
+
 /// A lag of this many seconds is worth a line in the log.
 const LAG_NOTABLE: Duration = Duration::from_secs(10);
 
@@ -102,6 +105,8 @@ pub(super) struct Session<'a> {
     measuring: Option<Asking<Lsn>>,
     /// When it was asked how far the log is.
     measured: Instant,
+    /// Since when more is held back than may be kept.
+    stuck_since: Option<Instant>,
     /// Everything committed before this moment is in force.
     current: Instant,
     lag_notices: Notices,
@@ -129,6 +134,7 @@ impl<'a> Session<'a> {
             asking: None,
             measuring: None,
             measured: now,
+            stuck_since: None,
             current: now,
             lag_notices: Notices::default(),
             heard: now,
@@ -318,7 +324,25 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// What is stuck may not hold up what is behind it, whatever its size.
+    fn make_room(&mut self) {
+        if !self.batcher.holds_too_much() {
+            self.stuck_since = None;
+            return;
+        }
+        if self.stuck_since.get_or_insert_with(Instant::now).elapsed() > STUCK_MAX {
+            let messages_dropped = self.batcher.collapse();
+            tracing::warn!(
+                messages_dropped,
+                "too much is committed and not yet visible, probably for want of a synchronous standby: \
+                 everything its rules match will be deleted instead of single keys"
+            );
+            self.stuck_since = None;
+        }
+    }
+
     fn on_tick(&mut self) -> Result<(), SessionError> {
+        self.make_room();
         self.send_off(true);
         let silence = self.heard.elapsed();
         // While we do not read, silence is our own.

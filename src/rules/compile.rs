@@ -62,6 +62,15 @@ impl Rule {
         }
     }
 
+    /// What its keys match, version keys included.
+    pub fn globs(&self) -> Vec<Glob> {
+        let keys = self.actions.iter().filter_map(|action| match action {
+            Action::Delete(key) | Action::Bump(key) => Some(key.value.glob()),
+            Action::Publish { .. } => None,
+        });
+        keys.collect()
+    }
+
     /// The templates that name keys and channels.
     pub fn names(&self) -> impl Iterator<Item = &Spanned<Template>> {
         self.actions.iter().map(Action::name)
@@ -109,11 +118,7 @@ impl RuleSet {
 
     /// What every key of the rules matches, each glob once: what a new epoch empties.
     pub fn globs(&self) -> Vec<Glob> {
-        let keys = self.rules.iter().flat_map(|rule| &rule.actions).filter_map(|action| match action {
-            Action::Delete(key) | Action::Bump(key) => Some(key.value.glob()),
-            Action::Publish { .. } => None,
-        });
-        keys.collect::<BTreeSet<_>>().into_iter().collect()
+        self.rules.iter().flat_map(Rule::globs).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     /// The rules, in the order of the file.

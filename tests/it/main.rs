@@ -7,9 +7,11 @@
 
 mod cli;
 mod faults;
+mod gate;
 mod history;
 mod install;
 mod invalidation;
+mod lease;
 mod login;
 mod model;
 mod proxy;

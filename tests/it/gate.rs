@@ -1,0 +1,220 @@
+//! The gate: what is committed and not yet visible stays in the cache, and holds up nothing else.
+//!
+//! `synchronous_standby_names = 'nobody'` makes the race of every server with a synchronous standby last as long
+//! as a test wants: a commit is in the log and on the slot, and no snapshot sees it.
+
+use std::thread::JoinHandle;
+
+use redis::Commands as _;
+
+use crate::support::{Daemon, EVENT_MAX, SHIPPED, World, wait_until};
+
+/// Commits from now on wait for a standby that is not there; those of the returned connection's kind do not.
+fn hold_commits(world: &World) {
+    world.sql("set synchronous_commit = local");
+    world.sql("alter system set synchronous_standby_names = 'nobody'");
+    world.sql("select pg_reload_conf()");
+    wait_until(EVENT_MAX, "the setting is read", || {
+        world.try_value("show synchronous_standby_names").as_deref() == Some("nobody")
+    });
+}
+
+fn release_commits(world: &World) {
+    world.sql("alter system reset synchronous_standby_names");
+    world.sql("select pg_reload_conf()");
+}
+
+/// A change whose commit is stuck: written, and visible to nobody.
+fn stuck(world: &World, sql: &'static str) -> JoinHandle<()> {
+    let waiting = "select count(*)::text from pg_stat_activity where wait_event = 'SyncRep'";
+    let before: u32 = world.value(waiting).parse().unwrap();
+    let committing = world.sql_in_background(sql);
+    wait_until(EVENT_MAX, "the commit is stuck", || world.value(waiting).parse::<u32>().unwrap() > before);
+    committing
+}
+
+#[test]
+fn what_is_committed_and_not_visible_stays_and_holds_up_nobody() {
+    let world = World::shipped();
+    let daemon = world.daemon();
+    world.sql("update users set name = 'before' where id = 'u3'");
+    world.settle();
+    let (applied, confirmed) = (world.applied(), world.confirmed());
+    for id in ["u1", "u2"] {
+        world.cache(&format!("v1:user:{id}"));
+    }
+    hold_commits(&world);
+    let committing = stuck(&world, "update users set name = 'stuck' where id = 'u1'");
+    assert_eq!(world.value("select name from users where id = 'u1'"), "User 1", "nobody sees it");
+    world.wait_until_sent();
+    world.sql("update users set name = 'after' where id = 'u2'");
+    wait_until(EVENT_MAX, "the later commit, which is visible, is in force", || !world.holds("v1:user:u2"));
+    assert!(world.holds("v1:user:u1"), "deleted now, a reader would bring the old value back");
+    world.sql("create table unpublished (n int); insert into unpublished select generate_series(1, 1000)");
+    world.wait_until_sent();
+    assert_eq!(world.applied(), applied, "the watermark does not pass what is stuck");
+    assert!(world.confirmed() <= applied && world.confirmed() >= confirmed);
+    release_commits(&world);
+    committing.join().unwrap();
+    world.settle();
+    assert!(!world.holds("v1:user:u1"));
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+#[test]
+fn what_was_stuck_is_not_lost_with_the_daemon() {
+    let world = World::shipped();
+    let daemon = world.daemon();
+    world.cache("v1:user:u1");
+    world.cache("v1:user:u2");
+    hold_commits(&world);
+    let committing = stuck(&world, "update users set name = 'stuck' where id = 'u1'");
+    world.sql("update users set name = 'after' where id = 'u2'");
+    wait_until(EVENT_MAX, "the later one is in force", || !world.holds("v1:user:u2"));
+    daemon.signal("KILL");
+    drop(daemon);
+    let daemon = world.daemon();
+    assert!(world.holds("v1:user:u1"));
+    release_commits(&world);
+    committing.join().unwrap();
+    world.settle();
+    assert!(!world.holds("v1:user:u1"));
+    assert_eq!(world.epoch(), 1);
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+/// A reader that finds the version key missing makes it from `started`, which may have passed the stuck commit.
+#[test]
+fn a_version_key_rises_for_what_was_stuck_even_above_a_later_commit() {
+    let world = World::shipped();
+    let daemon = world.daemon();
+    let version = || world.redis().get::<_, Option<u64>>("v1:flags-version:o1").unwrap();
+    hold_commits(&world);
+    let committing = stuck(&world, "update feature_flags set enabled = not enabled where id = 'f1-1'");
+    world.sql("update feature_flags set enabled = not enabled where id = 'f1-2'");
+    wait_until(EVENT_MAX, "the later one is in force", || version().is_some());
+    let later = version();
+    release_commits(&world);
+    committing.join().unwrap();
+    world.settle();
+    assert!(version() > later, "{later:?}, then {:?}", version());
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+/// More than may be kept waits for its visibility; the reader stops, and nothing is lost.
+#[test]
+fn a_large_transaction_that_is_stuck_does_not_fill_memory() {
+    let world = World::shipped();
+    let daemon = world.daemon();
+    let memory = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap().to_owned();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
+    };
+    world.cache("v1:user:x300000");
+    world.cache("v1:user:u2");
+    hold_commits(&world);
+    let committing = stuck(
+        &world,
+        "insert into users (id, email, name) select 'x' || n, 'x' || n, repeat('n', 200) from generate_series(200001, 300000) n",
+    );
+    world.sql("update users set name = 'after' where id = 'u2'");
+    wait_until(EVENT_MAX, "the later one is in force", || !world.holds("v1:user:u2"));
+    assert!(world.holds("v1:user:x300000"));
+    assert!(memory() < 64, "{} MB", memory());
+    release_commits(&world);
+    committing.join().unwrap();
+    world.settle();
+    assert!(!world.holds("v1:user:x300000"));
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+/// The question what is visible cannot be asked of a server that shuts down, and it may not wait for the answer.
+#[test]
+fn postgresql_can_be_shut_down_while_something_is_stuck() {
+    let mut world = World::shipped();
+    let daemon = world.daemon();
+    world.cache("v1:user:u1");
+    hold_commits(&world);
+    let committing = stuck(&world, "update users set name = 'stuck' where id = 'u1'");
+    world.wait_until_sent();
+    let pid = world.postgres.pid().unwrap();
+    assert!(unstale::sandbox::signal(pid, "INT"));
+    wait_until(EVENT_MAX, "PostgreSQL ends", || !unstale::sandbox::signal(pid, "0"));
+    // The server gave the wait up, and its client saw the connection end.
+    let _ = committing.join();
+    world.postgres.stop();
+    world.postgres.restart().unwrap();
+    world.reconnect();
+    daemon.wait_for_log("streaming");
+    // The setting is still there, so only what does not wait can be written.
+    world.sql("set synchronous_commit = local");
+    world.sql("update users set name = 'after' where id = 'u2'");
+    world.settle();
+    assert!(!world.holds("v1:user:u1"));
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+#[test]
+fn a_standby_is_refused() {
+    let mut world = World::shipped();
+    let standby = world.postgres.standby(&["hot_standby=on"]).unwrap();
+    world.database_url = standby.url("postgres");
+    let mut daemon = Daemon::start(world.command(&["run"]));
+    assert_eq!(daemon.wait(), Some(78), "{:?}", daemon.log());
+    assert!(daemon.log().join("\n").contains("primary"), "{:?}", daemon.log());
+}
+
+/// With Redis away for longer than `redis_down_max`, PostgreSQL can shut down although nothing is confirmed.
+#[test]
+fn redis_that_is_away_for_long_does_not_keep_postgresql_from_shutting_down() {
+    let rules = SHIPPED.replace("  namespace:", "  redis_down_max: 1s\n  namespace:");
+    let mut world = World::with_rules(&rules);
+    world.run_ok(&["setup"]);
+    let daemon = world.daemon();
+    world.redis.stop();
+    world.sql("update users set name = 'meanwhile' where id = 'u1'");
+    daemon.wait_for_log("invalidations wait for Redis");
+    let walsenders = "select count(*)::text from pg_stat_replication";
+    wait_until(EVENT_MAX, "the replication connection is closed", || world.value(walsenders) == "0");
+    let pid = world.postgres.pid().unwrap();
+    assert!(unstale::sandbox::signal(pid, "INT"));
+    wait_until(EVENT_MAX, "PostgreSQL ends", || !unstale::sandbox::signal(pid, "0"));
+    world.postgres.stop();
+    world.postgres.restart().unwrap();
+    world.reconnect();
+    world.redis.restart().unwrap();
+    world.cache("v1:user:u1");
+    daemon.wait_for_log("streaming");
+    world.settle();
+    assert!(!world.holds("v1:user:u1"));
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+#[test]
+fn redis_hears_how_current_it_is() {
+    let world = World::shipped();
+    let daemon = world.daemon();
+    let asof = || world.redis().get::<_, Option<u64>>("v1:unstale:{unstale}:asof").unwrap().unwrap_or(0);
+    let now = || {
+        let (seconds, micros): (u64, u64) = redis::cmd("TIME").query(&mut world.redis()).unwrap();
+        seconds * 1000 + micros / 1000
+    };
+    let begin = now();
+    wait_until(EVENT_MAX, "an idle database is current", || asof() >= begin);
+    assert!(asof() <= now());
+    // What is stuck is not in force, so nothing is current.
+    hold_commits(&world);
+    let committing = stuck(&world, "update users set name = 'stuck' where id = 'u1'");
+    world.wait_until_sent();
+    let stuck_at = now();
+    world.sql("create table unpublished (n int); insert into unpublished select generate_series(1, 1000)");
+    let said: serde_json::Value = serde_json::from_str(&daemon.wait_for_log("lag behind")).unwrap();
+    assert!(said["bytes"].as_u64() > Some(10_000) && said["seconds"].as_u64() >= Some(10), "{said}");
+    assert!(asof() < stuck_at);
+    release_commits(&world);
+    committing.join().unwrap();
+    daemon.wait_for_log("caught up");
+    wait_until(EVENT_MAX, "it is current again", || asof() > stuck_at);
+    assert_eq!(daemon.stop(), Some(0));
+}
