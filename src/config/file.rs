@@ -366,7 +366,7 @@ mod tests {
 
     #[test]
     fn every_problem_is_found_at_once() {
-        let text = "version: 2\nsorce: {}\nsource: {slot: Bad, mode: slt}\ntarget: {url: 'http://x'}\n\
+        let text = "version: 2\nsorce: {}\nsource: {slot: Bad, mode: slt}\ntarget: {url: 'http://x', redis_down_max: soon}\n\
                     defaults: {truncate: patern}\nrules:\n  a: {tabel: users, delete: 7}\n  b: {table: t}\n  c: {when: x}\n";
         assert_eq!(
             problems(text),
@@ -376,6 +376,7 @@ mod tests {
                 "Bad: expected 1 to 63 lower-case letters, digits and `_`",
                 "slt: did you mean `slot`?",
                 "http://x: expected redis://host:6379/0, rediss://… or unix:///path",
+                "soon: expected a duration such as `30s` or `5m`",
                 "patern: did you mean `pattern`?",
                 "a: add `delete`, `bump` or `publish`",
                 "a: add `table: NAME`",

@@ -67,7 +67,7 @@ impl Sink {
                 Ok(deleted) => {
                     self.relieved(&patience);
                     let (epoch, reason) = (self.epoch, doubt.word());
-                    if deleted == 0 && *doubt == Doubt::NothingRemembered {
+                    if epoch == 1 && deleted == 0 {
                         tracing::info!(epoch, reason, "the first epoch of a cache that is empty");
                     } else {
                         tracing::warn!(epoch, reason, deleted, "a new epoch, the cache was emptied: {doubt}");

@@ -164,6 +164,62 @@ fn another_database_cluster_empties_the_cache() {
 }
 
 #[test]
+fn a_promoted_standby_empties_the_cache() {
+    let promote = |world: &mut World| {
+        let standby = world.postgres.standby(&["hot_standby=on"]).unwrap();
+        world.postgres = standby;
+        world.database_url = world.postgres.url("postgres");
+        world.reconnect();
+        world.sql("select pg_promote()");
+        world.run_ok(&["setup"]);
+    };
+    check(World::shipped(), promote, Some("other-timeline"));
+}
+
+/// The server's files are put back to what they were: the same cluster, the same timeline, an older log.
+#[test]
+fn a_postgresql_restored_from_a_copy_empties_the_cache() {
+    let mut world = World::shipped();
+    let data = world.postgres.data_directory();
+    let copy = data.with_extension("copy");
+    let run = |arguments: &[&std::path::Path]| {
+        assert!(std::process::Command::new("cp").arg("-a").args(arguments).status().unwrap().success());
+    };
+    world.postgres.stop();
+    run(&[&data, &copy]);
+    world.postgres.restart().unwrap();
+    world.reconnect();
+    let restore = |world: &mut World| {
+        world.postgres.stop();
+        std::fs::remove_dir_all(&data).unwrap();
+        run(&[&copy, &data]);
+        world.postgres.restart().unwrap();
+        world.reconnect();
+    };
+    world.sql("insert into users (id, email, name) select 'x' || n, 'x' || n, '' from generate_series(1, 20000) n");
+    check(world, restore, Some("log-went-back"));
+}
+
+/// A Redis that loses everything again and again may not become a database that is asked for everything.
+#[test]
+fn epochs_are_rationed() {
+    let world = World::shipped();
+    let daemon = world.daemon();
+    for _ in 0..4 {
+        redis::cmd("FLUSHALL").exec(&mut world.redis()).unwrap();
+        daemon.wait_for_log("a new epoch");
+        daemon.wait_for_log("streaming");
+    }
+    redis::cmd("FLUSHALL").exec(&mut world.redis()).unwrap();
+    daemon.wait_for_log("too many new epochs");
+    world.cache("v1:user:u1");
+    world.sql("update users set name = 'x' where id = 'u1'");
+    world.wait_until_sent();
+    assert!(world.holds("v1:user:u1"));
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+#[test]
 fn an_emptied_redis_begins_a_new_epoch_and_never_an_old_number() {
     let world = World::shipped();
     let daemon = world.daemon();

@@ -135,15 +135,17 @@ impl Fault {
 
     /// Whether an epoch for this reason may follow.
     pub(super) fn explains(self, reason: &str) -> bool {
-        match self {
-            Self::CrashPostgres => reason == "unclean-restart",
+        // A flush that is cut short by the kill is begun again for want of anything remembered.
+        let own: &[&str] = match self {
+            Self::CrashPostgres => &["unclean-restart", "nothing-remembered"],
             Self::RestartRedisFromSnapshot | Self::FailOverRedis => {
-                ["redis-went-back", "gap", "nothing-remembered", "dataset-replaced"].contains(&reason)
+                &["redis-went-back", "gap", "nothing-remembered", "dataset-replaced"]
             }
-            Self::EmptyRedis | Self::EvictStarted => reason == "nothing-remembered",
-            Self::AdvanceSlot => reason == "gap",
-            _ => false,
-        }
+            Self::EmptyRedis | Self::EvictStarted => &["nothing-remembered"],
+            Self::AdvanceSlot => &["gap", "nothing-remembered"],
+            _ => &[],
+        };
+        own.contains(&reason)
     }
 
     pub(super) async fn strike(self, stage: &mut Stage, random: &mut StdRng) {
