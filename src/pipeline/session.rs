@@ -165,9 +165,7 @@ impl<'a> Session<'a> {
         let mut draining_until: Option<tokio::time::Instant> = None;
         loop {
             let may_read = draining_until.is_none() && self.resumed;
-            if may_read {
-                self.read().await?;
-            }
+            let drained = !may_read || self.read().await?;
             let asked = self.ask();
             self.send_off(self.stream.answer_due());
             if self.stream.answer_due() {
@@ -176,7 +174,11 @@ impl<'a> Session<'a> {
             if draining_until.is_some() && (self.batcher.is_drained() || !self.resumed) {
                 return self.finish().await;
             }
-            let may_read = may_read && !self.batcher.is_full();
+            if !drained && !self.batcher.is_full() {
+                // What filled it is on its way: there is room for what is here. The socket is read only when nothing is.
+                continue;
+            }
+            let may_read = may_read && drained;
             let event = tokio::select! {
                 biased;
                 () = stop.cancelled(), if draining_until.is_none() => Event::Stop,
@@ -213,11 +215,11 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Takes in everything that is here, until too much waits.
-    async fn read(&mut self) -> Result<(), SessionError> {
+    /// Takes in everything that is here, until too much waits; whether that was all.
+    async fn read(&mut self) -> Result<bool, SessionError> {
         while !self.batcher.is_full() {
             let event = match self.stream.next_frame()? {
-                None => return Ok(()),
+                None => return Ok(true),
                 Some(Frame::Skipped) => return Err(Trouble::Skipped.into()),
                 Some(Frame::Keepalive { wal_end }) => Some(SourceEvent::Progress { wal_end }),
                 Some(Frame::Log(bytes)) => {
@@ -234,7 +236,7 @@ impl<'a> Session<'a> {
                 self.batcher.take(event, now)?;
             }
         }
-        Ok(())
+        Ok(false)
     }
 
     /// A table that no rule names may be a partition of one that a rule does.
@@ -292,7 +294,7 @@ impl<'a> Session<'a> {
                 tracing::info!(%postgres, slot = self.settings.slot, redis = sink.address(), "streaming");
                 self.batcher.resume(started);
                 self.resumed = true;
-                (self.heard, self.current) = (Instant::now(), Instant::now());
+                self.current = Instant::now();
                 self.measure();
             }
             Landing::Applied => {
@@ -344,9 +346,12 @@ impl<'a> Session<'a> {
     fn on_tick(&mut self) -> Result<(), SessionError> {
         self.make_room();
         self.send_off(true);
+        if self.batcher.is_full() || !self.resumed {
+            // We do not read: the silence is our own.
+            self.heard = Instant::now();
+        }
         let silence = self.heard.elapsed();
-        // While we do not read, silence is our own.
-        if silence > SILENCE_MAX && self.resumed && !self.batcher.is_full() {
+        if silence > SILENCE_MAX {
             return Err(Trouble::Silent.into());
         }
         let down_max = self.settings.redis_down_max;

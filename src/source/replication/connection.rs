@@ -256,12 +256,22 @@ impl Connection {
 
     /// Sends what is queued while waiting for more to read; returns once something was read, which it does
     /// not try unless asked to. Cancel-safe: nothing that was read or sent is lost when the future is dropped.
+    ///
+    /// Whoever reads takes every [`Connection::buffered_message`] first: that is what bounds the buffer.
     pub(super) async fn exchange(&mut self, read: bool) -> io::Result<()> {
+        debug_assert!(!read || self.buffers_no_message(), "read before what is buffered was taken");
         std::future::poll_fn(|cx| {
             self.poll_send(cx)?;
             if read { self.poll_receive(cx) } else { Poll::Pending }
         })
         .await
+    }
+
+    fn buffers_no_message(&self) -> bool {
+        match backend::Header::parse(&self.incoming) {
+            Ok(Some(header)) => usize::try_from(header.len()).is_ok_and(|length| self.incoming.len() < length + 1),
+            Ok(None) | Err(_) => true,
+        }
     }
 
     /// Sends everything that is queued, for at most this long.
