@@ -99,7 +99,12 @@ pub struct Plan {
     bumps: Once<CacheKey, (Lsn, RuleId)>,
     /// With the number of their transaction: equal messages of two transactions are no duplicates.
     publishes: Once<(u64, Publish), RuleId>,
+    /// The number of the transaction that was begun last.
     transaction: u64,
+    /// How many numbers were used.
+    transactions: u64,
+    /// Whether that transaction goes on.
+    open: bool,
     /// The version keys that the open transaction raises, as positions in `bumps`.
     open_bumps: Vec<usize>,
     bytes: usize,
@@ -108,12 +113,15 @@ pub struct Plan {
 impl Plan {
     /// What follows belongs to another transaction: it sends its own messages.
     pub fn begin_transaction(&mut self) {
-        self.transaction += 1;
+        self.transactions += 1;
+        self.transaction = self.transactions;
+        self.open = true;
         self.open_bumps.clear();
     }
 
     /// The end of the open transaction is known: the version keys it raised rise to there.
     pub fn end_transaction(&mut self, end_lsn: Lsn) {
+        self.open = false;
         for position in self.open_bumps.drain(..) {
             if let Some((_, (lsn, _))) = self.bumps.get_index_mut(position) {
                 *lsn = end_lsn.max(*lsn);
@@ -154,9 +162,9 @@ impl Plan {
         self.publishes.entry((self.transaction, publish)).or_insert(rule);
     }
 
-    /// Adds what another plan asks for, after what this one asks for.
+    /// Adds what another plan asks for, after what this one asks for. A transaction that is open in either goes on.
     pub fn append(&mut self, other: Self) {
-        let offset = self.transaction + 1;
+        let offset = self.transactions;
         for (key, rule) in other.deletes {
             self.delete(rule, key);
         }
@@ -167,7 +175,6 @@ impl Plan {
         for &position in &other.open_bumps {
             open.get_mut(position).into_iter().for_each(|open| *open = true);
         }
-        self.open_bumps.clear();
         for ((key, (lsn, rule)), open) in other.bumps.into_iter().zip(open) {
             self.bump(rule, key, lsn);
             if !open {
@@ -178,7 +185,10 @@ impl Plan {
             self.bytes += publish.data.len();
             self.publishes.entry((offset + transaction, publish)).or_insert(rule);
         }
-        self.transaction = offset + other.transaction;
+        self.transactions += other.transactions;
+        if other.open {
+            (self.transaction, self.open) = (offset + other.transaction, true);
+        }
     }
 
     /// Forgets single keys and messages in favour of what the rules that asked for them match: more than was asked
@@ -187,7 +197,8 @@ impl Plan {
         let collapsed = std::mem::take(self);
         let rules: BTreeSet<_> =
             collapsed.deletes.into_values().chain(collapsed.bumps.into_values().map(|(_, rule)| rule)).collect();
-        self.transaction = collapsed.transaction;
+        (self.transaction, self.transactions, self.open) =
+            (collapsed.transaction, collapsed.transactions, collapsed.open);
         for (glob, rule) in collapsed.patterns {
             self.pattern(rule, glob);
         }
@@ -320,6 +331,28 @@ mod tests {
         plan.end_transaction(Lsn::new(11));
         assert_eq!((plan.publishes().len(), plan.deletes().len()), (2, 1));
         assert_eq!(plan.bumps().next(), Some((&"v".into(), Lsn::new(11))));
+    }
+
+    /// Rows of a transaction that is visible already arrive in `plan`, while older ones are let through into it.
+    #[test]
+    fn an_open_transaction_goes_on_after_another_was_appended() {
+        let message = || Publish { channel: "c".into(), data: b"{}".to_vec() };
+        let mut older = Plan::default();
+        older.begin_transaction();
+        older.publish(RULE, message());
+        older.bump(RULE, "older".into(), Lsn::new(5));
+        older.end_transaction(Lsn::new(8));
+        let mut plan = Plan::default();
+        plan.begin_transaction();
+        plan.bump(RULE, "open".into(), Lsn::new(10));
+        plan.append(older);
+        plan.publish(RULE, message());
+        plan.end_transaction(Lsn::new(15));
+        plan.begin_transaction();
+        plan.publish(RULE, message());
+        assert_eq!(plan.publishes().len(), 3);
+        let bumps: Vec<_> = plan.bumps().map(|(key, lsn)| (key.to_string(), lsn.offset())).collect();
+        assert_eq!(bumps, [("open".to_owned(), 15), ("older".to_owned(), 8)]);
     }
 
     #[test]

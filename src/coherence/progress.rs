@@ -5,7 +5,7 @@
 //! Invariants: neither position passes a transaction that is not done, or ever goes back; `confirmed` is
 //! never ahead of what [`Progress::recorded`] said is durable.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 
 use crate::change::Lsn;
 use crate::mutant::{self, Mutant};
@@ -17,39 +17,29 @@ pub struct Ticket(u64);
 /// The transactions of one connection that are not all in force yet.
 #[derive(Debug, Default)]
 pub struct Progress {
-    /// In commit order; the first has number `first`. Done ones leave from the front.
-    open: VecDeque<Entry>,
-    first: u64,
-    applied: Lsn,
+    /// The end of the transaction before each of them: one that is stuck for long costs no more than itself.
+    open: BTreeMap<Ticket, Lsn>,
+    next: u64,
+    /// The end of the last one.
+    received: Lsn,
     confirmed: Lsn,
     /// The furthest position at which nothing was open: what a keepalive reached.
     idle: Lsn,
 }
 
-#[derive(Debug)]
-struct Entry {
-    end_lsn: Lsn,
-    done: bool,
-}
-
 impl Progress {
     /// A transaction was received whole. Called in commit order.
     pub fn received(&mut self, end_lsn: Lsn) -> Ticket {
-        let ticket = Ticket(self.first + self.open.len() as u64);
-        self.open.push_back(Entry { end_lsn, done: false });
+        let ticket = Ticket(self.next);
+        self.next += 1;
+        self.open.insert(ticket, self.received);
+        self.received = self.received.max(end_lsn);
         ticket
     }
 
     /// A transaction's ops are all in force. May come in any order; a second time changes nothing.
     pub fn done(&mut self, ticket: Ticket) {
-        let at = ticket.0.checked_sub(self.first).and_then(|at| usize::try_from(at).ok());
-        if let Some(entry) = at.and_then(|at| self.open.get_mut(at)) {
-            entry.done = true;
-        }
-        while let Some(entry) = self.open.pop_front_if(|entry| entry.done) {
-            self.first += 1;
-            self.applied = self.applied.max(entry.end_lsn);
-        }
+        self.open.remove(&ticket);
     }
 
     /// The source reached this position; what is not published lies before it. It counts only while no
@@ -62,7 +52,7 @@ impl Progress {
 
     /// Every invalidation up to here is in force: what the watermark in Redis may say.
     pub fn applied(&self) -> Lsn {
-        self.applied.max(self.idle)
+        self.open.values().next().copied().unwrap_or(self.received).max(self.idle)
     }
 
     /// Redis confirmed that it recorded `applied` as this.
@@ -74,7 +64,7 @@ impl Progress {
     /// What may be acknowledged to the source.
     pub fn confirmed(&self) -> Lsn {
         if mutant::is(Mutant::AckBeforeRedis) {
-            return self.open.back().map_or(self.applied(), |entry| entry.end_lsn);
+            return self.received.max(self.idle);
         }
         self.confirmed
     }
