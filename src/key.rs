@@ -5,6 +5,9 @@
 
 use std::fmt;
 
+/// What the names of our own state in Redis begin with, after the namespace. No rule may name such a key.
+pub const RESERVED: &str = "unstale:";
+
 /// The full name of a key, a tag, a channel or a stream in Redis, namespace included. Any bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CacheKey(Vec<u8>);
@@ -59,6 +62,64 @@ impl Glob {
         if self.0.last() != Some(&b'*') || escaped {
             self.0.push(b'*');
         }
+    }
+
+    /// Whether it matches a name, as Redis does.
+    pub fn matches(&self, name: &[u8]) -> bool {
+        let (mut pattern, mut rest) = (&*self.0, name);
+        // Where to go on when what follows the last star does not fit: one byte further.
+        let mut retry: Option<(&[u8], &[u8])> = None;
+        loop {
+            let literal = match pattern {
+                [b'*', after @ ..] => {
+                    retry = Some((after, rest));
+                    pattern = after;
+                    continue;
+                }
+                [] if rest.is_empty() => return true,
+                [b'\\', byte, after @ ..] | [byte, after @ ..] => Some((byte, after)),
+                [] => None,
+            };
+            if let Some((byte, after)) = literal
+                && let Some((first, further)) = rest.split_first()
+                && first == byte
+            {
+                (pattern, rest) = (after, further);
+                continue;
+            }
+            match retry {
+                Some((after, [_, further @ ..])) => {
+                    retry = Some((after, further));
+                    (pattern, rest) = (after, further);
+                }
+                _ => return false,
+            }
+        }
+    }
+
+    /// A glob that matches what any of these match, and perhaps more: their common beginning, then anything.
+    pub fn covering(globs: &[&Self]) -> Self {
+        let Some((first, others)) = globs.split_first() else { return Self::new() };
+        if others.is_empty() {
+            return (*first).clone();
+        }
+        let mut common = Self::new();
+        let mut at = 0;
+        loop {
+            let length = match first.0.get(at..).unwrap_or_default() {
+                [] | [b'*', ..] => break,
+                [b'\\', ..] => 2,
+                _ => 1,
+            };
+            let Some(piece) = first.0.get(at..at + length) else { break };
+            if !others.iter().all(|other| other.0.get(at..at + length) == Some(piece)) {
+                break;
+            }
+            common.0.extend_from_slice(piece);
+            at += length;
+        }
+        common.push_any();
+        common
     }
 
     /// The pattern as Redis reads it.
@@ -118,6 +179,42 @@ mod tests {
         glob.push_literal(b"*");
         glob.push_any();
         assert_eq!(glob.as_bytes(), br"a*\**", "an escaped star is no wildcard");
+    }
+
+    #[test]
+    fn a_glob_matches_as_in_redis() {
+        let check = |pattern: &str, name: &str, expected: bool| {
+            assert_eq!(Glob(pattern.into()).matches(name.as_bytes()), expected, "{pattern} {name}");
+        };
+        check("user:*", "user:1", true);
+        check("user:*", "user:", true);
+        check("user:*", "users:1", false);
+        check("a*b*c", "a-b-b-c", true);
+        check("a*b*c", "a-c-b", false);
+        check("*:7", "x:7:7", true);
+        check("*:7", "x:7:8", false);
+        check(r"a\*b", "a*b", true);
+        check(r"a\*b", "axb", false);
+        check(r"a\*b", r"a\xb", false);
+        check(r"a\\*", r"a\x", true);
+        check("", "", true);
+        check("", "x", false);
+        check("x", "", false);
+    }
+
+    #[test]
+    fn one_glob_covers_many() {
+        let check = |globs: &[&str], expected: &str| {
+            let globs: Vec<_> = globs.iter().map(|glob| Glob((*glob).into())).collect();
+            assert_eq!(Glob::covering(&globs.iter().collect::<Vec<_>>()), Glob(expected.into()), "{globs:?}");
+        };
+        check(&["v1:user:*"], "v1:user:*");
+        check(&["v1:user:*", "v1:user-email:*"], "v1:user*");
+        check(&["v1:*", "v1:user:*"], "v1:*");
+        check(&["a", "b"], "*");
+        check(&[r"a\*x", r"a\*y"], r"a\**");
+        check(&[r"a\*x", r"a\\y"], "a*");
+        check(&["ab", "ab"], "ab*");
     }
 
     #[test]

@@ -14,7 +14,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backoff::{Backoff, Notices};
 use crate::change::Lsn;
-use crate::coherence::gate::Snapshot;
 use crate::coherence::history::{Origin, Present};
 use crate::coherence::primary::{INSTANCE, Primary, PrimaryError, SlotFacts};
 use crate::config::Settings;
@@ -78,9 +77,10 @@ pub async fn run(
         let trouble = match opened {
             Ok(source) => {
                 slot.streamed = true;
-                let began = Instant::now();
+                let (began, from) = (Instant::now(), source.present.slot);
                 let mut session = Session::new(settings, source, planner, idle_sink.take());
                 let ended = session.run(stop, drain_max).await;
+                let confirmed = from.max(session.confirmed());
                 let (rest, sink) = session.into_parts(stop).await;
                 (planner, idle_sink) = (rest, sink);
                 if began.elapsed() > HELD_LONG {
@@ -90,16 +90,22 @@ pub async fn run(
                 match ended {
                     Ok(()) => return Ok(()),
                     Err(SessionError::Fatal(error)) => return Err(error),
-                    Err(SessionError::Broken(trouble)) => trouble,
+                    Err(SessionError::Broken(trouble)) => {
+                        if trouble.is_gap_in_publication() {
+                            slot.gap_at = Some(confirmed);
+                        }
+                        trouble
+                    }
                 }
             }
+            // In the middle of a failover either may hold for a while.
+            Err(SessionError::Fatal(RunError::NotPrimary(error))) if slot.streamed => Trouble::Primary(error),
             Err(SessionError::Fatal(error)) => return Err(error),
             Err(SessionError::Broken(Trouble::Connect(error))) if !slot.streamed && !error.is_transient() => {
                 return Err(RunError::Refused(error));
             }
             Err(SessionError::Broken(trouble)) => trouble,
         };
-        slot.has_gap |= trouble.is_gap_in_publication();
         if idle_sink.is_none() {
             // Told to stop while Redis did not answer.
             return Ok(());
@@ -120,8 +126,8 @@ pub async fn run(
 struct SlotCondition {
     /// It was read before, so it was there.
     streamed: bool,
-    /// It stands where the publication did not exist, and cannot get past that.
-    has_gap: bool,
+    /// Where it stood when it met log from before the publication existed: it cannot get past that.
+    gap_at: Option<Lsn>,
 }
 
 /// A source that is being read, and what is known at that moment.
@@ -129,7 +135,6 @@ struct Source {
     stream: Stream,
     primary: Arc<Primary>,
     present: Present,
-    snapshot: Snapshot,
 }
 
 /// Why one connection to the source ended.
@@ -157,13 +162,15 @@ enum Trouble {
     Catalog(String),
     #[error("PostgreSQL has been silent for {} seconds", SILENCE_MAX.as_secs())]
     Silent,
+    #[error("PostgreSQL does not answer")]
+    Unanswered,
     #[error("the slot has log from before its publication existed")]
     Skipped,
     #[error("the slot could not be made anew: {0}")]
     Recreate(tokio_postgres::Error),
-    #[error("Redis has been away for {} seconds, and PostgreSQL must be able to shut down", .0.as_secs())]
+    #[error("nothing could be put into force in Redis for {} seconds, and PostgreSQL must be able to shut down", .0.as_secs())]
     RedisAway(Duration),
-    #[error("Redis is not the one it was, or lost writes")]
+    #[error("Redis is not the one it was, lost writes, or another daemon is at work")]
     Unproven,
 }
 
@@ -203,17 +210,38 @@ const UNDEFINED_OBJECT: &str = "42704";
 /// SQLSTATE: the slot is lost, or the server is not set up for it.
 const PREREQUISITE_STATE: &str = "55000";
 
+/// How long a server may take to answer the few questions before it streams.
+const OPEN_MAX: Duration = Duration::from_secs(30);
+
+/// How long a new slot may take: it waits for all transactions that are under way.
+const RECREATE_MAX: Duration = Duration::from_secs(600);
+
 /// Begins to read the slot, then looks at it: from then on nobody else can move it.
 async fn open(settings: &Settings, condition: &mut SlotCondition) -> Result<Source, SessionError> {
-    let mut connection = Connection::open(&settings.postgres).await?;
-    let instance = one_text(connection.query(INSTANCE).await?);
-    let identity = connection.query("IDENTIFY_SYSTEM").await?;
+    let silent = |_| SessionError::from(Trouble::Unanswered);
+    let (mut connection, instance) = tokio::time::timeout(OPEN_MAX, async {
+        let mut connection = Connection::open(&settings.postgres).await?;
+        let instance = one_text(connection.query(INSTANCE).await?);
+        Ok::<_, SessionError>((connection, instance))
+    })
+    .await
+    .map_err(silent)??;
     let primary = Arc::new(Primary::connect(&settings.postgres, &instance).await?);
-    if condition.has_gap {
-        recreate(settings, &primary).await?;
-        condition.has_gap = false;
+    if let Some(gap_at) = condition.gap_at.take() {
+        let facts = primary.facts(&settings.slot, &settings.publication).await?;
+        // Further on, somebody else made it anew meanwhile.
+        if facts.confirmed.is_some_and(|confirmed| confirmed <= gap_at) {
+            condition.gap_at = Some(gap_at);
+            recreate(settings, &primary).await?;
+            condition.gap_at = None;
+        }
     }
-    let stream = match Stream::start(connection, &settings.slot, &settings.publication).await {
+    let started = async {
+        let identity = connection.query("IDENTIFY_SYSTEM").await?;
+        Ok::<_, ConnectionError>((identity, Stream::start(connection, &settings.slot, &settings.publication).await))
+    };
+    let (identity, started) = tokio::time::timeout(OPEN_MAX, started).await.map_err(silent)??;
+    let stream = match started {
         Ok(stream) => stream,
         Err(ConnectionError::Server(error)) if [PREREQUISITE_STATE, UNDEFINED_OBJECT].contains(&&*error.sqlstate) => {
             let facts = primary.facts(&settings.slot, &settings.publication).await?;
@@ -230,7 +258,7 @@ async fn open(settings: &Settings, condition: &mut SlotCondition) -> Result<Sour
     if !facts.published {
         return Err(SessionError::Fatal(RunError::Unpublished(settings.publication.clone())));
     }
-    let SlotFacts { confirmed, recovered, end, snapshot, .. } = facts;
+    let SlotFacts { confirmed, recovered, end, .. } = facts;
     let mut columns = identity.into_iter().flatten().map(Option::unwrap_or_default);
     let (system, timeline) = (columns.next().unwrap_or_default(), columns.next().unwrap_or_default());
     let present = Present {
@@ -239,7 +267,7 @@ async fn open(settings: &Settings, condition: &mut SlotCondition) -> Result<Sour
         end,
         recorded: Lsn::ZERO,
     };
-    Ok(Source { stream, primary, present, snapshot })
+    Ok(Source { stream, primary, present })
 }
 
 fn one_text(rows: Vec<Vec<Option<String>>>) -> String {
@@ -252,7 +280,8 @@ async fn recreate(settings: &Settings, primary: &Primary) -> Result<(), SessionE
     if !facts.published {
         return Err(SessionError::Fatal(RunError::Unpublished(settings.publication.clone())));
     }
-    setup::recreate_slot(primary.client(), &settings.slot).await.map_err(Trouble::Recreate)?;
+    let recreated = tokio::time::timeout(RECREATE_MAX, setup::recreate_slot(primary.client(), &settings.slot)).await;
+    recreated.map_err(|_| Trouble::Unanswered)?.map_err(Trouble::Recreate)?;
     tracing::warn!(slot = settings.slot, "the slot was of no use any more and was made anew: changes were missed");
     Ok(())
 }

@@ -68,6 +68,7 @@ impl Gate {
 /// Which transactions a snapshot of the primary sees, from the text of `pg_current_snapshot()`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
+    xmin: u32,
     xmax: u32,
     in_progress: Vec<u32>,
 }
@@ -78,14 +79,14 @@ impl Snapshot {
         #[expect(clippy::cast_possible_truncation, reason = "the epoch is cut off on purpose")]
         let number = |digits: &str| digits.parse::<u64>().ok().map(|id| id as u32);
         let mut parts = text.splitn(3, ':');
-        let (_xmin, xmax, running) = (number(parts.next()?)?, number(parts.next()?)?, parts.next()?);
+        let (xmin, xmax, running) = (number(parts.next()?)?, number(parts.next()?)?, parts.next()?);
         let in_progress = running.split(',').filter(|digits| !digits.is_empty()).map(number).collect::<Option<_>>()?;
-        Some(Self { xmax, in_progress })
+        Some(Self { xmin, xmax, in_progress })
     }
 
-    /// Whether it sees every transaction that was in progress when `earlier` was taken.
-    pub fn sees_all_in_progress_at(&self, earlier: &Self) -> bool {
-        earlier.in_progress.iter().all(|&xid| self.sees(Xid::new(xid)))
+    /// Whether every transaction that began to write before this one had ended by then.
+    pub fn is_past_all_before(&self, xid: Xid) -> bool {
+        !precedes(self.xmin, xid.number())
     }
 
     /// Whether it sees the effects of a transaction that is known to have committed.
@@ -150,14 +151,17 @@ mod tests {
     }
 
     #[test]
-    fn a_later_snapshot_sees_what_an_earlier_one_saw_in_progress() {
-        let check = |earlier: &str, later: &str, expected: bool| {
-            let [earlier, later] = [earlier, later].map(|text| Snapshot::parse(text).unwrap());
-            assert_eq!(later.sees_all_in_progress_at(&earlier), expected);
+    fn a_snapshot_is_past_what_had_ended() {
+        let check = |snapshot: &str, xid: u32, expected: bool| {
+            assert_eq!(Snapshot::parse(snapshot).unwrap().is_past_all_before(Xid::new(xid)), expected, "{snapshot}");
         };
-        check("10:20:10,12", "12:20:12", false);
-        check("10:20:10,12", "20:20:", true);
-        check("20:20:", "10:20:10", true);
+        // 20 is committed and stuck, and the latest of all: no snapshot lists it.
+        check("20:20:", 21, false);
+        check("20:22:20", 21, false);
+        check("22:22:", 21, true);
+        check("21:22:21", 21, true);
+        check("4294967290:4294967294:", 3, false);
+        check("4294967300:4294967310:", u32::MAX, true);
     }
 
     #[test]

@@ -86,8 +86,8 @@ pub enum Doubt {
     },
     /// Redis knows positions that the log has not reached.
     LogWentBack {
-        /// What Redis knows.
-        applied: Lsn,
+        /// The furthest that Redis knows.
+        remembered: Lsn,
         /// Where the log ends.
         end: Lsn,
     },
@@ -128,8 +128,8 @@ impl fmt::Display for Doubt {
             Self::RedisWentBack { applied, recorded } => {
                 write!(f, "Redis knows the log up to {applied}, but had recorded {recorded}: it lost writes")
             }
-            Self::LogWentBack { applied, end } => {
-                write!(f, "Redis knows the log up to {applied}, but it ends at {end}: PostgreSQL went back")
+            Self::LogWentBack { remembered, end } => {
+                write!(f, "Redis knows the log up to {remembered}, but it ends at {end}: PostgreSQL went back")
             }
             Self::DatasetReplaced => write!(f, "another dataset took the place of the one in Redis"),
         }
@@ -138,7 +138,7 @@ impl fmt::Display for Doubt {
 
 /// What speaks against going on from what Redis remembers, if anything does.
 pub fn doubt(remembered: &Remembered, present: &Present) -> Option<Doubt> {
-    let (Some(applied), Some(_), Some(origin)) = (remembered.applied, remembered.started, &remembered.origin) else {
+    let (Some(applied), Some(started), Some(origin)) = (remembered.applied, remembered.started, &remembered.origin) else {
         return Some(Doubt::NothingRemembered);
     };
     let Present { origin: now, slot, end, recorded } = present;
@@ -146,7 +146,7 @@ pub fn doubt(remembered: &Remembered, present: &Present) -> Option<Doubt> {
         (origin.system != now.system, Doubt::OtherSystem),
         (origin.timeline != now.timeline, Doubt::OtherTimeline),
         (applied < *recorded, Doubt::RedisWentBack { applied, recorded: *recorded }),
-        (applied > *end, Doubt::LogWentBack { applied, end: *end }),
+        (started.max(applied) > *end, Doubt::LogWentBack { remembered: started.max(applied), end: *end }),
         (applied < *slot, Doubt::Gap { applied, slot: *slot }),
         (origin.recovered != now.recovered, Doubt::UncleanRestart),
     ];
@@ -183,6 +183,14 @@ mod tests {
         check(50, "s/1/0", [51, 90, 0], "s/1/0", Some("gap"));
         check(50, "s/1/0", [40, 90, 51], "s/1/0", Some("redis-went-back"));
         check(50, "s/1/0", [40, 49, 0], "s/1/0", Some("log-went-back"));
+        let ahead = Remembered {
+            applied: Some(Lsn::new(50)),
+            started: Some(Lsn::new(91)),
+            origin: Some(origin("s/1/0")),
+        };
+        let [slot, end, recorded] = [40, 90, 0].map(Lsn::new);
+        let present = Present { origin: origin("s/1/0"), slot, end, recorded };
+        assert_eq!(doubt(&ahead, &present).map(|doubt| doubt.word()), Some("log-went-back"));
         check(50, "s/1/0", [40, 90, 0], "t/1/0", Some("other-system"));
         check(50, "s/1/0", [40, 90, 0], "s/2/0", Some("other-timeline"));
         check(50, "s/1/0", [40, 90, 0], "s/1/7", Some("unclean-restart"));

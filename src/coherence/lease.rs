@@ -29,7 +29,7 @@ pub use envelope::{Envelope, Token};
 
 const FILL: &str = include_str!("lease/fill.lua");
 const RELEASE: &str = include_str!("lease/release.lua");
-const VERSION: &str = include_str!("lease/version.lua");
+const VERSION: &str = concat!(include_str!("decimal.lua"), include_str!("lease/version.lua"));
 
 /// Reads and fills the leased keys of one namespace. The connection is the caller's.
 #[derive(Debug)]

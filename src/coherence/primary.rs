@@ -6,10 +6,10 @@
 
 use std::time::Duration;
 
-use tokio_postgres::{Client, Statement};
+use tokio_postgres::{Client, SimpleQueryMessage, Statement};
 
 use super::gate::Snapshot;
-use crate::change::Lsn;
+use crate::change::{Lsn, Xid};
 use crate::postgres::{self, Address, ConnectError};
 
 /// How long one question may take: as long as a healthy server ever needs, and a silent one is noticed.
@@ -67,8 +67,6 @@ pub struct SlotFacts {
     pub recovered: String,
     /// The end of the log.
     pub end: Lsn,
-    /// What was visible then.
-    pub snapshot: Snapshot,
 }
 
 impl std::fmt::Debug for Primary {
@@ -114,7 +112,26 @@ impl Primary {
         .await
     }
 
-    /// Up to where the log is safely written: what is visible and durable lies before it.
+    /// The number of a transaction that begins to write now: what may be committed and not yet visible has a lower
+    /// one. A snapshot alone does not tell: it lists nothing above the last transaction that ended.
+    pub async fn barrier(&self) -> Result<Xid, PrimaryError> {
+        const BARRIER: &str = "begin; select pg_current_xact_id()::text; rollback";
+        within(async {
+            let messages = self.client.simple_query(BARRIER).await?;
+            let text = messages.iter().find_map(|message| match message {
+                SimpleQueryMessage::Row(row) => row.get(0),
+                _ => None,
+            });
+            let text = text.unwrap_or_default();
+            let full: u64 = text.parse().map_err(|_| PrimaryError::Unreadable(text.to_owned()))?;
+            #[expect(clippy::cast_possible_truncation, reason = "the epoch is cut off on purpose")]
+            Ok(Xid::new(full as u32))
+        })
+        .await
+    }
+
+    /// Up to where the log is safely written. What is visible lies before it, but for commits with
+    /// `synchronous_commit = off`, which follow within three times `wal_writer_delay`.
     pub async fn flushed(&self) -> Result<Lsn, PrimaryError> {
         const FLUSHED: &str = "select pg_current_wal_flush_lsn()::text";
         within(async { read_lsn(self.client.query_one(FLUSHED, &[]).await?.get(0)) }).await
@@ -125,7 +142,7 @@ impl Primary {
         const FACTS: &str = "select confirmed_flush_lsn::text, coalesce(wal_status = 'lost', false), \
              exists (select from pg_publication where pubname = $2), \
              (select coalesce(extract(epoch from stats_reset)::text, '') from pg_stat_archiver), \
-             pg_current_wal_insert_lsn()::text, pg_current_snapshot()::text \
+             pg_current_wal_insert_lsn()::text \
              from (values (1)) one left join pg_replication_slots on slot_name = $1";
         within(async {
             let row = self.client.query_one(FACTS, &[&slot, &publication]).await?;
@@ -136,7 +153,6 @@ impl Primary {
                 published: row.get(2),
                 recovered: row.get(3),
                 end: read_lsn(row.get(4))?,
-                snapshot: read_snapshot(row.get(5))?,
             })
         })
         .await

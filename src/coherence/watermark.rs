@@ -3,7 +3,7 @@
 //! Owns the layout of `unstale:{slot}:*` and the scripts that write it. It must not know when to
 //! move one. Invariant: within an epoch a watermark only rises, whoever writes it and however often.
 
-use crate::key::CacheKey;
+use crate::key::{CacheKey, RESERVED};
 
 /// Raises a watermark; a lower position leaves it. Runs where memory is full.
 pub const RAISE: &str = include_str!("raise.lua");
@@ -23,9 +23,14 @@ pub const BEGIN: &str = include_str!("begin.lua");
 /// Ends the flush of an epoch: from here on history is proven.
 pub const PROVE: &str = include_str!("prove.lua");
 
+/// The Lua function by which a version key begins at a position.
+pub const DECIMAL: &str = include_str!("decimal.lua");
+
 /// The names of one slot's state. The slot's name is a hash tag, so that in a cluster they share a node.
 #[derive(Clone, Debug)]
 pub struct Names {
+    /// What all of them begin with, and those of other slots.
+    reserved: String,
     /// Every invalidation up to this position is in force; 16 hexadecimal digits.
     pub applied: CacheKey,
     /// Some invalidation up to this position may be in force already; the same form.
@@ -36,7 +41,8 @@ pub struct Names {
     pub epoch: CacheKey,
     /// How many epochs began, by the word for the reason: a hash.
     pub epochs: CacheKey,
-    /// Everything committed before this time is in force: milliseconds since 1970, by the clock of Redis.
+    /// Everything durably committed before this time is in force: milliseconds since 1970, by the clock of Redis.
+    /// What is committed with `synchronous_commit = off` counts from when it is durable.
     pub asof: CacheKey,
     /// The id of the last message on the channel [`Names::invalidations`].
     pub last_broadcast: CacheKey,
@@ -47,7 +53,8 @@ pub struct Names {
 impl Names {
     /// The names for a slot in a namespace.
     pub fn new(namespace: &str, slot: &str) -> Self {
-        let state = |word: &str| CacheKey::new(format!("{namespace}unstale:{{{slot}}}:{word}"));
+        let reserved = format!("{namespace}{RESERVED}");
+        let state = |word: &str| CacheKey::new(format!("{reserved}{{{slot}}}:{word}"));
         Self {
             applied: state("applied"),
             started: state("started"),
@@ -57,6 +64,13 @@ impl Names {
             asof: state("asof"),
             last_broadcast: state("last"),
             invalidations: CacheKey::new(format!("{namespace}invalidations")),
+            reserved,
         }
+    }
+
+    /// Whether a key is state of ours. A value in a row may be chosen so that a template makes such a name, and a
+    /// glob may match one; neither may end our memory of what is in force.
+    pub fn owns(&self, key: &[u8]) -> bool {
+        key.starts_with(self.reserved.as_bytes())
     }
 }

@@ -118,6 +118,7 @@ pub enum RawData {
 
 const DEFAULT_POSTGRES: &str = "postgres://postgres@127.0.0.1:5432/postgres";
 const REDIS_DOWN_MAX: Duration = Duration::from_secs(30);
+const REDIS_DOWN_MAX_LEAST: Duration = Duration::from_secs(1);
 const DEFAULT_REDIS: &str = "redis://127.0.0.1:6379";
 
 /// Fields that the language has and this version does not read yet.
@@ -245,7 +246,12 @@ fn read_target(section: Section, problems: &mut Problems) -> (Option<redis::Conn
     let mut redis_down_max = REDIS_DOWN_MAX;
     if let Some(text) = fields.text("redis_down_max") {
         match humantime::parse_duration(&text.value) {
-            Ok(duration) => redis_down_max = duration,
+            Ok(duration) if duration >= REDIS_DOWN_MAX_LEAST => redis_down_max = duration,
+            Ok(_) => fields.problems().push(
+                text.span,
+                "`redis_down_max` is too short: a healthy Redis may take longer for one batch",
+                format!("expected at least `{}s`", REDIS_DOWN_MAX_LEAST.as_secs()),
+            ),
             Err(error) => fields.problems().push(
                 text.span,
                 format!("`redis_down_max`: {error}"),

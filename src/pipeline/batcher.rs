@@ -51,6 +51,8 @@ pub(super) struct Batcher {
     recording: Lsn,
     /// A transaction was put into force and is not recorded yet.
     record_due: bool,
+    /// Redis is to say which dataset it is, and that it remembers what it was told, whether anything moves or not.
+    probe_due: bool,
     /// Everything committed before the moment lies before the position.
     caught_up: Option<(Lsn, Instant)>,
 }
@@ -162,7 +164,7 @@ pub(super) enum Question {
 }
 
 impl Batcher {
-    /// The state at the beginning of a connection, with `started` as Redis remembers it.
+    /// The state at the beginning of a connection.
     pub(super) fn new(planner: Planner) -> Self {
         Self {
             planner,
@@ -177,6 +179,7 @@ impl Batcher {
             started: Lsn::ZERO,
             recording: Lsn::ZERO,
             record_due: false,
+            probe_due: false,
             caught_up: None,
         }
     }
@@ -352,6 +355,11 @@ impl Batcher {
         self.caught_up = Some((position, moment));
     }
 
+    /// The next batch asks Redis whether it is still the one it was.
+    pub(super) fn probe(&mut self) {
+        self.probe_due = true;
+    }
+
     /// The next batch to send, if there is one and none is in flight. When only a quiet source moved on,
     /// recording that can wait until it is `urgent`.
     pub(super) fn next_batch(&mut self, urgent: bool) -> Option<Batch> {
@@ -372,18 +380,18 @@ impl Batcher {
         }
         let applied = self.progress.applied();
         let heartbeat = self.caught_up.take_if(|(position, _)| applied >= *position).map(|(_, moment)| moment);
-        let record = (applied > self.recording || heartbeat.is_some()).then_some(applied);
-        let nothing_to_do =
-            waiting.plan.is_empty() && heartbeat.is_none() && !(record.is_some() && (urgent || self.record_due));
+        let probe = self.probe_due || heartbeat.is_some();
+        let record = (applied > self.recording || probe).then_some(applied);
+        let nothing_to_do = waiting.plan.is_empty() && !probe && !(record.is_some() && (urgent || self.record_due));
         if nothing_to_do {
             return None;
         }
         self.started = self.started.max(waiting.started);
         self.recording = self.recording.max(applied);
-        self.record_due = false;
+        (self.record_due, self.probe_due) = (false, false);
         self.in_flight = Some(Flight { tickets: waiting.tickets, record, heartbeat });
         // The furthest ever, not the batch's own: `started` may have been evicted, and must not come back lower.
-        Some(Batch { plan: waiting.plan, started: self.started, record, at: waiting.at, heartbeat })
+        Some(Batch { plan: waiting.plan, started: self.started, record, at: waiting.at, heartbeat, probe })
     }
 
     /// The batch in flight is in force; since when everything is, if that is known.

@@ -20,9 +20,9 @@ use crate::coherence::history::{Present, doubt};
 use crate::coherence::primary::{Primary, PrimaryError};
 use crate::config::Settings;
 use crate::rules::Planner;
-use crate::sink::{Batch, Sink, Unproven};
+use crate::sink::{Batch, Pulse, Sink, Unproven};
 use crate::source::replication::assemble::Assembler;
-use crate::source::replication::catalog;
+use crate::source::replication::catalog::{self, Place};
 use crate::source::replication::pgoutput::{self, Message};
 use crate::source::replication::stream::{Frame, Stream};
 
@@ -72,6 +72,8 @@ enum Landing {
     Applied,
     /// It is not: Redis is not the one it was.
     Unproven,
+    /// Nothing was begun: PostgreSQL did not answer.
+    Unasked(PrimaryError),
 }
 
 /// A question to the primary, on its way.
@@ -99,6 +101,7 @@ pub(super) struct Session<'a> {
     flight: Option<Flight>,
     /// When the flight began.
     away_since: Instant,
+    pulse: Pulse,
     /// History is proven: what is read may be sent.
     resumed: bool,
     asking: Option<Asking<(Snapshot, Option<Lsn>)>>,
@@ -118,9 +121,10 @@ pub(super) struct Session<'a> {
 impl<'a> Session<'a> {
     /// Begins by comparing histories; nothing is sent to Redis before that is done.
     pub(super) fn new(settings: &'a Settings, source: Source, planner: Planner, sink: Option<Box<Sink>>) -> Self {
-        let Source { stream, primary, present, snapshot } = source;
+        let Source { stream, primary, present } = source;
         let now = Instant::now();
-        let flight = sink.map(|sink| -> Flight { Box::pin(resume(sink, Arc::clone(&primary), present, snapshot)) });
+        let pulse = sink.as_deref().map(Sink::pulse).unwrap_or_default();
+        let flight = sink.map(|sink| -> Flight { Box::pin(resume(sink, Arc::clone(&primary), present)) });
         Self {
             settings,
             stream,
@@ -130,6 +134,7 @@ impl<'a> Session<'a> {
             sink: None,
             flight,
             away_since: now,
+            pulse,
             resumed: false,
             asking: None,
             measuring: None,
@@ -141,6 +146,11 @@ impl<'a> Session<'a> {
             reported: now,
             reported_lsn: Lsn::ZERO,
         }
+    }
+
+    /// What the slot was or would have been told.
+    pub(super) fn confirmed(&self) -> Lsn {
+        self.batcher.confirmed()
     }
 
     /// The planner and the sink, once what is in flight has landed: it may not be overtaken by what the
@@ -310,6 +320,10 @@ impl<'a> Session<'a> {
                 self.sink = Some(sink);
                 return Err(Trouble::Unproven.into());
             }
+            Landing::Unasked(error) => {
+                self.sink = Some(sink);
+                return Err(error.into());
+            }
         }
         self.sink = Some(sink);
         Ok(())
@@ -355,13 +369,16 @@ impl<'a> Session<'a> {
             return Err(Trouble::Silent.into());
         }
         let down_max = self.settings.redis_down_max;
-        if self.flight.is_some() && self.away_since.elapsed() > down_max {
+        if self.flight.is_some() && self.away_since.elapsed().min(self.pulse.silence()) > down_max {
             return Err(Trouble::RedisAway(down_max).into());
         }
         let moved = self.batcher.confirmed() > self.reported_lsn;
         let due = self.reported.elapsed() >= STATUS_EVERY;
         if moved || due {
             self.report(silence > SILENCE_BEFORE_ASKING);
+        }
+        if due && self.resumed {
+            self.batcher.probe();
         }
         if due && self.resumed && self.measuring.is_none() {
             if self.batcher.question().is_none() {
@@ -413,12 +430,7 @@ async fn until(moment: Option<tokio::time::Instant>) {
 }
 
 /// Goes on from what Redis remembers if that is proven to have no gap, and otherwise begins a new epoch.
-async fn resume(
-    mut sink: Box<Sink>,
-    primary: Arc<Primary>,
-    mut present: Present,
-    snapshot: Snapshot,
-) -> (Box<Sink>, Landing) {
+async fn resume(mut sink: Box<Sink>, primary: Arc<Primary>, mut present: Present) -> (Box<Sink>, Landing) {
     present.recorded = sink.recorded();
     let remembered = sink.remembered().await;
     let found = sink.take_doubt().or_else(|| doubt(&remembered, &present));
@@ -428,11 +440,13 @@ async fn resume(
             remembered.started.unwrap_or_default()
         }
         Some(doubt) => {
-            if wait_for_those_in_progress(&primary, &snapshot).await.is_err() {
+            if let Err(error) = wait_for_those_in_progress(&primary).await {
                 sink.doubt(doubt.clone());
+                return (sink, Landing::Unasked(error));
+            }
+            if let Err(Unproven) = sink.flush(doubt, &present).await {
                 return (sink, Landing::Unproven);
             }
-            sink.flush(doubt, &present).await;
             present.end
         }
     };
@@ -442,10 +456,11 @@ async fn resume(
 /// A change that was missed may have been committed and not yet be visible; flushed before that, its old value
 /// could come back. Which transactions those are nobody can tell from those that still run, so this waits
 /// for all of them, though not for ever.
-async fn wait_for_those_in_progress(primary: &Primary, earlier: &Snapshot) -> Result<(), PrimaryError> {
+async fn wait_for_those_in_progress(primary: &Primary) -> Result<(), PrimaryError> {
     const ASK_AGAIN_AFTER: Duration = Duration::from_millis(5);
     let deadline = Instant::now() + IN_PROGRESS_MAX;
-    while !primary.snapshot().await?.sees_all_in_progress_at(earlier) {
+    let barrier = primary.barrier().await?;
+    while !primary.snapshot().await?.is_past_all_before(barrier) {
         if Instant::now() > deadline {
             tracing::warn!(
                 "the cache is emptied while transactions are in progress; if one of them had committed already and \
@@ -458,16 +473,16 @@ async fn wait_for_those_in_progress(primary: &Primary, earlier: &Snapshot) -> Re
     Ok(())
 }
 
-/// Asks until the answer includes what the transaction being received did: it may have attached the
-/// partition, and PostgreSQL sends commits before they are visible.
+/// Asks until the answer includes what the transaction being received did, if it did anything to the table's place:
+/// PostgreSQL sends commits before they are visible.
 async fn ask_root(primary: &Primary, relation: RelationId, xid: Option<Xid>) -> Result<Option<TableName>, Trouble> {
     const ASK_AGAIN_AFTER: Duration = Duration::from_millis(1);
     loop {
         let answer = catalog::root_of(primary.client(), relation).await;
-        let (root, snapshot) = answer.map_err(|error| Trouble::Catalog(error.to_string()))?;
+        let Place { root, settled, snapshot } = answer.map_err(|error| Trouble::Catalog(error.to_string()))?;
         let snapshot =
             Snapshot::parse(&snapshot).ok_or_else(|| Trouble::Catalog(format!("the snapshot {snapshot:?}")))?;
-        if xid.is_none_or(|xid| snapshot.sees(xid)) {
+        if settled || xid.is_none_or(|xid| snapshot.sees(xid)) {
             return Ok(root);
         }
         tokio::time::sleep(ASK_AGAIN_AFTER).await;

@@ -11,7 +11,7 @@ use super::template::Template;
 use crate::change::{Operation, TableName};
 use crate::config::file::RawData;
 use crate::config::{Problems, RawPublish, RawRule, Settings, Spanned, Truncate, Unknown};
-use crate::key::Glob;
+use crate::key::{Glob, RESERVED};
 use crate::plan::RuleId;
 
 /// What a rule does, in the order of a plan.
@@ -157,8 +157,16 @@ impl RuleSet {
 
 fn compile_rule(raw: RawRule, namespace: &str, problems: &mut Problems) -> Rule {
     let mut actions = Vec::new();
-    let key =
-        |text: Spanned<String>, problems: &mut Problems| parse(text, problems, |text| Template::parse(text, namespace));
+    let key = |text: Spanned<String>, problems: &mut Problems| {
+        if text.value.starts_with(RESERVED) {
+            problems.push(
+                text.span.clone(),
+                format!("names that begin with `{RESERVED}` are kept for the state of this tool"),
+                "choose another beginning",
+            );
+        }
+        parse(text, problems, |text| Template::parse(text, namespace))
+    };
     for text in raw.delete {
         actions.extend(key(text, problems).map(Action::Delete));
     }

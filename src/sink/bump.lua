@@ -1,15 +1,21 @@
-#!lua flags=allow-oom
--- KEYS: version keys. ARGV[i]: the decimal position to which KEYS[i] rises. Decimals without leading
--- zeros compare by length, then as strings; Lua's numbers lose exactness above 2^53.
-for i, key in ipairs(KEYS) do
-  local held = redis.pcall('GET', key)
+-- KEYS: `started`, then version keys. ARGV[1]: `started` of this batch; ARGV[i]: the decimal position to which
+-- KEYS[i] rises. Decimals without leading zeros compare by length, then as strings; Lua's numbers lose
+-- exactness above 2^53.
+-- Where a later batch began already, this one was delayed on its way and has been sent again since: a version
+-- key that went missing meanwhile may have been higher, so it begins where a reader would make it.
+local started = redis.call('GET', KEYS[1])
+local late = started and #started == 16 and started > ARGV[1]
+for i = 2, #KEYS do
+  local held = redis.pcall('GET', KEYS[i])
   local wanted = ARGV[i]
   local rises = true
   if type(held) == 'string' and string.match(held, '^[1-9]%d*$') then
     rises = #held < #wanted or (#held == #wanted and held < wanted)
+  elseif late then
+    wanted = to_decimal(started)
   end
   if rises then
-    redis.call('SET', key, wanted)
+    redis.call('SET', KEYS[i], wanted)
   end
 end
-return #KEYS
+return #KEYS - 1

@@ -8,11 +8,13 @@ use std::time::{Duration, Instant};
 use redis::aio::{MultiplexedConnection, PubSub};
 use redis::{AsyncConnectionConfig, Client, Cmd, ConnectionInfo, ErrorKind, Pipeline, RedisError, Value};
 
+use super::pulse::Pulse;
 use super::redis::{SinkError, unusable};
-use crate::coherence::watermark::{BEGIN, PROVE, RAISE, RECORD, SET};
+use crate::coherence::watermark::{BEGIN, DECIMAL, Names, PROVE, RAISE, RECORD, SET};
 use crate::key::{CacheKey, Glob};
 
-const BUMP: &str = include_str!("bump.lua");
+/// Runs where memory is full, as all that writes state does.
+const BUMP: [&str; 3] = ["#!lua flags=allow-oom\n", DECIMAL, include_str!("bump.lua")];
 
 /// How long to wait for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -90,18 +92,19 @@ impl Clock {
 #[derive(Debug)]
 pub(super) struct Connection {
     link: MultiplexedConnection,
+    pulse: Pulse,
     pub(super) scripts: Scripts,
     pub(super) dataset: Dataset,
     pub(super) clock: Clock,
 }
 
 impl Connection {
-    pub(super) async fn open(client: &Client) -> Result<Self, RedisError> {
+    pub(super) async fn open(client: &Client, pulse: Pulse) -> Result<Self, RedisError> {
         let mut link = connect(client).await?;
         let mut first = Pipeline::new();
         first.add_command(info()).add_command(redis::cmd("TIME"));
-        for script in [RAISE, RECORD, BUMP, SET, BEGIN, PROVE] {
-            first.add_command(redis::cmd("SCRIPT").arg("LOAD").arg(script).clone());
+        for script in [&[RAISE][..], &[RECORD], &BUMP, &[SET], &[BEGIN], &[PROVE]] {
+            first.add_command(redis::cmd("SCRIPT").arg("LOAD").arg(script.concat()).clone());
         }
         let replies = send(&mut link, &first).await?;
         let [info, time, raise, record, bump, set, begin, prove] = &*replies else {
@@ -117,22 +120,31 @@ impl Connection {
             prove: hash(prove)?,
         };
         let dataset = Dataset::parse(&redis::from_redis_value_ref::<String>(info)?)?;
-        Ok(Self { link, scripts, dataset, clock: Clock::parse(time)? })
+        Ok(Self { link, pulse, scripts, dataset, clock: Clock::parse(time)? })
     }
 
     /// Sends a pipeline; the first error among the replies is the outcome.
     pub(super) async fn send(&mut self, pipeline: &Pipeline) -> Result<Vec<Value>, RedisError> {
-        send(&mut self.link, pipeline).await
+        let replies = send(&mut self.link, pipeline).await?;
+        self.pulse.step();
+        Ok(replies)
     }
 
-    /// Deletes every key that a glob matches, in bounded steps; how many there were.
-    pub(super) async fn delete_matching(&mut self, glob: &Glob) -> Result<u64, RedisError> {
+    /// Deletes every key that any of the globs matches, except for our own state: in one pass over all keys, in
+    /// bounded steps. How many there were.
+    pub(super) async fn delete_matching(&mut self, globs: &[&Glob], names: &Names) -> Result<u64, RedisError> {
         let mut cursor = 0_u64;
         let mut deleted = 0;
+        if globs.is_empty() {
+            return Ok(deleted);
+        }
+        let covering = Glob::covering(globs);
         loop {
             let mut scan = redis::cmd("SCAN");
-            scan.arg(cursor).arg("MATCH").arg(glob.as_bytes()).arg("COUNT").arg(SCAN_COUNT);
-            let (next, keys): (u64, Vec<Vec<u8>>) = scan.query_async(&mut self.link).await?;
+            scan.arg(cursor).arg("MATCH").arg(covering.as_bytes()).arg("COUNT").arg(SCAN_COUNT);
+            let (next, mut keys): (u64, Vec<Vec<u8>>) = scan.query_async(&mut self.link).await?;
+            self.pulse.step();
+            keys.retain(|key| !names.owns(key) && globs.iter().any(|glob| glob.matches(key)));
             let mut pipeline = Pipeline::new();
             for chunk in keys.chunks(KEYS_PER_COMMAND) {
                 pipeline.add_command(redis::cmd("UNLINK").arg(chunk).clone());

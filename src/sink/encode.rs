@@ -27,6 +27,8 @@ pub struct Batch {
     pub at: SystemTime,
     /// Everything committed before this moment is in force once the batch is.
     pub heartbeat: Option<Instant>,
+    /// The dataset has to say again which one it is.
+    pub probe: bool,
 }
 
 /// Under which names and by which scripts a batch is written.
@@ -50,8 +52,8 @@ pub(super) fn removals(batch: &Batch, recorded: Lsn, target: Target<'_>, pipelin
     let mut raise = script(&scripts.raise, &[&names.started]);
     raise.arg(batch.started.to_fixed_hex());
     pipeline.add_command(raise);
-    let mut deletes = batch.plan.deletes();
-    while deletes.len() > 0 {
+    let mut deletes = batch.plan.deletes().filter(|key| !names.owns(key.as_bytes())).peekable();
+    while deletes.peek().is_some() {
         let mut unlink = redis::cmd("UNLINK");
         for key in deletes.by_ref().take(KEYS_PER_COMMAND) {
             unlink.arg(key.as_bytes());
@@ -62,10 +64,11 @@ pub(super) fn removals(batch: &Batch, recorded: Lsn, target: Target<'_>, pipelin
 
 /// What goes after the globs: version keys, then messages.
 pub(super) fn announcements(batch: &Batch, target: Target<'_>, message: Option<&Broadcast>, pipeline: &mut Pipeline) {
-    let bumps: Vec<_> = batch.plan.bumps().collect();
+    let bumps: Vec<_> = batch.plan.bumps().filter(|(key, _)| !target.names.owns(key.as_bytes())).collect();
     for chunk in bumps.chunks(KEYS_PER_COMMAND) {
-        let keys: Vec<_> = chunk.iter().map(|(key, _)| *key).collect();
+        let keys: Vec<_> = std::iter::once(&target.names.started).chain(chunk.iter().map(|(key, _)| *key)).collect();
         let mut bump = script(&target.scripts.bump, &keys);
+        bump.arg(batch.started.to_fixed_hex());
         for (_, lsn) in chunk {
             bump.arg(lsn.offset());
         }

@@ -6,6 +6,7 @@
 mod broadcast;
 mod connection;
 mod encode;
+mod pulse;
 mod redis;
 mod refusal;
 mod resume;
@@ -13,4 +14,5 @@ mod resume;
 pub use broadcast::{Broadcast, BroadcastOp};
 pub use connection::connect_subscriber;
 pub use encode::Batch;
+pub use pulse::Pulse;
 pub use redis::{Sink, SinkError, Unproven};

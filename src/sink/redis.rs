@@ -12,6 +12,7 @@ use redis::{Client, ConnectionInfo, Pipeline, RedisError};
 use super::broadcast::{Broadcast, BroadcastOp, Chain};
 use super::connection::{Clock, Connection, Dataset, client, info, version};
 use super::encode::{Batch, Target, announcements, heartbeat, removals};
+use super::pulse::Pulse;
 use super::refusal::explain;
 use crate::backoff::{Backoff, Notices};
 use crate::change::Lsn;
@@ -64,7 +65,10 @@ pub struct Sink {
     /// Known without comparing positions.
     pub(super) doubt: Option<Doubt>,
     pub(super) epoch: u64,
+    /// The epoch as Redis had it when it was last asked, or `0`.
+    pub(super) epoch_found: String,
     pub(super) allowance: Allowance,
+    pub(super) pulse: Pulse,
     /// A running daemon goes on with its own chain; a new one takes up what Redis remembers.
     pub(super) chain: Option<Chain>,
 }
@@ -103,7 +107,9 @@ impl Sink {
             recorded: Lsn::ZERO,
             doubt: None,
             epoch: 0,
+            epoch_found: "0".to_owned(),
             allowance: Allowance::default(),
+            pulse: Pulse::default(),
             chain: None,
         })
     }
@@ -111,6 +117,11 @@ impl Sink {
     /// Where Redis is, without credentials.
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// What tells whether Redis takes what it is sent, also while the sink is busy.
+    pub fn pulse(&self) -> Pulse {
+        self.pulse.clone()
     }
 
     /// Connects once, so that a wrong address is known at start.
@@ -132,6 +143,7 @@ impl Sink {
         let ops = Broadcast::ops(&batch.plan);
         let mut broadcast: Option<Broadcast> = None;
         let mut patience = Patience::default();
+        self.pulse.all();
         loop {
             match self.attempt(batch, &ops, &mut broadcast).await {
                 Ok(()) => {
@@ -169,28 +181,25 @@ impl Sink {
         if batch.plan.patterns().len() > 0 {
             connection.send(&pipeline).await?;
             pipeline.clear();
-            for glob in batch.plan.patterns() {
-                connection.delete_matching(glob).await?;
-            }
+            let globs: Vec<_> = batch.plan.patterns().collect();
+            connection.delete_matching(&globs, &self.names).await?;
         }
         announcements(batch, target, broadcast.as_ref(), &mut pipeline);
-        match batch.heartbeat {
-            None => drop(connection.send(&pipeline).await?),
-            Some(moment) => {
-                heartbeat(connection.clock.at(moment), target, &mut pipeline);
-                pipeline.add_command(redis::cmd("TIME")).add_command(info());
-                let replies = connection.send(&pipeline).await?;
-                if let [.., time, info] = &*replies {
-                    connection.clock = Clock::parse(time)?;
-                    let dataset =
-                        Dataset::parse(&redis::from_redis_value_ref::<String>(info).map_err(RedisError::from)?)?;
-                    if dataset != connection.dataset {
-                        // Under a living connection: what was recorded since may be the new dataset's.
-                        self.doubt = Some(Doubt::DatasetReplaced);
-                        self.connection = None;
-                        return Err(Setback::Unproven);
-                    }
-                }
+        if let Some(moment) = batch.heartbeat {
+            heartbeat(connection.clock.at(moment), target, &mut pipeline);
+        }
+        if batch.probe {
+            pipeline.add_command(redis::cmd("TIME")).add_command(info());
+        }
+        let replies = connection.send(&pipeline).await?;
+        if let ([.., time, info], true) = (&*replies, batch.probe) {
+            connection.clock = Clock::parse(time)?;
+            let dataset = Dataset::parse(&redis::from_redis_value_ref::<String>(info).map_err(RedisError::from)?)?;
+            if dataset != connection.dataset {
+                // Under a living connection: what was recorded since may be the new dataset's.
+                self.doubt = Some(Doubt::DatasetReplaced);
+                self.connection = None;
+                return Err(Setback::Unproven);
             }
         }
         self.recorded = self.recorded.max(batch.record.unwrap_or_default());
@@ -201,13 +210,14 @@ impl Sink {
     pub(super) async fn open(&mut self) -> Result<&mut Connection, RedisError> {
         let connection = match self.connection.take() {
             Some(connection) => connection,
-            None => Connection::open(&self.client).await?,
+            None => Connection::open(&self.client, self.pulse.clone()).await?,
         };
         Ok(self.connection.insert(connection))
     }
 
     /// Says so at growing intervals, and waits before the next attempt.
     pub(super) async fn refused(&mut self, error: &RedisError, patience: &mut Patience) {
+        self.pulse.refused();
         let refusal = explain(error);
         if refusal.reconnect {
             self.connection = None;
@@ -221,6 +231,7 @@ impl Sink {
 
     /// Redis answered; says so if it was said that it did not.
     pub(super) fn relieved(&self, patience: &Patience) {
+        self.pulse.all();
         if patience.notices.any() {
             tracing::info!(redis = self.address, "Redis takes invalidations again");
         }

@@ -11,7 +11,7 @@ use redis::{Pipeline, RedisError, Value};
 use super::broadcast::{BroadcastOp, Chain};
 use super::connection::script;
 use super::encode::{Target, broadcast};
-use super::redis::{Patience, Setback, Sink};
+use super::redis::{Patience, Setback, Sink, Unproven};
 use crate::change::Lsn;
 use crate::coherence::history::{Doubt, Origin, Present, Remembered};
 
@@ -51,8 +51,9 @@ impl Sink {
     }
 
     /// Begins a new epoch: deletes every key that the rules can name, then lets history begin at `present`.
-    /// Ends only when that is done.
-    pub async fn flush(&mut self, doubt: &Doubt, present: &Present) {
+    /// Ends only when that is done, or when somebody else began one meanwhile: then whoever has the slot is to
+    /// look again.
+    pub async fn flush(&mut self, doubt: &Doubt, present: &Present) -> Result<(), Unproven> {
         let pause = self.epoch_pause();
         if !pause.is_zero() {
             tracing::error!(
@@ -72,11 +73,10 @@ impl Sink {
                     } else {
                         tracing::warn!(epoch, reason, deleted, "a new epoch, the cache was emptied: {doubt}");
                     }
-                    return;
+                    return Ok(());
                 }
                 Err(Setback::Refused(error)) => self.refused(&error, &mut patience).await,
-                // Somebody else began an epoch meanwhile; ours must be whole.
-                Err(Setback::Unproven) => {}
+                Err(Setback::Unproven) => return Err(Unproven),
             }
         }
     }
@@ -98,6 +98,7 @@ impl Sink {
         let reply = connection.send(&pipeline).await?.pop().unwrap_or(Value::Nil);
         let texts: Vec<Option<String>> = redis::from_redis_value(reply)?;
         let text = |at: usize| texts.get(at).and_then(Option::as_deref);
+        self.epoch_found = text(3).unwrap_or("0").to_owned();
         self.epoch = self.epoch.max(text(3).and_then(|epoch| epoch.parse().ok()).unwrap_or(0));
         self.chain.get_or_insert_with(|| Chain::after(text(4).map(ToOwned::to_owned)));
         self.proven = Some(dataset);
@@ -110,18 +111,19 @@ impl Sink {
 
     async fn try_flush(&mut self, doubt: &Doubt, present: &Present) -> Result<u64, Setback> {
         let (names, globs, floor) = (self.names.clone(), self.globs.clone(), self.epoch);
+        let found = self.epoch_found.clone();
         let connection = self.open().await?;
         let scripts = connection.scripts.clone();
 
         let mut begin =
             script(&scripts.begin, &[&names.epoch, &names.epochs, &names.started, &names.applied, &names.origin]);
-        begin.arg(floor).arg(present.end.to_fixed_hex()).arg(doubt.word());
+        begin.arg(&found).arg(floor).arg(present.end.to_fixed_hex()).arg(doubt.word()).arg(present.origin.encode());
         let reply = connection.send(Pipeline::new().add_command(begin)).await?.pop().unwrap_or(Value::Nil);
         let epoch: u64 = redis::from_redis_value(reply).map_err(RedisError::from)?;
-        let mut deleted = 0;
-        for glob in &globs {
-            deleted += connection.delete_matching(glob).await?;
-        }
+        // What is tried again begins where this began.
+        self.epoch_found = epoch.to_string();
+        let connection = self.open().await?;
+        let deleted = connection.delete_matching(&globs.iter().collect::<Vec<_>>(), &names).await?;
         let mut prove = script(&scripts.prove, &[&names.applied, &names.origin, &names.epoch]);
         prove.arg(present.slot.to_fixed_hex()).arg(present.origin.encode()).arg(epoch);
         connection.send(Pipeline::new().add_command(prove)).await?;

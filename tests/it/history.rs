@@ -5,7 +5,7 @@ use redis::Commands as _;
 use crate::support::{Daemon, EVENT_MAX, SHIPPED, World, wait_until};
 
 /// Stops the daemon, does something to the servers, and starts it again with a value in the cache that no
-/// invalidation will reach. How many epochs began for the reason, and whether the value is still there.
+/// invalidation will reach: it is gone if there was a reason to empty the cache, which is counted, and there otherwise.
 fn check(mut world: World, meanwhile: impl FnOnce(&mut World), reason: Option<&str>) {
     let daemon = world.daemon();
     world.sql("update users set name = 'before' where id = 'u1'");
@@ -338,19 +338,44 @@ fn a_flush_can_be_asked_for() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// Killed in the middle of a flush, the daemon begins it again.
+/// A flush that did not come to its end has left Redis without what proves history.
 #[test]
 fn a_flush_that_was_cut_short_is_begun_again() {
     let world = World::shipped();
     assert_eq!(world.daemon().stop(), Some(0));
-    let redis = world.redis();
-    drop(redis);
     world.cache("v1:user:u9");
     // `begin` has run and `prove` has not.
     let _: () = world.redis().del(&["v1:unstale:{unstale}:applied", "v1:unstale:{unstale}:origin"]).unwrap();
     let daemon = world.daemon();
     assert!(!world.holds("v1:user:u9"));
     assert_eq!(world.epoch(), 2);
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+/// A rule's glob may match the names of our own state, and so may a value.
+#[test]
+fn no_rule_reaches_our_own_state() {
+    const RULES: &str = "
+version: 1
+source: {url: \"${DATABASE_URL}\"}
+target: {url: \"${REDIS_URL}\", namespace: \"v1:\"}
+rules:
+  user: {table: users, delete: 'u{id}', bump: 'unst{id}'}
+";
+    let world = World::with_rules(RULES);
+    world.run_ok(&["setup"]);
+    let daemon = world.daemon();
+    world.cache("v1:ux");
+    world.sql("insert into users (id, email, name) values ('nstale:{unstale}:applied', 'x', 'x'), ('ale:{unstale}:epoch', 'y', 'y')");
+    world.settle();
+    world.sql("truncate users cascade");
+    world.settle();
+    assert!(!world.holds("v1:ux"));
+    assert_eq!(world.epoch(), 1, "{:?}", daemon.log());
+    assert_eq!(daemon.stop(), Some(0));
+    let daemon = Daemon::start(world.command(&["run", "--flush"]));
+    daemon.wait_for_log("streaming");
+    assert_eq!((world.epoch(), world.epochs_because("asked")), (2, 1));
     assert_eq!(daemon.stop(), Some(0));
 }
 

@@ -226,7 +226,7 @@ fn a_table_may_change_its_shape_and_its_name_while_it_is_streamed() {
 }
 
 /// A table of events with two partitions, set up.
-fn partitioned() -> World {
+pub(crate) fn partitioned() -> World {
     const RULES: &str = "
 version: 1
 source: {url: \"${DATABASE_URL}\"}
@@ -320,11 +320,6 @@ fn one_transaction_of_any_size_is_applied_in_constant_memory() {
     let world = World::with_rules(USERS);
     world.run_ok(&["setup"]);
     let daemon = world.daemon();
-    let memory = || {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap().to_owned();
-        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
-    };
     let insert = |first: u32, count: u32| {
         let last = first + count - 1;
         world.sql(&format!("insert into users (id, email, name) select 'x' || n, 'x' || n, repeat('n', 500) from generate_series({first}, {last}) n"));
@@ -332,10 +327,10 @@ fn one_transaction_of_any_size_is_applied_in_constant_memory() {
     };
     world.cache("v1:user:x300000");
     insert(1, 20_000);
-    let small = memory();
+    let small = daemon.memory();
     insert(100_001, 200_000);
     assert!(!world.holds("v1:user:x300000"));
-    assert!(memory() < small + 20, "from {small} to {} MB", memory());
+    assert!(daemon.memory() < small + 20, "from {small} to {} MB", daemon.memory());
     assert_eq!(daemon.stop(), Some(0));
 }
 

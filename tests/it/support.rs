@@ -260,6 +260,13 @@ impl Daemon {
         self.process.id()
     }
 
+    /// The most memory it ever had, in MB.
+    pub(crate) fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
+    }
+
     pub(crate) fn signal(&self, name: &str) {
         assert!(sandbox::signal(self.process.id(), name));
     }
@@ -269,11 +276,13 @@ impl Daemon {
         self.process.try_wait().unwrap().is_some()
     }
 
-    /// Waits for its end; the exit code.
+    /// Waits for its end, and for the end of its log; the exit code.
     pub(crate) fn wait(&mut self) -> Option<i32> {
         let deadline = Instant::now() + EVENT_MAX;
         loop {
             if let Some(status) = self.process.try_wait().unwrap() {
+                let log = self.log.get_mut().unwrap();
+                log.seen.extend(log.lines.iter());
                 return status.code();
             }
             assert!(Instant::now() < deadline, "the daemon does not end: {:#?}", self.log());

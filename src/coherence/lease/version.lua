@@ -1,5 +1,4 @@
--- KEYS: a version key, `started`. Returns the version; a missing one begins at `started`, from 16 hexadecimal
--- digits to decimal ones, digit by digit because Lua's numbers lose exactness above 2^53.
+-- KEYS: a version key, `started`. Returns the version; a missing one begins at `started`.
 local held = redis.call('GET', KEYS[1])
 if held then
   return held
@@ -8,19 +7,6 @@ local started = redis.call('GET', KEYS[2])
 if not started then
   return false
 end
-local decimal = {0}
-for digit in string.gmatch(started, '%x') do
-  local carry = tonumber(digit, 16)
-  for i = 1, #decimal do
-    local value = decimal[i] * 16 + carry
-    decimal[i] = value % 10
-    carry = (value - value % 10) / 10
-  end
-  while carry > 0 do
-    decimal[#decimal + 1] = carry % 10
-    carry = (carry - carry % 10) / 10
-  end
-end
-local version = string.reverse(table.concat(decimal))
+local version = to_decimal(started)
 redis.call('SET', KEYS[1], version)
 return version

@@ -12,8 +12,11 @@ use crate::change::{RelationId, TableName};
 /// Every table outside the system schemas, with its columns, identity and leaves.
 const TABLES: &str = include_str!("../../../sql/catalog.sql");
 
-/// The root of a partition, if the relation is one, and the snapshot in which that holds.
-const ROOT: &str = "select pg_current_snapshot()::text, n.nspname, c.relname \
+/// The root of a partition, if the relation is one; whether nobody is about to move it or what is above it, which
+/// writes to the rows of `pg_class`; and the snapshot in which that holds.
+const ROOT: &str = "select pg_current_snapshot()::text, n.nspname, c.relname, \
+                    coalesce((select bool_and(l.xmax::text = '0') from pg_class l where l.oid = $1 \
+                              or l.oid in (select relid from pg_partition_ancestors($1::oid::regclass))), false) \
                     from (values (pg_partition_root($1::oid::regclass))) root (id) \
                     left join pg_class c on c.oid = root.id and c.oid <> $1 left join pg_namespace n on n.oid = c.relnamespace";
 
@@ -51,15 +54,26 @@ pub async fn read(client: &Client) -> Result<Catalog, tokio_postgres::Error> {
     Ok(Catalog { tables, search_path: path.get(0) })
 }
 
-/// The table whose partition a relation is, and the snapshot in which that holds: a partition that was
-/// attached by a transaction just received may not be visible yet.
-pub async fn root_of(
-    client: &Client,
-    relation: RelationId,
-) -> Result<(Option<TableName>, String), tokio_postgres::Error> {
+/// Where a table stands among partitions.
+pub struct Place {
+    /// The table whose partition it is.
+    pub root: Option<TableName>,
+    /// No transaction that is not visible yet is about to change that, or has.
+    pub settled: bool,
+    /// The snapshot in which that holds.
+    pub snapshot: String,
+}
+
+/// Where a table stands among partitions: one that was attached by a transaction just received may not be visible
+/// there yet.
+pub async fn root_of(client: &Client, relation: RelationId) -> Result<Place, tokio_postgres::Error> {
     let row = client.query_one(ROOT, &[&relation.oid()]).await?;
     let root = row.get::<_, Option<String>>(1).zip(row.get::<_, Option<String>>(2));
-    Ok((root.map(|(schema, table)| TableName::new(schema, table)), row.get(0)))
+    Ok(Place {
+        root: root.map(|(schema, table)| TableName::new(schema, table)),
+        settled: row.get(3),
+        snapshot: row.get(0),
+    })
 }
 
 fn identity(kind: i8, columns: Option<Vec<String>>) -> Identity {

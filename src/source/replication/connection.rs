@@ -72,8 +72,10 @@ impl Connection {
     }
 
     async fn log_in(mut self, address: &Address) -> Result<Self, Attempt> {
-        // Text of values must not depend on the role's settings; this is what a subscription sets too.
-        let settings = "-c datestyle=ISO -c intervalstyle=postgres -c extra_float_digits=3";
+        // Text of values must not depend on the role's settings; this is what a subscription sets too. That a
+        // publication was skipped is told by a warning.
+        let settings =
+            "-c datestyle=ISO -c intervalstyle=postgres -c extra_float_digits=3 -c client_min_messages=warning";
         let options = match &address.options {
             Some(own) => format!("{own} {settings}"),
             None => settings.to_owned(),
