@@ -138,7 +138,8 @@ impl fmt::Display for Doubt {
 
 /// What speaks against going on from what Redis remembers, if anything does.
 pub fn doubt(remembered: &Remembered, present: &Present) -> Option<Doubt> {
-    let (Some(applied), Some(started), Some(origin)) = (remembered.applied, remembered.started, &remembered.origin) else {
+    let (Some(applied), Some(started), Some(origin)) = (remembered.applied, remembered.started, &remembered.origin)
+    else {
         return Some(Doubt::NothingRemembered);
     };
     let Present { origin: now, slot, end, recorded } = present;
@@ -183,11 +184,8 @@ mod tests {
         check(50, "s/1/0", [51, 90, 0], "s/1/0", Some("gap"));
         check(50, "s/1/0", [40, 90, 51], "s/1/0", Some("redis-went-back"));
         check(50, "s/1/0", [40, 49, 0], "s/1/0", Some("log-went-back"));
-        let ahead = Remembered {
-            applied: Some(Lsn::new(50)),
-            started: Some(Lsn::new(91)),
-            origin: Some(origin("s/1/0")),
-        };
+        let ahead =
+            Remembered { applied: Some(Lsn::new(50)), started: Some(Lsn::new(91)), origin: Some(origin("s/1/0")) };
         let [slot, end, recorded] = [40, 90, 0].map(Lsn::new);
         let present = Present { origin: origin("s/1/0"), slot, end, recorded };
         assert_eq!(doubt(&ahead, &present).map(|doubt| doubt.word()), Some("log-went-back"));

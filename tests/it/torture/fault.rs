@@ -1,7 +1,7 @@
 //! What goes wrong, on schedule.
 //!
 //! Owns the faults, what each may do to history, and how it is brought about. Each strikes for a fraction of a
-//! cycle; what lasts longer, [`Stage::calm`] ends.
+//! cycle, beside others and beside the kill of the daemon; what one cannot end because of another, [`Stage::calm`] ends.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tokio::time::sleep;
 use unstale::mutant::Mutant;
 use unstale::sandbox::signal;
 
-use super::stage::Stage;
+use super::stage::{Ground, Stage};
 use crate::proxy;
 
 /// One thing that goes wrong.
@@ -92,7 +92,7 @@ impl Fault {
             Some(Mutant::AckBeforeRedis | Mutant::EagerKeepalive) => {
                 pick(&[Self::FreezeRedis, Self::PauseRedisWrites, Self::SlowRedis, Self::SilentRedis], random)
             }
-            Some(Mutant::ReplicaCheckTooLate) => pick(&[Self::LaggingReplica, Self::SlowPostgres], random),
+            Some(Mutant::ReplicaCheckTooLate) => Self::LaggingReplica,
         }
     }
 
@@ -127,12 +127,6 @@ impl Fault {
         }
     }
 
-    /// Whether values may come back, or commits go, without a change that anybody could see: until the next epoch
-    /// nothing is promised.
-    pub(super) fn may_lose_history(self) -> bool {
-        GRAVE.contains(&self)
-    }
-
     /// Whether an epoch for this reason may follow.
     pub(super) fn explains(self, reason: &str) -> bool {
         // A flush that is cut short by the kill is begun again for want of anything remembered.
@@ -148,89 +142,116 @@ impl Fault {
         own.contains(&reason)
     }
 
-    pub(super) async fn strike(self, stage: &mut Stage, random: &mut StdRng) {
+    /// Whether values may come back, or commits go, without a change that anybody could see: until the next epoch
+    /// nothing is promised. These take the servers or the daemon away, so that nothing else can do so meanwhile.
+    pub(super) fn is_grave(self) -> bool {
+        GRAVE.contains(&self)
+    }
+
+    /// Strikes beside whatever else happens, the kill included, and is over when this returns. Whether it struck: what
+    /// it needs may be away.
+    pub(super) async fn strike(self, ground: &Ground, random: &mut StdRng) -> bool {
         let while_it_lasts = Duration::from_millis(random.random_range(10..250));
+        let (to_redis, to_postgres) = (&ground.to_redis, &ground.to_postgres);
         match self {
-            Self::FreezeDaemon => freeze(stage.daemon_pid(), while_it_lasts).await,
-            Self::FreezeRedis => freeze(stage.redis.pid(), while_it_lasts).await,
+            Self::FreezeDaemon => return freeze(ground.daemon_pid(), while_it_lasts).await,
+            Self::FreezeRedis => return freeze(ground.redis_pid(), while_it_lasts).await,
             Self::FreezePostgres => {
                 let sql = "select coalesce(max(active_pid), 0) from pg_replication_slots where slot_name = 'unstale'";
-                let pid: i32 = stage.admin().await.query_one(sql, &[]).await.unwrap().get(0);
-                freeze(u32::try_from(pid).ok().filter(|pid| *pid > 0), while_it_lasts).await;
+                let row = ground.admin().await.query_one(sql, &[]).await;
+                let pid = row.ok().and_then(|row| u32::try_from(row.get::<_, i32>(0)).ok()).filter(|pid| *pid > 0);
+                return freeze(pid, while_it_lasts).await;
             }
-            Self::CutRedis => stage.to_redis.cut(),
-            Self::CutPostgres => stage.to_postgres.cut(),
-            Self::LoseRedisReply => lasting(&stage.to_redis, proxy::Fault::CutAfterRequest, while_it_lasts).await,
-            Self::LosePostgresReply => lasting(&stage.to_postgres, proxy::Fault::CutAfterRequest, while_it_lasts).await,
-            Self::SilentRedis => lasting(&stage.to_redis, proxy::Fault::HalfOpen, while_it_lasts).await,
-            Self::SilentPostgres => lasting(&stage.to_postgres, proxy::Fault::HalfOpen, while_it_lasts).await,
-            Self::SlowRedis => stage.to_redis.set(slow(random)),
-            Self::SlowPostgres => stage.to_postgres.set(slow(random)),
-            Self::OneByteRedis => lasting(&stage.to_redis, proxy::Fault::OneByte, while_it_lasts).await,
-            Self::OneBytePostgres => lasting(&stage.to_postgres, proxy::Fault::OneByte, while_it_lasts).await,
+            Self::CutRedis => to_redis.cut(),
+            Self::CutPostgres => to_postgres.cut(),
+            Self::LoseRedisReply => lasting(to_redis, proxy::Fault::CutAfterRequest, while_it_lasts).await,
+            Self::LosePostgresReply => lasting(to_postgres, proxy::Fault::CutAfterRequest, while_it_lasts).await,
+            Self::SilentRedis => lasting(to_redis, proxy::Fault::HalfOpen, while_it_lasts).await,
+            Self::SilentPostgres => lasting(to_postgres, proxy::Fault::HalfOpen, while_it_lasts).await,
+            Self::SlowRedis => lasting(to_redis, slow(random), while_it_lasts * 2).await,
+            Self::SlowPostgres => lasting(to_postgres, slow(random), while_it_lasts * 2).await,
+            Self::OneByteRedis => lasting(to_redis, proxy::Fault::OneByte, while_it_lasts).await,
+            Self::OneBytePostgres => lasting(to_postgres, proxy::Fault::OneByte, while_it_lasts).await,
             Self::PauseRedisWrites => {
-                let millis = u64::try_from(while_it_lasts.as_millis()).unwrap();
-                redis(stage, &["CLIENT", "PAUSE", &millis.to_string(), "WRITE"]).await;
+                let millis = while_it_lasts.as_millis().to_string();
+                ground.redis(&["CLIENT", "PAUSE", &millis, "WRITE"]).await;
             }
             Self::FullRedis => {
-                redis(stage, &["CONFIG", "SET", "maxmemory", "1"]).await;
+                ground.redis(&["CONFIG", "SET", "maxmemory", "1"]).await;
                 sleep(while_it_lasts).await;
-                redis(stage, &["CONFIG", "SET", "maxmemory", "0"]).await;
+                ground.redis(&["CONFIG", "SET", "maxmemory", "0"]).await;
             }
-            Self::KillClients => redis(stage, &["CLIENT", "KILL", "TYPE", "normal"]).await,
-            Self::FlushScripts => redis(stage, &["SCRIPT", "FLUSH"]).await,
-            Self::EvictStarted => redis(stage, &["DEL", "t:unstale:{unstale}:started"]).await,
+            Self::KillClients => ground.redis(&["CLIENT", "KILL", "TYPE", "normal"]).await,
+            Self::FlushScripts => ground.redis(&["SCRIPT", "FLUSH"]).await,
+            Self::EvictStarted => ground.redis(&["DEL", "t:unstale:{unstale}:started"]).await,
             Self::TerminateWalsender => {
                 let sql =
                     "select pg_terminate_backend(active_pid) from pg_replication_slots where active_pid is not null";
-                stage.admin().await.query(sql, &[]).await.unwrap();
+                return ground.admin().await.query(sql, &[]).await.is_ok_and(|rows| !rows.is_empty());
             }
             Self::StuckCommits => {
-                let admin = stage.admin().await;
+                let admin = ground.admin().await;
                 // Ours may not wait for it, or nothing would ever end it.
-                admin.batch_execute("set synchronous_commit = local").await.unwrap();
-                admin.batch_execute("alter system set synchronous_standby_names = 'nobody'").await.unwrap();
-                admin.batch_execute("select pg_reload_conf()").await.unwrap();
+                let mut struck = true;
+                for sql in [
+                    "set synchronous_commit = local",
+                    "alter system set synchronous_standby_names = 'nobody'",
+                    "select pg_reload_conf()",
+                ] {
+                    struck &= admin.batch_execute(sql).await.is_ok();
+                }
                 sleep(while_it_lasts).await;
-                admin.batch_execute("alter system reset synchronous_standby_names").await.unwrap();
-                admin.batch_execute("select pg_reload_conf()").await.unwrap();
+                ground.release_commits().await;
+                return struck;
             }
             Self::LaggingReplica => {
-                let replica = crate::support::connect(&stage.setting.replica).await;
-                replica.batch_execute("select pg_wal_replay_pause()").await.unwrap();
-                sleep(while_it_lasts).await;
-                replica.batch_execute("select pg_wal_replay_resume()").await.unwrap();
+                // Again and again: what matters happens when it begins to catch up.
+                let replica = crate::support::connect(&ground.setting.replica).await;
+                let end = tokio::time::Instant::now() + while_it_lasts * 2;
+                while tokio::time::Instant::now() < end {
+                    replica.batch_execute("select pg_wal_replay_pause()").await.unwrap();
+                    sleep(Duration::from_millis(random.random_range(5..60))).await;
+                    replica.batch_execute("select pg_wal_replay_resume()").await.unwrap();
+                    sleep(Duration::from_millis(random.random_range(1..10))).await;
+                }
             }
-            Self::CrashPostgres => {
-                stage.postgres.stop();
-                stage.postgres.restart().unwrap();
-            }
+            Self::CrashPostgres
+            | Self::RestartRedisFromSnapshot
+            | Self::FailOverRedis
+            | Self::EmptyRedis
+            | Self::AdvanceSlot => unreachable!("these have the stage to themselves"),
+        }
+        true
+    }
+
+    /// As [`Fault::strike`], for those that are grave.
+    pub(super) async fn strike_gravely(self, stage: &mut Stage, random: &mut StdRng) -> bool {
+        let while_it_lasts = Duration::from_millis(random.random_range(10..250));
+        match self {
+            Self::CrashPostgres => stage.crash_postgres().await,
             Self::RestartRedisFromSnapshot => {
-                redis(stage, &["SAVE"]).await;
+                stage.ground.redis(&["SAVE"]).await;
                 sleep(while_it_lasts).await;
-                stage.redis.stop();
-                stage.redis.restart().unwrap();
-                stage.follow();
+                stage.restart_redis();
             }
             Self::FailOverRedis => {
                 // What is written from now on does not reach the replica any more, now and then.
                 if random.random() {
-                    let mut spare = redis::Client::open(stage.spare.url()).unwrap().get_connection().unwrap();
-                    redis::cmd("REPLICAOF").arg("NO").arg("ONE").exec(&mut spare).unwrap();
+                    stage.unfollow();
                 }
                 sleep(while_it_lasts).await;
                 stage.fail_over();
             }
-            Self::EmptyRedis => redis(stage, &["FLUSHALL"]).await,
+            Self::EmptyRedis => stage.ground.redis(&["FLUSHALL"]).await,
             Self::AdvanceSlot => {
                 stage.kill_daemon();
-                let admin = stage.admin().await;
-                let sql = "select pg_replication_slot_advance('unstale', pg_current_wal_lsn())";
-                // The walsender of the killed daemon may not have noticed yet; then this fault has no effect.
-                let _ = admin.batch_execute(sql).await;
+                let struck = stage.ground.advance_slot().await;
                 stage.start_daemon();
+                return struck;
             }
+            _ => unreachable!("these strike beside others"),
         }
+        true
     }
 }
 
@@ -244,18 +265,12 @@ async fn lasting(proxy: &proxy::Proxy, fault: proxy::Fault, time: Duration) {
     proxy.set(proxy::Fault::None);
 }
 
-async fn freeze(pid: Option<u32>, time: Duration) {
-    if let Some(pid) = pid
-        && signal(pid, "STOP")
-    {
+async fn freeze(pid: Option<u32>, time: Duration) -> bool {
+    let Some(pid) = pid else { return false };
+    let frozen = signal(pid, "STOP");
+    if frozen {
         sleep(time).await;
         signal(pid, "CONT");
     }
-}
-
-/// Runs a command on the Redis in use, past the proxy.
-async fn redis(stage: &Stage, words: &[&str]) {
-    let client = redis::Client::open(stage.redis.url()).unwrap();
-    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
-    redis::cmd(words[0]).arg(&words[1..]).exec_async(&mut connection).await.unwrap();
+    frozen
 }

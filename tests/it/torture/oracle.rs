@@ -17,8 +17,8 @@ use super::stage::{GROUPS, ITEMS, Setting, Stage};
 
 /// How many values were compared, and which are stale. Nobody may act meanwhile.
 pub(super) async fn compare(stage: &Stage) -> (u64, Vec<String>) {
-    let admin = stage.admin().await;
-    let mut redis = stage.setting.redis_connection().await.unwrap();
+    let admin = stage.ground.admin().await;
+    let mut redis = stage.ground.setting.redis_connection().await.unwrap();
     let mut queries: Vec<Query> = (1..=ITEMS).map(filler::item).collect();
     queries.extend((1..=ITEMS).flat_map(|id| [filler::alias('a', id), filler::alias('b', id)]));
     queries.extend((0..GROUPS).map(filler::group));
@@ -46,7 +46,7 @@ pub(super) async fn compare(stage: &Stage) -> (u64, Vec<String>) {
     (cached.len() as u64, stale)
 }
 
-/// Compares cached values in flight: what `applied` says is in force, no value may be older than.
+/// Compares cached values in flight: what `applied` or `asof` says is in force, no value may be older than.
 pub(super) fn start_sampler(setting: &Arc<Setting>) -> JoinHandle<()> {
     let setting = Arc::clone(setting);
     tokio::spawn(async move {
@@ -68,25 +68,32 @@ pub(super) fn start_sampler(setting: &Arc<Setting>) -> JoinHandle<()> {
 
 async fn sample(setting: &Setting, redis: &mut redis::aio::MultiplexedConnection) -> Option<()> {
     let mut look = redis::pipe();
-    // The watermark first: what is read after it is at least as new.
-    look.cmd("GET").arg(setting.names.applied.as_bytes()).cmd("MGET");
+    // The watermarks first: what is read after them is at least as new.
+    look.cmd("MGET").arg(setting.names.applied.as_bytes()).arg(setting.names.asof.as_bytes()).cmd("MGET");
     for id in 1..=ITEMS {
         look.arg(filler::item(id).key.as_bytes());
     }
-    let (applied, held): (Option<String>, Vec<Option<Vec<u8>>>) = look.query_async(redis).await.ok()?;
+    type Looked = ((Option<String>, Option<u64>), Vec<Option<Vec<u8>>>);
+    let ((applied, asof), held): Looked = look.query_async(redis).await.ok()?;
     let applied = Lsn::from_fixed_hex(&applied?)?;
     let committed = setting.committed.lock().unwrap();
     for (id, held) in (1..=ITEMS).zip(held) {
         let Some(value) = held.and_then(|held| Envelope::decode(&held)) else { continue };
         setting.sampled.fetch_add(1, Ordering::Relaxed);
         let version: Option<i64> = String::from_utf8_lossy(&value.body).parse().ok();
-        let in_force = committed.get(&id).into_iter().flatten().filter(|(position, _)| *position <= applied);
-        let newest = in_force.map(|(_, version)| *version).max();
+        let in_force = committed
+            .get(&id)
+            .into_iter()
+            .flatten()
+            .filter(|commit| commit.position <= applied || asof.is_some_and(|asof| commit.at < asof));
+        let newest = in_force.map(|commit| commit.version).max();
         if let (Some(version), Some(newest)) = (version, newest)
             && version < newest
             && setting.samples.load(Ordering::SeqCst)
         {
-            setting.found(format!("item {id} holds version {version} though {newest} is in force at {applied}"));
+            setting.found(format!(
+                "item {id} holds version {version} though {newest} is in force: applied {applied}, asof {asof:?}"
+            ));
         }
     }
     Some(())

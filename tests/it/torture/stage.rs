@@ -46,6 +46,15 @@ create table items (id int primary key, alias text not null unique, grp int not 
 create table unpublished (n int);
 insert into items (id, alias, grp) select n, 'a' || n, n % 12 from generate_series(1, 60) n";
 
+/// What a writer knows of a commit once it returned.
+pub(super) struct Committed {
+    pub(super) version: i64,
+    /// Where the log was then.
+    pub(super) position: Lsn,
+    /// When that was, in milliseconds since 1970.
+    pub(super) at: u64,
+}
+
 /// What every actor needs, and how they are told to pause.
 pub(super) struct Setting {
     pub(super) primary: String,
@@ -53,8 +62,8 @@ pub(super) struct Setting {
     redis: Mutex<redis::Client>,
     pub(super) leases: Leases,
     pub(super) names: Names,
-    /// For each item, what was committed and where the log was then.
-    pub(super) committed: Mutex<BTreeMap<i32, Vec<(Lsn, i64)>>>,
+    /// For each item, what was committed.
+    pub(super) committed: Mutex<BTreeMap<i32, Vec<Committed>>>,
     pub(super) samples: AtomicBool,
     writers_pause: AtomicBool,
     fillers_pause: AtomicBool,
@@ -173,17 +182,104 @@ async fn pause(flag: &AtomicBool, busy: &AtomicUsize, who: &str) {
     }
 }
 
-/// The servers and the daemon.
-pub(super) struct Stage {
+/// What a fault reaches while others do, too.
+pub(super) struct Ground {
     pub(super) setting: Arc<Setting>,
-    pub(super) postgres: Postgres,
-    pub(super) standby: Postgres,
-    pub(super) redis: Redis,
-    /// Takes over when the other fails.
-    pub(super) spare: Redis,
     /// Between the daemon and the servers. The fillers reach Redis by the same way.
     pub(super) to_postgres: Proxy,
     pub(super) to_redis: Proxy,
+    now: Mutex<Now>,
+}
+
+/// What changes when a server or the daemon is replaced.
+#[derive(Default)]
+struct Now {
+    daemon_pid: Option<u32>,
+    redis_pid: Option<u32>,
+    redis_url: String,
+}
+
+impl Ground {
+    pub(super) fn daemon_pid(&self) -> Option<u32> {
+        self.now.lock().unwrap().daemon_pid
+    }
+
+    pub(super) fn redis_pid(&self) -> Option<u32> {
+        self.now.lock().unwrap().redis_pid
+    }
+
+    /// A connection to the primary that no fault of the way touches.
+    pub(super) async fn admin(&self) -> Client {
+        let address = Address::parse(&self.setting.primary, &|_| None).unwrap();
+        let deadline = Instant::now() + CALM_MAX;
+        loop {
+            match postgres::connect(&address).await {
+                Ok(client) => return client,
+                Err(error) => assert!(Instant::now() < deadline, "{error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Runs a command that may be repeated on the Redis in use, past the proxy, however often another fault cuts it.
+    pub(super) async fn redis(&self, words: &[&str]) {
+        let deadline = Instant::now() + CALM_MAX;
+        loop {
+            let url = self.now.lock().unwrap().redis_url.clone();
+            let config = redis::AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(1)));
+            let done = async {
+                let client = redis::Client::open(url)?;
+                let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+                redis::cmd(words[0]).arg(&words[1..]).exec_async(&mut connection).await
+            };
+            match done.await {
+                Ok(()) => return,
+                Err(error) => assert!(Instant::now() < deadline, "{words:?}: {error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// No commit waits for a standby any more.
+    pub(super) async fn release_commits(&self) {
+        let deadline = Instant::now() + CALM_MAX;
+        loop {
+            let admin = self.admin().await;
+            let released = async {
+                // Ours may not wait for it, or nothing would ever end it.
+                admin.batch_execute("set synchronous_commit = local").await?;
+                admin.batch_execute("alter system reset synchronous_standby_names").await?;
+                admin.batch_execute("select pg_reload_conf()").await
+            };
+            match released.await {
+                Ok(()) => return,
+                Err(error) => assert!(Instant::now() < deadline, "{error}"),
+            }
+        }
+    }
+
+    /// Moves the slot to the end of the log, past what the daemon has not seen. Whether that could be done soon: the
+    /// walsender of a daemon that was killed may not have noticed, or be frozen.
+    pub(super) async fn advance_slot(&self) -> bool {
+        let admin = self.admin().await;
+        let deadline = Instant::now() + Duration::from_millis(500);
+        let end = "select pg_terminate_backend(active_pid) from pg_replication_slots where active_pid is not null";
+        let advance = "select pg_replication_slot_advance('unstale', pg_current_wal_lsn())";
+        while admin.query(end, &[]).await.is_ok_and(|rows| !rows.is_empty()) && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        admin.batch_execute(advance).await.is_ok()
+    }
+}
+
+/// The servers and the daemon.
+pub(super) struct Stage {
+    pub(super) ground: Arc<Ground>,
+    postgres: Postgres,
+    standby: Postgres,
+    redis: Redis,
+    /// Takes over when the other fails.
+    spare: Redis,
     mutant: Option<Mutant>,
     directory: TempDir,
     daemon: Option<Daemon>,
@@ -224,9 +320,9 @@ impl Stage {
             sampled: AtomicU64::new(0),
             findings: Mutex::default(),
         };
-        let setting = Arc::new(setting);
-        let mut stage =
-            Self { setting, postgres, standby, redis, spare, to_postgres, to_redis, mutant, directory, daemon: None };
+        let ground = Ground { setting: Arc::new(setting), to_postgres, to_redis, now: Mutex::default() };
+        let ground = Arc::new(ground);
+        let mut stage = Self { ground, postgres, standby, redis, spare, mutant, directory, daemon: None };
         stage.follow();
         let setup = stage.command(&["setup"]).output().unwrap();
         assert!(setup.status.success(), "{}", crate::support::text(&setup));
@@ -238,8 +334,9 @@ impl Stage {
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_unstale"));
         command.args(arguments).current_dir(self.directory.path()).env_remove("RUST_LOG");
-        command.env("DATABASE_URL", format!("postgres://postgres@127.0.0.1:{}/postgres", self.to_postgres.port()));
-        command.env("REDIS_URL", format!("redis://127.0.0.1:{}", self.to_redis.port()));
+        command
+            .env("DATABASE_URL", format!("postgres://postgres@127.0.0.1:{}/postgres", self.ground.to_postgres.port()));
+        command.env("REDIS_URL", format!("redis://127.0.0.1:{}", self.ground.to_redis.port()));
         if let Some(mutant) = self.mutant {
             command.env("UNSTALE_MUTANT", mutant.name());
         }
@@ -247,56 +344,69 @@ impl Stage {
     }
 
     /// The spare becomes the replica of the Redis in use.
-    pub(super) fn follow(&self) {
+    fn follow(&self) {
+        let mut now = self.ground.now.lock().unwrap();
+        (now.redis_pid, now.redis_url) = (self.redis.pid(), self.redis.url());
         let mut spare = redis::Client::open(self.spare.url()).unwrap().get_connection().unwrap();
         redis::cmd("REPLICAOF").arg("127.0.0.1").arg(self.redis.port()).exec(&mut spare).unwrap();
     }
 
-    /// The spare takes over, with what it has. The other one becomes the spare.
-    pub(super) fn fail_over(&mut self) {
+    /// The spare stays as it is from now on.
+    pub(super) fn unfollow(&self) {
         let mut spare = redis::Client::open(self.spare.url()).unwrap().get_connection().unwrap();
         redis::cmd("REPLICAOF").arg("NO").arg("ONE").exec(&mut spare).unwrap();
+    }
+
+    /// The spare takes over, with what it has. The other one becomes the spare.
+    pub(super) fn fail_over(&mut self) {
+        self.unfollow();
         std::mem::swap(&mut self.redis, &mut self.spare);
-        self.to_redis.retarget(self.redis.port());
-        self.to_redis.cut();
+        self.ground.to_redis.retarget(self.redis.port());
+        self.ground.to_redis.cut();
         self.follow();
+    }
+
+    pub(super) fn restart_redis(&mut self) {
+        self.redis.stop();
+        self.redis.restart().unwrap();
+        self.follow();
+    }
+
+    /// The server ends as if the machine had, and comes back.
+    pub(super) async fn crash_postgres(&mut self) {
+        self.postgres.stop();
+        let deadline = Instant::now() + CALM_MAX;
+        // A walsender that another fault has frozen still holds the shared memory.
+        while let Err(error) = self.postgres.restart() {
+            assert!(Instant::now() < deadline, "{error}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     pub(super) fn kill_daemon(&mut self) {
         if let Some(daemon) = self.daemon.take() {
             daemon.signal("KILL");
+            self.ground.now.lock().unwrap().daemon_pid = None;
         }
     }
 
     pub(super) fn start_daemon(&mut self) {
-        self.daemon = Some(Daemon::start(self.command(&["run"])));
-    }
-
-    pub(super) fn daemon_pid(&self) -> Option<u32> {
-        self.daemon.as_ref().map(Daemon::pid)
-    }
-
-    /// A connection to the primary that no fault of the way touches.
-    pub(super) async fn admin(&self) -> Client {
-        let address = Address::parse(&self.setting.primary, &|_| None).unwrap();
-        let deadline = Instant::now() + CALM_MAX;
-        loop {
-            match postgres::connect(&address).await {
-                Ok(client) => return client,
-                Err(error) => assert!(Instant::now() < deadline, "{error}"),
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        let daemon = Daemon::start(self.command(&["run"]));
+        self.ground.now.lock().unwrap().daemon_pid = Some(daemon.pid());
+        self.daemon = Some(daemon);
     }
 
     /// Ends every fault that lasts.
     pub(super) async fn calm(&mut self) {
-        self.to_postgres.set(Fault::None);
-        self.to_redis.set(Fault::None);
-        for pid in [self.daemon_pid(), self.redis.pid(), self.postgres.pid(), self.standby.pid()].into_iter().flatten()
-        {
+        let ground = Arc::clone(&self.ground);
+        ground.to_postgres.set(Fault::None);
+        ground.to_redis.set(Fault::None);
+        let servers = [self.redis.pid(), self.spare.pid(), self.postgres.pid(), self.standby.pid()];
+        for pid in servers.into_iter().chain([ground.daemon_pid()]).flatten() {
             signal(pid, "CONT");
         }
+        ground.redis(&["CONFIG", "SET", "maxmemory", "0"]).await;
+        ground.release_commits().await;
         // A daemon may have ended by itself: it is told to, by what may only be configured wrongly.
         if self.daemon.as_mut().is_none_or(Daemon::has_ended) {
             self.start_daemon();
@@ -306,7 +416,7 @@ impl Stage {
     /// Waits until everything that is committed is in force: the watermark passes a position from now. The
     /// daemon may end meanwhile when a server was away at its start, as a supervisor expects.
     pub(super) async fn fence(&mut self) -> Result<(), String> {
-        let admin = self.admin().await;
+        let admin = self.ground.admin().await;
         let row = admin.query_one("select pg_current_wal_insert_lsn()::text", &[]).await.unwrap();
         let fence: Lsn = row.get::<_, String>(0).parse().unwrap();
         // Something published after it, so that the watermark moves there at once.
@@ -328,9 +438,12 @@ impl Stage {
     }
 
     async fn applied(&self) -> Option<Lsn> {
-        let mut connection = self.setting.redis_connection().await.ok()?;
-        let applied: Option<String> =
-            redis::cmd("GET").arg(self.setting.names.applied.as_bytes()).query_async(&mut connection).await.ok()?;
+        let mut connection = self.ground.setting.redis_connection().await.ok()?;
+        let applied: Option<String> = redis::cmd("GET")
+            .arg(self.ground.setting.names.applied.as_bytes())
+            .query_async(&mut connection)
+            .await
+            .ok()?;
         Lsn::from_fixed_hex(&applied?)
     }
 }

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 use unstale::postgres::{self, Address};
 
-use super::stage::{ITEMS, Setting};
+use super::stage::{Committed, ITEMS, Setting};
 
 const WRITERS: usize = 4;
 
@@ -101,7 +101,9 @@ async fn single(setting: &Setting, client: &Client, item: i32) -> Result<(), tok
     let position = client.query_one("select pg_current_wal_insert_lsn()::text", &[]).await?;
     if let Some(row) = rows.first() {
         let position = position.get::<_, String>(0).parse().unwrap();
-        setting.committed.lock().unwrap().entry(item).or_default().push((position, row.get(0)));
+        let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis();
+        let committed = Committed { version: row.get(0), position, at: u64::try_from(at).unwrap() };
+        setting.committed.lock().unwrap().entry(item).or_default().push(committed);
     }
     setting.commits.fetch_add(1, Ordering::Relaxed);
     Ok(())
