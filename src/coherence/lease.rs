@@ -1,10 +1,10 @@
 //! The filler's side of the protocol: read, grant, fill, refresh, release.
 //!
 //! Owns what a leased key may hold, and the order of the steps. It must not know what is cached. Plain commands and
-//! short scripts, `fill.lua`, `release.lua` and `version.lua`, so that a client in any language can do the same. Invariants: a value
-//! is stored only while the key still holds the token of its grant; the positions that a fill relies on
-//! are read after the grant; a replica answers where it is in a statement of its own, before the one that
-//! reads.
+//! short scripts, `fill.lua`, `release.lua` and `version.lua` (behind `decimal.lua`), so that a client in any language
+//! can do the same. Invariants: a value is stored only while the key still holds the token of its grant; the
+//! positions that a fill relies on are read after the grant; a replica answers where it is in a statement of its
+//! own, before the one that reads.
 //!
 //! Why no older value can come back: an invalidation deletes the token with the key, so a fill that succeeds had a
 //! grant after it; what is read after the grant sees the commit, because the invalidation was not sent before

@@ -109,6 +109,42 @@ fn a_lost_slot_is_made_anew_and_the_cache_is_emptied() {
     check(world, |world| lose_slot(world), Some("gap"));
 }
 
+/// Redis holds everything up, and PostgreSQL needs the room: it ends the walsender and gives the slot up.
+#[test]
+fn a_slot_that_is_lost_while_it_is_read_is_made_anew() {
+    let world = World::with(SHIPPED, &["max_slot_wal_keep_size=1MB"], &[]);
+    world.run_ok(&["setup"]);
+    let daemon = world.daemon();
+    world.cache("v1:user:u9");
+    let redis = world.redis.pid().unwrap();
+    assert!(unstale::sandbox::signal(redis, "STOP"));
+    world.sql("update users set name = 'held up' where id = 'u9'");
+    lose_slot(&world);
+    assert!(unstale::sandbox::signal(redis, "CONT"));
+    daemon.wait_for_log("made anew");
+    daemon.wait_for_log("streaming");
+    assert!(!world.holds("v1:user:u9"));
+    assert_eq!(world.epochs_because("gap"), 1, "{:?}", daemon.log());
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+/// The address leads to what has become a replica: nothing may be written there, and nothing be thought done.
+#[test]
+fn a_redis_that_became_a_replica_is_waited_for() {
+    let world = World::shipped();
+    let daemon = world.daemon();
+    let other = unstale::sandbox::Redis::start(&[]).unwrap();
+    world.cache("v1:user:u9");
+    let () = redis::cmd("REPLICAOF").arg("127.0.0.1").arg(other.port()).query(&mut world.redis()).unwrap();
+    world.sql("update users set name = 'meanwhile' where id = 'u9'");
+    daemon.wait_for_log("this is a replica");
+    let () = redis::cmd("REPLICAOF").arg("NO").arg("ONE").query(&mut world.redis()).unwrap();
+    daemon.wait_for_log("streaming");
+    world.settle();
+    assert!(!world.holds("v1:user:u9"));
+    assert_eq!(daemon.stop(), Some(0));
+}
+
 #[test]
 fn a_slot_dropped_underneath_is_made_anew() {
     let world = World::shipped();
