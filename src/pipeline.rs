@@ -5,6 +5,7 @@
 //! overtaken by what the next connection sends.
 
 mod batcher;
+mod part;
 mod session;
 
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use crate::change::Lsn;
 use crate::coherence::history::{Origin, Present};
 use crate::coherence::primary::{INSTANCE, Primary, PrimaryError, SlotFacts};
 use crate::config::Settings;
-use crate::postgres::{ConnectError, ServerError, setup};
+use crate::postgres::{ConnectError, PREREQUISITE_STATE, ServerError, UNDEFINED_OBJECT, setup};
 use crate::rules::{PlanError, Planner, RuleSet};
 use crate::sink::Sink;
 use crate::source::replication::assemble::AssembleError;
@@ -203,12 +204,6 @@ impl From<PlanError> for SessionError {
         Self::Fatal(error.into())
     }
 }
-
-/// SQLSTATE: the slot or the publication does not exist.
-const UNDEFINED_OBJECT: &str = "42704";
-
-/// SQLSTATE: the slot is lost, or the server is not set up for it.
-const PREREQUISITE_STATE: &str = "55000";
 
 /// How long a server may take to answer the few questions before it streams.
 const OPEN_MAX: Duration = Duration::from_secs(30);

@@ -6,24 +6,15 @@
 //! transaction is done only when the batch with its last row is in force.
 
 use std::collections::VecDeque;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
+use super::part::{Part, Size};
 use crate::change::{Begin, Lsn, SourceEvent, Xid};
 use crate::coherence::gate::{Gate, Snapshot};
 use crate::coherence::progress::{Progress, Ticket};
 use crate::mutant::{self, Mutant};
-use crate::plan::Plan;
 use crate::rules::{PlanError, Planner, Rule};
 use crate::sink::Batch;
-
-/// The most ops that wait for the batch in flight.
-const OPS_MAX: usize = 4096;
-
-/// The most bytes of names and messages that wait.
-const BYTES_MAX: usize = 4 << 20;
-
-/// The most changes that wait: ops alone bound nothing when many rows ask for the same one.
-const CHANGES_MAX: usize = 16_384;
 
 /// How many times as much may be held back until it is visible: what is stuck behind a synchronous standby.
 const HELD_FACTOR: usize = 4;
@@ -55,79 +46,6 @@ pub(super) struct Batcher {
     probe_due: bool,
     /// Everything committed before the moment lies before the position.
     caught_up: Option<(Lsn, Instant)>,
-}
-
-/// What is planned of one or more transactions, or of a part of one.
-#[derive(Debug)]
-struct Part {
-    plan: Plan,
-    tickets: Vec<Ticket>,
-    changes: usize,
-    started: Lsn,
-    /// The earliest transaction that may raise or delete a version key.
-    first_bump: Option<Lsn>,
-    at: SystemTime,
-}
-
-impl Default for Part {
-    fn default() -> Self {
-        Self {
-            plan: Plan::default(),
-            tickets: Vec::new(),
-            changes: 0,
-            started: Lsn::ZERO,
-            first_bump: None,
-            at: SystemTime::UNIX_EPOCH,
-        }
-    }
-}
-
-impl Part {
-    fn size(&self) -> Size {
-        Size { ops: self.plan.len(), bytes: self.plan.bytes(), changes: self.changes }
-    }
-
-    fn append(&mut self, other: Self) {
-        self.plan.append(other.plan);
-        self.tickets.extend(other.tickets);
-        self.changes += other.changes;
-        self.started = self.started.max(other.started);
-        self.first_bump = self.first_bump.into_iter().chain(other.first_bump).min();
-        self.at = self.at.max(other.at);
-    }
-
-    /// Whether a version key would rise to a position that `started` has passed already, or be deleted and made again
-    /// from there: a reader may have made it so before, when the transaction was not visible yet.
-    fn is_late(&self, started: Lsn) -> bool {
-        self.first_bump.is_some_and(|first| first < started)
-    }
-
-    /// Version keys rise to a position that was never used.
-    fn refresh(&mut self, position: Lsn) {
-        self.plan.raise_bumps(position);
-        self.started = self.started.max(position);
-        self.first_bump = None;
-    }
-}
-
-/// How much is kept.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Size {
-    ops: usize,
-    bytes: usize,
-    changes: usize,
-}
-
-impl Size {
-    fn reaches(self, factor: usize) -> bool {
-        self.ops >= OPS_MAX * factor || self.bytes >= BYTES_MAX * factor || self.changes >= CHANGES_MAX * factor
-    }
-
-    fn add(&mut self, other: Self) {
-        self.ops += other.ops;
-        self.bytes += other.bytes;
-        self.changes += other.changes;
-    }
 }
 
 /// A transaction, whole, that the gate has not seen yet; or several that were collapsed.
@@ -430,7 +348,9 @@ impl Batcher {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::time::SystemTime;
 
+    use super::super::part::{CHANGES_MAX, OPS_MAX};
     use super::*;
     use crate::change::{Cell, Change, Column, Operation, Relation, RelationId, Row, TableName, Xid};
     use crate::config::Document;

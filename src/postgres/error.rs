@@ -8,6 +8,12 @@ use std::io;
 
 use super::address::Host;
 
+/// SQLSTATE: the slot or the publication does not exist.
+pub(crate) const UNDEFINED_OBJECT: &str = "42704";
+
+/// SQLSTATE: the slot is lost, or the server is not set up for it; as a warning, a publication was skipped.
+pub(crate) const PREREQUISITE_STATE: &str = "55000";
+
 /// An error that the server reported.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerError {

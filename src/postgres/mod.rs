@@ -13,6 +13,7 @@ mod transport;
 pub use address::{Address, ChannelBinding, Host, InvalidAddress, SslMode};
 pub use client::connect;
 pub use error::{ConnectError, ServerError, advice};
+pub(crate) use error::{PREREQUISITE_STATE, UNDEFINED_OBJECT};
 pub(crate) use transport::{Attempt, Transport, try_hosts};
 
 /// What a server may want that we cannot give.

@@ -11,9 +11,7 @@ use bytes::{Buf as _, BufMut as _, Bytes};
 use super::connection::{Connection, ConnectionError, MESSAGE_BYTES_MAX, server_error};
 use super::pgoutput::to_postgres_time;
 use crate::change::Lsn;
-
-/// The SQLSTATE of "object not in prerequisite state", with which a publication is skipped.
-const PREREQUISITE_STATE: &str = "55000";
+use crate::postgres::PREREQUISITE_STATE;
 
 /// What the server sends while it streams.
 #[derive(Debug, PartialEq, Eq)]
