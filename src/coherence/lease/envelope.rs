@@ -115,7 +115,8 @@ mod tests {
             prop_assert_eq!(Envelope::decode(&bytes), Some(envelope));
         }
 
-        /// Close to what we write, because random bytes are far from it: what is decoded is exactly what was written.
+        /// Close to what we write, because random bytes are far from it: either it means what it would mean if we had
+        /// written it, or it is nothing.
         #[test]
         fn what_somebody_else_wrote_is_no_envelope(at in 0..70_usize, byte: u8, cut in 0..90_usize) {
             let etag = "e".to_owned();
@@ -125,7 +126,8 @@ mod tests {
             bytes.truncate(cut);
             bytes.get_mut(at).into_iter().for_each(|old| *old = byte);
             if let Some(found) = Envelope::decode(&bytes) {
-                prop_assert_eq!(found.encode(), bytes);
+                prop_assert!(cut > 56 && bytes[34] == b' ');
+                prop_assert_eq!(Envelope::decode(&found.encode()), Some(found));
             }
         }
 
