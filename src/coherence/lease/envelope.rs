@@ -74,7 +74,7 @@ impl Envelope {
     /// The form it has in Redis.
     pub fn encode(&self) -> Vec<u8> {
         let Self { nonce, lo, stored_at, soft_ttl, etag, body } = self;
-        let etag = if etag.bytes().all(|byte| byte.is_ascii_graphic()) { etag } else { "" };
+        let etag = if is_etag(etag) { etag } else { "" };
         let line = format!("{} {} {stored_at} {soft_ttl} {etag}\n", nonce.prefix(), lo.to_fixed_hex());
         [line.as_bytes(), body].concat()
     }
@@ -93,11 +93,16 @@ impl Envelope {
             lo: Lsn::from_fixed_hex(fields.next()?)?,
             stored_at: fields.next()?.parse().ok()?,
             soft_ttl: fields.next()?.parse().ok()?,
-            etag: fields.next()?.to_owned(),
+            etag: fields.next().filter(|etag| is_etag(etag))?.to_owned(),
             body: body.to_vec(),
         };
         fields.next().is_none().then_some(envelope)
     }
+}
+
+/// Whether it can stand in the line, and in an HTTP header.
+fn is_etag(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 #[cfg(test)]
