@@ -10,6 +10,8 @@ use unstale::coherence::watermark::Names;
 use unstale::key::CacheKey;
 use unstale::sandbox::{Postgres, Redis};
 
+use crate::support::EVENT_MAX;
+
 const TTL: Duration = Duration::from_secs(60);
 
 struct Cache {
@@ -133,9 +135,7 @@ fn an_invalidation_ends_the_grant() {
 fn a_lease_ends_by_itself_and_by_release() {
     let cache = Cache::start(Duration::from_millis(50));
     let lost = cache.grant();
-    crate::support::wait_until(crate::support::EVENT_MAX, "the lease ends", || {
-        matches!(cache.read(), Found::Granted(_))
-    });
+    crate::support::wait_until(EVENT_MAX, "the lease ends", || matches!(cache.read(), Found::Granted(_)));
     assert!(!cache.fill(&lost, &value("late", lost.lo)));
 
     let cache = Cache::start(TTL);
@@ -205,6 +205,23 @@ fn a_missing_version_begins_at_started_exactly() {
     }
 }
 
+/// A batch that a time-out gave up may arrive when it has been sent again and others after it.
+#[test]
+fn a_batch_that_arrives_late_makes_no_version_key_that_was_in_use_before() {
+    let cache = Cache::start(TTL);
+    let script = concat!(include_str!("../../src/coherence/decimal.lua"), include_str!("../../src/sink/bump.lua"));
+    let bump = |started: u64, key: &str, position: u64| {
+        let mut bump = redis::cmd("EVAL");
+        bump.arg(script).arg(2).arg("v1:unstale:{unstale}:started").arg(key);
+        bump.arg(Lsn::new(started).to_fixed_hex()).arg(position).exec(&mut cache.plain()).unwrap();
+        cache.plain().get::<_, u64>(key).unwrap()
+    };
+    assert_eq!(bump(0x70, "v1:version:a", 100), 100, "its own position");
+    assert_eq!(bump(0x70, "v1:version:a", 90), 100, "never back");
+    assert_eq!(bump(0x65, "v1:version:a", 101), 101, "late, and still known to be higher");
+    assert_eq!(bump(0x65, "v1:version:b", 101), 0x70, "late, and nobody knows how high it was");
+}
+
 #[test]
 fn a_replica_is_read_only_when_it_has_replayed_enough() {
     let mut primary = Postgres::start(&[]).unwrap();
@@ -215,7 +232,8 @@ fn a_replica_is_read_only_when_it_has_replayed_enough() {
         let replica = crate::support::connect(&standby.url("postgres")).await;
         replica.batch_execute("select pg_wal_replay_pause()").await.unwrap();
         let paused = "select pg_get_wal_replay_pause_state() = 'paused'";
-        while !replica.query_one(paused, &[]).await.unwrap().get::<_, bool>(0) {}
+        let is_paused = async { while !replica.query_one(paused, &[]).await.unwrap().get::<_, bool>(0) {} };
+        tokio::time::timeout(EVENT_MAX, is_paused).await.unwrap();
         writer.batch_execute("create table t (n int); insert into t values (1)").await.unwrap();
         let end: String = writer.query_one("select pg_current_wal_lsn()::text", &[]).await.unwrap().get(0);
         let end: Lsn = end.parse().unwrap();
@@ -228,11 +246,14 @@ fn a_replica_is_read_only_when_it_has_replayed_enough() {
         assert!(grant.read_replica(&replica, None, sql, &[]).await.unwrap().is_none(), "it lags");
         assert!(grant.read_replica(&writer, None, sql, &[]).await.unwrap().is_none(), "a primary is no replica");
         replica.batch_execute("select pg_wal_replay_resume()").await.unwrap();
-        let row = loop {
-            if let Some(row) = grant.read_replica(&replica, None, sql, &[]).await.unwrap() {
-                break row;
+        let caught_up = async {
+            loop {
+                if let Some(row) = grant.read_replica(&replica, None, sql, &[]).await.unwrap() {
+                    break row;
+                }
             }
         };
+        let row = tokio::time::timeout(EVENT_MAX, caught_up).await.unwrap();
         assert_eq!(row.get::<_, i64>(0), 1);
         let later = Some(Lsn::new(end.offset() + 1_000_000));
         assert!(grant.read_replica(&replica, later, sql, &[]).await.unwrap().is_none(), "the reader has seen more");
