@@ -78,10 +78,10 @@ pub async fn run(
         let trouble = match opened {
             Ok(source) => {
                 slot.streamed = true;
-                let (began, from) = (Instant::now(), source.present.slot);
+                let began = Instant::now();
                 let mut session = Session::new(settings, source, planner, idle_sink.take());
                 let ended = session.run(stop, drain_max).await;
-                let confirmed = from.max(session.confirmed());
+                let confirmed = session.confirmed();
                 let (rest, sink) = session.into_parts(stop).await;
                 (planner, idle_sink) = (rest, sink);
                 if began.elapsed() > HELD_LONG {

@@ -94,6 +94,8 @@ enum Event {
 pub(super) struct Session<'a> {
     settings: &'a Settings,
     stream: Stream,
+    /// Where the slot stood when this began.
+    from: Lsn,
     primary: Arc<Primary>,
     assembler: Assembler,
     batcher: Batcher,
@@ -123,11 +125,13 @@ impl<'a> Session<'a> {
     pub(super) fn new(settings: &'a Settings, source: Source, planner: Planner, sink: Option<Box<Sink>>) -> Self {
         let Source { stream, primary, present } = source;
         let now = Instant::now();
+        let from = present.slot;
         let pulse = sink.as_deref().map(Sink::pulse).unwrap_or_default();
         let flight = sink.map(|sink| -> Flight { Box::pin(resume(sink, Arc::clone(&primary), present)) });
         Self {
             settings,
             stream,
+            from,
             primary,
             assembler: Assembler::default(),
             batcher: Batcher::new(planner),
@@ -148,9 +152,9 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// What the slot was or would have been told.
+    /// Where the slot stands: where it began, or what it was told or is about to be.
     pub(super) fn confirmed(&self) -> Lsn {
-        self.batcher.confirmed()
+        self.from.max(self.batcher.confirmed())
     }
 
     /// The planner and the sink, once what is in flight has landed: it may not be overtaken by what the
@@ -333,7 +337,7 @@ impl<'a> Session<'a> {
     fn on_flushed(&mut self, position: Lsn) {
         self.measuring = None;
         self.batcher.caught_up(position, self.measured);
-        let bytes = position.offset().saturating_sub(self.batcher.confirmed().offset());
+        let bytes = position.offset().saturating_sub(self.confirmed().offset());
         let lag = Lag { bytes, time: self.current.elapsed() };
         if lag.time >= LAG_NOTABLE && self.lag_notices.due() {
             tracing::warn!(bytes = lag.bytes, seconds = lag.time.as_secs(), "invalidations lag behind PostgreSQL");
