@@ -215,7 +215,7 @@ fn run(options: &Options) -> Report {
 #[test]
 fn nothing_stale_survives() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let options = Options::from_environment(Duration::from_secs(120));
+    let options = Options::from_environment(Duration::from_secs(180));
     let report = run(&options);
     assert!(report.findings.is_empty(), "seed {}: {:#?}", options.seed, report.findings);
     assert!(report.fills > 100 && report.compared > 100 && report.sampled > 100, "{report:?}");
