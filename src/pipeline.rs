@@ -81,44 +81,54 @@ pub async fn run(
                 let began = Instant::now();
                 let mut session = Session::new(settings, source, planner, idle_sink.take());
                 let ended = session.run(stop, drain_max).await;
-                let confirmed = session.confirmed();
-                let (rest, sink) = session.into_parts(stop).await;
-                (planner, idle_sink) = (rest, sink);
                 if began.elapsed() > HELD_LONG {
                     backoff.reset();
                     notices.reset();
                 }
+                match &ended {
+                    Err(SessionError::Broken(trouble)) => {
+                        // Before the wait for what is in flight: that may be what the trouble is.
+                        say(settings, trouble, &mut notices);
+                        if trouble.is_gap_in_publication() {
+                            slot.gap_at = Some(session.confirmed());
+                        }
+                    }
+                    Ok(()) | Err(SessionError::Fatal(_)) => {}
+                }
+                (planner, idle_sink) = session.into_parts(stop).await;
                 match ended {
                     Ok(()) => return Ok(()),
                     Err(SessionError::Fatal(error)) => return Err(error),
-                    Err(SessionError::Broken(trouble)) => {
-                        if trouble.is_gap_in_publication() {
-                            slot.gap_at = Some(confirmed);
-                        }
-                        trouble
-                    }
+                    Err(SessionError::Broken(_)) => None,
                 }
             }
             // In the middle of a failover either may hold for a while.
-            Err(SessionError::Fatal(RunError::NotPrimary(error))) if slot.streamed => Trouble::Primary(error),
+            Err(SessionError::Fatal(RunError::NotPrimary(error))) if slot.streamed => Some(Trouble::Primary(error)),
             Err(SessionError::Fatal(error)) => return Err(error),
             Err(SessionError::Broken(Trouble::Connect(error))) if !slot.streamed && !error.is_transient() => {
                 return Err(RunError::Refused(error));
             }
-            Err(SessionError::Broken(trouble)) => trouble,
+            Err(SessionError::Broken(trouble)) => Some(trouble),
         };
+        if let Some(trouble) = trouble {
+            say(settings, &trouble, &mut notices);
+        }
         if idle_sink.is_none() {
             // Told to stop while Redis did not answer.
             return Ok(());
-        }
-        if notices.due() {
-            tracing::warn!(postgres = %settings.postgres, "no replication: {trouble}; trying again");
         }
         tokio::select! {
             biased;
             () = stop.cancelled() => return Ok(()),
             () = tokio::time::sleep(backoff.next_wait()) => {}
         }
+    }
+}
+
+/// Says why there is no replication, unless that was said a moment ago.
+fn say(settings: &Settings, trouble: &Trouble, notices: &mut Notices) {
+    if notices.due() {
+        tracing::warn!(postgres = %settings.postgres, "no replication: {trouble}; trying again");
     }
 }
 

@@ -6,6 +6,7 @@ use tokio_postgres::Client;
 
 use super::{Failure, Loaded};
 use crate::catalog::Catalog;
+use crate::coherence::primary::PrimaryError;
 use crate::config::Problems;
 use crate::postgres;
 use crate::rules::{RuleSet, Widening};
@@ -24,6 +25,9 @@ pub(super) struct Compared {
 /// Reads the catalog; unknown tables and columns, and tables that are never logged, are a failure.
 pub(super) async fn compare(loaded: &Loaded) -> Result<Compared, Failure> {
     let client = postgres::connect(&loaded.settings.postgres).await?;
+    if client.query_one("select pg_is_in_recovery()", &[]).await?.get(0) {
+        return Err(Failure::configuration(format!("{}: {}", loaded.settings.postgres, PrimaryError::Standby)));
+    }
     let catalog: Catalog = catalog::read(&client).await?;
     let mut problems = Problems::default();
     let rules = loaded.rules.clone().resolve(&catalog, &mut problems);

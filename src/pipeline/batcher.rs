@@ -325,6 +325,11 @@ impl Batcher {
         flight.heartbeat
     }
 
+    /// The first transaction that was received whole and is not visible.
+    pub(super) fn stuck(&self) -> Option<Xid> {
+        self.held.front().and_then(|held| held.xids.first()).copied()
+    }
+
     /// The transaction whose rows are arriving.
     pub(super) fn open_xid(&self) -> Option<Xid> {
         self.open.as_ref().map(|open| open.begin.xid)

@@ -29,9 +29,11 @@ use crate::source::replication::stream::{Frame, Stream};
 /// How often what was confirmed is reported, if it moved.
 const REPORT_EVERY: Duration = Duration::from_millis(100);
 
-/// How often a status goes out in any case, far below any sensible `wal_sender_timeout`, and how often Redis is
-/// told that everything up to now is in force.
+/// How often a status goes out in any case, far below any sensible `wal_sender_timeout`.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
+
+/// How often Redis is asked whether it is still the same, and is told up to when everything is in force.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// After this much silence the server is asked for a sign of life.
 const SILENCE_BEFORE_ASKING: Duration = Duration::from_secs(20);
@@ -116,6 +118,7 @@ pub(super) struct Session<'a> {
     current: Instant,
     lag_notices: Notices,
     heard: Instant,
+    looked: Instant,
     reported: Instant,
     reported_lsn: Lsn,
 }
@@ -147,6 +150,7 @@ impl<'a> Session<'a> {
             current: now,
             lag_notices: Notices::default(),
             heard: now,
+            looked: now,
             reported: now,
             reported_lsn: Lsn::ZERO,
         }
@@ -340,7 +344,17 @@ impl<'a> Session<'a> {
         let bytes = position.offset().saturating_sub(self.confirmed().offset());
         let lag = Lag { bytes, time: self.current.elapsed() };
         if lag.time >= LAG_NOTABLE && self.lag_notices.due() {
-            tracing::warn!(bytes = lag.bytes, seconds = lag.time.as_secs(), "invalidations lag behind PostgreSQL");
+            let (bytes, seconds) = (lag.bytes, lag.time.as_secs());
+            match self.batcher.stuck() {
+                None => tracing::warn!(bytes, seconds, "invalidations lag behind PostgreSQL"),
+                Some(xid) => tracing::warn!(
+                    bytes,
+                    seconds,
+                    xid = xid.number(),
+                    "invalidations lag behind PostgreSQL: this transaction is committed and not yet visible, \
+                     probably for want of a standby that synchronous_standby_names asks for"
+                ),
+            }
         }
     }
 
@@ -376,21 +390,25 @@ impl<'a> Session<'a> {
         if self.flight.is_some() && self.away_since.elapsed().min(self.pulse.silence()) > down_max {
             return Err(Trouble::RedisAway(down_max).into());
         }
-        let moved = self.batcher.confirmed() > self.reported_lsn;
-        let due = self.reported.elapsed() >= STATUS_EVERY;
-        if moved || due {
+        if self.batcher.confirmed() > self.reported_lsn || self.reported.elapsed() >= STATUS_EVERY {
             self.report(silence > SILENCE_BEFORE_ASKING);
         }
-        if due && self.resumed {
-            self.batcher.probe();
-        }
-        if due && self.resumed && self.measuring.is_none() {
-            if self.batcher.question().is_none() {
-                self.batcher.gate().forget();
-            }
-            self.measure();
+        if self.resumed && self.looked.elapsed() >= LOOK_EVERY {
+            self.look_around();
         }
         Ok(())
+    }
+
+    /// What has to be asked from time to time, whether anything happens or not.
+    fn look_around(&mut self) {
+        self.looked = Instant::now();
+        self.batcher.probe();
+        if self.batcher.question().is_none() {
+            self.batcher.gate().forget();
+        }
+        if self.measuring.is_none() {
+            self.measure();
+        }
     }
 
     /// Asks how far the log is.
@@ -444,7 +462,7 @@ async fn resume(mut sink: Box<Sink>, primary: Arc<Primary>, mut present: Present
             remembered.started.unwrap_or_default()
         }
         Some(doubt) => {
-            if let Err(error) = wait_for_those_in_progress(&primary).await {
+            if let Err(error) = wait_for_those_in_progress(&primary, &sink.pulse()).await {
                 sink.doubt(doubt.clone());
                 return (sink, Landing::Unasked(error));
             }
@@ -460,7 +478,7 @@ async fn resume(mut sink: Box<Sink>, primary: Arc<Primary>, mut present: Present
 /// A change that was missed may have been committed and not yet be visible; flushed before that, its old value
 /// could come back. Which transactions those are nobody can tell from those that still run, so this waits
 /// for all of them, though not for ever.
-async fn wait_for_those_in_progress(primary: &Primary) -> Result<(), PrimaryError> {
+async fn wait_for_those_in_progress(primary: &Primary, pulse: &Pulse) -> Result<(), PrimaryError> {
     const ASK_AGAIN_AFTER: Duration = Duration::from_millis(5);
     let deadline = Instant::now() + IN_PROGRESS_MAX;
     let barrier = primary.barrier().await?;
@@ -473,6 +491,8 @@ async fn wait_for_those_in_progress(primary: &Primary) -> Result<(), PrimaryErro
             break;
         }
         tokio::time::sleep(ASK_AGAIN_AFTER).await;
+        // It is not Redis that we wait for.
+        pulse.begin();
     }
     Ok(())
 }

@@ -33,6 +33,8 @@ pub(super) const KEYS_PER_COMMAND: usize = 256;
 pub(super) struct Dataset {
     run_id: String,
     replication_id: String,
+    /// The history goes back to another server's: this one was its replica.
+    inherited: bool,
 }
 
 impl Dataset {
@@ -49,7 +51,15 @@ impl Dataset {
                 "this is a replica".to_owned(),
             )));
         }
-        Ok(Self { run_id: field("run_id"), replication_id: field("master_replid") })
+        let inherited = field("master_replid2").bytes().any(|byte| byte != b'0');
+        Ok(Self { run_id: field("run_id"), replication_id: field("master_replid"), inherited })
+    }
+
+    /// Whether it holds what `earlier` held a moment ago, and what was written since. A server takes a new replication id of its own
+    /// when it gets its first replica, or after it had none for `repl-backlog-ttl`; one that took over another's
+    /// values keeps the old id besides.
+    pub(super) fn continues(&self, earlier: &Self) -> bool {
+        self.run_id == earlier.run_id && (self.replication_id == earlier.replication_id || !self.inherited)
     }
 }
 
@@ -223,15 +233,20 @@ mod tests {
 
     #[test]
     fn a_dataset_is_known_by_its_process_and_its_history() {
-        let info = |role: &str, replid: &str| {
+        let info = |role: &str, [run_id, replid, replid2]: [&str; 3]| {
             format!(
-                "# Server\r\nrun_id:abc\r\n# Replication\r\nrole:{role}\r\nmaster_replid:{replid}\r\nmaster_replid2:x\r\n"
+                "# Server\r\nrun_id:{run_id}\r\n# Replication\r\nrole:{role}\r\nmaster_replid:{replid}\r\nmaster_replid2:{replid2}\r\n"
             )
         };
-        let first = Dataset::parse(&info("master", "1")).unwrap();
-        assert_eq!(first, Dataset { run_id: "abc".to_owned(), replication_id: "1".to_owned() });
-        assert_ne!(first, Dataset::parse(&info("master", "2")).unwrap());
-        assert_eq!(Dataset::parse(&info("slave", "1")).unwrap_err().code(), Some("READONLY"));
+        let dataset = |ids| Dataset::parse(&info("master", ids)).unwrap();
+        let first = dataset(["a", "1", "0000"]);
+        assert_eq!(first, Dataset { run_id: "a".to_owned(), replication_id: "1".to_owned(), inherited: false });
+        assert!(dataset(["a", "1", "0000"]).continues(&first));
+        assert!(dataset(["a", "2", "0000"]).continues(&first), "its first replica");
+        assert!(!dataset(["a", "2", "f000"]).continues(&first), "it was a replica in between");
+        assert!(!dataset(["b", "1", "0000"]).continues(&first), "another process");
+        let error = Dataset::parse(&info("slave", ["a", "1", "0000"])).unwrap_err();
+        assert_eq!(error.code(), Some("READONLY"));
     }
 
     #[test]

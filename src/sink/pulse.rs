@@ -39,7 +39,7 @@ impl Pulse {
     }
 
     /// All steps were taken, or a new series of them begins.
-    pub(super) fn all(&self) {
+    pub fn begin(&self) {
         self.change(|state| *state = State { idle: Instant::now(), refused: false });
     }
 

@@ -143,7 +143,7 @@ impl Sink {
         let ops = Broadcast::ops(&batch.plan);
         let mut broadcast: Option<Broadcast> = None;
         let mut patience = Patience::default();
-        self.pulse.all();
+        self.pulse.begin();
         loop {
             match self.attempt(batch, &ops, &mut broadcast).await {
                 Ok(()) => {
@@ -195,12 +195,14 @@ impl Sink {
         if let ([.., time, info], true) = (&*replies, batch.probe) {
             connection.clock = Clock::parse(time)?;
             let dataset = Dataset::parse(&redis::from_redis_value_ref::<String>(info).map_err(RedisError::from)?)?;
-            if dataset != connection.dataset {
+            if !dataset.continues(&connection.dataset) {
                 // Under a living connection: what was recorded since may be the new dataset's.
                 self.doubt = Some(Doubt::DatasetReplaced);
                 self.connection = None;
                 return Err(Setback::Unproven);
             }
+            self.proven = Some(dataset.clone());
+            connection.dataset = dataset;
         }
         self.recorded = self.recorded.max(batch.record.unwrap_or_default());
         Ok(())
@@ -231,7 +233,7 @@ impl Sink {
 
     /// Redis answered; says so if it was said that it did not.
     pub(super) fn relieved(&self, patience: &Patience) {
-        self.pulse.all();
+        self.pulse.begin();
         if patience.notices.any() {
             tracing::info!(redis = self.address, "Redis takes invalidations again");
         }

@@ -210,7 +210,10 @@ fn a_standby_is_refused() {
     world.database_url = standby.url("postgres");
     let mut daemon = Daemon::start(world.command(&["run"]));
     assert_eq!(daemon.wait(), Some(78), "{:?}", daemon.log());
-    assert!(daemon.log().join("\n").contains("primary"), "{:?}", daemon.log());
+    assert!(daemon.log().join("\n").contains("the server is a standby"), "{:?}", daemon.log());
+    let output = world.run(&["check"]);
+    assert_eq!(output.status.code(), Some(78));
+    assert!(crate::support::text(&output).contains("name the primary in source.url"));
 }
 
 /// With Redis away for longer than `redis_down_max`, PostgreSQL can shut down although nothing is confirmed.
@@ -270,6 +273,12 @@ fn redis_hears_how_current_it_is() {
     let begin = now(&world);
     wait_until(EVENT_MAX, "an idle database is current", || asof() >= begin);
     assert!(asof() <= now(&world));
+    // And one that is never at rest.
+    let begin = now(&world);
+    wait_until(EVENT_MAX, "a busy database is current, too", || {
+        world.sql("update users set name = name || 'x' where id = 'u2'");
+        asof() >= begin + 1000
+    });
     // What is stuck is not in force, so nothing is current.
     hold_commits(&world);
     let committing = stuck(&world, "update users set name = 'stuck' where id = 'u1'");
@@ -278,6 +287,7 @@ fn redis_hears_how_current_it_is() {
     world.sql("create table unpublished (n int); insert into unpublished select generate_series(1, 1000)");
     let said: serde_json::Value = serde_json::from_str(&daemon.wait_for_log("lag behind")).unwrap();
     assert!(said["bytes"].as_u64() > Some(10_000) && said["seconds"].as_u64() >= Some(10), "{said}");
+    assert!(said["xid"].is_u64() && said["message"].as_str().unwrap().contains("synchronous_standby_names"), "{said}");
     assert!(asof() < stuck_at);
     release_commits(&world);
     committing.join().unwrap();

@@ -357,6 +357,32 @@ fn a_redis_failover_that_lost_writes_empties_the_cache_and_one_that_lost_none_ke
     }
 }
 
+/// Redis then takes a new replication id, though it is the same server with the same values.
+#[test]
+fn the_first_replica_of_redis_keeps_the_cache() {
+    let world = World::shipped();
+    let daemon = world.daemon();
+    world.cache("v1:user:u9");
+    let replid = || {
+        let info: String = redis::cmd("INFO").arg("replication").query(&mut world.redis()).unwrap();
+        info.lines().find_map(|line| line.strip_prefix("master_replid:")).unwrap().to_owned()
+    };
+    let before = replid();
+    let replica = unstale::sandbox::Redis::start(&[]).unwrap();
+    let mut on_replica = redis::Client::open(replica.url()).unwrap().get_connection().unwrap();
+    redis::cmd("REPLICAOF").arg("127.0.0.1").arg(world.redis.port()).exec(&mut on_replica).unwrap();
+    wait_until(EVENT_MAX, "Redis takes a new id", || replid() != before);
+    // Twice, so that the daemon has asked in between.
+    for _ in 0..2 {
+        let asof = || world.redis().get::<_, Option<u64>>("v1:unstale:{unstale}:asof").unwrap();
+        let last = asof();
+        wait_until(EVENT_MAX, "the heart beats", || asof() > last);
+    }
+    assert!(world.holds("v1:user:u9"));
+    assert_eq!(world.epoch(), 1, "{:?}", daemon.log());
+    assert_eq!(daemon.stop(), Some(0));
+}
+
 #[test]
 fn a_flush_can_be_asked_for() {
     let world = World::shipped();
