@@ -8,6 +8,9 @@ use std::fmt;
 /// What the names of our own state in Redis begin with, after the namespace. No rule may name such a key.
 pub const RESERVED: &str = "unstale:";
 
+/// The name of our own channel, after the namespace. No rule may publish there.
+pub const INVALIDATIONS: &str = "invalidations";
+
 /// The full name of a key, a tag, a channel or a stream in Redis, namespace included. Any bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CacheKey(Vec<u8>);

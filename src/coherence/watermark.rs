@@ -3,7 +3,7 @@
 //! Owns the layout of `unstale:{slot}:*` and the scripts that write it. It must not know when to
 //! move one. Invariant: within an epoch a watermark only rises, whoever writes it and however often.
 
-use crate::key::{CacheKey, RESERVED};
+use crate::key::{CacheKey, INVALIDATIONS, RESERVED};
 
 /// Raises a watermark; a lower position leaves it. Runs where memory is full.
 pub const RAISE: &str = include_str!("raise.lua");
@@ -63,7 +63,7 @@ impl Names {
             epochs: state("epochs"),
             asof: state("asof"),
             last_broadcast: state("last"),
-            invalidations: CacheKey::new(format!("{namespace}invalidations")),
+            invalidations: CacheKey::new(format!("{namespace}{INVALIDATIONS}")),
             reserved,
         }
     }

@@ -11,7 +11,7 @@ use super::template::Template;
 use crate::change::{Operation, TableName};
 use crate::config::file::RawData;
 use crate::config::{Problems, RawPublish, RawRule, Settings, Spanned, Truncate, Unknown};
-use crate::key::{Glob, RESERVED};
+use crate::key::{Glob, INVALIDATIONS, RESERVED};
 use crate::plan::RuleId;
 
 /// What a rule does, in the order of a plan.
@@ -174,6 +174,13 @@ fn compile_rule(raw: RawRule, namespace: &str, problems: &mut Problems) -> Rule 
         actions.extend(key(text, problems).map(Action::Bump));
     }
     for RawPublish { channel, data } in raw.publish {
+        if channel.value == INVALIDATIONS {
+            problems.push(
+                channel.span.clone(),
+                format!("the channel `{INVALIDATIONS}` is kept for what this tool tells of every invalidation"),
+                "choose another name",
+            );
+        }
         let channel = key(channel, problems);
         let data = compile_data(data, problems);
         actions.extend(channel.map(|channel| Action::Publish { channel, data }));

@@ -74,7 +74,8 @@ pub(super) fn announcements(batch: &Batch, target: Target<'_>, message: Option<&
         }
         pipeline.add_command(bump);
     }
-    for publish in batch.plan.publishes() {
+    // A value can be chosen so that a template names our own channel; nobody else speaks there.
+    for publish in batch.plan.publishes().filter(|publish| publish.channel != target.names.invalidations) {
         let mut command = redis::cmd("PUBLISH");
         command.arg(publish.channel.as_bytes()).arg(publish.data.as_slice());
         pipeline.add_command(command);

@@ -422,14 +422,20 @@ version: 1
 source: {url: \"${DATABASE_URL}\"}
 target: {url: \"${REDIS_URL}\", namespace: \"v1:\"}
 rules:
-  user: {table: users, delete: 'u{id}', bump: 'unst{id}'}
+  user: {table: users, delete: 'u{id}', bump: 'unst{id}', publish: {channel: 'inv{id}', data: {id: '{id}'}}}
 ";
     let world = World::with_rules(RULES);
     world.run_ok(&["setup"]);
     let daemon = world.daemon();
     world.cache("v1:ux");
-    world.sql("insert into users (id, email, name) values ('nstale:{unstale}:applied', 'x', 'x'), ('ale:{unstale}:epoch', 'y', 'y')");
+    let mut connection = world.redis();
+    connection.set_read_timeout(Some(EVENT_MAX)).unwrap();
+    let mut subscriber = connection.as_pubsub();
+    subscriber.subscribe("v1:invalidations").unwrap();
+    world.sql("insert into users (id, email, name) values ('nstale:{unstale}:applied', 'x', 'x'), ('ale:{unstale}:epoch', 'y', 'y'), ('alidations', 'z', 'z')");
     world.settle();
+    let message: String = subscriber.get_message().unwrap().get_payload().unwrap();
+    assert!(message.contains("\"epoch\""), "the first that is heard is our own: {message}");
     world.sql("truncate users cascade");
     world.settle();
     assert!(!world.holds("v1:ux"));
