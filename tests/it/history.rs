@@ -11,6 +11,8 @@ fn check(mut world: World, meanwhile: impl FnOnce(&mut World), reason: Option<&s
     world.sql("update users set name = 'before' where id = 'u1'");
     world.settle();
     assert_eq!(daemon.stop(), Some(0));
+    let active = "select count(active_pid)::text from pg_replication_slots";
+    wait_until(EVENT_MAX, "PostgreSQL sees that it left", || world.value(active) == "0");
     let before = world.epoch();
     world.cache("v1:user:u9");
     world.cache("v1:other:x");
