@@ -230,7 +230,7 @@ fn every_mutant_is_caught() {
     for mutant in Mutant::ALL {
         let mut command = std::process::Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", "torture::nothing_stale_survives", "--nocapture"]);
-        command.env("UNSTALE_MUTANT", mutant.name()).env("UNSTALE_TORTURE", "--for 3m");
+        command.env("UNSTALE_MUTANT", mutant.name()).env("UNSTALE_TORTURE", "--for 5m");
         let began = Instant::now();
         let output = command.output().unwrap();
         let text = crate::support::text(&output);
