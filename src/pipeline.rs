@@ -6,6 +6,7 @@
 
 mod batcher;
 mod part;
+mod resume;
 mod session;
 
 use std::sync::Arc;

@@ -12,11 +12,11 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::batcher::{Batcher, Question};
+use super::resume::resume;
 use super::{SessionError, Source, Trouble};
 use crate::backoff::Notices;
 use crate::change::{Lsn, RelationId, SourceEvent, TableName, Xid};
 use crate::coherence::gate::Snapshot;
-use crate::coherence::history::{Present, doubt};
 use crate::coherence::primary::{Primary, PrimaryError};
 use crate::config::Settings;
 use crate::rules::Planner;
@@ -44,10 +44,6 @@ pub(super) const SILENCE_MAX: Duration = Duration::from_secs(60);
 /// How long one question to the catalog may take.
 const CATALOG_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a flush waits for transactions that were in progress: one that committed already and waits for a
-/// synchronous standby may be among them.
-const IN_PROGRESS_MAX: Duration = Duration::from_secs(5);
-
 /// How long the reader waits when more is held back than may be kept.
 const STUCK_MAX: Duration = Duration::from_secs(1);
 
@@ -67,7 +63,7 @@ struct Lag {
 type Flight = Pin<Box<dyn Future<Output = (Box<Sink>, Landing)> + Send>>;
 
 /// How a flight ended.
-enum Landing {
+pub(super) enum Landing {
     /// History is proven or begun anew; `started` stands here.
     Resumed(Lsn),
     /// The batch is in force.
@@ -449,52 +445,6 @@ async fn until(moment: Option<tokio::time::Instant>) {
         Some(moment) => tokio::time::sleep_until(moment).await,
         None => std::future::pending().await,
     }
-}
-
-/// Goes on from what Redis remembers if that is proven to have no gap, and otherwise begins a new epoch.
-async fn resume(mut sink: Box<Sink>, primary: Arc<Primary>, mut present: Present) -> (Box<Sink>, Landing) {
-    present.recorded = sink.recorded();
-    let remembered = sink.remembered().await;
-    let found = sink.take_doubt().or_else(|| doubt(&remembered, &present));
-    let started = match &found {
-        None => {
-            sink.go_on(&remembered);
-            remembered.started.unwrap_or_default()
-        }
-        Some(doubt) => {
-            if let Err(error) = wait_for_those_in_progress(&primary, &sink.pulse()).await {
-                sink.doubt(doubt.clone());
-                return (sink, Landing::Unasked(error));
-            }
-            if let Err(Unproven) = sink.flush(doubt, &present).await {
-                return (sink, Landing::Unproven);
-            }
-            present.end
-        }
-    };
-    (sink, Landing::Resumed(started))
-}
-
-/// A change that was missed may have been committed and not yet be visible; flushed before that, its old value
-/// could come back. Which transactions those are nobody can tell from those that still run, so this waits
-/// for all of them, though not for ever.
-async fn wait_for_those_in_progress(primary: &Primary, pulse: &Pulse) -> Result<(), PrimaryError> {
-    const ASK_AGAIN_AFTER: Duration = Duration::from_millis(5);
-    let deadline = Instant::now() + IN_PROGRESS_MAX;
-    let barrier = primary.barrier().await?;
-    while !primary.snapshot().await?.is_past_all_before(barrier) {
-        if Instant::now() > deadline {
-            tracing::warn!(
-                "the cache is emptied while transactions are in progress; if one of them had committed already and \
-                 waits for a synchronous standby, run with --flush once the standby is back"
-            );
-            break;
-        }
-        tokio::time::sleep(ASK_AGAIN_AFTER).await;
-        // It is not Redis that we wait for.
-        pulse.begin();
-    }
-    Ok(())
 }
 
 /// Asks until the answer includes what the transaction being received did, if it did anything to the table's place:
