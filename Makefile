@@ -19,11 +19,14 @@ lint:
 
 bench: servers
 	cargo bench --locked --bench drain
+	cargo bench --locked --bench planning
 
 fuzz: servers
 	rustup toolchain list | grep -q nightly || rustup toolchain install nightly --profile minimal
 	command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
-	cargo +nightly fuzz run pgoutput -- -max_total_time=$(FUZZ_SECONDS) -max_len=4096
+	for target in pgoutput rules template; do \
+		cargo +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=4096 || exit 1; \
+	done
 
 # For example: make torture ARGS="--for 1h --seed 7"
 torture: servers

@@ -10,6 +10,38 @@ select n.nspname as schema,
        array(select a.attnotnull from pg_attribute a
               where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
               order by a.attnum) as not_null,
+       array(select a.atttypid from pg_attribute a
+              where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+              order by a.attnum) as type_oids,
+       array(select format_type(a.atttypid, a.atttypmod) from pg_attribute a
+              where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+              order by a.attnum) as types,
+       (select array_agg(a.attname::text order by k.place)
+          from pg_index i
+          cross join unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) with ordinality k (attnum, place)
+          join pg_attribute a on a.attrelid = c.oid and a.attnum = k.attnum
+         where i.indrelid = c.oid and i.indisprimary) as primary_key,
+       -- Whole unique indexes over plain columns, as a JSON array of arrays of names.
+       (select json_agg((select json_agg(a.attname order by k.place)
+                           from unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) with ordinality k (attnum, place)
+                           join pg_attribute a on a.attrelid = c.oid and a.attnum = k.attnum)
+                        order by i.indexrelid::regclass::text)::text
+          from pg_index i join pg_class x on x.oid = i.indexrelid
+         where i.indrelid = c.oid and i.indisunique and not i.indisprimary and i.indpred is null
+           and i.indisvalid and 0 <> all (i.indkey::int2[]) and x.relname !~ '_unstale_[0-9a-f]{8}$') as unique_columns,
+       (select json_agg(json_build_object(
+                 'columns', (select json_agg(a.attname order by k.place)
+                               from unnest(f.conkey) with ordinality k (attnum, place)
+                               join pg_attribute a on a.attrelid = f.conrelid and a.attnum = k.attnum),
+                 'table', json_build_object('schema', tn.nspname, 'table', t.relname),
+                 'referenced', (select json_agg(a.attname order by k.place)
+                                  from unnest(f.confkey) with ordinality k (attnum, place)
+                                  join pg_attribute a on a.attrelid = f.confrelid and a.attnum = k.attnum))
+               order by f.conname)::text
+          from pg_constraint f
+          join pg_class t on t.oid = f.confrelid
+          join pg_namespace tn on tn.oid = t.relnamespace
+         where f.conrelid = c.oid and f.contype = 'f' and f.conparentid = 0) as foreign_keys,
        (select array_agg(a.attname::text order by a.attnum)
           from pg_index i join pg_attribute a on a.attrelid = c.oid and a.attnum = any ((i.indkey::int2[])[0:i.indnkeyatts - 1])
          where i.indrelid = c.oid

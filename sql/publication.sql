@@ -10,7 +10,8 @@ declare
 begin
   select * into found from pg_publication where pubname = wanted_name;
   if found.oid is null then
-    execute format('create publication %I for table %s', wanted_name, array_to_string(wanted, ', '));
+    execute format('create publication %I', wanted_name)
+            || coalesce(' for table ' || nullif(array_to_string(wanted, ', '), ''), '');
     return;
   end if;
   if not (found.pubinsert and found.pubupdate and found.pubdelete and found.pubtruncate) then
@@ -32,7 +33,15 @@ begin
                     order by 1);
   if carried is distinct from wanted
      or (select count(*) from pg_publication_rel where prpubid = found.oid) <> cardinality(wanted) then
-    execute format('alter publication %I set table %s', wanted_name, array_to_string(wanted, ', '));
+    if cardinality(wanted) > 0 then
+      execute format('alter publication %I set table %s', wanted_name, array_to_string(wanted, ', '));
+    else
+      -- Rules for events only: what is published is what applications emit, which needs no table.
+      execute (select format('alter publication %I drop table %s', wanted_name,
+                             string_agg(format('%I.%I', n.nspname, c.relname), ', '))
+                 from pg_publication_rel r join pg_class c on c.oid = r.prrelid
+                 join pg_namespace n on n.oid = c.relnamespace where r.prpubid = found.oid);
+    end if;
   end if;
 end
 $$;

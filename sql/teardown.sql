@@ -1,4 +1,5 @@
--- Removes what setup made: the slot, the publication, and the replica identity indexes with our name.
+-- Removes what setup made: the slot, the publication, the function `unstale.emit`, and the replica identity indexes
+-- with our name.
 -- A table that setup gave REPLICA IDENTITY FULL keeps it: whether that was there before, nobody knows.
 -- Reads the settings unstale.slot and unstale.publication.
 do $$
@@ -11,6 +12,13 @@ begin
     where slot_name = slot and database = current_database();
   if exists (select from pg_publication where pubname = publication) then
     execute format('drop publication %I', publication);
+  end if;
+  drop function if exists unstale.emit(text, jsonb);
+  -- The schema goes with the last of what is in it.
+  if to_regnamespace('unstale') is not null
+     and not exists (select from pg_depend where refclassid = 'pg_namespace'::regclass
+                       and refobjid = to_regnamespace('unstale') and deptype = 'n') then
+    drop schema unstale;
   end if;
   for identity in
     select i.indexrelid::regclass as index, i.indrelid::regclass as relation, i.indisreplident as in_use

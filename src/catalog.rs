@@ -3,10 +3,13 @@
 //! Owns tables, their columns and replica identities. It must not ask a server or judge. Invariant: a
 //! partitioned table's identity is what every one of its partitions carries.
 
-use crate::change::TableName;
+use serde::{Deserialize, Serialize};
+
+use crate::change::{Kind, TableName};
 
 /// What a table's log entries carry of the row before.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Identity {
     /// Every column.
     Full,
@@ -28,21 +31,43 @@ impl Identity {
 }
 
 /// A column of a [`Table`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CatalogColumn {
     /// The name.
     pub name: String,
+    /// The type, as `format_type` writes it.
+    #[serde(rename = "type")]
+    pub type_name: String,
+    /// What its values are.
+    pub kind: Kind,
     /// Whether it is declared NOT NULL, as a replica identity index needs it.
     pub not_null: bool,
 }
 
+/// Columns whose values are those of another table's columns.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForeignKey {
+    /// The columns here.
+    pub columns: Vec<String>,
+    /// The other table.
+    pub table: TableName,
+    /// The columns there, in the same order.
+    pub referenced: Vec<String>,
+}
+
 /// A table, as the server has it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Table {
     /// The name, schema included.
     pub name: TableName,
     /// The columns, in order.
     pub columns: Vec<CatalogColumn>,
+    /// The columns of the primary key; none if there is no key.
+    pub primary_key: Vec<String>,
+    /// The columns of every other unique constraint or index over plain columns.
+    pub unique: Vec<Vec<String>>,
+    /// What its columns refer to.
+    pub foreign_keys: Vec<ForeignKey>,
     /// What updates and deletes carry; of a partitioned table, what every partition carries.
     pub identity: Identity,
     /// Whether changes are logged at all.
@@ -52,7 +77,7 @@ pub struct Table {
 }
 
 /// The tables of a database.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Catalog {
     /// Every ordinary and partitioned table outside the system schemas.
     pub tables: Vec<Table>,

@@ -4,6 +4,8 @@
 //! from or what will be done about it. Invariant: a column is *three-valued* ([`Cell`]), and nothing
 //! here ever turns "not known" into NULL.
 
+pub mod json;
+
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -117,7 +119,7 @@ impl RelationId {
 }
 
 /// A table's name. An empty schema means that the source did not say (a hand-written recording).
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct TableName {
     /// The schema, or nothing when the source did not say.
     pub schema: String,
@@ -150,7 +152,7 @@ impl fmt::Display for TableName {
 }
 
 /// One column of one row.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Cell {
     /// A value, in PostgreSQL's text format; a boolean reads `true` or `false`, as `::text` gives it.
     Value(Bytes),
@@ -193,11 +195,49 @@ impl Row {
     }
 }
 
+/// What a column's values are, as far as conditions and JSON care. Everything else is text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// `true` or `false`.
+    Boolean,
+    /// A whole number of at most 64 bits.
+    Integer,
+    /// A floating-point number; may read `NaN` or `Infinity`.
+    Float,
+    /// A decimal number of any length; may read `NaN`.
+    Numeric,
+    /// JSON.
+    Json,
+    /// A moment; without a time zone it counts as UTC.
+    Timestamp,
+    /// Anything else, as PostgreSQL writes it.
+    #[default]
+    Text,
+}
+
+impl Kind {
+    /// The kind of a built-in type. The OIDs are fixed in PostgreSQL's `pg_type.dat`.
+    pub const fn of_type(oid: u32) -> Self {
+        match oid {
+            16 => Self::Boolean,
+            20 | 21 | 23 => Self::Integer,
+            700 | 701 => Self::Float,
+            1700 => Self::Numeric,
+            114 | 3802 => Self::Json,
+            1114 | 1184 => Self::Timestamp,
+            _ => Self::Text,
+        }
+    }
+}
+
 /// A column of a [`Relation`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Column {
     /// The name, as the catalog has it.
     pub name: String,
+    /// What its values are.
+    pub kind: Kind,
     /// Whether the replica identity carries the column's old value.
     pub in_identity: bool,
 }
@@ -225,10 +265,12 @@ pub enum Operation {
     Delete,
     /// Every row of the table went.
     Truncate,
+    /// An application said so, by `unstale.emit`: the relation is the event, the new row its fields.
+    Event,
 }
 
 impl Operation {
-    /// Every operation, in the order in which messages list them.
+    /// Every operation of a table, in the order in which messages list them.
     pub const ALL: [Self; 4] = [Self::Insert, Self::Update, Self::Delete, Self::Truncate];
 
     /// The word used in YAML and NDJSON.
@@ -238,6 +280,7 @@ impl Operation {
             Self::Update => "update",
             Self::Delete => "delete",
             Self::Truncate => "truncate",
+            Self::Event => "event",
         }
     }
 }
@@ -264,6 +307,15 @@ pub struct Begin {
     pub commit_lsn: Lsn,
     /// When it committed, by the database server's clock.
     pub at: SystemTime,
+}
+
+/// When and where the transaction of a change was committed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Commit {
+    /// A position that orders it among all others: the end of its commit record where that is known.
+    pub lsn: Lsn,
+    /// The time, by the database server's clock; a recording may not say.
+    pub at: Option<SystemTime>,
 }
 
 /// What a source of transactions says, in order.

@@ -8,6 +8,9 @@ use std::fmt;
 /// What the names of our own state in Redis begin with, after the namespace. No rule may name such a key.
 pub const RESERVED: &str = "unstale:";
 
+/// What the name of a tag's set of keys begins with, after the namespace.
+pub const TAG: &str = "tag:";
+
 /// The name of our own channel, after the namespace. No rule may publish there.
 pub const INVALIDATIONS: &str = "invalidations";
 

@@ -4,10 +4,14 @@
 //! made anew. Within one connection, [`session`] owns the loop. Invariant: a batch in flight is never
 //! overtaken by what the next connection sends.
 
+mod aside;
 mod batcher;
+mod errand;
 mod part;
+mod repeats;
 mod resume;
 mod session;
+mod streams;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -66,6 +70,7 @@ pub async fn run(
     drain_max: Duration,
 ) -> Result<(), RunError> {
     let mut idle_sink = Some(Box::new(sink));
+    let with_messages = rules.has_events();
     let mut planner = Planner::new(rules);
     let mut backoff = Backoff::default();
     let mut notices = Notices::default();
@@ -74,7 +79,7 @@ pub async fn run(
         let opened = tokio::select! {
             biased;
             () = stop.cancelled() => return Ok(()),
-            opened = open(settings, &mut slot) => opened,
+            opened = open(settings, with_messages, &mut slot) => opened,
         };
         let trouble = match opened {
             Ok(source) => {
@@ -223,7 +228,7 @@ const OPEN_MAX: Duration = Duration::from_secs(30);
 const RECREATE_MAX: Duration = Duration::from_secs(600);
 
 /// Begins to read the slot, then looks at it: from then on nobody else can move it.
-async fn open(settings: &Settings, condition: &mut SlotCondition) -> Result<Source, SessionError> {
+async fn open(settings: &Settings, with_messages: bool, condition: &mut SlotCondition) -> Result<Source, SessionError> {
     let silent = |_| SessionError::from(Trouble::Unanswered);
     let (mut connection, instance) = tokio::time::timeout(OPEN_MAX, async {
         let mut connection = Connection::open(&settings.postgres).await?;
@@ -244,7 +249,10 @@ async fn open(settings: &Settings, condition: &mut SlotCondition) -> Result<Sour
     }
     let started = async {
         let identity = connection.query("IDENTIFY_SYSTEM").await?;
-        Ok::<_, ConnectionError>((identity, Stream::start(connection, &settings.slot, &settings.publication).await))
+        Ok::<_, ConnectionError>((
+            identity,
+            Stream::start(connection, &settings.slot, &settings.publication, with_messages).await,
+        ))
     };
     let (identity, started) = tokio::time::timeout(OPEN_MAX, started).await.map_err(silent)??;
     let stream = match started {

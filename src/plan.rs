@@ -2,107 +2,53 @@
 //!
 //! Owns de-duplication and the order of ops. It must not know rules, rows or Redis commands.
 //! Invariant: a plan names no key twice under the same action, and keeps the order in which the ops
-//! were first asked for.
+//! were first asked for; of a delete and a `set` of one key, the later stays.
+
+mod op;
 
 use std::collections::BTreeSet;
-use std::fmt;
+use std::time::Duration;
 
 use foldhash::fast::RandomState;
 use indexmap::IndexMap;
-use indexmap::map::Entry;
+use indexmap::map::Entry as Slot;
 
+pub use self::op::{Asked, Call, DeadLetter, Entry, Op, Publish, Removal, RuleId, SetValue};
 use crate::change::Lsn;
 use crate::key::{CacheKey, Glob};
 
-/// Which rule of the rule set asked for an op: its position in the file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct RuleId(u32);
-
-impl RuleId {
-    /// The rule at this position.
-    pub fn new(position: usize) -> Self {
-        Self(u32::try_from(position).expect("a file that fits in memory has fewer than 2^32 rules"))
-    }
-
-    /// The position.
-    pub fn position(self) -> usize {
-        self.0 as usize
-    }
-}
-
-/// A message on a channel that a rule names.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Publish {
-    /// The channel, namespace included.
-    pub channel: CacheKey,
-    /// The message: one JSON value.
-    pub data: Vec<u8>,
-}
-
-/// One concrete effect on Redis.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Op<'a> {
-    /// Remove the key.
-    Delete(&'a CacheKey),
-    /// Remove every key that the glob matches.
-    Pattern(&'a Glob),
-    /// Raise the version key.
-    Bump(&'a CacheKey, Lsn),
-    /// Send a message.
-    Publish(&'a Publish),
-}
-
-impl Op<'_> {
-    /// The word for the action in output and messages.
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::Delete(_) => "delete",
-            Self::Pattern(_) => "pattern",
-            Self::Bump(..) => "bump",
-            Self::Publish(_) => "publish",
-        }
-    }
-
-    /// The full name of what is affected: a key, a glob or a channel.
-    pub fn name(&self) -> &[u8] {
-        match self {
-            Self::Delete(key) | Self::Bump(key, _) => key.as_bytes(),
-            Self::Pattern(glob) => glob.as_bytes(),
-            Self::Publish(publish) => publish.channel.as_bytes(),
-        }
-    }
-
-    /// What the op carries, as JSON, if anything.
-    pub fn data(&self) -> Option<&[u8]> {
-        match self {
-            Self::Publish(publish) => Some(&publish.data),
-            Self::Delete(_) | Self::Pattern(_) | Self::Bump(..) => None,
-        }
-    }
-}
-
-impl fmt::Display for Op<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ", self.word())?;
-        crate::key::write_printable(f, self.name())
-    }
-}
-
 /// Ops by what they name, each once, in the order first asked for.
 type Once<K, V> = IndexMap<K, V, RandomState>;
+
+/// The most dead letters that are kept of one plan; the rest is counted.
+const DEAD_MAX: usize = 100;
 
 /// The de-duplicated ops of one transaction, of a part of a large one, or of several small ones.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
     deletes: Once<CacheKey, RuleId>,
+    sets: Once<CacheKey, (SetValue, RuleId)>,
     patterns: Once<Glob, RuleId>,
+    tags: Once<CacheKey, RuleId>,
+    tag_globs: Once<Glob, RuleId>,
     bumps: Once<CacheKey, (Lsn, RuleId)>,
     /// With the number of their transaction: equal messages of two transactions are no duplicates.
     publishes: Once<(u64, Publish), RuleId>,
+    streams: Vec<(RuleId, Entry)>,
+    /// What the database has to be asked before the rest is known.
+    calls: Once<Call, Asked>,
+    /// What is to be removed once more, and how long after.
+    again: Once<(Duration, Removal), RuleId>,
+    /// What was removed already and only has to be told.
+    told: Once<Removal, RuleId>,
+    dead: Vec<DeadLetter>,
+    dead_more: u64,
     /// The number of the transaction that was begun last.
     transaction: u64,
     /// How many numbers were used.
     transactions: u64,
+    /// The transactions of which something takes its time: their messages wait for it.
+    slow: BTreeSet<u64>,
     /// Whether that transaction goes on.
     open: bool,
     /// The version keys that the open transaction raises, as positions in `bumps`.
@@ -131,20 +77,43 @@ impl Plan {
 
     /// Removes a key.
     pub fn delete(&mut self, rule: RuleId, key: CacheKey) {
+        self.sets.swap_remove(&key);
         let bytes = key.as_bytes().len();
-        if let Entry::Vacant(entry) = self.deletes.entry(key) {
+        if let Slot::Vacant(entry) = self.deletes.entry(key) {
             entry.insert(rule);
             self.bytes += bytes;
         }
     }
 
+    /// Writes a value.
+    pub fn set(&mut self, rule: RuleId, value: SetValue) {
+        self.deletes.swap_remove(&value.key);
+        self.bytes += value.key.as_bytes().len() + value.body.len();
+        self.sets.insert(value.key.clone(), (value, rule));
+    }
+
     /// Removes every key that a glob matches.
     pub fn pattern(&mut self, rule: RuleId, glob: Glob) {
+        self.slow.insert(self.transaction);
         let bytes = glob.as_bytes().len();
-        if let Entry::Vacant(entry) = self.patterns.entry(glob) {
+        if let Slot::Vacant(entry) = self.patterns.entry(glob) {
             entry.insert(rule);
             self.bytes += bytes;
         }
+    }
+
+    /// Removes every key of a set.
+    pub fn tag(&mut self, rule: RuleId, set: CacheKey) {
+        self.slow.insert(self.transaction);
+        self.bytes += set.as_bytes().len();
+        self.tags.entry(set).or_insert(rule);
+    }
+
+    /// Removes every key of every set that a glob matches.
+    pub fn tags(&mut self, rule: RuleId, sets: Glob) {
+        self.slow.insert(self.transaction);
+        self.bytes += sets.as_bytes().len();
+        self.tag_globs.entry(sets).or_insert(rule);
     }
 
     /// Raises a version key to `lsn`; of two bumps of one key the later position stays.
@@ -162,14 +131,69 @@ impl Plan {
         self.publishes.entry((self.transaction, publish)).or_insert(rule);
     }
 
+    /// Appends to a stream.
+    pub fn stream(&mut self, rule: RuleId, entry: Entry) {
+        self.bytes += entry.data.len();
+        self.streams.push((rule, entry));
+    }
+
+    /// Asks the database; what it answers decides what else is to be done.
+    pub fn call(&mut self, call: Call, asked: Asked) {
+        self.slow.insert(self.transaction);
+        self.bytes += call.arguments.iter().map(Vec::len).sum::<usize>() + asked.change.len();
+        let lsn = asked.lsn;
+        let held = self.calls.entry(call).or_insert(asked);
+        held.lsn = lsn.max(held.lsn);
+    }
+
+    /// Removes something once more, some time after it was removed.
+    pub fn again(&mut self, rule: RuleId, after: Duration, removal: Removal) {
+        self.again.entry((after, removal)).or_insert(rule);
+    }
+
+    /// Tells that something was removed already.
+    pub fn tell(&mut self, rule: RuleId, removal: Removal) {
+        self.told.entry(removal).or_insert(rule);
+    }
+
+    /// Keeps a change that a rule could not be held against.
+    pub fn bury(&mut self, letter: DeadLetter) {
+        if self.dead.len() >= DEAD_MAX {
+            self.dead_more += 1;
+            return;
+        }
+        self.bytes += letter.change.len() + letter.reason.len();
+        self.dead.push(letter);
+    }
+
+    /// Adds one removal, whatever its kind.
+    pub fn remove(&mut self, rule: RuleId, removal: Removal) {
+        match removal {
+            Removal::Key(key) => self.delete(rule, key),
+            Removal::Keys(glob) => self.pattern(rule, glob),
+            Removal::Tag(set) => self.tag(rule, set),
+            Removal::Tags(glob) => self.tags(rule, glob),
+        }
+    }
+
     /// Adds what another plan asks for, after what this one asks for. A transaction that is open in either goes on.
-    pub fn append(&mut self, other: Self) {
+    pub fn append(&mut self, mut other: Self) {
         let offset = self.transactions;
+        let slow = std::mem::take(&mut self.slow);
         for (key, rule) in other.deletes {
             self.delete(rule, key);
         }
+        for (_, (value, rule)) in other.sets {
+            self.set(rule, value);
+        }
         for (glob, rule) in other.patterns {
             self.pattern(rule, glob);
+        }
+        for (set, rule) in other.tags {
+            self.tag(rule, set);
+        }
+        for (glob, rule) in other.tag_globs {
+            self.tags(rule, glob);
         }
         let mut open = vec![false; other.bumps.len()];
         for &position in &other.open_bumps {
@@ -185,27 +209,83 @@ impl Plan {
             self.bytes += publish.data.len();
             self.publishes.entry((offset + transaction, publish)).or_insert(rule);
         }
+        for (rule, entry) in other.streams {
+            self.stream(rule, entry);
+        }
+        other.calls.into_iter().for_each(|(call, asked)| self.call(call, asked));
+        self.again.extend(other.again);
+        self.told.extend(other.told);
+        other.dead.drain(..).for_each(|letter| self.bury(letter));
+        self.dead_more += other.dead_more;
+        self.slow = slow;
+        self.slow.extend(other.slow.into_iter().map(|transaction| offset + transaction));
         self.transactions += other.transactions;
         if other.open {
             (self.transaction, self.open) = (offset + other.transaction, true);
         }
     }
 
+    /// Takes out what may take its time, with the messages of the transactions that asked for it, which may not come
+    /// before it is done; with `messages`, all messages.
+    pub fn split_slow(&mut self, messages: bool) -> Option<Self> {
+        let slow = std::mem::take(&mut self.slow);
+        if slow.is_empty() && !(messages && !self.publishes.is_empty()) {
+            return None;
+        }
+        let mut aside = Self {
+            patterns: std::mem::take(&mut self.patterns),
+            tags: std::mem::take(&mut self.tags),
+            tag_globs: std::mem::take(&mut self.tag_globs),
+            calls: std::mem::take(&mut self.calls),
+            transactions: self.transactions,
+            ..Self::default()
+        };
+        for ((transaction, publish), rule) in std::mem::take(&mut self.publishes) {
+            let waits = messages || slow.contains(&transaction);
+            let publishes = if waits { &mut aside.publishes } else { &mut self.publishes };
+            publishes.insert((transaction, publish), rule);
+        }
+        aside.slow = slow;
+        aside.bytes = aside.measure();
+        self.bytes = self.bytes.saturating_sub(aside.bytes);
+        Some(aside)
+    }
+
+    /// About how many bytes of names and messages what takes its time holds.
+    fn measure(&self) -> usize {
+        let globs = self.patterns.keys().chain(self.tag_globs.keys()).map(|glob| glob.as_bytes().len());
+        let tags = self.tags.keys().map(|tag| tag.as_bytes().len());
+        let calls = self.calls.keys().map(|call| call.arguments.iter().map(Vec::len).sum());
+        let messages = self.publishes.keys().map(|(_, publish)| publish.data.len());
+        globs.chain(tags).chain(calls).chain(messages).sum()
+    }
+
     /// Forgets single keys and messages in favour of what the rules that asked for them match: more than was asked
     /// for, in little memory. How many messages were dropped.
-    pub fn collapse(&mut self, globs_of: impl Fn(RuleId) -> Vec<Glob>) -> usize {
+    pub fn collapse(&mut self, removals_of: impl Fn(RuleId) -> Vec<Removal>) -> usize {
         let collapsed = std::mem::take(self);
-        let rules: BTreeSet<_> =
-            collapsed.deletes.into_values().chain(collapsed.bumps.into_values().map(|(_, rule)| rule)).collect();
+        let rules: BTreeSet<_> = collapsed
+            .deletes
+            .into_values()
+            .chain(collapsed.sets.into_values().map(|(_, rule)| rule))
+            .chain(collapsed.tags.into_values())
+            .chain(collapsed.bumps.into_values().map(|(_, rule)| rule))
+            .chain(collapsed.calls.into_keys().map(|call| call.rule))
+            .collect();
         (self.transaction, self.transactions, self.open) =
             (collapsed.transaction, collapsed.transactions, collapsed.open);
         for (glob, rule) in collapsed.patterns {
             self.pattern(rule, glob);
         }
-        for rule in rules {
-            globs_of(rule).into_iter().for_each(|glob| self.pattern(rule, glob));
+        for (glob, rule) in collapsed.tag_globs {
+            self.tags(rule, glob);
         }
-        collapsed.publishes.len()
+        for rule in rules {
+            removals_of(rule).into_iter().for_each(|removal| self.remove(rule, removal));
+        }
+        collapsed.dead.into_iter().for_each(|letter| self.bury(letter));
+        self.dead_more += collapsed.dead_more;
+        collapsed.publishes.len() + collapsed.streams.len()
     }
 
     /// Raises every version key of the plan to at least `lsn`.
@@ -215,9 +295,30 @@ impl Plan {
         }
     }
 
-    /// How many ops there are.
+    /// Makes deletes of the values that show a change at or before `upto`: something newer may have been applied before.
+    pub fn doubt_sets(&mut self, upto: Lsn) {
+        for (key, (value, rule)) in std::mem::take(&mut self.sets) {
+            if value.lsn <= upto {
+                self.delete(rule, key);
+            } else {
+                self.sets.insert(key, (value, rule));
+            }
+        }
+    }
+
+    /// How many ops there are, and calls whose ops are not known yet.
     pub fn len(&self) -> usize {
-        self.deletes.len() + self.patterns.len() + self.bumps.len() + self.publishes.len()
+        self.deletes.len()
+            + self.sets.len()
+            + self.patterns.len()
+            + self.tags.len()
+            + self.tag_globs.len()
+            + self.bumps.len()
+            + self.publishes.len()
+            + self.streams.len()
+            + self.calls.len()
+            + self.told.len()
+            + self.dead.len()
     }
 
     /// About how many bytes of names and messages it holds.
@@ -227,12 +328,17 @@ impl Plan {
 
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.len() == 0 && self.dead_more == 0
     }
 
     /// The keys to remove.
     pub fn deletes(&self) -> impl ExactSizeIterator<Item = &CacheKey> {
         self.deletes.keys()
+    }
+
+    /// The values to write.
+    pub fn sets(&self) -> impl ExactSizeIterator<Item = &SetValue> {
+        self.sets.values().map(|(value, _)| value)
     }
 
     /// The globs whose keys to remove.
@@ -250,14 +356,73 @@ impl Plan {
         self.publishes.keys().map(|(_, publish)| publish)
     }
 
-    /// Every op with the rule that asked first, in the order in which they are applied: what removes,
+    /// The stream entries, which leave the plan.
+    pub fn take_streams(&mut self) -> Vec<(RuleId, Entry)> {
+        std::mem::take(&mut self.streams)
+    }
+
+    /// What the database has to be asked, which leaves the plan.
+    pub fn take_calls(&mut self) -> Vec<(Call, Asked)> {
+        std::mem::take(&mut self.calls).into_iter().collect()
+    }
+
+    /// What the database has to be asked.
+    pub fn calls(&self) -> impl ExactSizeIterator<Item = &Call> {
+        self.calls.keys()
+    }
+
+    /// What is to be removed once more, which leaves the plan.
+    pub fn take_again(&mut self) -> Vec<(Duration, RuleId, Removal)> {
+        std::mem::take(&mut self.again).into_iter().map(|((after, removal), rule)| (after, rule, removal)).collect()
+    }
+
+    /// The patterns and sets to remove, which leave the plan. Unless the database has to be asked, what remains takes no
+    /// time.
+    pub fn take_sweeps(&mut self) -> Vec<(RuleId, Removal)> {
+        if self.calls.is_empty() {
+            self.slow.clear();
+        }
+        let patterns = std::mem::take(&mut self.patterns).into_iter().map(|(glob, rule)| (rule, Removal::Keys(glob)));
+        let globs = std::mem::take(&mut self.tag_globs).into_iter().map(|(glob, rule)| (rule, Removal::Tags(glob)));
+        let tags = std::mem::take(&mut self.tags).into_iter().map(|(set, rule)| (rule, Removal::Tag(set)));
+        patterns.chain(globs).chain(tags).collect()
+    }
+
+    /// What rules could not be held against.
+    pub fn dead(&self) -> &[DeadLetter] {
+        &self.dead
+    }
+
+    /// How many more dead letters there were than are kept.
+    pub fn dead_more(&self) -> u64 {
+        self.dead_more
+    }
+
+    /// Every op with the rule that asked first, in the order in which they are applied: what removes and writes,
     /// then what raises, then what tells.
     pub fn ops(&self) -> impl Iterator<Item = (RuleId, Op<'_>)> {
         let deletes = self.deletes.iter().map(|(key, &rule)| (rule, Op::Delete(key)));
+        let sets = self.sets.values().map(|(value, rule)| (*rule, Op::Set(value)));
         let patterns = self.patterns.iter().map(|(glob, &rule)| (rule, Op::Pattern(glob)));
+        let tags = self.tags.iter().map(|(set, &rule)| (rule, Op::Tag(set)));
+        let tag_globs = self.tag_globs.iter().map(|(glob, &rule)| (rule, Op::Tags(glob)));
         let bumps = self.bumps.iter().map(|(key, &(lsn, rule))| (rule, Op::Bump(key, lsn)));
         let publishes = self.publishes.iter().map(|((_, publish), &rule)| (rule, Op::Publish(publish)));
-        deletes.chain(patterns).chain(bumps).chain(publishes)
+        let streams = self.streams.iter().map(|(rule, entry)| (*rule, Op::Stream(entry)));
+        deletes.chain(sets).chain(patterns).chain(tags).chain(tag_globs).chain(bumps).chain(publishes).chain(streams)
+    }
+
+    /// What was removed already and only has to be told.
+    pub fn told(&self) -> impl Iterator<Item = (RuleId, Op<'_>)> {
+        self.told.iter().map(|(removal, &rule)| {
+            let op = match removal {
+                Removal::Key(key) => Op::Delete(key),
+                Removal::Keys(glob) => Op::Pattern(glob),
+                Removal::Tag(set) => Op::Tag(set),
+                Removal::Tags(glob) => Op::Tags(glob),
+            };
+            (rule, op)
+        })
     }
 }
 
@@ -265,18 +430,20 @@ impl Plan {
 mod tests {
     use super::*;
 
-    const RULE: RuleId = RuleId(0);
+    fn rule(position: usize) -> RuleId {
+        RuleId::new(position)
+    }
 
     #[test]
     fn every_op_is_named_once() {
         let mut plan = Plan::default();
         for _ in 0..2 {
-            plan.delete(RULE, "k".into());
-            plan.pattern(RULE, Glob::new());
-            plan.publish(RULE, Publish { channel: "c".into(), data: b"{}".to_vec() });
+            plan.delete(rule(0), "k".into());
+            plan.pattern(rule(0), Glob::new());
+            plan.publish(rule(0), Publish { channel: "c".into(), data: b"{}".to_vec() });
         }
-        plan.bump(RULE, "v".into(), Lsn::new(7));
-        plan.bump(RULE, "v".into(), Lsn::new(3));
+        plan.bump(rule(0), "v".into(), Lsn::new(7));
+        plan.bump(rule(0), "v".into(), Lsn::new(3));
         let words: Vec<_> = plan.ops().map(|(_, op)| op.word()).collect();
         assert_eq!(words, ["delete", "pattern", "bump", "publish"]);
         assert_eq!(plan.bumps().next(), Some((&"v".into(), Lsn::new(7))));
@@ -285,10 +452,10 @@ mod tests {
     #[test]
     fn version_keys_rise_to_the_end_of_their_transaction() {
         let mut plan = Plan::default();
-        plan.bump(RULE, "a".into(), Lsn::new(10));
+        plan.bump(rule(0), "a".into(), Lsn::new(10));
         plan.end_transaction(Lsn::new(15));
         plan.begin_transaction();
-        plan.bump(RULE, "b".into(), Lsn::new(20));
+        plan.bump(rule(0), "b".into(), Lsn::new(20));
         plan.end_transaction(Lsn::new(25));
         let bumps: Vec<_> = plan.bumps().map(|(key, lsn)| (key.to_string(), lsn.offset())).collect();
         assert_eq!(bumps, [("a".to_owned(), 15), ("b".to_owned(), 25)]);
@@ -301,16 +468,16 @@ mod tests {
         glob.push_literal(b"k");
         glob.push_any();
         for number in 0..100 {
-            plan.delete(RULE, CacheKey::new(format!("k{number}")));
-            plan.bump(RuleId(1), CacheKey::new(format!("v{number}")), Lsn::new(7));
+            plan.delete(rule(0), CacheKey::new(format!("k{number}")));
+            plan.bump(rule(1), CacheKey::new(format!("v{number}")), Lsn::new(7));
         }
-        plan.publish(RULE, Publish { channel: "c".into(), data: b"{}".to_vec() });
+        plan.publish(rule(0), Publish { channel: "c".into(), data: b"{}".to_vec() });
         let asked = std::cell::RefCell::new(Vec::new());
         let dropped = plan.collapse(|rule| {
             asked.borrow_mut().push(rule);
-            vec![glob.clone()]
+            vec![Removal::Keys(glob.clone())]
         });
-        assert_eq!((dropped, asked.into_inner()), (1, vec![RULE, RuleId(1)]));
+        assert_eq!((dropped, asked.into_inner()), (1, vec![rule(0), rule(1)]));
         assert_eq!((plan.len(), plan.bytes(), plan.patterns().next()), (1, 2, Some(&glob)));
     }
 
@@ -319,13 +486,13 @@ mod tests {
         let message = || Publish { channel: "c".into(), data: b"{}".to_vec() };
         let mut plan = Plan::default();
         plan.begin_transaction();
-        plan.publish(RULE, message());
-        plan.delete(RULE, "k".into());
+        plan.publish(rule(0), message());
+        plan.delete(rule(0), "k".into());
         let mut other = Plan::default();
         other.begin_transaction();
-        other.publish(RULE, message());
-        other.delete(RULE, "k".into());
-        other.bump(RULE, "v".into(), Lsn::new(7));
+        other.publish(rule(0), message());
+        other.delete(rule(0), "k".into());
+        other.bump(rule(0), "v".into(), Lsn::new(7));
         other.raise_bumps(Lsn::new(9));
         plan.append(other);
         plan.end_transaction(Lsn::new(11));
@@ -339,17 +506,17 @@ mod tests {
         let message = || Publish { channel: "c".into(), data: b"{}".to_vec() };
         let mut older = Plan::default();
         older.begin_transaction();
-        older.publish(RULE, message());
-        older.bump(RULE, "older".into(), Lsn::new(5));
+        older.publish(rule(0), message());
+        older.bump(rule(0), "older".into(), Lsn::new(5));
         older.end_transaction(Lsn::new(8));
         let mut plan = Plan::default();
         plan.begin_transaction();
-        plan.bump(RULE, "open".into(), Lsn::new(10));
+        plan.bump(rule(0), "open".into(), Lsn::new(10));
         plan.append(older);
-        plan.publish(RULE, message());
+        plan.publish(rule(0), message());
         plan.end_transaction(Lsn::new(15));
         plan.begin_transaction();
-        plan.publish(RULE, message());
+        plan.publish(rule(0), message());
         assert_eq!(plan.publishes().len(), 3);
         let bumps: Vec<_> = plan.bumps().map(|(key, lsn)| (key.to_string(), lsn.offset())).collect();
         assert_eq!(bumps, [("open".to_owned(), 15), ("older".to_owned(), 8)]);
@@ -360,8 +527,45 @@ mod tests {
         let mut plan = Plan::default();
         for _ in 0..2 {
             plan.begin_transaction();
-            plan.publish(RULE, Publish { channel: "c".into(), data: b"{}".to_vec() });
+            plan.publish(rule(0), Publish { channel: "c".into(), data: b"{}".to_vec() });
         }
         assert_eq!(plan.publishes().len(), 2);
+    }
+
+    #[test]
+    fn of_a_delete_and_a_value_the_later_stays() {
+        let value =
+            |lsn| SetValue { key: "k".into(), body: b"{}".to_vec(), ttl: Duration::from_secs(1), lsn: Lsn::new(lsn) };
+        let mut plan = Plan::default();
+        plan.delete(rule(0), "k".into());
+        plan.set(rule(0), value(5));
+        assert_eq!((plan.deletes().len(), plan.sets().len()), (0, 1));
+        plan.doubt_sets(Lsn::new(4));
+        assert_eq!((plan.deletes().len(), plan.sets().len()), (0, 1));
+        plan.doubt_sets(Lsn::new(5));
+        assert_eq!((plan.deletes().len(), plan.sets().len()), (1, 0));
+        plan.set(rule(0), value(6));
+        let mut later = Plan::default();
+        later.delete(rule(0), "k".into());
+        plan.append(later);
+        assert_eq!((plan.deletes().len(), plan.sets().len()), (1, 0));
+    }
+
+    #[test]
+    fn messages_wait_for_what_their_transaction_does_slowly() {
+        let message = |channel: &str| Publish { channel: channel.into(), data: b"{}".to_vec() };
+        let mut plan = Plan::default();
+        plan.begin_transaction();
+        plan.delete(rule(0), "k".into());
+        plan.publish(rule(0), message("quick"));
+        plan.begin_transaction();
+        plan.tag(rule(0), "tag:t".into());
+        plan.publish(rule(0), message("slow"));
+        let aside = plan.split_slow(false).unwrap();
+        let words = |plan: &Plan| plan.ops().map(|(_, op)| op.to_string()).collect::<Vec<_>>();
+        assert_eq!(words(&plan), ["delete k", "publish quick"]);
+        assert_eq!(words(&aside), ["tag tag:t", "publish slow"]);
+        assert!(plan.split_slow(false).is_none());
+        assert_eq!(words(&plan.split_slow(true).unwrap()), ["publish quick"]);
     }
 }

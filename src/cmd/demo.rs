@@ -21,7 +21,7 @@ use crate::coherence::watermark::Names;
 use crate::pipeline;
 use crate::postgres::setup;
 use crate::sandbox::{Postgres, Redis};
-use crate::sink::{Broadcast, Sink, connect_subscriber};
+use crate::sink::{Broadcast, connect_subscriber};
 
 /// The shipped rules: what the demo shows is what a new user starts from.
 const RULES: &str = include_str!("../../invalidation.yaml");
@@ -56,7 +56,8 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let client = crate::postgres::connect(&loaded.settings.postgres).await?;
     setup::example(&client, USERS).await?;
     let compared = preflight::compare(&loaded).await?;
-    setup::apply(&client, &loaded.settings, &compared.rules.tables(), &compared.widenings).await?;
+    let events = compared.rules.has_events();
+    setup::apply(&client, &loaded.settings, &compared.rules.tables(), events, &compared.widenings).await?;
     let version: String = client.query_one("show server_version", &[]).await?.get(0);
     print(&format!(
         "PostgreSQL {version} at {}\nRedis at {}\n{USERS} users; every change below is an ordinary SQL statement\n\n",
@@ -67,7 +68,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let names = Names::new(&loaded.settings.namespace, &loaded.settings.slot);
     let channel = String::from_utf8_lossy(names.invalidations.as_bytes()).into_owned();
     let mut broadcasts = follow(&loaded, &channel).await?;
-    let mut sink = Sink::new(&loaded.settings.redis, names, compared.rules.globs())?;
+    let mut sink = loaded.sink(&compared.rules)?;
     sink.connect().await?;
     let stop_daemon = CancellationToken::new();
     let daemon_stop = stop_daemon.clone();

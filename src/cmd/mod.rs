@@ -5,13 +5,22 @@
 
 #![allow(clippy::print_stderr, clippy::print_stdout)]
 
+mod changes;
 mod check;
+mod completions;
 mod demo;
+mod display;
 mod dry_run;
+mod explain;
+mod init;
+mod man;
 mod preflight;
+mod replay;
 mod run;
+mod schema;
 mod setup;
 mod teardown;
+mod test;
 
 use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -20,10 +29,11 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::{Document, Problems, Settings};
+use crate::coherence::watermark::Names;
+use crate::config::{Document, Problems, RawTest, Settings};
 use crate::postgres::ConnectError;
-use crate::rules::RuleSet;
-use crate::sink::SinkError;
+use crate::rules::{Rule, RuleSet};
+use crate::sink::{Label, Scope, Sink, SinkError};
 
 /// Keeps Redis coherent with PostgreSQL.
 #[derive(Debug, Parser)]
@@ -45,8 +55,12 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Write a first `invalidation.yaml`, with tests, from the tables of a database
+    Init(init::Args),
     /// Lint the rules; unless --offline, also compare them with the database and try both servers
     Check(check::Args),
+    /// Run the file's tests
+    Test(test::Args),
     /// Create the publication, the replication slot and wide enough replica identities; safe to repeat
     Setup(setup::Args),
     /// Remove what `setup` created
@@ -55,6 +69,16 @@ enum Command {
     Run(run::Args),
     /// Print what changes would do to Redis, touching nothing
     DryRun(dry_run::Args),
+    /// Do to Redis what changes would have done
+    Replay(replay::Args),
+    /// Tell which rules make a key, what it holds and what touched it last; or what rules make of a change
+    Explain(explain::Args),
+    /// Print the JSON Schema of the file, for editors
+    Schema(schema::Args),
+    /// Print a completion script for a shell
+    Completions(completions::Args),
+    /// Print the manual
+    Man(man::Args),
     /// Show it all at work on throwaway servers
     Demo(demo::Args),
 }
@@ -103,7 +127,11 @@ impl From<ConnectError> for Failure {
 
 impl From<SinkError> for Failure {
     fn from(error: SinkError) -> Self {
-        Self::unavailable(error.to_string())
+        // A wrong password is the file's fault, not the server's absence.
+        match crate::sink::probe::refuses_login(&error) {
+            true => Self::configuration(error.to_string()),
+            false => Self::unavailable(error.to_string()),
+        }
     }
 }
 
@@ -147,11 +175,18 @@ pub fn main() -> ExitCode {
 
 async fn dispatch(cli: Cli) -> Result<(), Failure> {
     match cli.command {
+        Command::Init(args) => init::run(&cli.config, args).await,
+        Command::Test(args) => test::run(&cli.config, args),
+        Command::Explain(args) => explain::run(&cli.config, args).await,
+        Command::Schema(args) => schema::run(args),
+        Command::Completions(args) => completions::run(args),
+        Command::Man(args) => man::run(args),
         Command::Check(args) => check::run(&cli.config, args).await,
         Command::Setup(args) => setup::run(&cli.config, args).await,
         Command::Teardown(args) => teardown::run(&cli.config, args).await,
         Command::Run(args) => run::run(&cli.config, args).await,
-        Command::DryRun(args) => dry_run::run(&cli.config, args),
+        Command::DryRun(args) => dry_run::run(&cli.config, args).await,
+        Command::Replay(args) => replay::run(&cli.config, args).await,
         Command::Demo(args) => demo::run(args).await,
     }
 }
@@ -180,29 +215,50 @@ struct Loaded {
     text: String,
     settings: Settings,
     rules: RuleSet,
+    tests: Vec<RawTest>,
 }
 
 impl Loaded {
     /// Reads and compiles; everything wrong with the file is one failure.
     fn read(path: &Path) -> Result<Self, Failure> {
-        let text = std::fs::read_to_string(path).map_err(|error| {
+        Self::parse(path, Self::text_of(path)?, &|name| std::env::var(name).ok())
+    }
+
+    /// The file as it is.
+    fn text_of(path: &Path) -> Result<String, Failure> {
+        std::fs::read_to_string(path).map_err(|error| {
             Failure::configuration(format!(
                 "cannot read {}: {error}; name the file with --config or UNSTALE_CONFIG",
                 path.display()
             ))
-        })?;
-        Self::parse(path, text, &|name| std::env::var(name).ok())
+        })
     }
 
     fn parse(path: &Path, text: String, environment: &impl Fn(&str) -> Option<String>) -> Result<Self, Failure> {
-        let compiled = Document::parse(&text, environment).and_then(|document| {
-            let rules = RuleSet::compile(document.rules, &document.settings)?;
-            Ok((document.settings, rules))
-        });
-        match compiled {
-            Ok((settings, rules)) => Ok(Self { path: path.to_owned(), text, settings, rules }),
-            Err(problems) => Err(show(&problems, path, &text)),
-        }
+        Self::compile(path, text.clone(), environment).map_err(|problems| show(&problems, path, &text))
+    }
+
+    fn compile(path: &Path, text: String, environment: &impl Fn(&str) -> Option<String>) -> Result<Self, Problems> {
+        let document = Document::parse(&text, environment)?;
+        let rules = RuleSet::compile(document.rules, document.lookups, &document.settings)?;
+        Ok(Self { path: path.to_owned(), text, settings: document.settings, rules, tests: document.tests })
+    }
+
+    /// The line of a place in the file, from 1.
+    fn line(&self, at: usize) -> usize {
+        self.text.bytes().take(at).filter(|&byte| byte == b'\n').count() + 1
+    }
+
+    /// What the sink has to know of these rules.
+    fn scope(&self, rules: &RuleSet) -> Scope {
+        let label = |rule: &Rule| Label { name: rule.name.clone(), line: self.line(rule.span.start) };
+        Scope { removals: rules.removals(), labels: rules.rules().iter().map(label).collect(), ttl: self.settings.ttl }
+    }
+
+    /// A sink for these rules, not yet connected.
+    fn sink(&self, rules: &RuleSet) -> Result<Sink, SinkError> {
+        let names = Names::new(&self.settings.namespace, &self.settings.slot);
+        Sink::new(&self.settings.redis, names, self.scope(rules))
     }
 
     /// These problems, shown in the file.

@@ -32,6 +32,7 @@ pub(super) async fn compare(loaded: &Loaded) -> Result<Compared, Failure> {
     let mut problems = Problems::default();
     let rules = loaded.rules.clone().resolve(&catalog, &mut problems);
     rules.check_logged(&catalog, &mut problems);
+    rules.check_lookups(&client, &mut problems).await?;
     if !problems.is_empty() {
         problems.sort();
         return Err(loaded.failure(&problems));

@@ -9,7 +9,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Failure, Loaded, duration, preflight};
 use crate::coherence::history::Doubt;
-use crate::coherence::watermark::Names;
 use crate::config::Settings;
 use crate::pipeline::{self, RunError};
 use crate::rules::RuleSet;
@@ -52,8 +51,7 @@ async fn prepare(path: &Path) -> Result<(Settings, RuleSet, Sink), Failure> {
     let compared = preflight::compare(&loaded).await?;
     compared.require_identities(&loaded)?;
     compared.require_setup(&loaded).await?;
-    let names = Names::new(&loaded.settings.namespace, &loaded.settings.slot);
-    let mut sink = Sink::new(&loaded.settings.redis, names, compared.rules.globs())?;
+    let mut sink = loaded.sink(&compared.rules)?;
     sink.connect().await?;
     Ok((loaded.settings, compared.rules, sink))
 }

@@ -18,7 +18,9 @@ pub(super) async fn run(path: &Path, _: Args) -> Result<(), Failure> {
         )));
     }
     let tables = compared.rules.tables();
-    let steps = setup::apply(&compared.client, &loaded.settings, &tables, &compared.widenings).await?;
+    let steps =
+        setup::apply(&compared.client, &loaded.settings, &tables, compared.rules.has_events(), &compared.widenings)
+            .await?;
     for step in steps {
         print(&match step {
             Step::Done(text) => format!("done       {text}\n"),

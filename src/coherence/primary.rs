@@ -26,6 +26,7 @@ const FRESH: &str = "select pg_current_snapshot()::text, pg_logical_emit_message
 /// An SQL connection to the server that sends the log.
 pub struct Primary {
     client: Client,
+    instance: String,
     snapshot: Statement,
 }
 
@@ -88,9 +89,19 @@ impl Primary {
                 return Err(PrimaryError::Standby);
             }
             let snapshot = client.prepare(SNAPSHOT).await?;
-            Ok(Self { client, snapshot })
+            Ok(Self { client, instance: found, snapshot })
         })
         .await
+    }
+
+    /// Another connection to the same server.
+    pub async fn another(&self, address: &Address) -> Result<Self, PrimaryError> {
+        Self::connect(address, &self.instance).await
+    }
+
+    /// The connection itself, for questions that may take long.
+    pub fn into_client(self) -> Client {
+        self.client
     }
 
     /// The connection, for questions to the catalog.

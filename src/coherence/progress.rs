@@ -5,7 +5,7 @@
 //! Invariants: neither position passes a transaction that is not done, or ever goes back; `confirmed` is
 //! never ahead of what [`Progress::recorded`] said is durable.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::change::Lsn;
 use crate::mutant::{self, Mutant};
@@ -17,8 +17,8 @@ pub struct Ticket(u64);
 /// The transactions of one connection that are not all in force yet.
 #[derive(Debug, Default)]
 pub struct Progress {
-    /// The end of the transaction before each of them: one that is stuck for long costs no more than itself.
-    open: BTreeMap<Ticket, Lsn>,
+    /// One that is stuck for long costs no more than itself.
+    open: BTreeMap<Ticket, Open>,
     next: u64,
     /// The end of the last one.
     received: Lsn,
@@ -27,19 +27,47 @@ pub struct Progress {
     idle: Lsn,
 }
 
+/// A transaction that is not all in force.
+#[derive(Clone, Copy, Debug)]
+struct Open {
+    /// The end of the transaction before it.
+    before: Lsn,
+    /// Into how many parts its ops were split that are not done.
+    parts: u32,
+}
+
 impl Progress {
     /// A transaction was received whole. Called in commit order.
     pub fn received(&mut self, end_lsn: Lsn) -> Ticket {
         let ticket = Ticket(self.next);
         self.next += 1;
-        self.open.insert(ticket, self.received);
+        self.open.insert(ticket, Open { before: self.received, parts: 1 });
         self.received = self.received.max(end_lsn);
         ticket
     }
 
-    /// A transaction's ops are all in force. May come in any order; a second time changes nothing.
+    /// One more part of a transaction is on its own way.
+    pub fn split(&mut self, ticket: Ticket) {
+        if let Some(open) = self.open.get_mut(&ticket) {
+            open.parts += 1;
+        }
+    }
+
+    /// A part of a transaction is in force; with the last one, the transaction is. May come in any order.
     pub fn done(&mut self, ticket: Ticket) {
-        self.open.remove(&ticket);
+        if let Some(open) = self.open.get_mut(&ticket) {
+            open.parts -= 1;
+            if open.parts == 0 {
+                self.open.remove(&ticket);
+            }
+        }
+    }
+
+    /// Whether every transaction before this one is in force, and of this one all but one part. Of `others` one part
+    /// is on its way in the right order and does not count.
+    pub fn is_next_after(&self, ticket: Ticket, others: &BTreeSet<Ticket>) -> bool {
+        let mut open = self.open.iter().filter(|(ticket, open)| !(others.contains(ticket) && open.parts == 1));
+        open.next().is_some_and(|(&first, open)| first == ticket && open.parts == 1)
     }
 
     /// The source reached this position; what is not published lies before it. It counts only while no
@@ -52,7 +80,7 @@ impl Progress {
 
     /// Every invalidation up to here is in force: what the watermark in Redis may say.
     pub fn applied(&self) -> Lsn {
-        self.open.values().next().copied().unwrap_or(self.received).max(self.idle)
+        self.open.values().next().map_or(self.received, |open| open.before).max(self.idle)
     }
 
     /// Redis confirmed that it recorded `applied` as this.
@@ -92,6 +120,21 @@ mod tests {
         assert_eq!((progress.applied(), progress.confirmed()), (Lsn::new(30), Lsn::ZERO));
         progress.recorded(Lsn::new(30));
         assert_eq!(progress.confirmed(), Lsn::new(30));
+    }
+
+    #[test]
+    fn a_transaction_is_done_when_all_its_parts_are() {
+        let mut progress = Progress::default();
+        let [first, second] = [10, 20].map(|lsn| progress.received(Lsn::new(lsn)));
+        progress.split(first);
+        progress.done(first);
+        assert_eq!(progress.applied(), Lsn::ZERO);
+        let none = BTreeSet::new();
+        assert!(progress.is_next_after(first, &none) && !progress.is_next_after(second, &none));
+        assert!(progress.is_next_after(second, &BTreeSet::from([first])));
+        progress.done(first);
+        assert_eq!(progress.applied(), Lsn::new(10));
+        assert!(progress.is_next_after(second, &none));
     }
 
     #[test]

@@ -48,6 +48,10 @@ pub struct Names {
     pub last_broadcast: CacheKey,
     /// The channel that tells every instance what was invalidated.
     pub invalidations: CacheKey,
+    /// What was done last: a list, newest last.
+    pub recent: CacheKey,
+    /// Changes that a rule could not be held against: a stream.
+    pub dead: CacheKey,
 }
 
 impl Names {
@@ -64,6 +68,8 @@ impl Names {
             asof: state("asof"),
             last_broadcast: state("last"),
             invalidations: CacheKey::new(format!("{namespace}{INVALIDATIONS}")),
+            recent: state("recent"),
+            dead: state("dead"),
             reserved,
         }
     }

@@ -3,14 +3,14 @@
 //! Owns settings and raw rules. It must not know what templates or columns mean. Invariant: a
 //! [`Document`] exists only if the whole file has the right shape.
 
-use std::ops::Range;
 use std::time::Duration;
 
 use redis::IntoConnectionInfo as _;
 
 use super::node::{Fields, Node, Spanned, as_word, parse};
 use super::problem::Problems;
-use crate::change::Operation;
+use super::rule::{RawLookup, RawRule, read_lookups, read_rules};
+use super::test::{RawTest, read_tests};
 use crate::postgres::Address;
 
 /// A whole file, read.
@@ -20,6 +20,10 @@ pub struct Document {
     pub settings: Settings,
     /// The rules, not yet compiled, in the order of the file.
     pub rules: Vec<RawRule>,
+    /// The queries that rules may ask.
+    pub lookups: Vec<RawLookup>,
+    /// What is expected of the rules.
+    pub tests: Vec<RawTest>,
 }
 
 /// Where changes come from, where effects go, and what to do in doubt.
@@ -44,6 +48,10 @@ pub struct Settings {
     pub truncate: Truncate,
     /// What a filter makes of an old value that is not known.
     pub unknown: Unknown,
+    /// How long what is written to Redis lives after it was written last, unless a rule says otherwise.
+    pub ttl: Duration,
+    /// The most ops of one transaction that are named one by one.
+    pub max_keys: usize,
 }
 
 /// How changes are read from PostgreSQL.
@@ -75,55 +83,18 @@ pub enum Unknown {
     Fail,
 }
 
-/// One rule, as the file has it.
-#[derive(Debug)]
-pub struct RawRule {
-    /// Its name: the key in `rules:`.
-    pub name: Spanned<String>,
-    /// `table:`.
-    pub table: Spanned<String>,
-    /// `ops:`; all of them when the field is missing.
-    pub operations: Vec<Operation>,
-    /// `changed:`.
-    pub changed: Vec<Spanned<String>>,
-    /// `delete:`.
-    pub delete: Vec<Spanned<String>>,
-    /// `bump:`.
-    pub bump: Vec<Spanned<String>>,
-    /// `publish:`.
-    pub publish: Vec<RawPublish>,
-}
-
-/// One message of a rule, as the file has it.
-#[derive(Debug)]
-pub struct RawPublish {
-    /// `channel:`.
-    pub channel: Spanned<String>,
-    /// `data:`.
-    pub data: RawData,
-}
-
-/// The shape of a message: JSON in which every text is a template.
-#[derive(Debug)]
-pub enum RawData {
-    /// A template.
-    Template(Spanned<String>),
-    /// A number, a boolean or null, as it stands.
-    Literal(serde_json::Value),
-    /// A list.
-    List(Vec<RawData>),
-    /// An object.
-    Object(Vec<(String, RawData)>),
-}
-
 const DEFAULT_POSTGRES: &str = "postgres://postgres@127.0.0.1:5432/postgres";
 const REDIS_DOWN_MAX: Duration = Duration::from_secs(30);
 const REDIS_DOWN_MAX_LEAST: Duration = Duration::from_secs(1);
 const DEFAULT_REDIS: &str = "redis://127.0.0.1:6379";
 
 /// Fields that the language has and this version does not read yet.
-const LATER: &[&str] = &["lookups", "reads", "tests", "api"];
-const LATER_IN_RULES: &[&str] = &["when", "for_each", "event", "tags", "pattern", "set", "stream", "again_after"];
+const LATER: &[&str] = &["reads", "api"];
+
+const TTL: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+/// Below, version keys would go while readers use them.
+const TTL_LEAST: Duration = Duration::from_secs(60);
+const MAX_KEYS: u64 = 100_000;
 
 impl Document {
     /// Reads a file. `environment` answers both `${VAR}` and libpq's variables.
@@ -153,14 +124,14 @@ fn read_document(
         Some(node) => fields.problems().push(node.span, "unknown `version`", "expected `version: 1`"),
         None => fields.problems().push(start, "the file has no `version`", "begin it with `version: 1`"),
     }
-    let sections = ["source", "target", "defaults", "rules"].map(|name| (name, fields.take(name)));
+    let sections = ["source", "target", "defaults", "rules", "lookups", "tests"].map(|name| (name, fields.take(name)));
     fields.finish(LATER);
-    let [source, target, defaults, rules] = sections;
+    let [source, target, defaults, rules, lookups, tests] = sections;
 
     let (postgres, mode, slot, publication) = read_source(source, environment, problems);
     let (redis, namespace, redis_down_max) = read_target(target, problems);
-    let (truncate, unknown) = read_defaults(defaults, problems);
-    let rules = read_rules(rules, problems);
+    let Defaults { truncate, unknown, ttl, max_keys } = read_defaults(defaults, problems);
+    let (rules, lookups, tests) = read_sections([rules, lookups, tests], problems);
     let settings = Settings {
         postgres: postgres?,
         mode,
@@ -171,8 +142,10 @@ fn read_document(
         redis_down_max,
         truncate,
         unknown,
+        ttl,
+        max_keys,
     };
-    Some(Document { settings, rules })
+    Some(Document { settings, rules, lookups, tests })
 }
 
 type Section = (&'static str, Option<Spanned<Node>>);
@@ -243,110 +216,63 @@ fn read_target(section: Section, problems: &mut Problems) -> (Option<redis::Conn
         );
     }
     let namespace = fields.text("namespace").map_or_else(String::new, |text| text.value);
-    let mut redis_down_max = REDIS_DOWN_MAX;
-    if let Some(text) = fields.text("redis_down_max") {
-        match humantime::parse_duration(&text.value) {
-            Ok(duration) if duration >= REDIS_DOWN_MAX_LEAST => redis_down_max = duration,
-            Ok(_) => fields.problems().push(
-                text.span,
-                "`redis_down_max` is too short: a healthy Redis may take longer for one batch",
-                format!("expected at least `{}s`", REDIS_DOWN_MAX_LEAST.as_secs()),
-            ),
-            Err(error) => fields.problems().push(
-                text.span,
-                format!("`redis_down_max`: {error}"),
-                "expected a duration such as `30s` or `5m`",
-            ),
-        }
-    }
+    let redis_down_max =
+        fields.duration("redis_down_max", REDIS_DOWN_MAX_LEAST..=Duration::MAX).unwrap_or(REDIS_DOWN_MAX);
     fields.finish(&[]);
     (info, namespace, redis_down_max)
 }
 
-fn read_defaults(section: Section, problems: &mut Problems) -> (Truncate, Unknown) {
-    let Some(mut fields) = open(section, problems) else { return (Truncate::Pattern, Unknown::Match) };
-    let truncate = [("pattern", Truncate::Pattern), ("ignore", Truncate::Ignore), ("fail", Truncate::Fail)];
-    let unknown = [("match", Unknown::Match), ("skip", Unknown::Skip), ("fail", Unknown::Fail)];
-    let truncate = fields.word("truncate", &truncate).unwrap_or(Truncate::Pattern);
-    let unknown = fields.word("unknown", &unknown).unwrap_or(Unknown::Match);
-    fields.finish(&[]);
-    (truncate, unknown)
+/// The section `defaults`.
+struct Defaults {
+    truncate: Truncate,
+    unknown: Unknown,
+    ttl: Duration,
+    max_keys: usize,
 }
 
-fn read_rules(section: Section, problems: &mut Problems) -> Vec<RawRule> {
-    if section.1.is_none() {
+fn read_defaults(section: Section, problems: &mut Problems) -> Defaults {
+    let mut defaults =
+        Defaults { truncate: Truncate::Pattern, unknown: Unknown::Match, ttl: TTL, max_keys: to_usize(MAX_KEYS) };
+    let Some(mut fields) = open(section, problems) else { return defaults };
+    let truncate = [("pattern", Truncate::Pattern), ("ignore", Truncate::Ignore), ("fail", Truncate::Fail)];
+    let unknown = [("match", Unknown::Match), ("skip", Unknown::Skip), ("fail", Unknown::Fail)];
+    defaults.truncate = fields.word("truncate", &truncate).unwrap_or(defaults.truncate);
+    defaults.unknown = fields.word("unknown", &unknown).unwrap_or(defaults.unknown);
+    defaults.ttl = fields.duration("ttl", TTL_LEAST..=Duration::MAX).unwrap_or(defaults.ttl);
+    defaults.max_keys = fields.count("max_keys").map_or(defaults.max_keys, to_usize);
+    fields.finish(&[]);
+    defaults
+}
+
+fn to_usize(count: u64) -> usize {
+    usize::try_from(count).unwrap_or(usize::MAX)
+}
+
+/// The rules, the lookups they use, and what tests them.
+fn read_sections(
+    [rules, lookups, tests]: [Section; 3],
+    problems: &mut Problems,
+) -> (Vec<RawRule>, Vec<RawLookup>, Vec<RawTest>) {
+    let lookups = open(lookups, problems).map(Fields::rest).unwrap_or_default();
+    let lookups = read_lookups(lookups, problems);
+    let tests = read_tests(tests.1, problems);
+    if rules.1.is_none() {
         problems.push(0..1, "the file has no `rules`", "add `rules:` with at least one rule");
-        return Vec::new();
+        return (Vec::new(), lookups, tests);
     }
-    let Some(fields) = open(section, problems) else { return Vec::new() };
+    let Some(fields) = open(rules, problems) else { return (Vec::new(), lookups, tests) };
     let span = fields.span.clone();
     let entries = fields.rest();
     if entries.is_empty() {
         problems.push(span, "`rules` is empty", "add at least one rule");
     }
-    entries.into_iter().filter_map(|(name, node)| read_rule(name, node, problems)).collect()
-}
-
-fn read_rule(name: Spanned<String>, node: Spanned<Node>, problems: &mut Problems) -> Option<RawRule> {
-    let mut fields = Fields::of(node, format!("rule `{}`", name.value), problems)?;
-    let table = fields.text("table");
-    let words = Operation::ALL.map(|operation| (operation.word(), operation));
-    let texts = fields.texts("ops");
-    let operations: Vec<_> = match texts.is_empty() {
-        true => Operation::ALL.to_vec(),
-        false => texts.iter().filter_map(|text| as_word(text, "ops", &words, fields.problems())).collect(),
-    };
-    let changed = fields.texts("changed");
-    let delete = fields.texts("delete");
-    let bump = fields.texts("bump");
-    let publish = match fields.take("publish") {
-        None => Vec::new(),
-        Some(Spanned { value: Node::List(items), .. }) => {
-            items.into_iter().filter_map(|item| read_publish(item, fields.problems())).collect()
-        }
-        Some(node) => read_publish(node, fields.problems()).into_iter().collect(),
-    };
-    let nothing = delete.is_empty() && bump.is_empty() && publish.is_empty();
-    let has_later_field = fields.has_any(LATER_IN_RULES);
-    fields.finish(LATER_IN_RULES);
-    if nothing && !has_later_field {
-        let message = format!("rule `{}` does nothing", name.value);
-        problems.push(name.span.clone(), message, "add `delete`, `bump` or `publish`");
-    }
-    if table.is_none() && !has_later_field {
-        problems.push(name.span.clone(), format!("rule `{}` has no `table`", name.value), "add `table: NAME`");
-    }
-    Some(RawRule { table: table?, name, operations, changed, delete, bump, publish })
-}
-
-fn read_publish(node: Spanned<Node>, problems: &mut Problems) -> Option<RawPublish> {
-    let mut fields = Fields::of(node, "`publish`", problems)?;
-    let span: Range<usize> = fields.span.clone();
-    let channel = fields.text("channel");
-    if channel.is_none() {
-        fields.problems().push(span, "`publish` has no `channel`", "expected `{channel: NAME, data: {…}}`");
-    }
-    let data = fields.take("data").map_or_else(|| RawData::Object(Vec::new()), read_data);
-    fields.finish(&[]);
-    Some(RawPublish { channel: channel?, data })
-}
-
-fn read_data(node: Spanned<Node>) -> RawData {
-    match node.value {
-        Node::Null => RawData::Literal(serde_json::Value::Null),
-        Node::Bool(value) => RawData::Literal(value.into()),
-        Node::Number(number) => RawData::Literal(number.into()),
-        Node::Text(value) => RawData::Template(Spanned { value, span: node.span }),
-        Node::List(items) => RawData::List(items.into_iter().map(read_data).collect()),
-        Node::Map(entries) => {
-            RawData::Object(entries.into_iter().map(|(key, value)| (key.value, read_data(value))).collect())
-        }
-    }
+    (read_rules(entries, problems), lookups, tests)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::change::Operation;
 
     fn parse_with(text: &str) -> Result<Document, Problems> {
         Document::parse(text, &|_| None)
@@ -384,12 +310,11 @@ mod tests {
                 "http://x: expected redis://host:6379/0, rediss://… or unix:///path",
                 "soon: expected a duration such as `30s` or `5m`",
                 "patern: did you mean `pattern`?",
-                "a: add `delete`, `bump` or `publish`",
-                "a: add `table: NAME`",
+                "a: add `table: NAME` or `event: NAME`",
                 "tabel: did you mean `table`?",
                 "7: write it in quotes",
-                "b: add `delete`, `bump` or `publish`",
-                "when: remove it for now",
+                "b: add `delete`, `bump`, `tags`, `pattern`, `set`, `publish` or `stream`",
+                "c: add `table: NAME` or `event: NAME`",
             ]
         );
     }

@@ -4,11 +4,16 @@
 //! means; [`crate::rules`] compiles the raw rules. Invariant: nothing past [`Document::parse`] sees YAML, and
 //! a problem always has a position in the file.
 
+pub mod draft;
 pub mod file;
 mod interpolate;
 mod node;
 mod problem;
+pub mod rule;
+pub mod test;
 
-pub use file::{Document, Mode, RawPublish, RawRule, Settings, Truncate, Unknown};
+pub use file::{Document, Mode, Settings, Truncate, Unknown};
 pub use node::Spanned;
 pub use problem::{Problem, Problems, nearest};
+pub use rule::RawRule;
+pub use test::RawTest;

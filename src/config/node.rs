@@ -4,7 +4,8 @@
 //! there are. Invariant: [`Fields::finish`] leaves no field unread without a problem.
 
 use std::fmt;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
+use std::time::Duration;
 
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
@@ -72,7 +73,9 @@ impl Spanned<Node> {
 
 /// Parses YAML; a syntax error becomes one problem.
 pub(super) fn parse(text: &str, problems: &mut Problems) -> Option<Spanned<Node>> {
-    match serde_saphyr::from_str::<serde_saphyr::Spanned<Node>>(text) {
+    // As YAML 1.2 has it: a column called `n` or `on` is a text.
+    let options = serde_saphyr::options! { strict_booleans: true };
+    match serde_saphyr::from_str_with_options::<serde_saphyr::Spanned<Node>>(text, options) {
         Ok(root) => {
             let mut root = place(root);
             locate(&mut root, &Lines::new(text));
@@ -271,6 +274,42 @@ impl<'p> Fields<'p> {
     pub(super) fn word<T: Copy>(&mut self, name: &'static str, words: &[(&'static str, T)]) -> Option<T> {
         let text = self.text(name)?;
         as_word(&text, name, words, self.problems)
+    }
+
+    /// Takes a field that must be a duration within limits, such as `30s`.
+    pub(super) fn duration(&mut self, name: &'static str, limits: RangeInclusive<Duration>) -> Option<Duration> {
+        let node = self.take(name)?;
+        let span = node.span.clone();
+        if let Node::Number(number) = &node.value {
+            let message = format!("`{name}` has no unit");
+            self.problems.push(span, message, format!("write `{number}s` for seconds"));
+            return None;
+        }
+        let text = as_text(node, name, self.problems)?;
+        let show = |limit: &Duration| humantime::format_duration(*limit).to_string();
+        let (message, advice) = match humantime::parse_duration(&text.value) {
+            Ok(duration) if limits.contains(&duration) => return Some(duration),
+            Ok(duration) if duration < *limits.start() => {
+                (format!("`{name}` is too short"), format!("expected at least `{}`", show(limits.start())))
+            }
+            Ok(_) => (format!("`{name}` is too long"), format!("expected at most `{}`", show(limits.end()))),
+            Err(error) => (format!("`{name}`: {error}"), "expected a duration such as `30s` or `5m`".to_owned()),
+        };
+        self.problems.push(span, message, advice);
+        None
+    }
+
+    /// Takes a field that must be a number of things, at least one.
+    pub(super) fn count(&mut self, name: &'static str) -> Option<u64> {
+        let node = self.take(name)?;
+        match &node.value {
+            Node::Number(number) if number.as_u64().is_some_and(|count| count > 0) => number.as_u64(),
+            _ => {
+                let message = format!("`{name}` is not a number of things");
+                self.problems.push(node.span, message, "expected a whole number from 1 on");
+                None
+            }
+        }
     }
 
     /// Whether any of these fields is still there.

@@ -34,6 +34,11 @@ impl Problems {
         self.0.is_empty()
     }
 
+    /// How much was found.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// What was found, in the order of the file.
     pub fn iter(&self) -> impl Iterator<Item = &Problem> {
         self.0.iter()

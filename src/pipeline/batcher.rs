@@ -6,13 +6,17 @@
 //! transaction is done only when the batch with its last row is in force.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use super::aside::{Aside, Errand};
 use super::part::{Part, Size};
-use crate::change::{Begin, Lsn, SourceEvent, Xid};
+use super::repeats::{Hold, Repeats};
+use super::streams::Streams;
+use crate::change::{self, Begin, Change, Lsn, SourceEvent, Xid};
 use crate::coherence::gate::{Gate, Snapshot};
 use crate::coherence::progress::{Progress, Ticket};
 use crate::mutant::{self, Mutant};
+use crate::plan::{Entry, Plan, Removal, RuleId};
 use crate::rules::{PlanError, Planner, Rule};
 use crate::sink::Batch;
 
@@ -33,11 +37,21 @@ pub(super) struct Batcher {
     held: VecDeque<Held>,
     /// What [`Batcher::held`] and the open transaction's own part hold together.
     held_size: Size,
+    /// What takes its time.
+    aside: Aside,
+    /// What keeps the order of commits.
+    streams: Streams,
+    /// What is deleted twice.
+    repeats: Repeats,
     in_flight: Option<Flight>,
     /// The transaction whose rows are arriving.
     open: Option<Open>,
     /// The furthest position that `started` in Redis may have reached.
     started: Lsn,
+    /// Where it stood in the beginning: what is not after it may have been applied before.
+    resumed_at: Lsn,
+    /// The most ops of one transaction that are named one by one.
+    max_keys: usize,
     /// What Redis was last told, or is being told, is applied.
     recording: Lsn,
     /// A transaction was put into force and is not recorded yet.
@@ -61,6 +75,11 @@ struct Open {
     begin: Begin,
     /// Its rows are collected here until it is visible; after that they wait with the others.
     held: Option<Part>,
+    /// The ops it has asked for so far.
+    ops: usize,
+    streams: Vec<(RuleId, Entry)>,
+    /// The messages and entries that were dropped since it asked for too much.
+    is_collapsed: bool,
 }
 
 /// What becomes true when the batch in flight is in force.
@@ -69,6 +88,8 @@ struct Flight {
     tickets: Vec<Ticket>,
     record: Option<Lsn>,
     heartbeat: Option<Instant>,
+    again: Vec<(Duration, RuleId, Removal)>,
+    holds: Vec<Hold>,
 }
 
 /// What must be asked of the primary before what is held can go on.
@@ -83,7 +104,7 @@ pub(super) enum Question {
 
 impl Batcher {
     /// The state at the beginning of a connection.
-    pub(super) fn new(planner: Planner) -> Self {
+    pub(super) fn new(planner: Planner, max_keys: usize) -> Self {
         Self {
             planner,
             progress: Progress::default(),
@@ -92,9 +113,14 @@ impl Batcher {
             refreshed: None,
             held: VecDeque::new(),
             held_size: Size::default(),
+            aside: Aside::default(),
+            streams: Streams::default(),
+            repeats: Repeats::default(),
             in_flight: None,
             open: None,
             started: Lsn::ZERO,
+            resumed_at: Lsn::ZERO,
+            max_keys,
             recording: Lsn::ZERO,
             record_due: false,
             probe_due: false,
@@ -119,6 +145,7 @@ impl Batcher {
     /// Redis remembers that invalidations up to here may be in force.
     pub(super) fn resume(&mut self, started: Lsn) {
         self.started = self.started.max(started);
+        self.resumed_at = self.started;
     }
 
     /// Takes in what the source says.
@@ -130,48 +157,11 @@ impl Batcher {
                 if held.is_some() {
                     self.gate.wait(now);
                 }
-                self.open = Some(Open { begin, held });
+                self.open = Some(Open { begin, held, ops: 0, streams: Vec::new(), is_collapsed: false });
                 self.open_part().plan.begin_transaction();
             }
-            SourceEvent::Change(change) => {
-                // The end of the commit record is not known before the commit arrives. No record ends
-                // between its start and its end, so this position orders the same.
-                let begin = self.open.as_ref().map(|open| open.begin);
-                let lsn = begin.map_or(Lsn::ZERO, |begin| begin.commit_lsn.just_after());
-                let Self { open, waiting, planner, held_size, .. } = self;
-                let held = open.as_mut().and_then(|open| open.held.as_mut());
-                let is_held = held.is_some();
-                let part = held.unwrap_or(waiting);
-                let before = (part.plan.len(), part.plan.bytes());
-                part.changes += 1;
-                part.started = part.started.max(lsn);
-                part.at = begin.map_or(part.at, |begin| begin.at);
-                planner.plan(&change, lsn, &mut part.plan)?;
-                if part.plan.bumps().len() > 0 || part.plan.patterns().len() > 0 {
-                    part.first_bump = Some(part.first_bump.map_or(lsn, |first| first.min(lsn)));
-                }
-                if is_held {
-                    let (ops, bytes) = (part.plan.len() - before.0, part.plan.bytes() - before.1);
-                    held_size.add(Size { ops, bytes, changes: 1 });
-                }
-            }
-            SourceEvent::Commit { end_lsn } => {
-                let ticket = self.progress.received(end_lsn);
-                let part = self.open_part();
-                part.changes += 1;
-                part.plan.end_transaction(end_lsn);
-                part.started = part.started.max(end_lsn);
-                part.tickets.push(ticket);
-                match self.open.take() {
-                    Some(Open { begin, held: Some(mut part) }) => {
-                        part.at = begin.at;
-                        self.held.push_back(Held { xids: vec![begin.xid], part });
-                        self.release();
-                    }
-                    Some(Open { begin, held: None }) => self.waiting.at = begin.at,
-                    None => {}
-                }
-            }
+            SourceEvent::Change(change) => self.take_change(&change)?,
+            SourceEvent::Commit { end_lsn } => self.take_commit(end_lsn),
             SourceEvent::Progress { wal_end } => {
                 if self.open.is_none() {
                     self.progress.reached(wal_end);
@@ -179,6 +169,72 @@ impl Batcher {
             }
         }
         Ok(())
+    }
+
+    fn take_change(&mut self, change: &Change) -> Result<(), PlanError> {
+        let Self { open: Some(open), waiting, planner, held_size, max_keys, .. } = self else { return Ok(()) };
+        // The end of the commit record is not known before the commit arrives. No record ends
+        // between its start and its end, so this position orders the same.
+        let lsn = open.begin.commit_lsn.just_after();
+        let is_held = open.held.is_some();
+        let part = open.held.as_mut().unwrap_or(waiting);
+        let before = (part.plan.len(), part.plan.bytes());
+        part.changes += 1;
+        part.started = part.started.max(lsn);
+        part.at = open.begin.at;
+        if open.ops > *max_keys {
+            if !open.is_collapsed {
+                let xid = open.begin.xid.number();
+                tracing::warn!(
+                    xid,
+                    max_keys,
+                    "a transaction asks for more than `max_keys`: for the rest of it everything that its rules match \
+                     is deleted instead of single keys, and no messages are sent"
+                );
+                open.is_collapsed = true;
+            }
+            planner.collapse(change, &mut part.plan);
+        } else {
+            let commit = change::Commit { lsn, at: Some(open.begin.at) };
+            planner.plan(change, &commit, &mut part.plan)?;
+            open.streams.extend(part.plan.take_streams());
+        }
+        if part.plan.bumps().len() > 0 || part.plan.patterns().len() > 0 {
+            part.first_bump = Some(part.first_bump.map_or(lsn, |first| first.min(lsn)));
+        }
+        let ops = part.plan.len().saturating_sub(before.0);
+        open.ops += ops;
+        if is_held {
+            let bytes = part.plan.bytes().saturating_sub(before.1);
+            held_size.add(Size { ops, bytes, changes: 1 });
+        }
+        Ok(())
+    }
+
+    fn take_commit(&mut self, end_lsn: Lsn) {
+        let ticket = self.progress.received(end_lsn);
+        let part = self.open_part();
+        part.changes += 1;
+        part.plan.end_transaction(end_lsn);
+        part.started = part.started.max(end_lsn);
+        part.tickets.push(ticket);
+        let Some(Open { begin, held, streams, .. }) = self.open.take() else { return };
+        if !streams.is_empty() {
+            self.progress.split(ticket);
+            self.streams.push(ticket, end_lsn, begin.at, streams);
+        }
+        if self.aside.take_debt() {
+            self.progress.split(ticket);
+            self.aside.join(ticket);
+        }
+        match held {
+            Some(mut part) => {
+                part.at = begin.at;
+                self.held.push_back(Held { xids: vec![begin.xid], part });
+                self.release();
+            }
+            None => self.waiting.at = begin.at,
+        }
     }
 
     /// Where the rows of the open transaction are collected.
@@ -237,7 +293,7 @@ impl Batcher {
 
     /// Whether more is held than may be kept.
     pub(super) fn holds_too_much(&self) -> bool {
-        self.held_size.reaches(HELD_FACTOR)
+        self.held_size.reaches(HELD_FACTOR) || self.streams.is_full()
     }
 
     /// Makes room for what is behind: instead of its own keys, what is held deletes everything that its rules
@@ -249,11 +305,12 @@ impl Batcher {
             all.part.append(part);
         }
         let rules = self.planner.rules();
-        let globs_of = |rule| rules.rule(rule).map(Rule::globs).unwrap_or_default();
-        let mut dropped = 0;
+        let removals_of = |rule| rules.rule(rule).map(Rule::removals).unwrap_or_default();
+        let (tickets, mut dropped) = self.streams.clear();
+        tickets.into_iter().for_each(|ticket| self.progress.done(ticket));
         let open = self.open.as_mut().and_then(|open| open.held.as_mut());
         for part in std::iter::once(&mut all.part).chain(open) {
-            dropped += part.plan.collapse(globs_of);
+            dropped += part.plan.collapse(removals_of);
             part.changes = 0;
         }
         if !all.xids.is_empty() {
@@ -265,7 +322,7 @@ impl Batcher {
 
     /// Whether the reader has to wait for the batch in flight, or until something is visible.
     pub(super) fn is_full(&self) -> bool {
-        self.waiting.size().reaches(1) || self.holds_too_much()
+        self.waiting.size().reaches(1) || self.holds_too_much() || self.aside.size().reaches(1)
     }
 
     /// Everything committed before `moment` lies before `position`.
@@ -284,37 +341,93 @@ impl Batcher {
         if self.in_flight.is_some() {
             return None;
         }
-        let ready = !self.waiting.tickets.is_empty() || self.waiting.size().reaches(1);
+        let ready = !self.waiting.tickets.is_empty()
+            || !self.waiting.holds.is_empty()
+            || self.waiting.size().reaches(1)
+            || !self.aside.is_idle() && !self.waiting.plan.is_empty();
         let mut waiting = match self.refreshed.take() {
             Some(refreshed) => refreshed,
             None if ready && !self.waiting.is_late(self.started) => std::mem::take(&mut self.waiting),
             None => Part::default(),
         };
+        self.set_aside(&mut waiting);
+        waiting.plan.doubt_sets(self.resumed_at);
+        let again = waiting.plan.take_again();
         if waiting.plan.is_empty() {
             for ticket in waiting.tickets.drain(..) {
                 self.progress.done(ticket);
                 self.record_due = true;
             }
+            waiting.holds.drain(..).for_each(|hold| self.repeats.done(hold));
         }
+        let (tickets, streams) = self.streams.take(&self.progress);
+        waiting.tickets.extend(tickets);
         let applied = self.progress.applied();
         let heartbeat = self.caught_up.take_if(|(position, _)| applied >= *position).map(|(_, moment)| moment);
         let probe = self.probe_due || heartbeat.is_some();
         let record = (applied > self.recording || probe).then_some(applied);
-        let nothing_to_do = waiting.plan.is_empty() && !probe && !(record.is_some() && (urgent || self.record_due));
-        if nothing_to_do {
+        let is_still = waiting.plan.is_empty() && streams.is_empty();
+        if is_still && again.is_empty() && !probe && !(record.is_some() && (urgent || self.record_due)) {
             return None;
         }
         self.started = self.started.max(waiting.started);
         self.recording = self.recording.max(applied);
         (self.record_due, self.probe_due) = (false, false);
-        self.in_flight = Some(Flight { tickets: waiting.tickets, record, heartbeat });
+        self.in_flight = Some(Flight { tickets: waiting.tickets, record, heartbeat, again, holds: waiting.holds });
         // The furthest ever, not the batch's own: `started` may have been evicted, and must not come back lower.
-        Some(Batch { plan: waiting.plan, started: self.started, record, at: waiting.at, heartbeat, probe })
+        Some(Batch { plan: waiting.plan, streams, started: self.started, record, at: waiting.at, heartbeat, probe })
+    }
+
+    /// Splits off what takes its time; its transactions are not done without it.
+    fn set_aside(&mut self, part: &mut Part) {
+        let Some(slow) = part.plan.split_slow(self.aside.owes()) else { return };
+        self.started = self.started.max(part.started);
+        part.tickets.iter().for_each(|ticket| self.progress.split(*ticket));
+        let open = self.open.as_ref().is_some_and(|open| open.held.is_none());
+        let tickets = part.tickets.clone();
+        self.aside.push(Part { plan: slow, tickets, started: part.started, at: part.at, ..Part::default() }, open);
+    }
+
+    /// The next errand, if there is one and none is under way.
+    pub(super) fn next_errand(&mut self) -> Option<Errand> {
+        self.aside.next(self.planner.rules(), self.started)
+    }
+
+    /// A piece of what came of the errand under way.
+    pub(super) fn take_piece(&mut self, piece: Plan) {
+        let part = self.aside.piece(piece);
+        self.waiting.append(part);
+    }
+
+    /// The errand is back, and all of its pieces were taken.
+    pub(super) fn errand_back(&mut self) {
+        if let Some(part) = self.aside.back() {
+            self.waiting.append(part);
+        }
+    }
+
+    /// When the next second delete is due.
+    pub(super) fn next_repeat(&self) -> Option<Instant> {
+        self.repeats.next_due()
+    }
+
+    /// Takes up the second deletes that are due.
+    pub(super) fn repeat(&mut self, now: Instant) {
+        while let Some((hold, plan)) = self.repeats.take_due(now) {
+            let part = self.aside.piece(plan);
+            self.waiting.append(Part { holds: vec![hold], started: self.started, ..part });
+        }
     }
 
     /// The batch in flight is in force; since when everything is, if that is known.
-    pub(super) fn landed(&mut self) -> Option<Instant> {
+    pub(super) fn landed(&mut self, now: Instant) -> Option<Instant> {
         let flight = self.in_flight.take()?;
+        if !flight.again.is_empty() {
+            // Not one of their transactions is done at this moment.
+            let confirmed = self.progress.confirmed();
+            self.repeats.schedule(flight.again, now, confirmed, self.planner.rules());
+        }
+        flight.holds.into_iter().for_each(|hold| self.repeats.done(hold));
         if let Some(applied) = flight.record {
             self.progress.recorded(applied);
         }
@@ -337,7 +450,8 @@ impl Batcher {
 
     /// What may be acknowledged to the slot.
     pub(super) fn confirmed(&self) -> Lsn {
-        self.progress.confirmed()
+        let confirmed = self.progress.confirmed();
+        self.repeats.limit().map_or(confirmed, |limit| limit.min(confirmed))
     }
 
     /// Whether everything received whole is in force and recorded.
@@ -345,6 +459,8 @@ impl Batcher {
         self.in_flight.is_none()
             && self.waiting.tickets.is_empty()
             && self.refreshed.is_none()
+            && self.aside.is_idle()
+            && self.streams.is_empty()
             && self.progress.is_idle()
             && !self.record_due
     }
@@ -357,15 +473,16 @@ mod tests {
 
     use super::super::part::{CHANGES_MAX, OPS_MAX};
     use super::*;
-    use crate::change::{Cell, Change, Column, Operation, Relation, RelationId, Row, TableName, Xid};
+    use crate::change::{Cell, Change, Column, Kind, Operation, Relation, RelationId, Row, TableName, Xid};
     use crate::config::Document;
+    use crate::key::Glob;
     use crate::rules::RuleSet;
 
     fn batcher() -> Batcher {
         let text = "version: 1\nrules:\n  user: {table: users, delete: ['user:{id}'], bump: 'v:{id}'}\n";
         let document = Document::parse(text, &|_| None).unwrap();
-        let rules = RuleSet::compile(document.rules, &document.settings).unwrap();
-        Batcher::new(Planner::new(Arc::new(rules)))
+        let rules = RuleSet::compile(document.rules, document.lookups, &document.settings).unwrap();
+        Batcher::new(Planner::new(Arc::new(rules)), document.settings.max_keys)
     }
 
     /// One that knows every transaction below 100 to be visible, which is what most of the tests are not about.
@@ -401,7 +518,7 @@ mod tests {
     }
 
     fn insert(id: usize) -> SourceEvent {
-        let columns = vec![Column { name: "id".into(), in_identity: true }];
+        let columns = vec![Column { name: "id".into(), kind: Kind::Text, in_identity: true }];
         let relation = Arc::new(Relation { id: RelationId::new(1), name: TableName::new("public", "users"), columns });
         let new = Some(Row::new(vec![Cell::Value(id.to_string().into())]));
         SourceEvent::Change(Change { relation, operation: Operation::Insert, old: None, new })
@@ -419,11 +536,11 @@ mod tests {
         assert_eq!((batch.started, batch.record, batch.plan.len()), (Lsn::new(150), None, 2));
         assert!(batcher.next_batch(true).is_none(), "one batch at a time");
         assert_eq!(batcher.confirmed(), Lsn::ZERO);
-        batcher.landed();
+        batcher.landed(Instant::now());
         assert_eq!(batcher.confirmed(), Lsn::ZERO, "in force, but Redis does not say so yet");
         let record = batcher.next_batch(false).unwrap();
         assert_eq!((record.record, record.plan.len()), (Some(Lsn::new(150)), 0));
-        batcher.landed();
+        batcher.landed(Instant::now());
         assert_eq!(batcher.confirmed(), Lsn::new(150));
         assert!(batcher.is_drained() && batcher.next_batch(true).is_none());
     }
@@ -440,12 +557,12 @@ mod tests {
         let part = batcher.next_batch(false).unwrap();
         assert_eq!((part.started, part.plan.len()), (Lsn::new(101), OPS_MAX));
         assert!(part.plan.bumps().all(|(_, lsn)| lsn == Lsn::new(101)));
-        batcher.landed();
+        batcher.landed(Instant::now());
         assert!(batcher.next_batch(true).is_none(), "a part records nothing");
         batcher.takes([insert(id), commit(150)]);
         let last = batcher.next_batch(false).unwrap();
         assert!(last.plan.bumps().all(|(_, lsn)| lsn == Lsn::new(150)));
-        batcher.landed();
+        batcher.landed(Instant::now());
         assert_eq!(batcher.next_batch(false).unwrap().record, Some(Lsn::new(150)));
     }
 
@@ -455,7 +572,7 @@ mod tests {
         batcher.takes([SourceEvent::Progress { wal_end: Lsn::new(70) }]);
         assert!(batcher.next_batch(false).is_none());
         assert_eq!(batcher.next_batch(true).unwrap().record, Some(Lsn::new(70)));
-        batcher.landed();
+        batcher.landed(Instant::now());
         assert_eq!(batcher.confirmed(), Lsn::new(70));
     }
 
@@ -501,14 +618,14 @@ mod tests {
         batcher.takes([begin_as(7, 100), insert(1), commit(150), begin_as(8, 200), insert(2), commit(250)]);
         batcher.learns("7:9:7", None);
         assert_eq!(keys(&batcher.next_batch(false).unwrap()), ["user:2"]);
-        batcher.landed();
+        batcher.landed(Instant::now());
         batcher.takes([SourceEvent::Progress { wal_end: Lsn::new(300) }]);
         assert!(batcher.next_batch(true).is_none() && !batcher.is_drained());
         assert_eq!(batcher.confirmed(), Lsn::ZERO);
         batcher.learns("9:9:", None);
         batcher.learns("9:9:", Some(260));
         batcher.next_batch(false).unwrap();
-        batcher.landed();
+        batcher.landed(Instant::now());
         assert_eq!(batcher.next_batch(false).unwrap().record, Some(Lsn::new(250)));
     }
 
@@ -520,10 +637,10 @@ mod tests {
         batcher.learns("7:9:7", None);
         let first = batcher.next_batch(false).unwrap();
         assert_eq!((first.started, first.plan.bumps().next().unwrap().1), (Lsn::new(250), Lsn::new(250)));
-        batcher.landed();
+        batcher.landed(Instant::now());
         batcher.learns("9:9:", None);
         assert!(batcher.next_batch(true).is_none_or(|batch| batch.plan.is_empty()));
-        batcher.landed();
+        batcher.landed(Instant::now());
         assert_eq!(batcher.question(), Some(Question::FreshPosition));
         batcher.learns("9:9:", Some(260));
         let late = batcher.next_batch(false).unwrap();
@@ -568,10 +685,18 @@ mod tests {
         batcher.learns("8:9:8", None);
         assert!(batcher.next_batch(true).is_none(), "collapsed with one that is not visible");
         batcher.learns("9:9:", None);
-        let batch = batcher.next_batch(true).unwrap();
-        let globs: Vec<_> = batch.plan.patterns().map(ToString::to_string).collect();
-        assert_eq!((globs, keys(&batch)), (vec!["user:*".to_owned(), "v:*".to_owned()], Vec::new()));
-        batcher.landed();
+        assert!(batcher.next_batch(true).is_none());
+        let errand = batcher.next_errand().unwrap();
+        let globs: Vec<_> = errand.sweeps.into_iter().map(|(_, removal)| removal).collect();
+        let glob = |prefix: &[u8]| {
+            let mut glob = Glob::new();
+            glob.push_literal(prefix);
+            glob.push_any();
+            Removal::Keys(glob)
+        };
+        assert_eq!(globs, [glob(b"user:"), glob(b"v:")]);
+        assert!(batcher.next_batch(true).is_none() && !batcher.is_drained(), "not before it is back");
+        batcher.errand_back();
         assert_eq!(batcher.next_batch(false).unwrap().record, Some(Lsn::new(250)));
     }
 
@@ -582,9 +707,9 @@ mod tests {
         batcher.takes([begin(100), insert(1), commit(150)]);
         batcher.caught_up(Lsn::new(150), moment);
         assert_eq!(batcher.next_batch(false).unwrap().heartbeat, None);
-        assert_eq!(batcher.landed(), None);
+        assert_eq!(batcher.landed(Instant::now()), None);
         let beat = batcher.next_batch(false).unwrap();
         assert_eq!((beat.heartbeat, beat.record), (Some(moment), Some(Lsn::new(150))));
-        assert_eq!(batcher.landed(), Some(moment));
+        assert_eq!(batcher.landed(Instant::now()), Some(moment));
     }
 }

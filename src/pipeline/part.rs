@@ -4,6 +4,7 @@
 
 use std::time::SystemTime;
 
+use super::repeats::Hold;
 use crate::change::Lsn;
 use crate::coherence::progress::Ticket;
 use crate::plan::Plan;
@@ -27,6 +28,8 @@ pub(super) struct Part {
     /// The earliest transaction that may raise or delete a version key.
     pub(super) first_bump: Option<Lsn>,
     pub(super) at: SystemTime,
+    /// Second deletes that this is.
+    pub(super) holds: Vec<Hold>,
 }
 
 impl Default for Part {
@@ -38,6 +41,7 @@ impl Default for Part {
             started: Lsn::ZERO,
             first_bump: None,
             at: SystemTime::UNIX_EPOCH,
+            holds: Vec::new(),
         }
     }
 }
@@ -54,6 +58,7 @@ impl Part {
         self.started = self.started.max(other.started);
         self.first_bump = self.first_bump.into_iter().chain(other.first_bump).min();
         self.at = self.at.max(other.at);
+        self.holds.extend(other.holds);
     }
 
     /// Whether a version key would rise to a position that `started` has passed already, or be deleted and made again

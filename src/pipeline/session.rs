@@ -8,10 +8,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::batcher::{Batcher, Question};
+use super::errand::Helper;
 use super::resume::resume;
 use super::{SessionError, Source, Trouble};
 use crate::backoff::Notices;
@@ -19,6 +21,7 @@ use crate::change::{Lsn, RelationId, SourceEvent, TableName, Xid};
 use crate::coherence::gate::Snapshot;
 use crate::coherence::primary::{Primary, PrimaryError};
 use crate::config::Settings;
+use crate::plan::Plan;
 use crate::rules::Planner;
 use crate::sink::{Batch, Pulse, Sink, Unproven};
 use crate::source::replication::assemble::Assembler;
@@ -74,6 +77,12 @@ pub(super) enum Landing {
     Unasked(PrimaryError),
 }
 
+/// An errand, under way.
+struct Outing {
+    done: Pin<Box<dyn Future<Output = (Box<Helper>, Result<(), Unproven>)> + Send>>,
+    pieces: mpsc::Receiver<Plan>,
+}
+
 /// A question to the primary, on its way.
 type Asking<T> = Pin<Box<dyn Future<Output = Result<T, PrimaryError>> + Send>>;
 
@@ -83,6 +92,9 @@ enum Event {
     Landed(Box<Sink>, Landing),
     Visible(Snapshot, Option<Lsn>),
     Flushed(Lsn),
+    Piece(Plan),
+    ErrandBack(Box<Helper>, Result<(), Unproven>),
+    Repeat,
     MayAsk,
     Received,
     Tick,
@@ -102,6 +114,9 @@ pub(super) struct Session<'a> {
     /// When the flight began.
     away_since: Instant,
     pulse: Pulse,
+    /// Who does errands, if not out on one.
+    helper: Option<Box<Helper>>,
+    outing: Option<Outing>,
     /// History is proven: what is read may be sent.
     resumed: bool,
     asking: Option<Asking<(Snapshot, Option<Lsn>)>>,
@@ -126,6 +141,9 @@ impl<'a> Session<'a> {
         let now = Instant::now();
         let from = present.slot;
         let pulse = sink.as_deref().map(Sink::pulse).unwrap_or_default();
+        let helper = sink.as_deref().map(|sink| {
+            Box::new(Helper::new(Arc::clone(planner.rules()), settings, Arc::clone(&primary), sink.sweeper()))
+        });
         let flight = sink.map(|sink| -> Flight { Box::pin(resume(sink, Arc::clone(&primary), present)) });
         Self {
             settings,
@@ -133,7 +151,9 @@ impl<'a> Session<'a> {
             from,
             primary,
             assembler: Assembler::default(),
-            batcher: Batcher::new(planner),
+            batcher: Batcher::new(planner, settings.max_keys),
+            helper,
+            outing: None,
             sink: None,
             flight,
             away_since: now,
@@ -182,6 +202,7 @@ impl<'a> Session<'a> {
             let drained = !may_read || self.read().await?;
             let asked = self.ask();
             self.send_off(self.stream.answer_due());
+            self.send_on_errand();
             if self.stream.answer_due() {
                 self.report(false);
             }
@@ -209,6 +230,8 @@ impl<'a> Session<'a> {
                 }
                 flushed = arrival(&mut self.measuring) => Event::Flushed(flushed?),
                 () = until(asked) => Event::MayAsk,
+                news = news(&mut self.outing, !self.batcher.is_full()) => news,
+                () = until(self.batcher.next_repeat().map(Into::into)) => Event::Repeat,
                 received = self.stream.exchange(may_read) => {
                     received?;
                     Event::Received
@@ -222,6 +245,9 @@ impl<'a> Session<'a> {
                     self.batcher.learn(snapshot, fresh);
                 }
                 Event::Flushed(position) => self.on_flushed(position),
+                Event::Piece(piece) => self.batcher.take_piece(piece),
+                Event::ErrandBack(helper, done) => self.on_errand_back(helper, done)?,
+                Event::Repeat => self.batcher.repeat(Instant::now()),
                 Event::MayAsk => {}
                 Event::Received => self.heard = Instant::now(),
                 Event::Tick => self.on_tick()?,
@@ -300,6 +326,32 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// Sends somebody on the next errand, if there is one.
+    fn send_on_errand(&mut self) {
+        if self.resumed
+            && self.helper.is_some()
+            && let Some(errand) = self.batcher.next_errand()
+            && let Some(helper) = self.helper.take()
+        {
+            let (sender, pieces) = mpsc::channel(1);
+            self.outing = Some(Outing { done: Box::pin(helper.run(errand, sender)), pieces });
+        }
+    }
+
+    fn on_errand_back(&mut self, helper: Box<Helper>, done: Result<(), Unproven>) -> Result<(), SessionError> {
+        if let Some(mut outing) = self.outing.take() {
+            while let Ok(piece) = outing.pieces.try_recv() {
+                self.batcher.take_piece(piece);
+            }
+        }
+        self.helper = Some(helper);
+        if done.is_err() {
+            return Err(Trouble::Unproven.into());
+        }
+        self.batcher.errand_back();
+        Ok(())
+    }
+
     fn on_landed(&mut self, sink: Box<Sink>, landing: Landing) -> Result<(), SessionError> {
         self.flight = None;
         match landing {
@@ -312,7 +364,7 @@ impl<'a> Session<'a> {
                 self.measure();
             }
             Landing::Applied => {
-                if let Some(moment) = self.batcher.landed() {
+                if let Some(moment) = self.batcher.landed(Instant::now()) {
                     self.current = moment;
                     if self.lag_notices.any() {
                         tracing::info!("caught up with PostgreSQL");
@@ -439,6 +491,16 @@ async fn arrival<F: Future + Unpin>(future: &mut Option<F>) -> F::Output {
     }
 }
 
+/// What there is to say of an errand, if one is under way: its next piece, if that may be taken, or its end.
+async fn news(outing: &mut Option<Outing>, may_take: bool) -> Event {
+    let Some(Outing { done, pieces }) = outing else { return std::future::pending().await };
+    tokio::select! {
+        biased;
+        Some(piece) = pieces.recv(), if may_take => Event::Piece(piece),
+        (helper, done) = done => Event::ErrandBack(helper, done),
+    }
+}
+
 /// Until a moment, if there is one.
 async fn until(moment: Option<tokio::time::Instant>) {
     match moment {
@@ -464,7 +526,7 @@ async fn ask_root(primary: &Primary, relation: RelationId, xid: Option<Xid>) -> 
 }
 
 async fn apply(mut sink: Box<Sink>, batch: Batch) -> (Box<Sink>, Landing) {
-    let landing = match sink.apply(&batch).await {
+    let landing = match sink.apply(batch).await {
         Ok(()) => Landing::Applied,
         Err(Unproven) => Landing::Unproven,
     };

@@ -12,6 +12,8 @@ use crate::config::Settings;
 use crate::rules::Widening;
 
 const PUBLICATION: &str = include_str!("../../sql/publication.sql");
+/// The function by which applications emit events.
+pub const EMIT: &str = include_str!("../../sql/emit.sql");
 const SLOT: &str = include_str!("../../sql/slot.sql");
 const TEARDOWN: &str = include_str!("../../sql/teardown.sql");
 
@@ -33,6 +35,7 @@ pub async fn apply(
     client: &Client,
     settings: &Settings,
     tables: &[&TableName],
+    events: bool,
     widenings: &[Widening],
 ) -> Result<Vec<Step>, Error> {
     let mut steps = Vec::new();
@@ -50,6 +53,13 @@ pub async fn apply(
     let after: Option<String> = client.query_one(published, &[&settings.publication]).await?.get(0);
     let listed: Vec<_> = tables.iter().map(ToString::to_string).collect();
     steps.push(step(before != after, format!("publication {} carries {}", settings.publication, listed.join(", "))));
+
+    let installed = "select to_regprocedure('unstale.emit(text, jsonb)') is not null";
+    let before: bool = client.query_one(installed, &[]).await?.get(0);
+    if events || before {
+        client.batch_execute(EMIT).await?;
+        steps.push(step(!before, "function unstale.emit".to_owned()));
+    }
 
     let exists = "select exists (select from pg_replication_slots where slot_name = $1)";
     let before: bool = client.query_one(exists, &[&settings.slot]).await?.get(0);

@@ -3,122 +3,96 @@
 //! Owns [`RuleSet`]. It must not see YAML or changes. Invariant: a rule set exists only if all its rules
 //! are sound; finding the rules of a table does not depend on how many rules there are.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::ops::Range;
+use std::time::Duration;
 
+use indexmap::IndexSet;
+
+use super::condition::Condition;
+use super::for_each::ForEach;
 use super::message::Message;
-use super::template::Template;
-use crate::change::{Operation, TableName};
-use crate::config::file::RawData;
-use crate::config::{Problems, RawPublish, RawRule, Settings, Spanned, Truncate, Unknown};
-use crate::key::{Glob, INVALIDATIONS, RESERVED};
-use crate::plan::RuleId;
-
-/// What a rule does, in the order of a plan.
-#[derive(Clone, Debug)]
-pub(super) enum Action {
-    Delete(Spanned<Template>),
-    Bump(Spanned<Template>),
-    Publish { channel: Spanned<Template>, data: Message<Spanned<Template>> },
-}
-
-impl Action {
-    /// The template that names what is affected.
-    pub(super) fn name(&self) -> &Spanned<Template> {
-        match self {
-            Self::Delete(name) | Self::Bump(name) | Self::Publish { channel: name, .. } => name,
-        }
-    }
-}
-
-/// When a table changes so, do these actions.
-#[derive(Clone, Debug)]
-pub struct Rule {
-    /// The name in the file.
-    pub name: String,
-    /// The table that triggers it, and where the file says so.
-    pub table: Spanned<TableName>,
-    /// The operations that trigger it.
-    pub operations: Vec<Operation>,
-    /// If any: an update triggers it only when one of these columns changed.
-    pub changed: Vec<Spanned<String>>,
-    pub(super) actions: Vec<Action>,
-}
-
-impl Rule {
-    /// Whether an operation triggers it. A truncate deletes every row, so it triggers what a delete does.
-    pub fn triggers_on(&self, operation: Operation) -> bool {
-        self.operations.contains(&operation)
-            || operation == Operation::Truncate && self.operations.contains(&Operation::Delete)
-    }
-
-    /// Calls `f` for every template, those inside messages included.
-    pub(super) fn each_template(&self, f: &mut impl FnMut(&Spanned<Template>)) {
-        for action in &self.actions {
-            f(action.name());
-            if let Action::Publish { data, .. } = action {
-                data.each(f);
-            }
-        }
-    }
-
-    /// What its keys match, version keys included.
-    pub fn globs(&self) -> Vec<Glob> {
-        let keys = self.actions.iter().filter_map(|action| match action {
-            Action::Delete(key) | Action::Bump(key) => Some(key.value.glob()),
-            Action::Publish { .. } => None,
-        });
-        keys.collect()
-    }
-
-    /// The templates that name keys and channels.
-    pub fn names(&self) -> impl Iterator<Item = &Spanned<Template>> {
-        self.actions.iter().map(Action::name)
-    }
-}
+use super::rule::{Action, Lookup, Rule, Trigger};
+use super::template::{InvalidTemplate, Template};
+use crate::change::TableName;
+use crate::config::rule::{RawData, RawLookup, RawPublish, RawStream, RawTrigger};
+use crate::config::{Problems, RawRule, Settings, Spanned, Truncate, Unknown};
+use crate::key::{INVALIDATIONS, RESERVED, TAG};
+use crate::plan::{Removal, RuleId};
 
 /// All rules of one file, ready to plan.
 #[derive(Clone, Debug)]
 pub struct RuleSet {
     rules: Vec<Rule>,
+    lookups: Vec<Lookup>,
     by_table: HashMap<TableName, Vec<RuleId>>,
+    by_event: HashMap<String, Vec<RuleId>>,
     pub(super) truncate: Truncate,
     pub(super) unknown: Unknown,
 }
 
 impl RuleSet {
     /// Compiles the rules of a file.
-    pub fn compile(raw: Vec<RawRule>, settings: &Settings) -> Result<Self, Problems> {
+    pub fn compile(raw: Vec<RawRule>, lookups: Vec<RawLookup>, settings: &Settings) -> Result<Self, Problems> {
         let mut problems = Problems::default();
-        let rules: Vec<_> =
-            raw.into_iter().map(|rule| compile_rule(rule, &settings.namespace, &mut problems)).collect();
+        let lookups: Vec<_> = lookups.into_iter().map(compile_lookup).collect();
+        let compiler = Compiler {
+            namespace: &settings.namespace,
+            lookups: lookups.iter().map(|lookup| lookup.name.value.as_str()).collect(),
+            ttl: settings.ttl,
+        };
+        let rules: Vec<_> = raw.into_iter().map(|rule| compiler.rule(rule, &mut problems)).collect();
         problems.sort();
         match problems.is_empty() {
-            true => Ok(Self::of(rules, settings.truncate, settings.unknown)),
+            true => Ok(Self::of(rules, lookups, settings.truncate, settings.unknown)),
             false => Err(problems),
         }
     }
 
-    fn of(rules: Vec<Rule>, truncate: Truncate, unknown: Unknown) -> Self {
+    fn of(rules: Vec<Rule>, lookups: Vec<Lookup>, truncate: Truncate, unknown: Unknown) -> Self {
         let mut by_table: HashMap<_, Vec<_>> = HashMap::new();
+        let mut by_event: HashMap<_, Vec<_>> = HashMap::new();
         for (position, rule) in rules.iter().enumerate() {
-            by_table.entry(rule.table.value.clone()).or_default().push(RuleId::new(position));
+            let id = RuleId::new(position);
+            match rule.trigger {
+                Trigger::Table => by_table.entry(rule.table.value.clone()).or_default().push(id),
+                Trigger::Event => by_event.entry(rule.table.value.table.clone()).or_default().push(id),
+            }
         }
-        Self { rules, by_table, truncate, unknown }
+        Self { rules, lookups, by_table, by_event, truncate, unknown }
     }
 
     /// The same rules with the schema filled in where the file left it out.
     pub fn with_schemas(self, resolve: impl Fn(&TableName) -> TableName) -> Self {
         let rules = self.rules.into_iter().map(|mut rule| {
-            rule.table.value = resolve(&rule.table.value);
+            if rule.trigger == Trigger::Table {
+                rule.table.value = resolve(&rule.table.value);
+            }
             rule
         });
-        Self::of(rules.collect(), self.truncate, self.unknown)
+        Self::of(rules.collect(), self.lookups, self.truncate, self.unknown)
     }
 
-    /// What every key of the rules matches, each glob once: what a new epoch empties.
-    pub fn globs(&self) -> Vec<Glob> {
-        self.rules.iter().flat_map(Rule::globs).collect::<BTreeSet<_>>().into_iter().collect()
+    /// What every rule may ever remove or write, each once: what a new epoch empties.
+    pub fn removals(&self) -> Vec<Removal> {
+        self.rules.iter().flat_map(Rule::removals).collect::<IndexSet<_>>().into_iter().collect()
+    }
+
+    /// The queries that rules may ask.
+    pub fn lookups(&self) -> &[Lookup] {
+        &self.lookups
+    }
+
+    /// Whether any rule waits for an event.
+    pub fn has_events(&self) -> bool {
+        !self.by_event.is_empty()
+    }
+
+    /// The names of the events that rules wait for, sorted.
+    pub fn events(&self) -> Vec<&str> {
+        let mut events: Vec<_> = self.by_event.keys().map(String::as_str).collect();
+        events.sort_unstable();
+        events
     }
 
     /// The rules, in the order of the file.
@@ -138,6 +112,11 @@ impl RuleSet {
         tables
     }
 
+    /// The rules that wait for an event.
+    pub(super) fn of_event(&self, name: &str) -> Vec<RuleId> {
+        self.by_event.get(name).cloned().unwrap_or_default()
+    }
+
     /// The rules of a table. A name without a schema, in the rules or in the change, matches in any
     /// schema: which one is meant is settled when the catalog is at hand.
     pub(super) fn of_table(&self, name: &TableName) -> Vec<RuleId> {
@@ -155,70 +134,169 @@ impl RuleSet {
     }
 }
 
-fn compile_rule(raw: RawRule, namespace: &str, problems: &mut Problems) -> Rule {
-    let mut actions = Vec::new();
-    let key = |text: Spanned<String>, problems: &mut Problems| {
+fn compile_lookup(raw: RawLookup) -> Lookup {
+    /// As many keys as one transaction may name by default, divided among a few calls.
+    const ROWS_MAX: u64 = 10_000;
+    const TIMEOUT: Duration = Duration::from_secs(1);
+    Lookup {
+        name: raw.name,
+        sql: raw.sql,
+        max: usize::try_from(raw.max.unwrap_or(ROWS_MAX)).unwrap_or(usize::MAX),
+        timeout: raw.timeout.unwrap_or(TIMEOUT),
+    }
+}
+
+/// What rules are compiled against.
+struct Compiler<'a> {
+    namespace: &'a str,
+    lookups: Vec<&'a str>,
+    ttl: Duration,
+}
+
+/// How a text of the file becomes a template.
+type Parse<'a> = &'a dyn Fn(&str) -> Result<Template, InvalidTemplate>;
+
+impl Compiler<'_> {
+    fn rule(&self, raw: RawRule, problems: &mut Problems) -> Rule {
+        let for_each = raw.for_each.as_ref().and_then(|text| {
+            let parsed = ForEach::parse(&text.value, &text.span, &self.lookups);
+            parsed.map_err(|error| report(text, error, problems)).ok()
+        });
+        // A call that is wrong is one problem; what its rows would be called may still be right.
+        let named =
+            raw.for_each.as_ref().and_then(|text| text.value.rsplit_once(" as ")).map(|(_, alias)| alias.trim());
+        let alias = for_each.as_ref().map(|for_each| for_each.alias.clone()).or(named.map(ToOwned::to_owned));
+        let mut names = Names { alias: alias.as_deref(), namespace: self.namespace, problems };
+        let mut actions = Vec::new();
+        for set in raw.set {
+            let key = names.key(set.key);
+            let ttl = set.ttl.unwrap_or(self.ttl);
+            actions.extend(key.map(|key| Action::Set { key, columns: set.columns, ttl }));
+        }
+        actions.extend(raw.delete.into_iter().filter_map(|text| names.key(text)).map(Action::Delete));
+        actions.extend(raw.pattern.into_iter().filter_map(|text| names.pattern(text)).map(Action::Pattern));
+        actions.extend(raw.tags.into_iter().filter_map(|text| names.tag(text)).map(Action::Tag));
+        actions.extend(raw.bump.into_iter().filter_map(|text| names.key(text)).map(Action::Bump));
+        for RawPublish { channel, data } in raw.publish {
+            let channel = names.channel(channel);
+            let data = names.data(data);
+            actions.extend(channel.map(|channel| Action::Publish { channel, data }));
+        }
+        for RawStream { name, data, maxlen } in raw.stream {
+            const ENTRIES_MAX: u64 = 10_000;
+            if let Some(for_each) = &raw.for_each {
+                let message = "a stream entry's number follows from its place in the log, and a looked-up row has none";
+                names.problems.push(for_each.span.clone(), message, "move `stream` into a rule without `for_each`");
+            }
+            let name = names.key(name);
+            let data = names.data(data);
+            let maxlen = maxlen.unwrap_or(ENTRIES_MAX);
+            actions.extend(name.map(|name| Action::Stream { name, data, maxlen }));
+        }
+        let condition = raw.when.and_then(|text| match Condition::parse(&text.value) {
+            Ok(value) => Some(Spanned { value, span: text.span }),
+            Err(error) => {
+                problems.push(part_of(&text.span, text.value.len(), &error.span), error.message, error.advice);
+                None
+            }
+        });
+        let (trigger, table) = match raw.trigger {
+            RawTrigger::Event(name) => (Trigger::Event, name.map(|name| TableName::new("", name))),
+            RawTrigger::Table(name) => (Trigger::Table, name.map(|text| TableName::parse(&text))),
+        };
+        if trigger == Trigger::Table && (table.value.table.is_empty() || table.value.table.contains('.')) {
+            problems.push(table.span.clone(), "`table` is not a table's name", "expected `table` or `schema.table`");
+        }
+        Rule {
+            span: raw.name.span,
+            name: raw.name.value,
+            trigger,
+            table,
+            operations: raw.operations,
+            changed: raw.changed,
+            condition,
+            for_each,
+            again_after: raw.again_after,
+            actions,
+        }
+    }
+}
+
+/// The names and messages of one rule.
+struct Names<'a> {
+    alias: Option<&'a str>,
+    namespace: &'a str,
+    problems: &'a mut Problems,
+}
+
+impl Names<'_> {
+    fn key(&mut self, text: Spanned<String>) -> Option<Spanned<Template>> {
+        let (namespace, alias) = (self.namespace, self.alias);
+        self.unreserved(text, &|text| Template::parse(text, namespace, alias))
+    }
+
+    fn pattern(&mut self, text: Spanned<String>) -> Option<Spanned<Template>> {
+        let (namespace, alias) = (self.namespace, self.alias);
+        self.unreserved(text, &|text| Template::parse_pattern(text, namespace, alias))
+    }
+
+    fn tag(&mut self, text: Spanned<String>) -> Option<Spanned<Template>> {
+        let (namespace, alias) = (format!("{}{TAG}", self.namespace), self.alias);
+        self.parse(text, &|text| Template::parse(text, &namespace, alias))
+    }
+
+    fn channel(&mut self, text: Spanned<String>) -> Option<Spanned<Template>> {
+        if text.value == INVALIDATIONS {
+            self.problems.push(
+                text.span.clone(),
+                format!("the channel `{INVALIDATIONS}` is kept for what this tool tells of every invalidation"),
+                "choose another name",
+            );
+        }
+        self.key(text)
+    }
+
+    fn unreserved(&mut self, text: Spanned<String>, parse: Parse<'_>) -> Option<Spanned<Template>> {
         if text.value.starts_with(RESERVED) {
-            problems.push(
+            self.problems.push(
                 text.span.clone(),
                 format!("names that begin with `{RESERVED}` are kept for the state of this tool"),
                 "choose another beginning",
             );
         }
-        parse(text, problems, |text| Template::parse(text, namespace))
-    };
-    for text in raw.delete {
-        actions.extend(key(text, problems).map(Action::Delete));
+        self.parse(text, parse)
     }
-    for text in raw.bump {
-        actions.extend(key(text, problems).map(Action::Bump));
-    }
-    for RawPublish { channel, data } in raw.publish {
-        if channel.value == INVALIDATIONS {
-            problems.push(
-                channel.span.clone(),
-                format!("the channel `{INVALIDATIONS}` is kept for what this tool tells of every invalidation"),
-                "choose another name",
-            );
-        }
-        let channel = key(channel, problems);
-        let data = compile_data(data, problems);
-        actions.extend(channel.map(|channel| Action::Publish { channel, data }));
-    }
-    let table = raw.table.map(|text| TableName::parse(&text));
-    if table.value.table.is_empty() || table.value.table.contains('.') {
-        problems.push(table.span.clone(), "`table` is not a table's name", "expected `table` or `schema.table`");
-    }
-    Rule { name: raw.name.value, table, operations: raw.operations, changed: raw.changed, actions }
-}
 
-fn compile_data(raw: RawData, problems: &mut Problems) -> Message<Spanned<Template>> {
-    match raw {
-        RawData::Literal(value) => Message::Literal(value),
-        RawData::List(items) => Message::List(items.into_iter().map(|item| compile_data(item, problems)).collect()),
-        RawData::Object(fields) => {
-            Message::Object(fields.into_iter().map(|(name, field)| (name, compile_data(field, problems))).collect())
+    fn data(&mut self, raw: RawData) -> Message<Spanned<Template>> {
+        match raw {
+            RawData::Literal(value) => Message::Literal(value),
+            RawData::List(items) => Message::List(items.into_iter().map(|item| self.data(item)).collect()),
+            RawData::Object(fields) => {
+                Message::Object(fields.into_iter().map(|(name, field)| (name, self.data(field))).collect())
+            }
+            RawData::Template(text) => {
+                let alias = self.alias;
+                match self.parse(text, &|text| Template::parse_value(text, alias)) {
+                    Some(template) => Message::Template(template),
+                    None => Message::Literal(serde_json::Value::Null),
+                }
+            }
         }
-        RawData::Template(text) => match parse(text, problems, Template::parse_value) {
-            Some(template) => Message::Template(template),
-            None => Message::Literal(serde_json::Value::Null),
-        },
+    }
+
+    fn parse(&mut self, text: Spanned<String>, parse: Parse<'_>) -> Option<Spanned<Template>> {
+        match parse(&text.value) {
+            Ok(value) => Some(Spanned { value, span: text.span }),
+            Err(error) => {
+                report(&text, error, self.problems);
+                None
+            }
+        }
     }
 }
 
-fn parse(
-    text: Spanned<String>,
-    problems: &mut Problems,
-    parse: impl FnOnce(&str) -> Result<Template, super::InvalidTemplate>,
-) -> Option<Spanned<Template>> {
-    match parse(&text.value) {
-        Ok(value) => Some(Spanned { value, span: text.span }),
-        Err(error) => {
-            let length = text.value.len();
-            problems.push(part_of(&text.span, length, &error.span), error.message, error.advice);
-            None
-        }
-    }
+fn report(text: &Spanned<String>, error: InvalidTemplate, problems: &mut Problems) {
+    problems.push(part_of(&text.span, text.value.len(), &error.span), error.message, error.advice);
 }
 
 /// The place of a part of a text in the file: exact when the file holds the text as it is, else (it has

@@ -6,12 +6,16 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::compile::{Action, RuleSet};
+use super::bind::{Bound, BoundAction, BoundRule, BoundTemplate, Source};
+use super::compile::RuleSet;
+use super::condition::{ConditionError, Operand};
 use super::message::{Message, write_field};
-use super::template::{Image, Rendered, Resolved, Template};
-use crate::change::{Cell, Change, Lsn, Operation, Relation, RelationId, Row, TableName};
+use super::rule::Rule;
+use super::template::{Image, Rendered, Resolved};
+use crate::change::{Cell, Change, Commit, Kind, Operation, RelationId, TableName, json};
 use crate::config::{Truncate, Unknown};
-use crate::plan::{Plan, Publish, RuleId};
+use crate::key::Glob;
+use crate::plan::{Asked, Call, DeadLetter, Entry, Plan, Publish, Removal, SetValue};
 
 /// Why a change cannot be planned: the file says to stop rather than go on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -40,44 +44,31 @@ pub enum PlanError {
     },
 }
 
+/// What a rule makes of a change, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// It acts.
+    Fires,
+    /// It acts, because a column that decides is not known.
+    FiresUnknown,
+    /// It acts, because its condition could not be evaluated, for this reason.
+    FiresFailed(String),
+    /// The operation does not trigger it.
+    OtherOperation,
+    /// None of the columns it watches changed.
+    Unchanged,
+    /// Its condition does not hold.
+    ConditionFalse,
+    /// The table was truncated, and the file says to ignore that.
+    TruncateIgnored,
+}
+
 /// Plans changes by the rules of a set; remembers how each relation's columns lie.
 #[derive(Debug)]
 pub struct Planner {
     rules: Arc<RuleSet>,
     bound: HashMap<RelationId, Bound>,
 }
-
-/// The rules of one relation, their columns found.
-#[derive(Debug)]
-struct Bound {
-    relation: Arc<Relation>,
-    rules: Vec<BoundRule>,
-}
-
-#[derive(Debug)]
-struct BoundRule {
-    id: RuleId,
-    changed: Vec<Option<usize>>,
-    actions: Vec<BoundAction>,
-}
-
-#[derive(Debug)]
-enum BoundAction {
-    Delete(BoundTemplate),
-    Bump(BoundTemplate),
-    Publish { channel: BoundTemplate, data: Message<BoundTemplate> },
-}
-
-/// A template and where each of its references reads.
-#[derive(Clone, Debug)]
-struct BoundTemplate {
-    template: Template,
-    sources: Vec<Source>,
-}
-
-/// The image a reference reads and the column's position in the row.
-#[derive(Clone, Copy, Debug)]
-struct Source(Image, Option<usize>);
 
 impl Planner {
     /// A planner for these rules.
@@ -86,7 +77,7 @@ impl Planner {
     }
 
     /// The rules it plans by.
-    pub fn rules(&self) -> &RuleSet {
+    pub fn rules(&self) -> &Arc<RuleSet> {
         &self.rules
     }
 
@@ -95,115 +86,205 @@ impl Planner {
         !self.rules.of_table(table).is_empty()
     }
 
-    /// Adds the ops of one change to a plan; bumps rise to `lsn`.
-    pub fn plan(&mut self, change: &Change, lsn: Lsn, plan: &mut Plan) -> Result<(), PlanError> {
+    /// Adds the ops of one change to a plan.
+    pub fn plan(&mut self, change: &Change, commit: &Commit, plan: &mut Plan) -> Result<(), PlanError> {
+        self.each_rule(change, |rules, rule, definition| {
+            let decision = decide(rule, definition, change, commit, rules)?;
+            match decision {
+                Decision::Fires | Decision::FiresUnknown => {}
+                Decision::FiresFailed(reason) => {
+                    plan.bury(DeadLetter { rule: rule.id, reason, change: line(rule, change, commit) });
+                }
+                Decision::OtherOperation
+                | Decision::Unchanged
+                | Decision::ConditionFalse
+                | Decision::TruncateIgnored => return Ok(()),
+            }
+            act(rule, definition, change, commit, plan);
+            Ok(())
+        })
+    }
+
+    /// The same by one rule alone.
+    pub fn plan_only(&mut self, only: &str, change: &Change, commit: &Commit, plan: &mut Plan) {
+        let planned = self.each_rule(change, |_, rule, definition| {
+            if definition.name == only {
+                act(rule, definition, change, commit, plan);
+            }
+            Ok(())
+        });
+        planned.expect("a rule that is not asked cannot stop the plan");
+    }
+
+    /// Adds the ops of every rule of the row's table, whatever its operations and filters say: for a row of which
+    /// nobody knows how it came to be.
+    pub fn plan_row_whatever(&mut self, change: &Change, commit: &Commit, plan: &mut Plan) {
+        let planned = self.each_rule(change, |_, rule, definition| {
+            act(rule, definition, change, commit, plan);
+            Ok(())
+        });
+        planned.expect("a rule that is not asked cannot stop the plan");
+    }
+
+    /// Instead of the ops of a change, everything that they could touch: for a transaction that is too large to name
+    /// each key.
+    pub fn collapse(&mut self, change: &Change, plan: &mut Plan) {
+        let planned = self.each_rule(change, |_, rule, definition| {
+            if definition.triggers_on(change.operation) {
+                definition.removals().into_iter().for_each(|removal| plan.remove(rule.id, removal));
+            }
+            Ok(())
+        });
+        planned.expect("a rule that is not asked cannot stop the plan");
+    }
+
+    fn each_rule(
+        &mut self,
+        change: &Change,
+        mut f: impl FnMut(&RuleSet, &BoundRule, &Rule) -> Result<(), PlanError>,
+    ) -> Result<(), PlanError> {
         let id = change.relation.id;
         let fresh = |bound: &Bound| Arc::ptr_eq(&bound.relation, &change.relation);
         if !self.bound.get(&id).is_some_and(fresh) {
-            self.bound.insert(id, bind(&self.rules, &change.relation));
+            self.bound.insert(id, Bound::new(&self.rules, &change.relation, change.operation));
         }
         let Some(bound) = self.bound.get(&id) else { return Ok(()) };
         for rule in &bound.rules {
-            let Some(definition) = self.rules.rule(rule.id) else { continue };
-            if !definition.triggers_on(change.operation) {
-                continue;
-            }
-            match change.operation {
-                Operation::Truncate => match self.rules.truncate {
-                    Truncate::Pattern => plan_truncate(rule, plan),
-                    Truncate::Ignore => {}
-                    Truncate::Fail => {
-                        let table = change.relation.name.clone();
-                        return Err(PlanError::Truncated { table, rule: definition.name.clone() });
-                    }
-                },
-                Operation::Update if !rule.changed.is_empty() => {
-                    let verdict = any_changed(&rule.changed, change, self.rules.unknown);
-                    let fires = verdict.map_err(|at| PlanError::Unknown {
-                        table: change.relation.name.clone(),
-                        column: definition.changed.get(at).map(|column| column.value.clone()).unwrap_or_default(),
-                        rule: definition.name.clone(),
-                    })?;
-                    if fires {
-                        plan_row(rule, change, lsn, plan);
-                    }
-                }
-                Operation::Insert | Operation::Update | Operation::Delete => plan_row(rule, change, lsn, plan),
+            if let Some(definition) = self.rules.rule(rule.id) {
+                f(&self.rules, rule, definition)?;
             }
         }
         Ok(())
     }
 }
 
-fn bind(rules: &RuleSet, relation: &Arc<Relation>) -> Bound {
-    let position = |name: &str| relation.columns.iter().position(|column| column.name == name);
-    let bind_template = |template: &Template| BoundTemplate {
-        sources: template.references().map(|reference| Source(reference.image, position(&reference.column))).collect(),
-        template: template.clone(),
+/// Whether a rule acts on a change. The only place that decides it.
+pub(super) fn decide(
+    rule: &BoundRule,
+    definition: &Rule,
+    change: &Change,
+    commit: &Commit,
+    rules: &RuleSet,
+) -> Result<Decision, PlanError> {
+    if !definition.triggers_on(change.operation) {
+        return Ok(Decision::OtherOperation);
+    }
+    let unknown = |column: &str| PlanError::Unknown {
+        table: change.relation.name.clone(),
+        column: column.to_owned(),
+        rule: definition.name.clone(),
     };
-    let bind_action = |action: &Action| match action {
-        Action::Delete(key) => BoundAction::Delete(bind_template(&key.value)),
-        Action::Bump(key) => BoundAction::Bump(bind_template(&key.value)),
-        Action::Publish { channel, data } => BoundAction::Publish {
-            channel: bind_template(&channel.value),
-            data: data.map(&mut |template| bind_template(&template.value)),
+    let mut decision = Decision::Fires;
+    match change.operation {
+        Operation::Truncate => match rules.truncate {
+            Truncate::Pattern => {}
+            Truncate::Ignore => return Ok(Decision::TruncateIgnored),
+            Truncate::Fail => {
+                let table = change.relation.name.clone();
+                return Err(PlanError::Truncated { table, rule: definition.name.clone() });
+            }
         },
-    };
-    let bind_rule = |id: RuleId| {
-        let rule = rules.rule(id)?;
-        Some(BoundRule {
-            id,
-            changed: rule.changed.iter().map(|column| position(&column.value)).collect(),
-            actions: rule.actions.iter().map(bind_action).collect(),
-        })
-    };
-    let rules = rules.of_table(&relation.name).into_iter().filter_map(bind_rule).collect();
-    Bound { relation: Arc::clone(relation), rules }
+        Operation::Update if !rule.changed.is_empty() => match any_changed(&rule.changed, change, rules.unknown) {
+            Ok(Changed::Yes) => {}
+            Ok(Changed::Unknown) => decision = Decision::FiresUnknown,
+            Ok(Changed::No) => return Ok(Decision::Unchanged),
+            Err(at) => return Err(unknown(definition.changed.get(at).map_or("", |column| &column.value))),
+        },
+        Operation::Insert | Operation::Update | Operation::Delete | Operation::Event => {}
+    }
+    let Some(condition) = definition.condition.as_ref().map(|condition| &condition.value) else { return Ok(decision) };
+    if change.operation == Operation::Truncate && !condition.columns().is_empty() {
+        // There is no row to look at, and all of them went.
+        return Ok(decision);
+    }
+    let operand = |at: usize| rule.operand(at, change);
+    let table = change.relation.name.to_string();
+    match condition.evaluate(operand, change.operation.word(), &table, commit.at) {
+        Ok(true) => Ok(decision),
+        Ok(false) => Ok(Decision::ConditionFalse),
+        Err(ConditionError::Failed(reason)) => Ok(Decision::FiresFailed(reason)),
+        Err(ConditionError::Unknown) => match rules.unknown {
+            Unknown::Match => Ok(Decision::FiresUnknown),
+            Unknown::Skip => Ok(Decision::ConditionFalse),
+            Unknown::Fail => {
+                let uses = condition.columns().iter().enumerate();
+                let mut absent = uses.filter(|(at, _)| matches!(operand(*at), Operand::Absent));
+                Err(unknown(absent.next().map_or("", |(_, column)| &column.column)))
+            }
+        },
+    }
+}
+
+enum Changed {
+    Yes,
+    No,
+    Unknown,
 }
 
 /// Whether one of the columns differs between the images; the index of one that cannot be told is the
 /// error, if the file says so.
-fn any_changed(columns: &[Option<usize>], change: &Change, unknown: Unknown) -> Result<bool, usize> {
+fn any_changed(columns: &[Option<usize>], change: &Change, unknown: Unknown) -> Result<Changed, usize> {
+    let mut unsure = false;
     for (at, column) in columns.iter().enumerate() {
-        let cell = |row: &Option<Row>| match (row, column) {
+        let cell = |row: &Option<crate::change::Row>| match (row, column) {
             (Some(row), Some(position)) => row.cell(*position).clone(),
             _ => Cell::Absent,
         };
         match (cell(&change.old), cell(&change.new)) {
             (Cell::Absent, _) | (_, Cell::Absent) => match unknown {
-                Unknown::Match => return Ok(true),
+                Unknown::Match => unsure = true,
                 Unknown::Skip => {}
                 Unknown::Fail => return Err(at),
             },
-            (old, new) if old != new => return Ok(true),
+            (old, new) if old != new => return Ok(Changed::Yes),
             _ => {}
         }
     }
-    Ok(false)
+    Ok(if unsure { Changed::Unknown } else { Changed::No })
 }
 
-fn plan_truncate(rule: &BoundRule, plan: &mut Plan) {
+/// Adds what a rule that fires does.
+pub(super) fn act(rule: &BoundRule, definition: &Rule, change: &Change, commit: &Commit, plan: &mut Plan) {
+    if change.operation == Operation::Truncate {
+        return act_on_truncate(rule, definition, plan);
+    }
+    if let Some(arguments) = &rule.arguments {
+        return ask(rule, definition, arguments, change, commit, plan);
+    }
     for action in &rule.actions {
         match action {
-            BoundAction::Delete(key) | BoundAction::Bump(key) => plan.pattern(rule.id, key.template.glob()),
-            BoundAction::Publish { channel, data } => {
-                // Which channels a template with columns meant, nobody can tell any more.
-                if channel.sources.is_empty() {
-                    publish(rule.id, channel, data, &mut |_| Resolved::Unknown, plan);
+            BoundAction::Set { key, columns, ttl } => {
+                for image in key.images(change) {
+                    let name = key.render(change, image);
+                    match (image, name) {
+                        (Image::New, Rendered::Key(key)) => match body(columns, change) {
+                            Some(body) => plan.set(rule.id, SetValue { key, body, ttl: *ttl, lsn: commit.lsn }),
+                            None => plan.delete(rule.id, key),
+                        },
+                        (_, name) => remove(rule, definition, name, plan),
+                    }
                 }
             }
-        }
-    }
-}
-
-fn plan_row(rule: &BoundRule, change: &Change, lsn: Lsn, plan: &mut Plan) {
-    for action in &rule.actions {
-        match action {
             BoundAction::Delete(key) => {
                 for image in key.images(change) {
-                    match key.render(change, image) {
-                        Rendered::Key(key) => plan.delete(rule.id, key),
-                        Rendered::Glob(glob) => plan.pattern(rule.id, glob),
+                    remove(rule, definition, key.render(change, image), plan);
+                }
+            }
+            BoundAction::Pattern(pattern) => {
+                for image in pattern.images(change) {
+                    if let Some(glob) = as_glob(pattern.render(change, image)) {
+                        if let Some(after) = definition.again_after {
+                            plan.again(rule.id, after, Removal::Keys(glob.clone()));
+                        }
+                        plan.pattern(rule.id, glob);
+                    }
+                }
+            }
+            BoundAction::Tag(tag) => {
+                for image in tag.images(change) {
+                    match tag.render(change, image) {
+                        Rendered::Key(tag) => plan.tag(rule.id, tag),
+                        Rendered::Glob(glob) => plan.tags(rule.id, glob),
                         Rendered::Nothing => {}
                     }
                 }
@@ -211,7 +292,7 @@ fn plan_row(rule: &BoundRule, change: &Change, lsn: Lsn, plan: &mut Plan) {
             BoundAction::Bump(key) => {
                 for image in key.images(change) {
                     match key.render(change, image) {
-                        Rendered::Key(key) => plan.bump(rule.id, key, lsn),
+                        Rendered::Key(key) => plan.bump(rule.id, key, commit.lsn),
                         Rendered::Glob(glob) => plan.pattern(rule.id, glob),
                         Rendered::Nothing => {}
                     }
@@ -219,79 +300,155 @@ fn plan_row(rule: &BoundRule, change: &Change, lsn: Lsn, plan: &mut Plan) {
             }
             BoundAction::Publish { channel, data } => {
                 for image in channel.images(change) {
-                    publish(rule.id, channel, data, &mut |source| source.resolve(change, image), plan);
+                    if let Some((channel, data)) = message(channel, data, &mut |source| source.resolve(change, image)) {
+                        plan.publish(rule.id, Publish { channel, data });
+                    }
+                }
+            }
+            BoundAction::Stream { name, data, maxlen } => {
+                for image in name.images(change) {
+                    if let Some((stream, data)) = message(name, data, &mut |source| source.resolve(change, image)) {
+                        plan.stream(rule.id, Entry { stream, data, maxlen: *maxlen });
+                    }
                 }
             }
         }
     }
 }
 
-impl Source {
-    fn resolve(self, change: &Change, rendering: Image) -> Resolved<'_> {
-        let image = if self.0 == Image::Either { rendering } else { self.0 };
-        let row = if image == Image::Old { &change.old } else { &change.new };
-        let Some(row) = row else { return Resolved::Nothing };
-        // A column the relation does not have was dropped or renamed: its values are not known.
-        match self.1.map_or(&Cell::Absent, |position| row.cell(position)) {
-            Cell::Value(value) => Resolved::Value(value),
-            Cell::Null => Resolved::Nothing,
-            Cell::Absent => Resolved::Unknown,
+/// Every row went: what a rule may ever have made of one goes too.
+fn act_on_truncate(rule: &BoundRule, definition: &Rule, plan: &mut Plan) {
+    definition.removals().into_iter().for_each(|removal| plan.remove(rule.id, removal));
+    // Which channels and streams a template with columns meant, nobody can tell any more.
+    for action in rule.actions.iter().filter(|_| rule.arguments.is_none()) {
+        let mut resolve = |_: Source| Resolved::Unknown;
+        match action {
+            BoundAction::Publish { channel, data } if channel.sources.is_empty() => {
+                if let Some((channel, data)) = message(channel, data, &mut resolve) {
+                    plan.publish(rule.id, Publish { channel, data });
+                }
+            }
+            BoundAction::Stream { name, data, maxlen } if name.sources.is_empty() => {
+                if let Some((stream, data)) = message(name, data, &mut resolve) {
+                    plan.stream(rule.id, Entry { stream, data, maxlen: *maxlen });
+                }
+            }
+            _ => {}
         }
     }
 }
 
-impl BoundTemplate {
-    fn source(&self, at: usize) -> Source {
-        self.sources.get(at).copied().unwrap_or(Source(Image::Either, None))
-    }
-
-    /// The images to render for: the new one first, and the old one where it may say something else.
-    fn images(&self, change: &Change) -> impl Iterator<Item = Image> + use<> {
-        let new = change.new.is_some().then_some(Image::New);
-        let differs = |&Source(image, position): &Source| match (&change.old, &change.new, position) {
-            _ if image != Image::Either => false,
-            (Some(old), Some(new), Some(position)) => old.cell(position) != new.cell(position),
-            _ => true,
-        };
-        let old = change.old.is_some() && (new.is_none() || self.sources.iter().any(differs));
-        new.into_iter().chain(old.then_some(Image::Old))
-    }
-
-    fn render(&self, change: &Change, image: Image) -> Rendered {
-        self.template.render(|at| self.source(at).resolve(change, image))
+/// Asks the lookup of a rule for the rows its actions are about, for both images where they say different things.
+fn ask(
+    rule: &BoundRule,
+    definition: &Rule,
+    arguments: &[BoundTemplate],
+    change: &Change,
+    commit: &Commit,
+    plan: &mut Plan,
+) {
+    let sources: Vec<_> =
+        arguments.iter().flat_map(|argument| &argument.sources).chain(&rule.naming).copied().collect();
+    'image: for image in super::bind::images(&sources, change) {
+        let mut values = Vec::with_capacity(arguments.len());
+        for argument in arguments {
+            match argument.render(change, image) {
+                Rendered::Key(value) => values.push(value.as_bytes().to_vec()),
+                Rendered::Nothing => continue 'image,
+                Rendered::Glob(_) => {
+                    // What to ask is not known.
+                    definition.removals().into_iter().for_each(|removal| plan.remove(rule.id, removal));
+                    continue 'image;
+                }
+            }
+        }
+        let cells = rule.references.iter().map(|source| source.cell(change, image)).collect();
+        let asked = Asked { lsn: commit.lsn, change: line(rule, change, commit) };
+        plan.call(Call { rule: rule.id, arguments: values, cells }, asked);
     }
 }
 
-fn publish<'a>(
-    rule: RuleId,
-    channel: &BoundTemplate,
+/// The change as a recording has it, with the columns that the rule reads: all that it takes to plan it again.
+fn line(rule: &BoundRule, change: &Change, commit: &Commit) -> String {
+    let line =
+        change.to_line(commit, None, |relation, at, cell, out| rule.uses(at) && json::plainly(relation, at, cell, out));
+    String::from_utf8_lossy(&line).into_owned()
+}
+
+fn remove(rule: &BoundRule, definition: &Rule, name: Rendered, plan: &mut Plan) {
+    let removal = match name {
+        Rendered::Key(key) => Removal::Key(key),
+        Rendered::Glob(glob) => Removal::Keys(glob),
+        Rendered::Nothing => return,
+    };
+    if let Some(after) = definition.again_after {
+        plan.again(rule.id, after, removal.clone());
+    }
+    plan.remove(rule.id, removal);
+}
+
+/// A pattern, also where it turned out to have no wildcard.
+pub(super) fn as_glob(name: Rendered) -> Option<Glob> {
+    match name {
+        Rendered::Glob(glob) => Some(glob),
+        Rendered::Key(key) => {
+            let mut glob = Glob::new();
+            glob.push_literal(key.as_bytes());
+            Some(glob)
+        }
+        Rendered::Nothing => None,
+    }
+}
+
+/// The chosen columns of the new row as a JSON object; nothing if one of them is not known.
+fn body(columns: &[(String, Option<usize>, Kind)], change: &Change) -> Option<Vec<u8>> {
+    let row = change.new.as_ref()?;
+    let mut body = vec![b'{'];
+    for (at, (name, position, kind)) in columns.iter().enumerate() {
+        let cell = row.cell((*position)?);
+        if *cell == Cell::Absent {
+            return None;
+        }
+        if at > 0 {
+            body.push(b',');
+        }
+        json::write_text(name, &mut body);
+        body.push(b':');
+        json::write_value(cell, *kind, &mut body);
+    }
+    body.push(b'}');
+    Some(body)
+}
+
+/// A channel or stream and what is sent there. One whose name is not known cannot be told anything; the start-up
+/// check refuses the rule.
+fn message<'a>(
+    name: &BoundTemplate,
     data: &Message<BoundTemplate>,
     resolve: &mut impl FnMut(Source) -> Resolved<'a>,
-    plan: &mut Plan,
-) {
-    // A channel whose name is not known cannot be told anything; the start-up check refuses the rule.
-    let Rendered::Key(name) = channel.template.render(|at| resolve(channel.source(at))) else { return };
+) -> Option<(crate::key::CacheKey, Vec<u8>)> {
+    let Rendered::Key(key) = name.template.render(|at| resolve(name.source(at))) else { return None };
     let mut message = Vec::with_capacity(64);
     data.write(&mut message, &mut |field, out| {
         write_field(out, &field.template, |at| resolve(field.source(at)));
     });
-    plan.publish(rule, Publish { channel: name, data: message });
+    Some((key, message))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::change::Column;
+    use crate::change::{Column, Relation, Row};
     use crate::config::Document;
     use proptest::prelude::*;
 
     fn planner(rules: &str) -> Planner {
         let document = Document::parse(&format!("version: 1\nrules:\n{rules}"), &|_| None).unwrap();
-        Planner::new(Arc::new(RuleSet::compile(document.rules, &document.settings).unwrap()))
+        Planner::new(Arc::new(RuleSet::compile(document.rules, document.lookups, &document.settings).unwrap()))
     }
 
     fn relation(table: &str) -> Arc<Relation> {
-        let column = |name: &str| Column { name: name.into(), in_identity: true };
+        let column = |name: &str| Column { name: name.into(), kind: Kind::Text, in_identity: true };
         let columns = vec![column("id"), column("a")];
         Arc::new(Relation { id: RelationId::new(1), name: TableName::new("public", table), columns })
     }
@@ -312,7 +469,7 @@ mod tests {
             (0..1000).map(|n| format!("  r{n}: {{table: t{}, delete: 'k{n}:{{id}}'}}\n", n % 100)).collect();
         let mut planner = planner(&rules);
         let mut plan = Plan::default();
-        planner.plan(&change("t7", None, Some([Cell::of("1"), Cell::Null])), Lsn::ZERO, &mut plan).unwrap();
+        planner.plan(&change("t7", None, Some([Cell::of("1"), Cell::Null])), &Commit::default(), &mut plan).unwrap();
         assert_eq!(plan.len(), 10);
         assert_eq!(planner.bound[&RelationId::new(1)].rules.len(), 10, "the rules that a change is held against");
     }
@@ -321,12 +478,12 @@ mod tests {
     fn a_table_described_again_is_bound_again() {
         let mut planner = planner("  r: {table: t, delete: 'k:{a}'}\n");
         let mut plan = Plan::default();
-        planner.plan(&change("t", None, Some([Cell::of("1"), Cell::of("2")])), Lsn::ZERO, &mut plan).unwrap();
+        planner.plan(&change("t", None, Some([Cell::of("1"), Cell::of("2")])), &Commit::default(), &mut plan).unwrap();
         let mut swapped = change("t", None, Some([Cell::of("1"), Cell::of("2")]));
         let mut relation = (*swapped.relation).clone();
         relation.columns.reverse();
         swapped.relation = Arc::new(relation);
-        planner.plan(&swapped, Lsn::ZERO, &mut plan).unwrap();
+        planner.plan(&swapped, &Commit::default(), &mut plan).unwrap();
         let keys: Vec<_> = plan.deletes().map(ToString::to_string).collect();
         assert_eq!(keys, ["k:2", "k:1"]);
     }
@@ -346,11 +503,11 @@ mod tests {
             let rules = "  r: {table: t, changed: [a], delete: ['k:{id}:{a|lower}', 'o:{old.a}', 'n:{new.a}:{id}']}\n";
             let mut planner = planner(rules);
             let (mut full, mut poor) = (Plan::default(), Plan::default());
-            planner.plan(&change("t", Some(old.clone()), Some(new.clone())), Lsn::ZERO, &mut full).unwrap();
+            planner.plan(&change("t", Some(old.clone()), Some(new.clone())), &Commit::default(), &mut full).unwrap();
             let (mut less_old, mut less_new) = (old, new);
             let row = if hide < 2 { &mut less_old } else { &mut less_new };
             row[hide % 2] = Cell::Absent;
-            planner.plan(&change("t", Some(less_old), Some(less_new)), Lsn::ZERO, &mut poor).unwrap();
+            planner.plan(&change("t", Some(less_old), Some(less_new)), &Commit::default(), &mut poor).unwrap();
             for key in full.deletes() {
                 let by_name = poor.deletes().any(|other| other == key);
                 let by_glob = poor.patterns().any(|glob| matches_glob(glob.as_bytes(), key.as_bytes()));

@@ -4,8 +4,9 @@
 
 use std::collections::BTreeSet;
 
-use super::compile::{Rule, RuleSet, part_of};
+use super::compile::{RuleSet, part_of};
 use super::filter::Filter;
+use super::rule::{Rule, Trigger};
 use super::template::{Image, Reference};
 use crate::catalog::{Catalog, Identity, Table, quote, quote_table};
 use crate::change::{Operation, TableName};
@@ -58,7 +59,7 @@ const IDENTIFIER_BYTES_MAX: usize = 63;
 impl RuleSet {
     /// Fills in the schemas and reports every table and column that the database does not have.
     pub fn resolve(self, catalog: &Catalog, problems: &mut Problems) -> Self {
-        for rule in self.rules() {
+        for rule in self.rules().iter().filter(|rule| rule.trigger == Trigger::Table) {
             match catalog.find(&rule.table.value) {
                 None => {
                     let near = nearest_table(&rule.table.value, catalog);
@@ -75,7 +76,8 @@ impl RuleSet {
         let mut widenings = Vec::new();
         for name in self.tables() {
             let Some(table) = catalog.find(name) else { continue };
-            let of_table = || self.rules().iter().filter(|rule| rule.table.value == *name);
+            let of_table =
+                || self.rules().iter().filter(|rule| rule.trigger == Trigger::Table && rule.table.value == *name);
             let needed: BTreeSet<&str> =
                 of_table().flat_map(old_columns).map(|(_, reference)| reference.column.as_str()).collect();
             let exists = |column: &str| table.columns.iter().any(|known| known.name == column);
@@ -113,7 +115,7 @@ impl RuleSet {
 
     /// Reports tables whose changes are not in the log at all.
     pub fn check_logged(&self, catalog: &Catalog, problems: &mut Problems) {
-        for rule in self.rules() {
+        for rule in self.rules().iter().filter(|rule| rule.trigger == Trigger::Table) {
             if catalog.find(&rule.table.value).is_some_and(|table| table.unlogged) {
                 let message =
                     format!("table {} is unlogged or temporary: its changes never reach the log", rule.table.value);
@@ -126,10 +128,11 @@ impl RuleSet {
 /// The references of a rule's names whose old value is needed.
 fn old_columns(rule: &Rule) -> impl Iterator<Item = (&Spanned<super::Template>, &Reference)> {
     let needs_old = rule.triggers_on(Operation::Update) || rule.triggers_on(Operation::Delete);
-    let names = rule.names().filter(move |_| needs_old);
+    let arguments = rule.for_each.iter().flat_map(|for_each| &for_each.arguments);
+    let names = rule.names().chain(arguments).filter(move |_| needs_old);
     names
         .flat_map(|name| name.value.references().map(move |reference| (name, reference)))
-        .filter(|(_, reference)| reference.image != Image::New)
+        .filter(|(_, reference)| matches!(reference.image, Image::Either | Image::Old))
 }
 
 fn widen(table: &Table, needed: &BTreeSet<&str>) -> Widening {
@@ -160,12 +163,29 @@ fn check_columns(rule: &Rule, table: &Table, problems: &mut Problems) {
         let message = format!("table {} has no column `{}`", table.name, column.value);
         problems.push(column.span.clone(), message, advice(&column.value));
     }
-    rule.each_template(&mut |template| {
-        for reference in template.value.references().filter(|reference| !exists(&reference.column)) {
+    let mut check = |template: &Spanned<super::Template>| {
+        let ours = template.value.references().filter(|reference| reference.image != Image::Lookup);
+        for reference in ours.filter(|reference| !exists(&reference.column)) {
             let message = format!("table {} has no column `{}`", table.name, reference.column);
             problems.push(place(template, reference), message, advice(&reference.column));
         }
-    });
+    };
+    rule.each_template(&mut check);
+    rule.for_each.iter().flat_map(|for_each| &for_each.arguments).for_each(check);
+    for column in rule.set_columns().filter(|column| !exists(&column.value)) {
+        let message = format!("table {} has no column `{}`", table.name, column.value);
+        problems.push(column.span.clone(), message, advice(&column.value));
+    }
+    let Some(condition) = &rule.condition else { return };
+    let at = |span: &std::ops::Range<usize>| part_of(&condition.span, condition.value.text().len(), span);
+    for column in condition.value.columns().iter().filter(|column| !exists(&column.column)) {
+        let message = format!("table {} has no column `{}`", table.name, column.column);
+        problems.push(at(&column.span), message, advice(&column.column));
+    }
+    let kind_of = |name: &str| table.columns.iter().find(|column| column.name == name).map(|column| column.kind);
+    for problem in condition.value.check(&kind_of) {
+        problems.push(at(&problem.span), problem.message, problem.advice);
+    }
 }
 
 fn nearest_table(name: &TableName, catalog: &Catalog) -> String {
@@ -182,6 +202,6 @@ fn nearest_table(name: &TableName, catalog: &Catalog) -> String {
 }
 
 /// Where the file says this reference.
-fn place(template: &Spanned<super::Template>, reference: &Reference) -> std::ops::Range<usize> {
+pub(super) fn place(template: &Spanned<super::Template>, reference: &Reference) -> std::ops::Range<usize> {
     part_of(&template.span, template.value.text_len(), &reference.span)
 }

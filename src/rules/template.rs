@@ -1,8 +1,8 @@
 //! Templates of keys and channels: `user-email:{email|lower}`.
 //!
-//! Owns their syntax and how they render. It must not know tables; [`super::compile`] binds columns.
+//! Owns their syntax and how they render. It must not know tables; [`super::planner`] binds columns.
 //! Invariants: a template begins with a literal, so that its glob cannot match every key; a value
-//! that is not known makes a glob, NULL makes nothing.
+//! that is not known makes a glob, NULL makes nothing; no value can widen a pattern.
 
 use std::ops::Range;
 
@@ -19,6 +19,8 @@ pub enum Image {
     Old,
     /// Always the row after: `{new.x}`.
     New,
+    /// A row that a lookup returned: `{m.x}` after `for_each: … as m`.
+    Lookup,
 }
 
 /// A column and what is done to its value.
@@ -41,6 +43,8 @@ pub enum Part {
     Literal(Vec<u8>),
     /// A column's value.
     Reference(Reference),
+    /// Anything: a `*` in a pattern.
+    Any,
 }
 
 /// A parsed template, its namespace in front.
@@ -86,9 +90,33 @@ pub enum Rendered {
 }
 
 impl Template {
-    /// Parses `text`; what it renders begins with `namespace`.
-    pub fn parse(text: &str, namespace: &str) -> Result<Self, InvalidTemplate> {
-        let mut parts = parse_parts(text)?;
+    /// Parses `text`; what it renders begins with `namespace`. References to `alias` read looked-up rows.
+    pub fn parse(text: &str, namespace: &str, alias: Option<&str>) -> Result<Self, InvalidTemplate> {
+        Self::with_prefix(parse_parts(text, alias)?, text, namespace)
+    }
+
+    /// The same for a pattern, in which a `*` of the template's own matches anything.
+    pub fn parse_pattern(text: &str, namespace: &str, alias: Option<&str>) -> Result<Self, InvalidTemplate> {
+        let mut parts = Vec::new();
+        for part in parse_parts(text, alias)? {
+            match part {
+                Part::Literal(literal) => {
+                    for (at, piece) in literal.split(|&byte| byte == b'*').enumerate() {
+                        if at > 0 {
+                            parts.push(Part::Any);
+                        }
+                        if !piece.is_empty() {
+                            parts.push(Part::Literal(piece.to_owned()));
+                        }
+                    }
+                }
+                part => parts.push(part),
+            }
+        }
+        Self::with_prefix(parts, text, namespace)
+    }
+
+    fn with_prefix(mut parts: Vec<Part>, text: &str, namespace: &str) -> Result<Self, InvalidTemplate> {
         match parts.first_mut() {
             Some(Part::Literal(literal)) => {
                 literal.splice(0..0, namespace.bytes());
@@ -106,8 +134,8 @@ impl Template {
     }
 
     /// Parses text in which anything may come first: a field of a message.
-    pub fn parse_value(text: &str) -> Result<Self, InvalidTemplate> {
-        parse_parts(text).map(|parts| Self { parts, text_len: text.len() })
+    pub fn parse_value(text: &str, alias: Option<&str>) -> Result<Self, InvalidTemplate> {
+        parse_parts(text, alias).map(|parts| Self { parts, text_len: text.len() })
     }
 
     /// The parts, in order.
@@ -124,7 +152,7 @@ impl Template {
     pub fn references(&self) -> impl Iterator<Item = &Reference> {
         self.parts.iter().filter_map(|part| match part {
             Part::Reference(reference) => Some(reference),
-            Part::Literal(_) => None,
+            Part::Literal(_) | Part::Any => None,
         })
     }
 
@@ -148,11 +176,12 @@ impl Template {
         for (at, part) in self.parts.iter().enumerate() {
             match part {
                 Part::Literal(literal) => name.extend_from_slice(literal),
+                Part::Any => return self.render_glob(at, references, &name, resolve),
                 Part::Reference(reference) => {
                     match resolve(references) {
                         Resolved::Value(value) => push_filtered(&mut name, value, &reference.filters),
                         Resolved::Nothing => return Rendered::Nothing,
-                        Resolved::Unknown => return self.render_glob(at, references, &name, resolve),
+                        Resolved::Unknown => return self.render_glob(at, references + 1, &name, resolve),
                     }
                     references += 1;
                 }
@@ -161,7 +190,7 @@ impl Template {
         Rendered::Key(CacheKey::new(name))
     }
 
-    /// Goes on as a glob from part `at` on, the first that is not known.
+    /// Goes on as a glob from part `at` on, the first that is not known; `references` is the number of the next one.
     fn render_glob<'a>(
         &self,
         at: usize,
@@ -172,10 +201,10 @@ impl Template {
         let mut glob = Glob::new();
         glob.push_literal(known);
         glob.push_any();
-        references += 1;
         for part in self.parts.iter().skip(at + 1) {
             match part {
                 Part::Literal(literal) => glob.push_literal(literal),
+                Part::Any => glob.push_any(),
                 Part::Reference(reference) => {
                     match resolve(references) {
                         Resolved::Value(value) => {
@@ -204,7 +233,7 @@ fn push_filtered(name: &mut Vec<u8>, value: &[u8], filters: &[Filter]) {
     }
 }
 
-fn parse_parts(text: &str) -> Result<Vec<Part>, InvalidTemplate> {
+fn parse_parts(text: &str, alias: Option<&str>) -> Result<Vec<Part>, InvalidTemplate> {
     let mut parts = Vec::new();
     let mut literal = Vec::new();
     let mut at = 0;
@@ -223,7 +252,7 @@ fn parse_parts(text: &str) -> Result<Vec<Part>, InvalidTemplate> {
                 parts.push(Part::Literal(std::mem::take(&mut literal)));
             }
             let span = at + 1..at + 1 + end;
-            parts.push(Part::Reference(parse_reference(text, span)?));
+            parts.push(Part::Reference(parse_reference(text, span, alias)?));
             at += end + 2;
         } else {
             let end = rest.find(['{', '}']).unwrap_or(rest.len());
@@ -237,7 +266,7 @@ fn parse_parts(text: &str) -> Result<Vec<Part>, InvalidTemplate> {
     Ok(parts)
 }
 
-fn parse_reference(text: &str, span: Range<usize>) -> Result<Reference, InvalidTemplate> {
+fn parse_reference(text: &str, span: Range<usize>, alias: Option<&str>) -> Result<Reference, InvalidTemplate> {
     let body = text.get(span.clone()).unwrap_or("");
     let mut words = body.split('|').map(str::trim);
     let path = words.next().unwrap_or("");
@@ -245,9 +274,14 @@ fn parse_reference(text: &str, span: Range<usize>) -> Result<Reference, InvalidT
         None => (Image::Either, path),
         Some(("old", column)) => (Image::Old, column),
         Some(("new", column)) => (Image::New, column),
+        Some((scope, column)) if alias == Some(scope) => (Image::Lookup, column),
         Some((scope, _)) => {
-            let message = format!("`{scope}.` is not an image of the row");
-            return Err(invalid(span, message, "expected `{column}`, `{old.column}` or `{new.column}`"));
+            let message = format!("`{scope}.` is neither an image of the row nor a looked-up row");
+            let mut advice = "expected `{column}`, `{old.column}` or `{new.column}`".to_owned();
+            if let Some(alias) = alias {
+                advice.push_str(&format!(", or `{{{alias}.column}}`"));
+            }
+            return Err(invalid(span, message, advice));
         }
     };
     if column.is_empty() {
@@ -277,7 +311,7 @@ mod tests {
     use super::*;
 
     fn render(template: &str, values: &[Resolved<'_>]) -> String {
-        match Template::parse(template, "v1:").unwrap().render(|at| values[at]) {
+        match Template::parse(template, "v1:", None).unwrap().render(|at| values[at]) {
             Rendered::Key(key) => key.to_string(),
             Rendered::Glob(glob) => format!("glob {glob}"),
             Rendered::Nothing => "nothing".to_owned(),
@@ -306,9 +340,33 @@ mod tests {
     }
 
     #[test]
+    fn a_pattern_has_wildcards_of_its_own_only() {
+        let check = |template: &str, value: &[u8], expected: &str| {
+            let template = Template::parse_pattern(template, "v1:", None).unwrap();
+            assert_eq!(template.render(|_| Resolved::Value(value)), Rendered::Glob(glob_of(expected)), "{expected}");
+        };
+        fn glob_of(text: &str) -> Glob {
+            let mut glob = Glob::new();
+            for (at, piece) in text.split('%').enumerate() {
+                if at > 0 {
+                    glob.push_any();
+                }
+                glob.push_literal(piece.as_bytes());
+            }
+            glob
+        }
+        check("search:{a}:*", b"*", "v1:search:*:%");
+        check("a*{b}*", b"[x]?", "v1:a%[x]?%");
+        let error = Template::parse_pattern("*:{a}", "v1:", None).unwrap_err();
+        assert!(error.message.contains("does not begin with a literal"), "{error:?}");
+        let plain = Template::parse_pattern("a:{b}", "v1:", None).unwrap();
+        assert_eq!(plain.render(|_| Resolved::Value(b"1")), Rendered::Key("v1:a:1".into()));
+    }
+
+    #[test]
     fn what_is_not_a_template_says_where() {
         let check = |text: &str, span: Range<usize>, advice: &str| {
-            let error = Template::parse(text, "v1:").unwrap_err();
+            let error = Template::parse(text, "v1:", None).unwrap_err();
             assert!(error.span == span && error.advice.contains(advice), "{text}: {error:?}");
         };
         check("", 0..0, "prefix");

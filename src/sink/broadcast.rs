@@ -32,21 +32,22 @@ pub struct Broadcast {
 /// One op of a [`Broadcast`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BroadcastOp {
-    /// `delete`, `pattern` or `bump`.
+    /// `delete`, `set`, `pattern`, `tag` or `bump`.
     pub op: String,
-    /// The full name: a key, or for `pattern` a glob.
+    /// The full name: a key, for `pattern` a glob, for `tag` a set; the keys that were found in a set are told one by
+    /// one.
     pub key: String,
 }
 
 impl Broadcast {
     /// What a plan means to whoever keeps copies; nothing if it only sends messages.
     pub(super) fn ops(plan: &Plan) -> Vec<BroadcastOp> {
-        plan.ops().filter_map(|(_, op)| broadcast_op(op)).collect()
+        plan.told().chain(plan.ops()).filter_map(|(_, op)| broadcast_op(op)).collect()
     }
 }
 
 fn broadcast_op(op: Op<'_>) -> Option<BroadcastOp> {
-    if matches!(op, Op::Publish(_)) {
+    if matches!(op, Op::Publish(_) | Op::Stream(_)) {
         return None;
     }
     match std::str::from_utf8(op.name()) {

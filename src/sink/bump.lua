@@ -1,5 +1,5 @@
 -- KEYS: `started`, then version keys. ARGV[1]: `started` of this batch; ARGV[i]: the decimal position to which
--- KEYS[i] rises. Decimals without leading zeros compare by length, then as strings; Lua's numbers lose
+-- KEYS[i] rises; the last: milliseconds until a version key that nobody bumps goes. Decimals without leading zeros compare by length, then as strings; Lua's numbers lose
 -- exactness above 2^53.
 -- Where a later batch began already, this one was delayed on its way and has been sent again since: a version
 -- key that went missing meanwhile may have been higher, so it begins where a reader would make it.
@@ -15,7 +15,7 @@ for i = 2, #KEYS do
     wanted = to_decimal(started)
   end
   if rises then
-    redis.call('SET', KEYS[i], wanted)
+    redis.call('SET', KEYS[i], wanted, 'PX', ARGV[#ARGV])
   end
 end
 return #KEYS - 1

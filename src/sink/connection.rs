@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 
 use redis::aio::{MultiplexedConnection, PubSub};
 use redis::{AsyncConnectionConfig, Client, Cmd, ConnectionInfo, ErrorKind, Pipeline, RedisError, Value};
+use tokio::sync::mpsc;
 
 use super::pulse::Pulse;
 use super::redis::{SinkError, unusable};
 use crate::coherence::watermark::{BEGIN, DECIMAL, Names, PROVE, RAISE, RECORD, SET};
 use crate::key::{CacheKey, Glob};
+use crate::plan::{Plan, Removal, RuleId};
 
 /// Runs where memory is full, as all that writes state does.
 const BUMP: [&str; 3] = ["#!lua flags=allow-oom\n", DECIMAL, include_str!("bump.lua")];
@@ -64,7 +66,7 @@ impl Dataset {
 }
 
 /// The hashes by which Redis knows our scripts.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Scripts {
     pub(super) raise: String,
     pub(super) record: String,
@@ -72,6 +74,30 @@ pub(super) struct Scripts {
     pub(super) set: String,
     pub(super) begin: String,
     pub(super) prove: String,
+    pub(super) write: String,
+    pub(super) stream: String,
+    pub(super) untag: String,
+    pub(super) append: String,
+    pub(super) bury: String,
+}
+
+impl Scripts {
+    /// Every script, and where its hash goes.
+    fn each(&mut self) -> [(&mut String, String); 11] {
+        [
+            (&mut self.raise, RAISE.to_owned()),
+            (&mut self.record, RECORD.to_owned()),
+            (&mut self.bump, BUMP.concat()),
+            (&mut self.set, SET.to_owned()),
+            (&mut self.begin, BEGIN.to_owned()),
+            (&mut self.prove, PROVE.to_owned()),
+            (&mut self.write, include_str!("write.lua").to_owned()),
+            (&mut self.stream, include_str!("stream.lua").to_owned()),
+            (&mut self.untag, include_str!("untag.lua").to_owned()),
+            (&mut self.append, include_str!("append.lua").to_owned()),
+            (&mut self.bury, include_str!("bury.lua").to_owned()),
+        ]
+    }
 }
 
 /// The clock of Redis, as it was read last.
@@ -113,22 +139,17 @@ impl Connection {
         let mut link = connect(client).await?;
         let mut first = Pipeline::new();
         first.add_command(info()).add_command(redis::cmd("TIME"));
-        for script in [&[RAISE][..], &[RECORD], &BUMP, &[SET], &[BEGIN], &[PROVE]] {
-            first.add_command(redis::cmd("SCRIPT").arg("LOAD").arg(script.concat()).clone());
+        let mut scripts = Scripts::default();
+        for (_, script) in scripts.each() {
+            first.add_command(redis::cmd("SCRIPT").arg("LOAD").arg(script).clone());
         }
         let replies = send(&mut link, &first).await?;
-        let [info, time, raise, record, bump, set, begin, prove] = &*replies else {
+        let [info, time, hashes @ ..] = &*replies else {
             return Err(RedisError::from((ErrorKind::UnexpectedReturnType, "another number of replies than commands")));
         };
-        let hash = redis::from_redis_value_ref::<String>;
-        let scripts = Scripts {
-            raise: hash(raise)?,
-            record: hash(record)?,
-            bump: hash(bump)?,
-            set: hash(set)?,
-            begin: hash(begin)?,
-            prove: hash(prove)?,
-        };
+        for ((place, _), hash) in scripts.each().into_iter().zip(hashes) {
+            *place = redis::from_redis_value_ref(hash)?;
+        }
         let dataset = Dataset::parse(&redis::from_redis_value_ref::<String>(info)?)?;
         Ok(Self { link, pulse, scripts, dataset, clock: Clock::parse(time)? })
     }
@@ -140,27 +161,105 @@ impl Connection {
         Ok(replies)
     }
 
-    /// Deletes every key that any of the globs matches, except for our own state: in one pass over all keys, in
-    /// bounded steps. How many there were.
-    pub(super) async fn delete_matching(&mut self, globs: &[&Glob], names: &Names) -> Result<u64, RedisError> {
+    /// Removes all of it, except for our own state, in bounded steps: what patterns match in one pass over all keys,
+    /// then set by set. What was found in sets is handed on as it goes. How many keys there were.
+    pub(super) async fn remove(
+        &mut self,
+        removals: &[(RuleId, Removal)],
+        names: &Names,
+        found: Option<&mpsc::Sender<Plan>>,
+    ) -> Result<u64, RedisError> {
+        let mut globs = Vec::new();
+        let mut tag_globs = Vec::new();
+        let mut sets: Vec<(RuleId, Vec<u8>)> = Vec::new();
+        let mut deleted = 0;
+        for (rule, removal) in removals {
+            match removal {
+                Removal::Key(key) => deleted += self.unlink(&[key.as_bytes().to_vec()]).await?,
+                Removal::Keys(glob) => globs.push(glob),
+                Removal::Tag(set) => sets.push((*rule, set.as_bytes().to_vec())),
+                Removal::Tags(glob) => tag_globs.push((*rule, glob)),
+            }
+        }
+        let all: Vec<_> = globs.iter().copied().chain(tag_globs.iter().map(|(_, glob)| *glob)).collect();
+        if !all.is_empty() {
+            let covering = Glob::covering(&all);
+            let mut cursor = 0_u64;
+            loop {
+                let mut scan = redis::cmd("SCAN");
+                scan.arg(cursor).arg("MATCH").arg(covering.as_bytes()).arg("COUNT").arg(SCAN_COUNT);
+                let (next, mut keys): (u64, Vec<Vec<u8>>) = scan.query_async(&mut self.link).await?;
+                self.pulse.step();
+                keys.retain(|key| !names.owns(key));
+                for (rule, glob) in &tag_globs {
+                    let found = keys.extract_if(.., |key| glob.matches(key));
+                    sets.extend(found.map(|set| (*rule, set)));
+                }
+                keys.retain(|key| globs.iter().any(|glob| glob.matches(key)));
+                deleted += self.unlink(&keys).await?;
+                if next == 0 {
+                    break;
+                }
+                cursor = next;
+            }
+        }
+        for (rule, set) in sets {
+            deleted += self.untag(rule, &set, names, found).await?;
+        }
+        Ok(deleted)
+    }
+
+    async fn unlink(&mut self, keys: &[Vec<u8>]) -> Result<u64, RedisError> {
+        let mut pipeline = Pipeline::new();
+        for chunk in keys.chunks(KEYS_PER_COMMAND) {
+            pipeline.add_command(redis::cmd("UNLINK").arg(chunk).clone());
+        }
+        let mut deleted = 0;
+        for reply in self.send(&pipeline).await? {
+            deleted += redis::from_redis_value::<u64>(reply)?;
+        }
+        Ok(deleted)
+    }
+
+    /// Removes the keys of a set, some at a time, each together with its membership. The set is never deleted: who
+    /// joins it meanwhile stays in it.
+    async fn untag(
+        &mut self,
+        rule: RuleId,
+        set: &[u8],
+        names: &Names,
+        found: Option<&mpsc::Sender<Plan>>,
+    ) -> Result<u64, RedisError> {
         let mut cursor = 0_u64;
         let mut deleted = 0;
-        if globs.is_empty() {
-            return Ok(deleted);
-        }
-        let covering = Glob::covering(globs);
         loop {
-            let mut scan = redis::cmd("SCAN");
-            scan.arg(cursor).arg("MATCH").arg(covering.as_bytes()).arg("COUNT").arg(SCAN_COUNT);
-            let (next, mut keys): (u64, Vec<Vec<u8>>) = scan.query_async(&mut self.link).await?;
+            let mut scan = redis::cmd("SSCAN");
+            scan.arg(set).arg(cursor).arg("COUNT").arg(KEYS_PER_COMMAND);
+            let scanned: Result<(u64, Vec<Vec<u8>>), _> = scan.query_async(&mut self.link).await;
+            let (next, members) = match scanned {
+                // Another kind of key under the name of a tag has no members.
+                Err(error) if error.code() == Some("WRONGTYPE") => return Ok(deleted),
+                scanned => scanned?,
+            };
             self.pulse.step();
-            keys.retain(|key| !names.owns(key) && globs.iter().any(|glob| glob.matches(key)));
+            let (ours, members): (Vec<_>, Vec<_>) = members.into_iter().partition(|key| names.owns(key));
             let mut pipeline = Pipeline::new();
-            for chunk in keys.chunks(KEYS_PER_COMMAND) {
-                pipeline.add_command(redis::cmd("UNLINK").arg(chunk).clone());
+            for chunk in members.chunks(KEYS_PER_COMMAND) {
+                let mut untag = redis::cmd("EVALSHA");
+                untag.arg(&self.scripts.untag).arg(chunk.len() + 1).arg(set).arg(chunk);
+                pipeline.add_command(untag);
             }
-            for reply in self.send(&pipeline).await? {
+            if !ours.is_empty() {
+                pipeline.add_command(redis::cmd("SREM").arg(set).arg(&ours).clone());
+            }
+            for reply in self.send(&pipeline).await?.into_iter().take(members.chunks(KEYS_PER_COMMAND).len()) {
                 deleted += redis::from_redis_value::<u64>(reply)?;
+            }
+            if let Some(found) = found.filter(|_| !members.is_empty()) {
+                let mut piece = Plan::default();
+                members.into_iter().for_each(|key| piece.tell(rule, Removal::Key(CacheKey::new(key))));
+                // Nobody takes it any more: whoever waited for it was dropped.
+                let _ = found.send(piece).await;
             }
             if next == 0 {
                 return Ok(deleted);

@@ -4,21 +4,26 @@
 //! Invariants: no command names more than [`KEYS_PER_COMMAND`] keys, so none blocks Redis for long;
 //! `started` rises before anything else happens.
 
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use redis::Pipeline;
+use sha2::{Digest as _, Sha256};
 
 use super::broadcast::Broadcast;
 use super::connection::{KEYS_PER_COMMAND, Scripts, script};
+use super::recent::Label;
 use crate::change::Lsn;
+use crate::coherence::lease::{Envelope, Token};
 use crate::coherence::watermark::Names;
-use crate::plan::Plan;
+use crate::plan::{Entry, Plan, RuleId};
 
 /// The ops of one or more transactions, or of a part of one, with what they mean for the watermarks.
 #[derive(Debug)]
 pub struct Batch {
-    /// What to do.
+    /// What to do. What takes its time was split off.
     pub plan: Plan,
+    /// The stream entries whose turn it is.
+    pub streams: Vec<StreamEntry>,
     /// The furthest position whose invalidations the batch begins to apply.
     pub started: Lsn,
     /// Everything before the batch that is in force and not yet recorded.
@@ -31,16 +36,45 @@ pub struct Batch {
     pub probe: bool,
 }
 
+/// A stream entry on its way.
+#[derive(Clone, Debug)]
+pub struct StreamEntry {
+    /// The rule that asked for it.
+    pub rule: RuleId,
+    /// What it says, and where.
+    pub entry: Entry,
+    /// The end of its transaction: the first half of its id.
+    pub end: Lsn,
+    /// Its number in the transaction: the other half.
+    pub number: u64,
+    /// When the transaction committed.
+    pub at: SystemTime,
+}
+
 /// Under which names and by which scripts a batch is written.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Target<'a> {
     pub(super) names: &'a Names,
     pub(super) scripts: &'a Scripts,
+    /// How long what is written lives, unless a rule says otherwise.
+    pub(super) ttl: Duration,
+}
+
+impl Target<'_> {
+    fn ttl_millis(&self) -> u64 {
+        millis(self.ttl)
+    }
+}
+
+/// Milliseconds as Redis takes them: at most what it can add to its clock.
+fn millis(duration: Duration) -> u64 {
+    const MILLIS_MAX: u64 = 1 << 52;
+    u64::try_from(duration.as_millis()).unwrap_or(MILLIS_MAX).clamp(1, MILLIS_MAX)
 }
 
 /// What goes before the globs: records, and removals by name. `recorded` is what Redis must still know.
 pub(super) fn removals(batch: &Batch, recorded: Lsn, target: Target<'_>, pipeline: &mut Pipeline) {
-    let Target { names, scripts } = target;
+    let Target { names, scripts, .. } = target;
     if let Some(applied) = batch.record {
         let mut record = script(&scripts.record, &[&names.applied]);
         record.arg(applied.to_fixed_hex()).arg(recorded.to_fixed_hex());
@@ -62,6 +96,53 @@ pub(super) fn removals(batch: &Batch, recorded: Lsn, target: Target<'_>, pipelin
     }
 }
 
+/// Values that are written through. Nothing else may be in their pipeline: a full Redis refuses them.
+pub(super) fn writes(batch: &Batch, now: u64, target: Target<'_>, pipeline: &mut Pipeline) {
+    for value in batch.plan.sets().filter(|value| !target.names.owns(value.key.as_bytes())) {
+        let digest = Sha256::digest(&value.body);
+        let etag: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        let envelope = Envelope {
+            nonce: Token::of_new_value(),
+            lo: value.lsn,
+            stored_at: now,
+            soft_ttl: 0,
+            etag,
+            body: value.body.clone(),
+        };
+        let mut write = script(&target.scripts.write, &[&value.key]);
+        write.arg(envelope.encode()).arg(value.lsn.to_fixed_hex()).arg(millis(value.ttl));
+        pipeline.add_command(write);
+    }
+}
+
+/// Stream entries, in order. `history` tells whether positions can be compared with those of entries before.
+pub(super) fn streams(batch: &Batch, labels: &[Label], history: &str, target: Target<'_>, pipeline: &mut Pipeline) {
+    for StreamEntry { rule, entry, end, number, at } in &batch.streams {
+        if target.names.owns(entry.stream.as_bytes()) {
+            continue;
+        }
+        let mut add = script(&target.scripts.stream, &[&entry.stream]);
+        add.arg(end.offset()).arg(*number).arg(entry.maxlen).arg(target.ttl_millis()).arg(history);
+        add.arg(end.to_fixed_hex());
+        add.arg("rule").arg(Label::name(labels, *rule));
+        add.arg("at").arg(humantime::format_rfc3339_micros(*at).to_string());
+        add.arg("data").arg(entry.data.as_slice());
+        pipeline.add_command(add);
+    }
+}
+
+/// Changes that a rule could not be held against.
+pub(super) fn dead_letters(batch: &Batch, labels: &[Label], target: Target<'_>, pipeline: &mut Pipeline) {
+    const LETTERS_MAX: u64 = 10_000;
+    for letter in batch.plan.dead() {
+        let mut bury = script(&target.scripts.bury, &[&target.names.dead]);
+        bury.arg(LETTERS_MAX).arg(target.ttl_millis());
+        bury.arg("rule").arg(Label::name(labels, letter.rule)).arg("reason").arg(&letter.reason);
+        bury.arg("at").arg(humantime::format_rfc3339_micros(batch.at).to_string()).arg("change").arg(&letter.change);
+        pipeline.add_command(bury);
+    }
+}
+
 /// What goes after the globs: version keys, then messages.
 pub(super) fn announcements(batch: &Batch, target: Target<'_>, message: Option<&Broadcast>, pipeline: &mut Pipeline) {
     let bumps: Vec<_> = batch.plan.bumps().filter(|(key, _)| !target.names.owns(key.as_bytes())).collect();
@@ -72,6 +153,7 @@ pub(super) fn announcements(batch: &Batch, target: Target<'_>, message: Option<&
         for (_, lsn) in chunk {
             bump.arg(lsn.offset());
         }
+        bump.arg(target.ttl_millis());
         pipeline.add_command(bump);
     }
     // A value can be chosen so that a template names our own channel; nobody else speaks there.

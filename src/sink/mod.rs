@@ -6,13 +6,21 @@
 mod broadcast;
 mod connection;
 mod encode;
+mod look;
+pub mod probe;
 mod pulse;
+mod recent;
 mod redis;
 mod refusal;
+mod replay;
 mod resume;
+mod sweep;
 
 pub use broadcast::{Broadcast, BroadcastOp};
 pub use connection::connect_subscriber;
-pub use encode::Batch;
+pub use encode::{Batch, StreamEntry};
+pub use look::{Held, Look, look};
 pub use pulse::Pulse;
-pub use redis::{Sink, SinkError, Unproven};
+pub use recent::{Label, Touch};
+pub use redis::{Scope, Sink, SinkError, Unproven};
+pub use sweep::Sweeper;

@@ -5,21 +5,26 @@
 //! because every op is idempotent; a batch is never sent to another dataset than the one whose history was
 //! proven.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use redis::{Client, ConnectionInfo, Pipeline, RedisError};
 
 use super::broadcast::{Broadcast, BroadcastOp, Chain};
 use super::connection::{Clock, Connection, Dataset, client, info, version};
-use super::encode::{Batch, Target, announcements, heartbeat, removals};
+use super::encode::{Batch, Target, announcements, dead_letters, heartbeat, removals, streams, writes};
 use super::pulse::Pulse;
+use super::recent::{Label, Recent};
 use super::refusal::explain;
+use super::sweep::Sweeper;
 use crate::backoff::{Backoff, Notices};
 use crate::change::Lsn;
 use crate::coherence::epoch::Allowance;
 use crate::coherence::history::Doubt;
 use crate::coherence::watermark::{LOST, Names};
-use crate::key::Glob;
+use crate::plan::Removal;
+
+/// The code of the error by which Redis says that its memory is full.
+const FULL: &str = "OOM";
 
 /// Why Redis is of no use at start.
 #[derive(Debug, thiserror::Error)]
@@ -55,8 +60,10 @@ pub struct Sink {
     client: Client,
     address: String,
     pub(super) names: Names,
-    /// What every key of ours matches: what a new epoch empties.
-    pub(super) globs: Vec<Glob>,
+    pub(super) scope: Scope,
+    pub(super) recent: Recent,
+    /// Tells the history of this database from any other, in stream entries.
+    pub(super) history: String,
     connection: Option<Connection>,
     /// The dataset whose history is proven.
     pub(super) proven: Option<Dataset>,
@@ -71,6 +78,17 @@ pub struct Sink {
     pub(super) pulse: Pulse,
     /// A running daemon goes on with its own chain; a new one takes up what Redis remembers.
     pub(super) chain: Option<Chain>,
+}
+
+/// What the sink has to know of the rules.
+#[derive(Clone, Debug)]
+pub struct Scope {
+    /// What the rules may ever remove or write: what a new epoch empties.
+    pub removals: Vec<Removal>,
+    /// What each rule is called, in the order of the file.
+    pub labels: Vec<Label>,
+    /// How long what is written lives, unless a rule says otherwise.
+    pub ttl: Duration,
 }
 
 /// Why a batch is not in force.
@@ -88,20 +106,22 @@ impl From<RedisError> for Setback {
 /// What one series of attempts has done so far about Redis refusing.
 #[derive(Default)]
 pub(super) struct Patience {
-    backoff: Backoff,
-    notices: Notices,
+    pub(super) backoff: Backoff,
+    pub(super) notices: Notices,
 }
 
 impl Sink {
-    /// A sink that is not yet connected. A new epoch deletes what `globs` match.
-    pub fn new(info: &ConnectionInfo, names: Names, globs: Vec<Glob>) -> Result<Self, SinkError> {
+    /// A sink that is not yet connected.
+    pub fn new(info: &ConnectionInfo, names: Names, scope: Scope) -> Result<Self, SinkError> {
         let address = info.addr().to_string();
         let client = client(info).map_err(|error| unusable(&address, error))?;
         Ok(Self {
             client,
             address,
             names,
-            globs,
+            scope,
+            recent: Recent::default(),
+            history: String::new(),
             connection: None,
             proven: None,
             recorded: Lsn::ZERO,
@@ -124,6 +144,11 @@ impl Sink {
         self.pulse.clone()
     }
 
+    /// Somebody who searches for what takes its time, on a connection of his own.
+    pub fn sweeper(&self) -> Sweeper {
+        Sweeper::new(self.client.clone(), self.address.clone(), self.names.clone())
+    }
+
     /// Connects once, so that a wrong address is known at start.
     pub async fn connect(&mut self) -> Result<(), SinkError> {
         let version = version(&self.client).await.map_err(|error| unusable(&self.address, error))?;
@@ -139,13 +164,14 @@ impl Sink {
 
     /// Puts a batch into force, however often it has to be tried. Ends only when every command was
     /// answered without an error, or when another dataset would get it.
-    pub async fn apply(&mut self, batch: &Batch) -> Result<(), Unproven> {
+    pub async fn apply(&mut self, mut batch: Batch) -> Result<(), Unproven> {
         let ops = Broadcast::ops(&batch.plan);
         let mut broadcast: Option<Broadcast> = None;
         let mut patience = Patience::default();
+        self.recent.remember(&batch, &self.scope.labels);
         self.pulse.begin();
         loop {
-            match self.attempt(batch, &ops, &mut broadcast).await {
+            match self.attempt(&batch, &ops, &mut broadcast).await {
                 Ok(()) => {
                     self.relieved(&patience);
                     return Ok(());
@@ -153,6 +179,14 @@ impl Sink {
                 Err(Setback::Unproven) => {
                     self.proven = None;
                     return Err(Unproven);
+                }
+                Err(Setback::Refused(error)) if error.code() == Some(FULL) && batch.plan.sets().len() > 0 => {
+                    tracing::warn!(
+                        redis = self.address,
+                        values = batch.plan.sets().len(),
+                        "Redis is full: values that rules `set` are deleted instead of written"
+                    );
+                    batch.plan.doubt_sets(Lsn::new(u64::MAX));
                 }
                 Err(Setback::Refused(error)) => self.refused(&error, &mut patience).await,
             }
@@ -175,16 +209,15 @@ impl Sink {
             *broadcast = Some(chain.next(self.epoch, batch.started, batch.at, ops.to_vec()));
         }
         let Some(connection) = &mut self.connection else { return Err(Setback::Unproven) };
-        let target = Target { names: &self.names, scripts: &connection.scripts.clone() };
+        let scripts = connection.scripts.clone();
+        let target = Target { names: &self.names, scripts: &scripts, ttl: self.scope.ttl };
         let mut pipeline = Pipeline::new();
         removals(batch, self.recorded, target, &mut pipeline);
-        if batch.plan.patterns().len() > 0 {
-            connection.send(&pipeline).await?;
-            pipeline.clear();
-            let globs: Vec<_> = batch.plan.patterns().collect();
-            connection.delete_matching(&globs, &self.names).await?;
-        }
+        writes(batch, connection.clock.at(Instant::now()), target, &mut pipeline);
         announcements(batch, target, broadcast.as_ref(), &mut pipeline);
+        streams(batch, &self.scope.labels, &self.history, target, &mut pipeline);
+        dead_letters(batch, &self.scope.labels, target, &mut pipeline);
+        self.recent.write(batch.probe, &self.names, &scripts, &mut pipeline);
         if let Some(moment) = batch.heartbeat {
             heartbeat(connection.clock.at(moment), target, &mut pipeline);
         }
@@ -224,10 +257,7 @@ impl Sink {
         if refusal.reconnect {
             self.connection = None;
         }
-        if patience.notices.due() {
-            let error = describe(error);
-            tracing::warn!(redis = self.address, error, "invalidations wait for Redis; {}", refusal.advice);
-        }
+        notice(&self.address, error, patience);
         tokio::time::sleep(patience.backoff.next_wait()).await;
     }
 
@@ -240,8 +270,17 @@ impl Sink {
     }
 
     /// How long a new epoch has to wait.
-    pub(super) fn epoch_pause(&mut self) -> std::time::Duration {
+    pub(super) fn epoch_pause(&mut self) -> Duration {
         self.allowance.take(Instant::now())
+    }
+}
+
+/// Says what Redis refuses, and what helps, unless that was said a moment ago.
+pub(super) fn notice(address: &str, error: &RedisError, patience: &mut Patience) {
+    if patience.notices.due() {
+        let advice = explain(error).advice;
+        let error = describe(error);
+        tracing::warn!(redis = address, error, "invalidations wait for Redis; {advice}");
     }
 }
 

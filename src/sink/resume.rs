@@ -7,13 +7,15 @@
 use std::time::SystemTime;
 
 use redis::{Pipeline, RedisError, Value};
+use sha2::{Digest as _, Sha256};
 
-use super::broadcast::{BroadcastOp, Chain};
+use super::broadcast::{Broadcast, Chain};
 use super::connection::script;
 use super::encode::{Target, broadcast};
 use super::redis::{Patience, Setback, Sink, Unproven};
 use crate::change::Lsn;
 use crate::coherence::history::{Doubt, Origin, Present, Remembered};
+use crate::plan::{Plan, RuleId};
 
 impl Sink {
     /// What the dataset knows of itself, however long it takes until Redis answers.
@@ -48,6 +50,7 @@ impl Sink {
     /// History is proven: go on with the dataset that [`Sink::remembered`] read.
     pub fn go_on(&mut self, remembered: &Remembered) {
         self.recorded = remembered.applied.unwrap_or_default();
+        self.history = remembered.origin.as_ref().map(history).unwrap_or_default();
     }
 
     /// Begins a new epoch: deletes every key that the rules can name, then lets history begin at `present`.
@@ -110,7 +113,8 @@ impl Sink {
     }
 
     async fn try_flush(&mut self, doubt: &Doubt, present: &Present) -> Result<u64, Setback> {
-        let (names, globs, floor) = (self.names.clone(), self.globs.clone(), self.epoch);
+        let (names, floor) = (self.names.clone(), self.epoch);
+        let removals: Vec<_> = self.scope.removals.iter().map(|removal| (RuleId::new(0), removal.clone())).collect();
         let found = self.epoch_found.clone();
         let connection = self.open().await?;
         let scripts = connection.scripts.clone();
@@ -123,7 +127,7 @@ impl Sink {
         // What is tried again begins where this began.
         self.epoch_found = epoch.to_string();
         let connection = self.open().await?;
-        let deleted = connection.delete_matching(&globs.iter().collect::<Vec<_>>(), &names).await?;
+        let deleted = connection.remove(&removals, &names, None).await?;
         let mut prove = script(&scripts.prove, &[&names.applied, &names.origin, &names.epoch]);
         prove.arg(present.slot.to_fixed_hex()).arg(present.origin.encode()).arg(epoch);
         connection.send(Pipeline::new().add_command(prove)).await?;
@@ -132,17 +136,21 @@ impl Sink {
         // Copies elsewhere go last: what is read again from Redis from now on is new. Nobody can have followed
         // a slot before its first epoch.
         if epoch > 1 {
-            let ops = globs.iter().map(|glob| BroadcastOp {
-                op: "pattern".to_owned(),
-                key: String::from_utf8_lossy(glob.as_bytes()).into_owned(),
-            });
+            let mut plan = Plan::default();
+            removals.into_iter().for_each(|(rule, removal)| plan.tell(rule, removal));
             let chain = self.chain.get_or_insert_with(|| Chain::after(None));
-            let message = chain.next(epoch, present.end, SystemTime::now(), ops.collect());
+            let message = chain.next(epoch, present.end, SystemTime::now(), Broadcast::ops(&plan));
             let mut tell = Pipeline::new();
-            broadcast(&message, Target { names: &names, scripts: &scripts }, &mut tell);
+            broadcast(&message, Target { names: &names, scripts: &scripts, ttl: self.scope.ttl }, &mut tell);
             self.open().await?.send(&tell).await?;
         }
+        self.history = history(&present.origin);
         (self.epoch, self.proven, self.recorded) = (epoch, Some(dataset), present.slot);
         Ok(deleted)
     }
+}
+
+/// A short name of a history: positions of one can be compared, and only those.
+pub(super) fn history(origin: &Origin) -> String {
+    Sha256::digest(origin.encode()).iter().take(4).map(|byte| format!("{byte:02x}")).collect()
 }

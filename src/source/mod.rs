@@ -2,5 +2,8 @@
 //!
 //! Owns the translation into [`crate::change`]. It must not know rules or Redis.
 
+pub mod images;
+pub mod peek;
 pub mod recording;
 pub mod replication;
+pub mod table;

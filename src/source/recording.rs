@@ -3,16 +3,15 @@
 //! Owns that format. It must not know rules. Invariant: a column that a line does not name is unknown,
 //! never NULL; only `null` is NULL.
 
-use std::collections::HashMap;
+pub mod write;
+
 use std::io::BufRead;
-use std::sync::Arc;
+use std::time::SystemTime;
 
-use bytes::Bytes;
-use indexmap::IndexMap;
 use serde::Deserialize;
-use serde_json::value::RawValue;
 
-use crate::change::{Cell, Change, Column, Lsn, Operation, Relation, RelationId, Row, TableName};
+use super::images::{Image, Images};
+use crate::change::{Change, Lsn, Operation, TableName};
 
 /// The longest line that is read, in bytes.
 pub const LINE_BYTES_MAX: u64 = 256 << 20;
@@ -22,6 +21,8 @@ pub const LINE_BYTES_MAX: u64 = 256 << 20;
 pub struct Recorded {
     /// The end of the transaction's commit record, if the line says so.
     pub lsn: Option<Lsn>,
+    /// When it committed, if the line says so.
+    pub at: Option<SystemTime>,
     /// The change.
     pub change: Change,
     /// Whether it belongs to the same transaction as the line before.
@@ -48,8 +49,6 @@ pub enum RecordingError {
     },
 }
 
-type Image = IndexMap<String, Box<RawValue>>;
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Line {
@@ -72,14 +71,14 @@ struct Line {
 pub struct Recording<R> {
     input: R,
     line: usize,
-    relations: HashMap<(TableName, Vec<String>), Arc<Relation>>,
+    images: Images,
     transaction: Option<(u32, Option<Lsn>)>,
 }
 
 impl<R: BufRead> Recording<R> {
     /// Reads from here on.
     pub fn new(input: R) -> Self {
-        Self { input, line: 0, relations: HashMap::new(), transaction: None }
+        Self { input, line: 0, images: Images::default(), transaction: None }
     }
 
     fn read_line(&mut self) -> Result<Option<Vec<u8>>, RecordingError> {
@@ -108,67 +107,50 @@ impl<R: BufRead> Recording<R> {
             (error.column(), message.get(..end).unwrap_or_default().to_owned())
         })?;
         let lsn = line.lsn.map(|lsn| lsn.parse::<Lsn>()).transpose().map_err(|error| (1, format!("`lsn`: {error}")))?;
-        if let Some(at) = line.at {
-            let expected = "`at`: expected a time such as `2026-11-20T12:00:03Z`";
-            humantime::parse_rfc3339(&at).map_err(|error| (1, format!("{expected} ({error})")))?;
-        }
-        let word = line.op.word();
-        let (needs_old, needs_new) = match line.op {
-            Operation::Insert => (Some(false), true),
-            // An update may leave the old image out: then no old value is known.
-            Operation::Update => (None, true),
-            Operation::Delete => (Some(true), false),
-            Operation::Truncate => (Some(false), false),
-        };
-        for (name, needed, there) in
-            [("old", needs_old, line.old.is_some()), ("new", Some(needs_new), line.new.is_some())]
-        {
-            match needed {
-                Some(true) if !there => {
-                    return Err((1, format!("`op` is `{word}`, so `{name}` is expected: the row as an object")));
-                }
-                Some(false) if there => return Err((1, format!("`op` is `{word}`, so there can be no `{name}`"))),
-                _ => {}
-            }
-        }
+        let expected = "`at`: expected a time such as `2026-11-20T12:00:03Z`";
+        let at = line.at.map(|at| humantime::parse_rfc3339(&at)).transpose();
+        let at = at.map_err(|error| (1, format!("{expected} ({error})")))?;
+        check_images(line.op, line.old.is_some(), line.new.is_some()).map_err(|message| (1, message))?;
         let old = line.old.or_else(|| (line.op == Operation::Update).then(Image::new));
-        let relation = self.relation(&line.table, old.as_ref(), line.new.as_ref())?;
+        let name = subject(&line.table, line.op)?;
         let transaction = line.xid.map(|xid| (xid, lsn));
         let continues = transaction.is_some() && transaction == self.transaction;
         self.transaction = transaction;
-        let change = Change {
-            old: old.map(|image| row(&relation, &image)),
-            new: line.new.map(|image| row(&relation, &image)),
-            operation: line.op,
-            relation,
-        };
-        Ok(Recorded { lsn, change, continues })
+        let change = self.images.change(name, line.op, old.as_ref(), line.new.as_ref());
+        Ok(Recorded { lsn, at, change, continues })
     }
+}
 
-    /// The relation with the columns that either image names.
-    fn relation(
-        &mut self,
-        table: &str,
-        old: Option<&Image>,
-        new: Option<&Image>,
-    ) -> Result<Arc<Relation>, (usize, String)> {
-        let name = TableName::parse(table);
-        if name.table.is_empty() || name.table.contains('.') {
-            return Err((1, "`table` is not a table's name; expected `table` or `schema.table`".to_owned()));
-        }
-        let mut columns: Vec<String> = Vec::new();
-        for column in [new, old].into_iter().flatten().flat_map(IndexMap::keys) {
-            if !columns.contains(column) {
-                columns.push(column.clone());
+/// Which images each operation has.
+fn check_images(operation: Operation, old: bool, new: bool) -> Result<(), String> {
+    let word = operation.word();
+    let (needs_old, needs_new) = match operation {
+        Operation::Insert | Operation::Event => (Some(false), true),
+        // An update may leave the old image out: then no old value is known.
+        Operation::Update => (None, true),
+        Operation::Delete => (Some(true), false),
+        Operation::Truncate => (Some(false), false),
+    };
+    for (name, needed, there) in [("old", needs_old, old), ("new", Some(needs_new), new)] {
+        match needed {
+            Some(true) if !there => {
+                return Err(format!("`op` is `{word}`, so `{name}` is expected: the row as an object"));
             }
+            Some(false) if there => return Err(format!("`op` is `{word}`, so there can be no `{name}`")),
+            _ => {}
         }
-        let next = u32::try_from(self.relations.len()).unwrap_or(u32::MAX);
-        let relation = self.relations.entry((name.clone(), columns.clone())).or_insert_with(|| {
-            let columns = columns.into_iter().map(|name| Column { name, in_identity: true }).collect();
-            Arc::new(Relation { id: RelationId::new(next), name, columns })
-        });
-        Ok(Arc::clone(relation))
     }
+    Ok(())
+}
+
+/// What a line is about: a table, or an event, whose name is one word whatever is in it.
+fn subject(name: &str, operation: Operation) -> Result<TableName, (usize, String)> {
+    let (table, expected) = match operation {
+        Operation::Event => (TableName::new("", name), "an event; expected a name such as `product.updated`"),
+        _ => (TableName::parse(name), "a table's name; expected `table` or `schema.table`"),
+    };
+    let dotted = operation != Operation::Event && table.table.contains('.');
+    if table.table.is_empty() || dotted { Err((1, format!("`table` is not {expected}"))) } else { Ok(table) }
 }
 
 impl<R: BufRead> Iterator for Recording<R> {
@@ -189,26 +171,10 @@ impl<R: BufRead> Iterator for Recording<R> {
     }
 }
 
-fn row(relation: &Relation, image: &Image) -> Row {
-    let cell = |column: &Column| image.get(&column.name).map_or(Cell::Absent, |value| cell(value));
-    Row::new(relation.columns.iter().map(cell).collect())
-}
-
-/// A JSON value as PostgreSQL's text: a string's content, anything else as it is written.
-fn cell(value: &RawValue) -> Cell {
-    match value.get() {
-        "null" => Cell::Null,
-        text if text.starts_with('"') => {
-            let content: String = serde_json::from_str(text).unwrap_or_default();
-            Cell::Value(Bytes::from(content))
-        }
-        text => Cell::Value(Bytes::copy_from_slice(text.as_bytes())),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::change::Cell;
 
     fn read(text: &str) -> Vec<Result<Recorded, RecordingError>> {
         Recording::new(text.as_bytes()).collect()
@@ -230,6 +196,15 @@ mod tests {
         let line = r#"{"table":"t","op":"insert","new":{"n":123456789012345678901234567890.10}}"#;
         let change = read(line).remove(0).unwrap().change;
         assert_eq!(change.new.unwrap().cells(), [Cell::of("123456789012345678901234567890.10")]);
+    }
+
+    #[test]
+    fn an_event_has_fields_and_a_time() {
+        let line = r#"{"at":"2026-11-20T12:00:03.5Z","table":"product.updated","op":"event","new":{"id":7}}"#;
+        let recorded = read(line).remove(0).unwrap();
+        assert_eq!(recorded.at, Some(humantime::parse_rfc3339("2026-11-20T12:00:03.5Z").unwrap()));
+        assert_eq!(recorded.change.relation.name, TableName::new("", "product.updated"));
+        assert_eq!(recorded.change.new.unwrap().cells(), [Cell::of("7")]);
     }
 
     #[test]
@@ -257,6 +232,9 @@ mod tests {
         check(r#"{"table":"t","op":"truncate","lsn":"0-1"}"#, (1, 1), "0/16B3748");
         check(r#"{"table":"t","op":"truncate","at":"yesterday"}"#, (1, 1), "2026-11-20T12:00:03Z");
         check(r#"{"table":"a.b.c","op":"truncate"}"#, (1, 1), "schema.table");
+        check(r#"{"table":"e","op":"event"}"#, (1, 1), "`new` is expected");
+        check(r#"{"table":"e","op":"event","new":{},"old":{}}"#, (1, 1), "no `old`");
+        check(r#"{"table":"","op":"event","new":{}}"#, (1, 1), "product.updated");
         check(r#"{"table":"t","op":"truncate","tabel":"t"}"#, (1, 36), "unknown field `tabel`");
         check(r#"{"table":"t","op":"truncate"} x"#, (1, 31), "trailing");
     }

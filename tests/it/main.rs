@@ -5,16 +5,21 @@
 
 #![allow(clippy::indexing_slicing, clippy::unwrap_used)]
 
+mod check;
 mod cli;
+mod explain;
 mod faults;
 mod gate;
 mod history;
+mod init;
 mod install;
 mod invalidation;
+mod language;
 mod lease;
 mod login;
 mod model;
 mod proxy;
+mod rule_tests;
 mod support;
 mod tidy;
 mod torture;

@@ -299,6 +299,9 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the daemon said: {:#?}", self.log());
+        }
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

@@ -1,4 +1,4 @@
--- KEYS: a version key, `started`. Returns the version; a missing one begins at `started`.
+-- KEYS: a version key, `started`. Returns the version; a missing one begins at `started` and lives for 30 days.
 local held = redis.call('GET', KEYS[1])
 if held then
   return held
@@ -8,5 +8,5 @@ if not started then
   return false
 end
 local version = to_decimal(started)
-redis.call('SET', KEYS[1], version)
+redis.call('SET', KEYS[1], version, 'PX', 2592000000)
 return version

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::pgoutput::{Message, OldTuple, RelationBody, Tuple};
-use crate::change::{Begin, Cell, Change, Column, Operation, Relation, RelationId, Row, SourceEvent, TableName};
+use crate::change::{Begin, Cell, Change, Column, Kind, Operation, Relation, RelationId, Row, SourceEvent, TableName};
+use crate::source::images::{Image, Images};
 
 /// Why messages do not make a stream of transactions.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -33,6 +34,9 @@ pub enum AssembleError {
     },
 }
 
+/// The prefix of the logical messages that `unstale.emit` writes.
+const EVENT: &[u8] = b"unstale.event";
+
 /// A relation and which of its columns are booleans.
 #[derive(Debug)]
 struct Known {
@@ -47,12 +51,10 @@ pub struct Assembler {
     relations: HashMap<RelationId, Known>,
     /// Which root table a partition's rows belong to.
     roots: HashMap<RelationId, TableName>,
+    images: Images,
     in_transaction: bool,
     ready: VecDeque<SourceEvent>,
 }
-
-/// The OID of PostgreSQL's `boolean`, fixed in its catalog.
-const BOOLEAN: u32 = 16;
 
 impl Assembler {
     /// Says to which root table the rows of a relation belong, if it is a partition. Comes before the
@@ -105,9 +107,35 @@ impl Assembler {
                     self.change(relation, Operation::Truncate, None, None)?;
                 }
             }
+            Message::Logical { transactional: true, prefix, content } if prefix.as_ref() == EVENT => {
+                self.expect_transaction(true, "an event without a transaction")?;
+                self.event(&content);
+            }
             Message::Origin | Message::Type | Message::Logical { .. } => {}
         }
         Ok(())
+    }
+
+    /// What an application emitted. A payload that cannot be read says nothing, so every field of it is unknown.
+    fn event(&mut self, content: &[u8]) {
+        #[derive(serde::Deserialize)]
+        struct Emitted<'a> {
+            name: String,
+            #[serde(borrow)]
+            payload: &'a serde_json::value::RawValue,
+        }
+        match serde_json::from_slice::<Emitted<'_>>(content) {
+            Ok(Emitted { name, payload }) => {
+                let change = self.images.event(&name, payload.get()).unwrap_or_else(|_| {
+                    self.images.change(TableName::new("", name.as_str()), Operation::Event, None, Some(&Image::new()))
+                });
+                self.ready.push_back(SourceEvent::Change(change));
+            }
+            Err(error) => tracing::warn!(
+                %error,
+                "an event that does not say its name was ignored; emit events by `select unstale.emit(name, payload)`"
+            ),
+        }
     }
 
     /// The next event that is ready.
@@ -145,12 +173,18 @@ impl Assembler {
             tracing::warn!(from = %known.relation.name, to = %name, "a table was renamed; rules match the new name");
         }
         let identity_is_full = body.identity == b'f';
-        let booleans =
-            body.columns.iter().enumerate().filter(|(_, c)| c.type_oid == BOOLEAN).map(|(at, _)| at).collect();
-        let columns = body
+        let booleans = body
             .columns
-            .into_iter()
-            .map(|column| Column { in_identity: column.in_identity || identity_is_full, name: column.name });
+            .iter()
+            .enumerate()
+            .filter(|(_, c)| Kind::of_type(c.type_oid) == Kind::Boolean)
+            .map(|(at, _)| at)
+            .collect();
+        let columns = body.columns.into_iter().map(|column| Column {
+            in_identity: column.in_identity || identity_is_full,
+            kind: Kind::of_type(column.type_oid),
+            name: column.name,
+        });
         let name = self.roots.get(&body.id).cloned().unwrap_or(name);
         let relation = Arc::new(Relation { id: body.id, name, columns: columns.collect() });
         self.relations.insert(body.id, Known { relation, booleans, identity_is_full });
@@ -205,6 +239,8 @@ mod tests {
     use crate::change::{Lsn, Xid};
     use std::time::SystemTime;
 
+    /// The OID of PostgreSQL's `boolean`.
+    const BOOLEAN: u32 = 16;
     const USERS: RelationId = RelationId::new(7);
 
     /// `users(id, email, admin boolean)`, the identity as given.

@@ -6,8 +6,8 @@ use std::collections::HashMap;
 
 use tokio_postgres::Client;
 
-use crate::catalog::{Catalog, CatalogColumn, Identity, Table};
-use crate::change::{RelationId, TableName};
+use crate::catalog::{Catalog, CatalogColumn, ForeignKey, Identity, Table};
+use crate::change::{Kind, RelationId, TableName};
 
 /// Every table outside the system schemas, with its columns, identity and leaves.
 const TABLES: &str = include_str!("../../../sql/catalog.sql");
@@ -37,11 +37,18 @@ pub async fn read(client: &Client) -> Result<Catalog, tokio_postgres::Error> {
         {
             leaves_of.entry(TableName::new(schema, table)).or_default().push((name.clone(), identity.clone()));
         }
-        let columns = columns.into_iter().zip(not_null).map(|(name, not_null)| CatalogColumn { name, not_null });
+        let types: Vec<(u32, String)> =
+            row.get::<_, Vec<u32>>("type_oids").into_iter().zip(row.get::<_, Vec<String>>("types")).collect();
+        let columns = columns.into_iter().zip(not_null).zip(types).map(|((name, not_null), (oid, type_name))| {
+            CatalogColumn { name, type_name, kind: Kind::of_type(oid), not_null }
+        });
         tables.push(Table {
             leaves: vec![name.clone()],
             name,
             columns: columns.collect(),
+            primary_key: row.get::<_, Option<_>>("primary_key").unwrap_or_default(),
+            unique: lists(row.get("unique_columns")),
+            foreign_keys: foreign_keys(row.get("foreign_keys")),
             identity,
             unlogged: row.get("unlogged"),
         });
@@ -74,6 +81,15 @@ pub async fn root_of(client: &Client, relation: RelationId) -> Result<Place, tok
         settled: row.get(3),
         snapshot: row.get(0),
     })
+}
+
+/// Lists of names, which the query gives as JSON: PostgreSQL has no arrays of arrays of different lengths.
+fn lists(json: Option<String>) -> Vec<Vec<String>> {
+    json.and_then(|json| serde_json::from_str(&json).ok()).unwrap_or_default()
+}
+
+fn foreign_keys(json: Option<String>) -> Vec<ForeignKey> {
+    json.and_then(|json| serde_json::from_str(&json).ok()).unwrap_or_default()
 }
 
 fn identity(kind: i8, columns: Option<Vec<String>>) -> Identity {

@@ -39,11 +39,18 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Starts to read a slot through a publication.
-    pub async fn start(mut connection: Connection, slot: &str, publication: &str) -> Result<Self, ConnectionError> {
+    /// Starts to read a slot through a publication; with the messages that applications emit, if asked for.
+    pub async fn start(
+        mut connection: Connection,
+        slot: &str,
+        publication: &str,
+        with_messages: bool,
+    ) -> Result<Self, ConnectionError> {
         let quoted = publication.replace('"', "\"\"").replace('\'', "''");
+        let messages = if with_messages { ", messages 'true'" } else { "" };
         let command = format!(
-            "START_REPLICATION SLOT \"{slot}\" LOGICAL 0/0 (proto_version '1', publication_names '\"{quoted}\"')"
+            "START_REPLICATION SLOT \"{slot}\" LOGICAL 0/0 \
+             (proto_version '1', publication_names '\"{quoted}\"'{messages})"
         );
         connection.start_copy(&command).await?;
         Ok(Self { connection, confirmed: Lsn::ZERO, answer_due: false })

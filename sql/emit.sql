@@ -1,0 +1,33 @@
+-- The schema `unstale` and its function by which an application emits an event of its own, in its transaction:
+-- select unstale.emit('product.updated', '{"id": 7}'). Who may call it needs no other privilege.
+do $$
+begin
+  if to_regnamespace('unstale') is null then
+    create schema unstale;
+    comment on schema unstale is 'made by unstale';
+  end if;
+  -- Not replaced where it is as it should be: that would take a lock on it and write to the catalog every time.
+  if to_regprocedure('unstale.emit(text, jsonb)') is null then
+    create function unstale.emit(name text, payload jsonb default '{}') returns void
+      language plpgsql volatile parallel unsafe
+      set search_path = pg_catalog
+    as $emit$
+    begin
+      if name is null or name = '' then
+        raise exception 'unstale.emit: an event needs a name'
+          using errcode = 'invalid_parameter_value', hint = 'call it as select unstale.emit(''product.updated'', ''{"id": 7}'')';
+      end if;
+      if jsonb_typeof(coalesce(payload, '{}')) <> 'object' then
+        raise exception 'unstale.emit: the payload of % is not a JSON object', name
+          using errcode = 'invalid_parameter_value', hint = 'call it as select unstale.emit(''product.updated'', ''{"id": 7}'')';
+      end if;
+      perform pg_logical_emit_message(true, 'unstale.event',
+                                      json_build_object('name', name, 'payload', coalesce(payload, '{}'))::text);
+    end
+    $emit$;
+    comment on function unstale.emit(text, jsonb) is 'made by unstale';
+  end if;
+  grant usage on schema unstale to public;
+  grant execute on function unstale.emit(text, jsonb) to public;
+end
+$$;

@@ -1,0 +1,104 @@
+//! Changes and values as JSON, for people and programs that read them elsewhere.
+//!
+//! Owns the line format of recordings, as far as writing goes. It must not read it. Invariants: what is not known is
+//! left out and NULL is `null`; a line has no line break inside; a value that JSON cannot hold as what it is becomes
+//! a string, lossily where it is not UTF-8.
+
+use serde_json::value::RawValue;
+
+use super::{Cell, Change, Commit, Kind, Relation, Row};
+
+/// Writes a value as JSON of its kind. What is not known is written as null: leave it out before.
+pub fn write_value(cell: &Cell, kind: Kind, out: &mut Vec<u8>) {
+    let Cell::Value(value) = cell else { return out.extend_from_slice(b"null") };
+    if is_json_of(kind, value) {
+        return out.extend_from_slice(value);
+    }
+    write_text(&String::from_utf8_lossy(value), out);
+}
+
+/// Writes a text as a JSON string.
+pub fn write_text(text: &str, out: &mut Vec<u8>) {
+    serde_json::to_writer(out, text).expect("a text always serializes, and a Vec takes any bytes");
+}
+
+/// Whether a value, as it stands, is JSON on one line that says the same.
+fn is_json_of(kind: Kind, value: &[u8]) -> bool {
+    match kind {
+        Kind::Boolean | Kind::Integer | Kind::Float | Kind::Numeric => {
+            serde_json::from_slice::<&RawValue>(value).is_ok()
+        }
+        Kind::Json => {
+            !value.contains(&b'\n') && !value.contains(&b'\r') && serde_json::from_slice::<&RawValue>(value).is_ok()
+        }
+        Kind::Timestamp | Kind::Text => false,
+    }
+}
+
+impl Change {
+    /// The change as one line of a recording, without its break. `value` writes a column's value, or not: then the
+    /// line does not say it.
+    pub fn to_line(
+        &self,
+        commit: &Commit,
+        xid: Option<super::Xid>,
+        mut value: impl FnMut(&Relation, usize, &Cell, &mut Vec<u8>) -> bool,
+    ) -> Vec<u8> {
+        let mut line = Vec::with_capacity(256);
+        line.push(b'{');
+        if commit.lsn != super::Lsn::ZERO {
+            line.extend_from_slice(format!("\"lsn\":\"{}\",", commit.lsn).as_bytes());
+        }
+        if let Some(xid) = xid {
+            line.extend_from_slice(format!("\"xid\":{xid},").as_bytes());
+        }
+        if let Some(at) = commit.at {
+            line.extend_from_slice(format!("\"at\":\"{}\",", humantime::format_rfc3339_micros(at)).as_bytes());
+        }
+        line.extend_from_slice(b"\"table\":");
+        write_text(&self.relation.name.to_string(), &mut line);
+        line.extend_from_slice(format!(",\"op\":\"{}\"", self.operation.word()).as_bytes());
+        for (name, row) in [("old", &self.old), ("new", &self.new)] {
+            if let Some(row) = row {
+                line.extend_from_slice(format!(",\"{name}\":").as_bytes());
+                write_row(&self.relation, row, &mut value, &mut line);
+            }
+        }
+        line.push(b'}');
+        line
+    }
+}
+
+fn write_row(
+    relation: &Relation,
+    row: &Row,
+    value: &mut impl FnMut(&Relation, usize, &Cell, &mut Vec<u8>) -> bool,
+    line: &mut Vec<u8>,
+) {
+    line.push(b'{');
+    let mut first = true;
+    for (at, column) in relation.columns.iter().enumerate() {
+        let cell = row.cell(at);
+        if *cell == Cell::Absent {
+            continue;
+        }
+        let before = line.len();
+        if !first {
+            line.push(b',');
+        }
+        write_text(&column.name, line);
+        line.push(b':');
+        if value(relation, at, cell, line) {
+            first = false;
+        } else {
+            line.truncate(before);
+        }
+    }
+    line.push(b'}');
+}
+
+/// Writes a column's value as it is.
+pub fn plainly(relation: &Relation, at: usize, cell: &Cell, out: &mut Vec<u8>) -> bool {
+    write_value(cell, relation.columns.get(at).map_or(Kind::Text, |column| column.kind), out);
+    true
+}

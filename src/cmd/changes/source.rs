@@ -1,0 +1,195 @@
+//! One source of changes that is being read.
+//!
+//! Owns what differs from source to source: how it is opened, where a transaction begins, how its errors read. It must
+//! not plan. Invariant: reading a source changes nothing, in PostgreSQL or in Redis.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Seek as _};
+use std::path::PathBuf;
+
+use tokio_postgres::error::SqlState;
+
+use super::letters::{Letter, Letters};
+use super::printable;
+use crate::catalog::Table;
+use crate::change::{Begin, Change, Commit, SourceEvent, TableName};
+use crate::cmd::{Failure, colours};
+use crate::config::{Problems, Settings};
+use crate::postgres::{self, ServerError};
+use crate::source::peek::{Peek, PeekError};
+use crate::source::recording::{Recording, RecordingError};
+use crate::source::table::TableRows;
+
+/// What is to be read.
+pub(super) enum Origin {
+    File(PathBuf),
+    /// Standard input, or what it said.
+    Input(Option<File>),
+    Table {
+        table: Box<Table>,
+        /// The table whose partition it is.
+        root: Option<TableName>,
+        condition: Option<String>,
+    },
+    Slot,
+    Dead,
+}
+
+/// One change, and how it is to be planned.
+pub(super) struct Item {
+    pub(super) change: Change,
+    pub(super) commit: Commit,
+    /// It belongs to the same transaction as the one before.
+    pub(super) continues: bool,
+    pub(super) way: Way,
+}
+
+/// How a change is to be planned.
+pub(super) enum Way {
+    /// As the daemon does.
+    AsItCame,
+    /// By every rule of its table.
+    Whatever,
+    /// By one rule.
+    Only(Letter),
+}
+
+/// A source that is being read.
+pub(super) enum Source {
+    Lines { recording: Recording<Box<dyn BufRead>>, name: String },
+    Rows { rows: TableRows, table: TableName, first: bool },
+    Slot { peek: Box<Peek>, slot: String, begin: Option<Begin>, first: bool },
+    Dead(Letters),
+}
+
+impl Source {
+    /// Begins at the beginning. With a limit, servers are asked for no more than it takes.
+    pub(super) async fn open(origin: &Origin, settings: &Settings, limit: Option<u32>) -> Result<Self, Failure> {
+        let lines = |input: Box<dyn BufRead>, name: String| Self::Lines { recording: Recording::new(input), name };
+        match origin {
+            Origin::File(path) => {
+                let name = printable(&path.display().to_string());
+                let file = File::open(path).map_err(|error| Failure::usage(format!("cannot read {name}: {error}")))?;
+                Ok(lines(Box::new(BufReader::new(file)), name))
+            }
+            Origin::Input(None) => Ok(lines(Box::new(std::io::stdin().lock()), "-".to_owned())),
+            Origin::Input(Some(kept)) => {
+                let mut file = kept.try_clone()?;
+                file.rewind()?;
+                Ok(lines(Box::new(BufReader::new(file)), "-".to_owned()))
+            }
+            Origin::Table { table, root, condition } => {
+                let client = postgres::connect(&settings.postgres).await?;
+                let name = root.as_ref().unwrap_or(&table.name).clone();
+                let rows = TableRows::open(client, table, name, condition.as_deref(), limit).await;
+                let rows = rows.map_err(|error| unread(&table.name, error))?;
+                Ok(Self::Rows { rows, table: table.name.clone(), first: true })
+            }
+            Origin::Slot => {
+                let client = postgres::connect(&settings.postgres).await?;
+                let catalog = postgres::connect(&settings.postgres).await?;
+                let slot = settings.slot.clone();
+                let peek = Peek::open(client, catalog, &slot, &settings.publication, limit).await;
+                let peek = peek.map_err(|error| unpeeked(&slot, error))?;
+                Ok(Self::Slot { peek: Box::new(peek), slot, begin: None, first: true })
+            }
+            Origin::Dead => Ok(Self::Dead(Letters::open(settings).await?)),
+        }
+    }
+
+    /// The next change. A table that `has_rules_for` does not know may be a partition of one that it does.
+    pub(super) async fn next(&mut self, has_rules_for: &dyn Fn(&TableName) -> bool) -> Result<Option<Item>, Failure> {
+        match self {
+            Self::Lines { recording, name } => {
+                let Some(recorded) = recording.next() else { return Ok(None) };
+                let recorded = recorded.map_err(|error| malformed(name, error))?;
+                let commit = Commit { lsn: recorded.lsn.unwrap_or_default(), at: recorded.at };
+                let (change, continues) = (recorded.change, recorded.continues);
+                Ok(Some(Item { change, commit, continues, way: Way::AsItCame }))
+            }
+            Self::Rows { rows, table, first } => {
+                let Some(change) = rows.next().await.map_err(|error| unread(table, error))? else { return Ok(None) };
+                // As if one transaction had touched every row: what they have in common is named once.
+                let continues = !std::mem::replace(first, false);
+                Ok(Some(Item { change, commit: Commit::default(), continues, way: Way::Whatever }))
+            }
+            Self::Slot { peek, slot, begin, first } => loop {
+                match peek.next_event(has_rules_for).await.map_err(|error| unpeeked(slot, error))? {
+                    None => return Ok(None),
+                    Some(SourceEvent::Begin(began)) => (*begin, *first) = (Some(began), true),
+                    Some(SourceEvent::Change(change)) => {
+                        let commit =
+                            begin.map(|begin| Commit { lsn: begin.commit_lsn.just_after(), at: Some(begin.at) });
+                        let continues = !std::mem::replace(first, false);
+                        let commit = commit.unwrap_or_default();
+                        return Ok(Some(Item { change, commit, continues, way: Way::AsItCame }));
+                    }
+                    Some(SourceEvent::Commit { .. } | SourceEvent::Progress { .. }) => {}
+                }
+            },
+            Self::Dead(letters) => loop {
+                let Some((letter, text)) = letters.next().await? else { return Ok(None) };
+                match Recording::new(text.as_slice()).next() {
+                    Some(Ok(recorded)) => {
+                        let commit = Commit { lsn: recorded.lsn.unwrap_or_default(), at: recorded.at };
+                        let change = recorded.change;
+                        return Ok(Some(Item { change, commit, continues: false, way: Way::Only(letter) }));
+                    }
+                    Some(Err(error)) => {
+                        eprintln!(
+                            "note: dead letter {} is no change and stays: {}",
+                            letter.id,
+                            printable(&error.to_string())
+                        );
+                    }
+                    None => eprintln!("note: dead letter {} has no change and stays", letter.id),
+                }
+            },
+        }
+    }
+}
+
+fn malformed(name: &str, error: RecordingError) -> Failure {
+    match error {
+        RecordingError::Io(error) => Failure::usage(format!("cannot read {name}: {error}")),
+        RecordingError::Line { line, column, message, text } => {
+            let mut problems = Problems::default();
+            let at = column.saturating_sub(1).min(text.len());
+            problems.push(at..at + 1, message, "expected one change: {\"table\":…,\"op\":…,\"old\":{…},\"new\":{…}}");
+            Failure::usage(problems.render(name, &text, line, colours()))
+        }
+    }
+}
+
+/// Why a table's rows are not to be had: most likely the condition is not SQL that fits the table.
+fn unread(table: &TableName, error: tokio_postgres::Error) -> Failure {
+    match error.as_db_error() {
+        Some(refusal) => {
+            let (table, refusal) = (printable(&table.to_string()), printable(&ServerError::from(refusal).to_string()));
+            Failure::usage(format!("PostgreSQL does not give the rows of {table}: {refusal}"))
+        }
+        None => error.into(),
+    }
+}
+
+/// Why what is pending in a slot is not to be had.
+fn unpeeked(slot: &str, error: PeekError) -> Failure {
+    match error {
+        PeekError::Refused(error) if error.code() == Some(&SqlState::OBJECT_IN_USE) => Failure::unavailable(format!(
+            "the replication slot `{slot}` is being read, most likely by the daemon, which applies what is pending anyway; \
+             stop it to look at what is pending, or follow new changes with `unstale record`"
+        )),
+        PeekError::Refused(error) => match error.as_db_error() {
+            Some(refusal) => {
+                let refusal = printable(&ServerError::from(refusal).to_string());
+                Failure::configuration(format!(
+                    "what is pending in the replication slot `{slot}` cannot be read: {refusal}"
+                ))
+            }
+            None => error.into(),
+        },
+        PeekError::Decode(_) | PeekError::Assemble(_) => {
+            Failure::findings(format!("what is pending in the replication slot `{slot}` cannot be read: {error}"))
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! Whether the rules fit a catalog, as problems of the file and what would mend them.
+//!
+//! Owns the translation; the comparison is the rules' own. It must not ask a server: the catalog may come from one, or
+//! from the lock file. Invariant: everything is compared, also when a name is unknown.
+
+use super::finding::{Finding, Findings, Stage};
+use crate::catalog::Catalog;
+use crate::config::{Problem, Problems};
+use crate::rules::{RuleSet, Widening};
+
+/// Compares rules with a catalog. The rules with the schema of every table filled in.
+pub(super) fn compare(rules: &RuleSet, catalog: &Catalog, findings: &mut Findings) -> RuleSet {
+    let mut unknown = Problems::default();
+    let rules = rules.clone().resolve(catalog, &mut unknown);
+    unknown.sort();
+    let tables = rules.tables().len();
+    findings.pass_or(
+        format!("names: {tables} tables and their columns"),
+        unknown.iter().map(|problem| Finding::problem("unknown-name", problem).why("the rule can do nothing")),
+    );
+    let mut unlogged = Problems::default();
+    rules.check_logged(catalog, &mut unlogged);
+    unlogged.sort();
+    findings.found.extend(unlogged.iter().map(|problem| Finding::problem("unlogged-table", problem)));
+    let mut narrow = Problems::default();
+    let widenings = rules.check_identities(catalog, &mut narrow);
+    narrow.sort();
+    findings.pass_or("replica identities", narrow.iter().map(|problem| identity(problem, &widenings)));
+    findings.found.extend(keyless(&rules, catalog));
+    rules
+}
+
+/// An identity that is too narrow, with the statements of its own table.
+fn identity(problem: &Problem, widenings: &[Widening]) -> Finding {
+    let mut finding = Finding::problem("replica-identity", problem);
+    let own = widenings.iter().find_map(|widening| {
+        let words = problem.advice.strip_suffix(&widening.statements().join("\n"))?;
+        Some((widening, words))
+    });
+    let Some((widening, words)) = own else { return finding };
+    finding.fix = words.trim_end().to_owned();
+    for leaf in &widening.leaves {
+        for statement in widening.statements_for(leaf) {
+            let cost = match statement.starts_with("CREATE") {
+                true => format!("reads {leaf} once; reads and writes go on meanwhile; not inside a transaction"),
+                false if widening.columns.is_empty() => {
+                    format!("locks {leaf} (ACCESS EXCLUSIVE) for a moment; from then on updates log the whole old row")
+                }
+                false => format!("locks {leaf} (ACCESS EXCLUSIVE) for a moment"),
+            };
+            finding = finding.statement(Stage::Identity, statement, cost);
+        }
+    }
+    finding
+}
+
+fn keyless(rules: &RuleSet, catalog: &Catalog) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for name in rules.tables() {
+        let Some(table) = catalog.find(name).filter(|table| table.primary_key.is_empty()) else { continue };
+        let rule = rules.rules().iter().find(|rule| rule.table.value == *name);
+        let finding = Finding::warning("no-primary-key", format!("table {} has no primary key", table.name))
+            .why("nothing says which of its rows is which, and its updates and deletes log the whole old row")
+            .fix("ALTER TABLE … ADD PRIMARY KEY (…)");
+        found.push(Finding { place: rule.map(|rule| rule.table.span.clone()), ..finding });
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::{CatalogColumn, Identity, Table};
+    use crate::change::{Kind, TableName};
+    use crate::config::Document;
+
+    #[test]
+    fn everything_that_does_not_fit_is_found_at_once() {
+        let text = "version: 1\nrules:\n  a: {table: users, delete: ['user:{id}', 'mail:{email}']}\n  \
+                    b: {table: usres, delete: 'u:{id}'}\n";
+        let document = Document::parse(text, &|_| None).unwrap();
+        let rules = RuleSet::compile(document.rules, document.lookups, &document.settings).unwrap();
+        let column = |name: &str| CatalogColumn {
+            name: name.to_owned(),
+            type_name: "text".to_owned(),
+            kind: Kind::Text,
+            not_null: true,
+        };
+        let name = TableName::new("public", "users");
+        let table = Table {
+            name: name.clone(),
+            columns: vec![column("id"), column("email")],
+            primary_key: vec!["id".to_owned()],
+            unique: Vec::new(),
+            foreign_keys: Vec::new(),
+            identity: Identity::Columns(vec!["id".to_owned()]),
+            unlogged: false,
+            leaves: vec![name],
+        };
+        let catalog = Catalog { tables: vec![table], search_path: vec!["public".to_owned()] };
+        let mut findings = Findings::default();
+        let compared = compare(&rules, &catalog, &mut findings);
+        assert!(compared.rules().iter().any(|rule| rule.table.value.schema == "public"));
+        let found: Vec<_> =
+            findings.found.iter().map(|f| (f.id, &text[f.place.clone().unwrap()], f.statements.len())).collect();
+        assert_eq!(found, [("unknown-name", "usres", 0), ("replica-identity", "email", 2)]);
+        let fix = &findings.found.last().unwrap().fix;
+        assert!(fix.contains("unstale setup") && !fix.contains("CREATE"), "{fix}");
+    }
+}

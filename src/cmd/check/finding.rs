@@ -1,0 +1,253 @@
+//! What a check found: each thing with its place, why it matters, what to do, and what that costs.
+//!
+//! Owns the findings and which exit code they add up to. It must not know how one is found or shown. Invariant:
+//! warnings alone are a success.
+
+use std::ops::Range;
+
+use crate::config::Problem;
+use crate::rules::Lint;
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Severity {
+    /// It works, and somebody should know.
+    Warning,
+    /// It does not work, or would leave something stale.
+    Error,
+}
+
+impl Severity {
+    /// The word in every format.
+    pub(super) const fn word(self) -> &'static str {
+        match self {
+            Self::Warning => "warning",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// What kind of failure an error is; each has an exit code of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// A server, or a lint, says so.
+    Found,
+    /// A server is away: trying again may help.
+    Unavailable,
+    /// The file itself, or what it says about a server, is wrong.
+    Configuration,
+}
+
+/// When a statement of the fixing script has to run, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Stage {
+    /// Settings of the server.
+    Settings,
+    /// Replica identities, before the table is published: else its updates would be refused.
+    Identity,
+    /// What the role may do.
+    Role,
+    /// The publication.
+    Publication,
+    /// The function that emits events.
+    Events,
+    /// The slot, after the publication: an older slot cannot decode with it.
+    Slot,
+    /// Not PostgreSQL's: shown as a comment.
+    Redis,
+}
+
+/// One statement that fixes something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Statement {
+    pub(super) stage: Stage,
+    pub(super) text: String,
+    /// What it locks or restarts.
+    pub(super) cost: String,
+}
+
+/// One thing that was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Finding {
+    /// Stays the same between versions, for those who filter.
+    pub(super) id: &'static str,
+    pub(super) severity: Severity,
+    pub(super) cause: Cause,
+    /// The bytes of the file that are at fault, if it is the file.
+    pub(super) place: Option<Range<usize>>,
+    pub(super) message: String,
+    pub(super) why: String,
+    pub(super) fix: String,
+    pub(super) statements: Vec<Statement>,
+}
+
+impl Finding {
+    fn new(id: &'static str, severity: Severity, cause: Cause, message: String) -> Self {
+        let (why, fix) = (String::new(), String::new());
+        Self { id, severity, cause, place: None, message, why, fix, statements: Vec::new() }
+    }
+
+    /// Something that does not work.
+    pub(super) fn error(id: &'static str, message: impl Into<String>) -> Self {
+        Self::new(id, Severity::Error, Cause::Found, message.into())
+    }
+
+    /// Something that somebody should know.
+    pub(super) fn warning(id: &'static str, message: impl Into<String>) -> Self {
+        Self::new(id, Severity::Warning, Cause::Found, message.into())
+    }
+
+    /// A server that did not answer.
+    pub(super) fn unavailable(id: &'static str, message: impl Into<String>) -> Self {
+        Self::new(id, Severity::Error, Cause::Unavailable, message.into())
+    }
+
+    /// Something wrong with the file, or with what it says about a server.
+    pub(super) fn configuration(id: &'static str, message: impl Into<String>) -> Self {
+        Self::new(id, Severity::Error, Cause::Configuration, message.into())
+    }
+
+    /// A problem that reading or comparing the file found.
+    pub(super) fn problem(id: &'static str, problem: &Problem) -> Self {
+        let finding = Self::configuration(id, problem.message.clone()).fix(problem.advice.clone());
+        Self { place: Some(problem.span.clone()), ..finding }
+    }
+
+    /// A lint of the rules.
+    pub(super) fn lint(lint: Lint) -> Self {
+        let severity = if lint.certain { Severity::Error } else { Severity::Warning };
+        let finding = Self::new(lint.id, severity, Cause::Found, lint.message).why(lint.why).fix(lint.fix);
+        Self { place: Some(lint.span), ..finding }
+    }
+
+    /// Why it matters.
+    pub(super) fn why(self, why: impl Into<String>) -> Self {
+        Self { why: why.into(), ..self }
+    }
+
+    /// What to do.
+    pub(super) fn fix(self, fix: impl Into<String>) -> Self {
+        Self { fix: fix.into(), ..self }
+    }
+
+    /// A statement that does it, and what that locks or restarts.
+    pub(super) fn statement(mut self, stage: Stage, text: impl Into<String>, cost: impl Into<String>) -> Self {
+        self.statements.push(Statement { stage, text: text.into(), cost: cost.into() });
+        self
+    }
+
+    /// What the statements lock or restart, each once.
+    pub(super) fn cost(&self) -> String {
+        let mut costs: Vec<&str> = Vec::new();
+        for statement in &self.statements {
+            if !costs.contains(&statement.cost.as_str()) {
+                costs.push(&statement.cost);
+            }
+        }
+        costs.join("; ")
+    }
+
+    /// What to do: in words, then as statements; a function that is installed whole is no advice.
+    pub(super) fn advice(&self) -> String {
+        let words = Some(self.fix.as_str()).filter(|fix| !fix.is_empty());
+        let statements = self.statements.iter().filter(|statement| statement.stage != Stage::Events);
+        let statements = statements.map(|statement| statement.text.as_str());
+        words.into_iter().chain(statements).collect::<Vec<_>>().join("\n")
+    }
+
+    /// Whether the fixing script does away with it.
+    pub(super) fn is_scripted(&self) -> bool {
+        self.statements.iter().any(|statement| statement.stage != Stage::Redis)
+    }
+}
+
+/// Everything one part of a check found, and what it found right.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Findings {
+    /// Where each part begins and what is right there, in the order in which it was looked at.
+    pub(super) passed: Vec<String>,
+    pub(super) found: Vec<Finding>,
+}
+
+impl Findings {
+    /// Says what the lines after it are about.
+    pub(super) fn heading(&mut self, text: impl Into<String>) {
+        self.passed.push(text.into());
+    }
+
+    /// Something is right.
+    pub(super) fn pass(&mut self, text: impl AsRef<str>) {
+        self.passed.push(format!("ok  {}", text.as_ref()));
+    }
+
+    /// Something was found.
+    pub(super) fn add(&mut self, finding: Finding) {
+        self.found.push(finding);
+    }
+
+    /// Either: what is right is said only if nothing was found.
+    pub(super) fn pass_or(&mut self, text: impl AsRef<str>, found: impl IntoIterator<Item = Finding>) {
+        let before = self.found.len();
+        self.found.extend(found);
+        if self.found.len() == before {
+            self.pass(text);
+        }
+    }
+
+    /// What another part found.
+    pub(super) fn append(&mut self, other: Self) {
+        self.passed.extend(other.passed);
+        self.found.extend(other.found);
+    }
+
+    /// How many findings are this bad.
+    pub(super) fn count(&self, severity: Severity) -> usize {
+        self.found.iter().filter(|finding| finding.severity == severity).count()
+    }
+
+    /// The exit code of the errors that `counts` lets count. A file that is wrong will be wrong the next time too, so
+    /// it weighs more than a server that is away.
+    pub(super) fn exit_code(&self, counts: impl Fn(&Finding) -> bool) -> u8 {
+        let errors = self.found.iter().filter(|finding| finding.severity == Severity::Error && counts(finding));
+        let code = |finding: &Finding| match finding.cause {
+            Cause::Found => 1,
+            Cause::Unavailable => 69,
+            Cause::Configuration => 78,
+        };
+        errors.map(code).max().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_worst_finding_decides() {
+        let check = |findings: &[Finding], expected: u8| {
+            let findings = Findings { passed: Vec::new(), found: findings.to_vec() };
+            assert_eq!(findings.exit_code(|_| true), expected, "{findings:?}");
+        };
+        let warning = Finding::warning("a", "a");
+        let error = Finding::error("b", "b");
+        let away = Finding::unavailable("c", "c");
+        let file = Finding::configuration("d", "d");
+        check(&[], 0);
+        check(std::slice::from_ref(&warning), 0);
+        check(&[warning, error.clone()], 1);
+        check(&[away.clone(), error], 69);
+        check(&[file, away], 78);
+    }
+
+    #[test]
+    fn a_cost_is_said_once() {
+        let finding = Finding::error("a", "a")
+            .statement(Stage::Role, "GRANT 1;", "locks nothing")
+            .statement(Stage::Role, "GRANT 2;", "locks nothing")
+            .statement(Stage::Slot, "SELECT;", "waits");
+        assert_eq!(finding.cost(), "locks nothing; waits");
+        assert_eq!(finding.advice(), "GRANT 1;\nGRANT 2;\nSELECT;");
+        assert_eq!(finding.clone().fix("do this:").advice(), "do this:\nGRANT 1;\nGRANT 2;\nSELECT;");
+        assert!(finding.is_scripted());
+    }
+}

@@ -1,0 +1,126 @@
+//! Whether each lookup can be asked: it fits the rules, and the role may read what it reads.
+//!
+//! Owns the question about privileges; the rules compare the rest. It must not run a lookup. Invariant: nothing is left
+//! behind in the session or the database.
+
+use tokio_postgres::Client;
+
+use super::{Finding, Findings, Server, Stage};
+use crate::catalog::{quote, quote_table};
+use crate::change::TableName;
+use crate::config::Problems;
+use crate::rules::{Lookup, RuleSet};
+
+/// SQLSTATE: the role lacks a privilege.
+const INSUFFICIENT_PRIVILEGE: &str = "42501";
+
+/// What the role may not read, and whether it is the schema that keeps it out.
+const UNREADABLE: &str = "select n.nspname::text, c.relname::text, has_schema_privilege(n.oid, 'USAGE'), \
+     has_table_privilege(c.oid, 'SELECT') from pg_class c join pg_namespace n on n.oid = c.relnamespace \
+     where c.relkind in ('r', 'p', 'v', 'm', 'f') and n.nspname not in ('pg_catalog', 'information_schema') \
+     and n.nspname !~ '^pg_toast|^pg_temp' \
+     and not (has_schema_privilege(n.oid, 'USAGE') and has_table_privilege(c.oid, 'SELECT')) order by 1, 2";
+
+const WHY: &str = "every change that asks it would delete everything the rule can name instead";
+
+impl Server<'_> {
+    pub(super) async fn lookups(&self, rules: &RuleSet, findings: &mut Findings) -> Result<(), tokio_postgres::Error> {
+        let mut problems = Problems::default();
+        rules.check_lookups(self.client, &mut problems).await?;
+        problems.sort();
+        let mut forbidden = Vec::new();
+        for lookup in rules.lookups() {
+            let name = &lookup.name.value;
+            let Err(error) = plan(self.client, &lookup.sql.value).await else {
+                findings.pass(format!("lookup {name}: may be asked"));
+                continue;
+            };
+            match error.as_db_error() {
+                Some(refusal) if refusal.code().code() == INSUFFICIENT_PRIVILEGE => {
+                    findings.add(self.unreadable(lookup, refusal.message()).await?);
+                    forbidden.push(&lookup.sql.span);
+                }
+                Some(refusal) if problems.iter().all(|problem| problem.span != lookup.sql.span) => {
+                    let message = format!("{} cannot plan the lookup `{name}`: {}", self.name, refusal.message());
+                    let finding = Finding::configuration("lookup", message).why(WHY).fix("expected one `select`");
+                    findings.add(Finding { place: Some(lookup.sql.span.clone()), ..finding });
+                }
+                Some(_) => {}
+                None => return Err(error),
+            }
+        }
+        // That a schema is closed shows when the query is parsed already.
+        let problems = problems.iter().filter(|problem| !forbidden.contains(&&problem.span));
+        findings.found.extend(problems.map(|problem| Finding::problem("lookup", problem).why(WHY)));
+        Ok(())
+    }
+
+    /// What the role would have to be granted. The server's message names one object, and not in every language alike,
+    /// so what the role may not read is held against the words of the query.
+    async fn unreadable(&self, lookup: &Lookup, reason: &str) -> Result<Finding, tokio_postgres::Error> {
+        const COST: &str = "locks nothing; counts at once";
+        let (name, role) = (&lookup.name.value, quote(&self.facts.role));
+        let message = format!("{}: the role {role} may not ask the lookup `{name}`: {reason}", self.name);
+        let mut finding =
+            Finding::error("lookup-privilege", message).why(WHY).fix("grant the role what the lookup reads:");
+        finding.place = Some(lookup.sql.span.clone());
+        for row in self.client.query(UNREADABLE, &[]).await? {
+            let (schema, table): (String, String) = (row.get(0), row.get(1));
+            if !mentions(&lookup.sql.value, &table) {
+                continue;
+            }
+            if !row.get::<_, bool>(2) {
+                let statement = format!("GRANT USAGE ON SCHEMA {} TO {role};", quote(&schema));
+                finding = finding.statement(Stage::Role, statement, COST);
+            }
+            if !row.get::<_, bool>(3) {
+                let table = quote_table(&TableName::new(schema, table));
+                finding = finding.statement(Stage::Role, format!("GRANT SELECT ON {table} TO {role};"), COST);
+            }
+        }
+        Ok(finding)
+    }
+}
+
+/// Has the server plan a query, which checks every privilege and reads no row.
+async fn plan(client: &Client, sql: &str) -> Result<(), tokio_postgres::Error> {
+    let sql = sql.trim().trim_end_matches(';');
+    // Refuses more than one statement, so that none slips in below.
+    let statement = client.prepare(sql).await?;
+    let nulls = vec!["null"; statement.params().len()].join(", ");
+    let arguments = if nulls.is_empty() { nulls } else { format!("({nulls})") };
+    client.batch_execute(&format!("prepare unstale_probe as {sql}")).await?;
+    let planned = async {
+        // With a custom plan, comparisons with NULL would be decided before the tables are looked at.
+        client.batch_execute("begin read only; set local plan_cache_mode = force_generic_plan").await?;
+        client.batch_execute(&format!("explain execute unstale_probe{arguments}")).await
+    };
+    let planned = planned.await;
+    client.batch_execute("rollback").await?;
+    client.batch_execute("deallocate unstale_probe").await?;
+    planned
+}
+
+/// Whether a query names a table.
+fn mentions(sql: &str, table: &str) -> bool {
+    let is_word = |character: char| character.is_alphanumeric() || character == '_';
+    if !table.chars().all(is_word) {
+        return sql.contains(table);
+    }
+    sql.split(|character: char| !is_word(character)).any(|word| word == table || word.to_lowercase() == table)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_names_tables_by_words() {
+        let check = |sql: &str, table: &str, expected: bool| assert_eq!(mentions(sql, table), expected, "{sql}");
+        check("select user_id from memberships where a = $1", "memberships", true);
+        check("select user_id from memberships", "users", false);
+        check("SELECT x FROM Memberships m", "memberships", true);
+        check("select x from app.\"Odd name\"", "Odd name", true);
+        check("select x from users_old", "users", false);
+    }
+}

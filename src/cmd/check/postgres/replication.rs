@@ -1,0 +1,103 @@
+//! Whether the log can be streamed: room on the server, the role's privilege, and the way there.
+//!
+//! Owns these questions. It must not start to stream. Invariant: what counts is whether a replication connection
+//! opens; attributes of the role are only how that is explained.
+
+use std::time::Duration;
+
+use super::{Finding, Findings, RESTART, Server, Stage};
+use crate::catalog::quote;
+use crate::coherence::primary::INSTANCE;
+use crate::postgres::ConnectError;
+use crate::source::replication::connection::Connection;
+
+/// How long the replication connection may take to answer.
+const ANSWER_MAX: Duration = Duration::from_secs(20);
+
+/// How much room is made when there is none.
+const MORE: i32 = 4;
+
+/// SQLSTATE: the role lacks a privilege.
+const INSUFFICIENT_PRIVILEGE: &str = "42501";
+
+impl Server<'_> {
+    pub(super) async fn replication(&self, findings: &mut Findings) -> Result<(), tokio_postgres::Error> {
+        const OURS: &str = "select count(*) > 0, coalesce(bool_or(active), false) from pg_replication_slots \
+             where slot_name = $1";
+        let ours = self.client.query_one(OURS, &[&self.settings.slot]).await?;
+        let (exists, active): (bool, bool) = (ours.get(0), ours.get(1));
+        let facts = &self.facts;
+        let slots = (!exists && facts.slots >= facts.slots_max).then(|| {
+            self.full("replication-slots", "max_replication_slots", facts.slots_max)
+                .why("unstale needs a slot of its own")
+                .fix("drop a slot that nobody uses (see pg_replication_slots), or run this and restart PostgreSQL:")
+        });
+        findings.pass_or(format!("replication slots: {} of {} in use", facts.slots, facts.slots_max), slots);
+        if !active && facts.senders >= facts.senders_max {
+            findings.add(
+                self.full("wal-senders", "max_wal_senders", facts.senders_max)
+                    .why("the log is streamed by a process of its own")
+                    .fix("run this and restart PostgreSQL:"),
+            );
+            return Ok(());
+        }
+        findings.pass(format!("WAL senders: {} of {} in use", facts.senders, facts.senders_max));
+        let instance: String = self.client.query_one(INSTANCE, &[]).await?.get(0);
+        match tokio::time::timeout(ANSWER_MAX, self.stream(&instance)).await {
+            Ok(Ok(passed)) => findings.pass(passed),
+            Ok(Err(finding)) => findings.add(*finding),
+            Err(_) => findings.add(self.unstreamed("it does not answer in time")),
+        }
+        Ok(())
+    }
+
+    fn full(&self, id: &'static str, setting: &str, most: i32) -> Finding {
+        let statement = format!("ALTER SYSTEM SET {setting} = {};", most.saturating_add(MORE));
+        let message = format!("{} has no room: {setting} = {most}, and all are in use", self.name);
+        Finding::error(id, message).statement(Stage::Settings, statement, RESTART)
+    }
+
+    /// Opens a replication connection and asks who answers.
+    async fn stream(&self, instance: &str) -> Result<String, Box<Finding>> {
+        let refused = |text: String| Box::new(self.unstreamed(&text));
+        let mut connection = match Connection::open(&self.settings.postgres).await {
+            Ok(connection) => connection,
+            Err(ConnectError::Refused(error)) if error.sqlstate == INSUFFICIENT_PRIVILEGE => {
+                return Err(Box::new(self.unprivileged()));
+            }
+            Err(error) => return Err(refused(error.to_string())),
+        };
+        let system = connection.query("IDENTIFY_SYSTEM").await.map_err(|error| refused(error.to_string()))?;
+        let found = connection.query(INSTANCE).await.map_err(|error| refused(error.to_string()))?;
+        let found = found.into_iter().flatten().flatten().next().unwrap_or_default();
+        if found != instance {
+            let message = format!("{}: source.url leads to more than one server", self.name);
+            let finding = Finding::configuration("other-server", message)
+                .why("one server would be asked which commits of another are visible")
+                .fix("name one server, the primary, in source.url");
+            return Err(Box::new(finding));
+        }
+        let system: Vec<String> = system.into_iter().flatten().flatten().collect();
+        let [identifier, timeline, ..] = &*system else { return Err(refused("its identity has no text".to_owned())) };
+        Ok(format!("replication connection as role {}: system {identifier}, timeline {timeline}", self.facts.role))
+    }
+
+    fn unprivileged(&self) -> Finding {
+        let role = quote(&self.facts.role);
+        Finding::error("replication-privilege", format!("{}: the role {role} may not stream the log", self.name))
+            .why("a slot is read over a replication connection, which only a role with REPLICATION may open")
+            .fix("run this as superuser; on Amazon RDS, grant the role rds_replication instead:")
+            .statement(
+                Stage::Role,
+                format!("ALTER ROLE {role} REPLICATION;"),
+                "locks nothing; counts from the next connection on",
+            )
+    }
+
+    fn unstreamed(&self, reason: &str) -> Finding {
+        let message = format!("{} takes SQL but no replication connection: {reason}", self.name);
+        Finding::error("replication-connection", message)
+            .why("the log is streamed over a connection of its own kind, which no connection pooler carries")
+            .fix("point source.url at PostgreSQL itself, and let pg_hba.conf admit the role to the database from here")
+    }
+}

@@ -1,0 +1,220 @@
+//! Whether the slot is there and healthy, and whether it may fill the disk or lose what it needs.
+//!
+//! Owns these questions. It must not move or drop a slot. Invariant: what the server does not know in its version is
+//! not held against it.
+
+use std::collections::HashMap;
+
+use serde::Deserialize;
+
+use super::{Finding, Findings, Server, Stage};
+
+/// Log that is kept for us beyond this is worth a word, in bytes.
+const RETAINED_MAX: i64 = 1 << 30;
+
+/// From this version on a slot can survive a failover.
+const FAILOVER_SINCE: i32 = 17;
+
+/// The slot as JSON, because its columns differ between versions; how much log it keeps; and in which database we are.
+const SLOT: &str = "select to_jsonb(s)::text, pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn)::int8, \
+     current_database()::text from pg_replication_slots s where slot_name = $1";
+
+const SETTINGS: &str = "select name, setting from pg_settings where name in ('max_slot_wal_keep_size', \
+     'max_wal_size', 'idle_replication_slot_timeout', 'synchronized_standby_slots')";
+
+/// The columns of `pg_replication_slots` that count. Older versions lack some.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Slot {
+    plugin: Option<String>,
+    database: Option<String>,
+    active: bool,
+    wal_status: Option<String>,
+    invalidation_reason: Option<String>,
+    failover: Option<bool>,
+}
+
+impl Server<'_> {
+    pub(super) async fn slot(&self, findings: &mut Findings) -> Result<(), tokio_postgres::Error> {
+        let rows = self.client.query(SETTINGS, &[]).await?;
+        let settings: HashMap<String, String> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+        let row = self.client.query_opt(SLOT, &[&self.settings.slot]).await?;
+        let Some(row) = row else {
+            findings.add(self.no_slot());
+            self.limits(&settings, findings);
+            return Ok(());
+        };
+        let slot: Slot = serde_json::from_str(row.get(0)).unwrap_or_default();
+        let retained = row.get::<_, Option<i64>>(1).unwrap_or(0);
+        if let Some(finding) = self.other_owner(&slot, row.get(2)).or_else(|| self.unusable(&slot)) {
+            findings.add(finding);
+        } else {
+            let state = if slot.active { "being read" } else { "not being read" };
+            findings.pass(format!("slot {}: {state}", self.settings.slot));
+            let found = self.endangered(&slot).or_else(|| self.retains(&slot, retained));
+            findings.pass_or(format!("log kept for the slot: {}", size(retained)), found);
+            let standbys = settings.get("synchronized_standby_slots").is_some_and(|slots| !slots.is_empty());
+            if standbys && slot.failover == Some(false) {
+                findings.add(self.left_behind());
+            }
+        }
+        self.limits(&settings, findings);
+        Ok(())
+    }
+
+    /// The statement that makes the slot: nothing is done while the server cannot, or twice.
+    fn create(&self) -> String {
+        let slot = &self.settings.slot;
+        let failover = if self.facts.version >= FAILOVER_SINCE { ", failover => true" } else { "" };
+        format!(
+            "SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput'{failover})\n \
+             WHERE current_setting('wal_level') = 'logical'\n   \
+             AND NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = '{slot}');"
+        )
+    }
+
+    fn no_slot(&self) -> Finding {
+        const COST: &str = "waits until every transaction that is running has ended; from then on PostgreSQL keeps the \
+             log until the slot has read it; does nothing before wal_level is logical";
+        let slot = &self.settings.slot;
+        Finding::error("slot-missing", format!("{} has no replication slot `{slot}`", self.name))
+            .why("the slot is where PostgreSQL remembers what was invalidated")
+            .fix("`unstale setup` makes it, or run this:")
+            .statement(Stage::Slot, self.create(), COST)
+    }
+
+    fn other_owner(&self, slot: &Slot, database: &str) -> Option<Finding> {
+        let plugin = slot.plugin.as_deref().unwrap_or("none");
+        let owner = slot.database.as_deref().unwrap_or("none");
+        if plugin == "pgoutput" && owner == database {
+            return None;
+        }
+        let name = &self.settings.slot;
+        let message = format!("{}: the slot `{name}` belongs to database {owner} and plugin {plugin}", self.name);
+        let finding = Finding::configuration("slot-owner", message);
+        Some(finding.why("it is somebody else's").fix("choose another name for source.slot"))
+    }
+
+    fn unusable(&self, slot: &Slot) -> Option<Finding> {
+        if slot.wal_status.as_deref() != Some("lost") {
+            return None;
+        }
+        let name = &self.settings.slot;
+        let reason = slot.invalidation_reason.as_deref().map_or_else(String::new, |reason| format!(" ({reason})"));
+        let finding = Finding::error("slot-lost", format!("{}: the slot `{name}` is lost{reason}", self.name))
+            .why("PostgreSQL threw away log that it needs: changes were missed, so the cache will be emptied once")
+            .fix("`unstale run` replaces it by itself; or run this:")
+            .statement(
+                Stage::Slot,
+                format!("SELECT pg_drop_replication_slot('{name}');"),
+                "locks nothing; the next `unstale run` begins a new epoch, which empties the cache",
+            )
+            .statement(Stage::Slot, self.create(), "waits until every transaction that is running has ended");
+        Some(finding)
+    }
+
+    fn endangered(&self, slot: &Slot) -> Option<Finding> {
+        if slot.wal_status.as_deref() != Some("unreserved") {
+            return None;
+        }
+        let name = &self.settings.slot;
+        let message = format!("{}: the slot `{name}` is about to be lost", self.name);
+        let finding = Finding::warning("slot-endangered", message)
+            .why("it is further behind than max_slot_wal_keep_size allows; once lost, the cache is emptied")
+            .fix("start `unstale run` at once, or raise max_slot_wal_keep_size (a reload puts it into force)");
+        Some(finding)
+    }
+
+    fn retains(&self, slot: &Slot, retained: i64) -> Option<Finding> {
+        if retained <= RETAINED_MAX {
+            return None;
+        }
+        let name = &self.settings.slot;
+        let message = format!("{}: PostgreSQL keeps {} of log for the slot `{name}`", self.name, size(retained));
+        let fix = match slot.active {
+            true => "see why `unstale run` lags: its log names what it waits for",
+            false => "start `unstale run`; if nobody will, remove the slot with `unstale teardown`",
+        };
+        let why = "the log fills the disk, and the cache is as far behind";
+        Some(Finding::warning("slot-lag", message).why(why).fix(fix))
+    }
+
+    fn left_behind(&self) -> Finding {
+        let slot = &self.settings.slot;
+        let message = format!("{}: the slot `{slot}` does not survive a failover", self.name);
+        let connection = format!("replication=database dbname={}", self.settings.postgres.database);
+        let command = format!("ALTER_REPLICATION_SLOT {slot} (FAILOVER true)");
+        Finding::warning("slot-failover", message)
+            .why("standbys synchronize slots, but not this one: after a failover the cache would be emptied")
+            .fix(format!("stop `unstale run`, then: psql '{connection}' -c '{command}'"))
+    }
+
+    /// Settings under which a slot that nobody reads fills the disk, or is lost too early.
+    fn limits(&self, settings: &HashMap<String, String>, findings: &mut Findings) {
+        let megabytes = |name: &str| settings.get(name).and_then(|value| value.parse::<i64>().ok());
+        let keep = megabytes("max_slot_wal_keep_size").unwrap_or(-1);
+        let checkpoint = megabytes("max_wal_size").unwrap_or(0);
+        let finding = if keep < 0 {
+            let message = format!("{} keeps log for slots without limit (max_slot_wal_keep_size = -1)", self.name);
+            let finding = Finding::warning("slot-unlimited", message)
+                .why("a slot that nobody reads any more fills the disk, and PostgreSQL stops")
+                .fix("decide how much the disk can hold; beyond, the slot is lost and the cache emptied once:");
+            Some(finding.statement(Stage::Settings, "ALTER SYSTEM SET max_slot_wal_keep_size = '50GB';", RELOAD))
+        } else if keep < checkpoint {
+            let message = format!("{} keeps only {keep} MB of log for slots (max_slot_wal_keep_size)", self.name);
+            let finding = Finding::warning("slot-limit", message)
+                .why("that may be written between two checkpoints: while unstale is away for minutes, the slot is lost")
+                .fix("raise it above max_wal_size:");
+            let statement = format!("ALTER SYSTEM SET max_slot_wal_keep_size = '{}MB';", checkpoint.saturating_mul(10));
+            Some(finding.statement(Stage::Settings, statement, RELOAD))
+        } else {
+            None
+        };
+        findings.pass_or(format!("max_slot_wal_keep_size {keep} MB"), finding);
+        let idle = settings.get("idle_replication_slot_timeout").filter(|timeout| *timeout != "0");
+        if let Some(timeout) = idle {
+            let message = format!("{} drops slots that nobody reads for {timeout} s", self.name);
+            let finding = Finding::warning("slot-timeout", message)
+                .why("when unstale is away for longer, its slot is lost and the cache is emptied once")
+                .fix("make idle_replication_slot_timeout longer than any maintenance takes");
+            findings.add(finding);
+        }
+    }
+}
+
+const RELOAD: &str = "locks nothing; takes effect after SELECT pg_reload_conf()";
+
+/// A size for people.
+fn size(bytes: i64) -> String {
+    const UNITS: [(&str, i64); 3] = [("GB", 1 << 30), ("MB", 1 << 20), ("kB", 1 << 10)];
+    let unit = UNITS.iter().find(|(_, unit)| bytes >= *unit);
+    match unit {
+        Some((name, unit)) => format!("{}.{} {name}", bytes / unit, bytes % unit * 10 / unit),
+        None => format!("{} bytes", bytes.max(0)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_for_people() {
+        let check = |bytes: i64, expected: &str| assert_eq!(size(bytes), expected);
+        check(0, "0 bytes");
+        check(1023, "1023 bytes");
+        check(1536, "1.5 kB");
+        check(5 << 30, "5.0 GB");
+    }
+
+    #[test]
+    fn a_slot_of_any_version_is_read() {
+        let older =
+            r#"{"plugin": "pgoutput", "database": "d", "active": true, "wal_status": "reserved", "xmin": null}"#;
+        let slot: Slot = serde_json::from_str(older).unwrap();
+        assert!(slot.active && slot.failover.is_none() && slot.invalidation_reason.is_none(), "{slot:?}");
+        let newer = r#"{"plugin": null, "active": false, "failover": false, "invalidation_reason": "wal_removed"}"#;
+        let slot: Slot = serde_json::from_str(newer).unwrap();
+        assert_eq!((slot.failover, slot.invalidation_reason.as_deref()), (Some(false), Some("wal_removed")));
+    }
+}

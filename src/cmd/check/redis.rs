@@ -1,0 +1,241 @@
+//! What a check asks Redis.
+//!
+//! Owns the judgement of its answers. It must not know how they are asked for; [`crate::sink::probe`] does. Invariant:
+//! what the user may not ask is told among the missing permissions, and ends nothing.
+
+use std::collections::BTreeSet;
+use std::time::{Instant, SystemTime};
+
+use super::clock::{self, Reading, SAMPLES};
+use super::finding::{Finding, Findings, Stage};
+use crate::cmd::Loaded;
+use crate::key::Glob;
+use crate::rules::Rule;
+use crate::sink::SinkError;
+use crate::sink::probe::{self, Facts, Probe, Verdict};
+
+/// The oldest version whose scripts and commands do.
+const MAJOR_LEAST: u32 = 7;
+
+/// What a Redis answered.
+pub(super) struct Cache {
+    pub(super) findings: Findings,
+    /// Its clock, if it was read.
+    pub(super) clock: Option<Reading>,
+}
+
+/// Asks everything there is to ask; a server that is away is one finding.
+pub(super) async fn probe(loaded: &Loaded) -> Cache {
+    let address = loaded.settings.redis.addr().to_string();
+    let mut cache = Cache { findings: Findings::default(), clock: None };
+    cache.findings.heading(format!("Redis at {address}"));
+    if let Err(error) = ask(loaded, &address, &mut cache).await {
+        cache.findings.add(refused(&error));
+    }
+    cache
+}
+
+async fn ask(loaded: &Loaded, address: &str, cache: &mut Cache) -> Result<(), SinkError> {
+    let findings = &mut cache.findings;
+    let mut server = Probe::open(&loaded.settings.redis).await?;
+    if let Some(facts) = unless_forbidden(server.facts().await)? {
+        judge(&facts, address, findings);
+        let has_tags = loaded.rules.rules().iter().flat_map(Rule::actions).any(|(word, _)| word == "tags");
+        eviction(&facts, has_tags, address, findings);
+    }
+    permissions(loaded, &mut server, address, findings).await?;
+    let mut samples = Vec::new();
+    for _ in 0..SAMPLES {
+        let asked = Instant::now();
+        if unless_forbidden(server.ping().await)?.is_some() {
+            samples.push(asked.elapsed());
+        }
+    }
+    clock::latency(&format!("Redis at {address}"), samples, findings);
+    let asked = SystemTime::now();
+    let time = unless_forbidden(server.time().await)?;
+    cache.clock = time.map(|millis| Reading::new(millis, asked, SystemTime::now()));
+    Ok(())
+}
+
+/// An answer, or nothing if the user may not ask.
+fn unless_forbidden<T>(answer: Result<T, SinkError>) -> Result<Option<T>, SinkError> {
+    match answer {
+        Ok(answer) => Ok(Some(answer)),
+        Err(error) if probe::refuses_command(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn refused(error: &SinkError) -> Finding {
+    let why = "without Redis nothing is invalidated";
+    if probe::refuses_login(error) {
+        return Finding::configuration("redis-login", error.to_string()).why(why).fix("correct target.url");
+    }
+    Finding::unavailable("redis-unreachable", error.to_string()).why(why).fix("start Redis, or correct target.url")
+}
+
+fn judge(facts: &Facts, address: &str, findings: &mut Findings) {
+    let name = match &facts.valkey {
+        Some(version) => format!("Valkey {version}"),
+        None => format!("Redis {}", facts.version),
+    };
+    let major = facts.version.split('.').next().and_then(|major| major.parse::<u32>().ok());
+    let old = major.is_some_and(|major| major < MAJOR_LEAST).then(|| {
+        let message = format!("Redis at {address} is version {}; at least 7.0 is needed (Valkey 7.2)", facts.version);
+        Finding::error("redis-version", message)
+            .why("the scripts need flags that older versions do not know")
+            .fix("upgrade Redis")
+    });
+    findings.pass_or(format!("version: {name}"), old);
+    let replica = facts.replica.then(|| {
+        Finding::configuration("redis-replica", format!("Redis at {address} is a replica"))
+            .why("a replica refuses writes, and what it holds is replaced by what its primary holds")
+            .fix("name the primary in target.url")
+    });
+    findings.pass_or("role: primary", replica);
+    let cluster = facts.cluster.then(|| {
+        Finding::configuration("redis-cluster", format!("Redis at {address} is a node of a cluster"))
+            .why("this version of unstale speaks to one server, and a cluster spreads the keys over many")
+            .fix("name a server that is no cluster in target.url")
+    });
+    findings.pass_or("no cluster", cluster);
+}
+
+/// What Redis does when its memory is full.
+fn eviction(facts: &Facts, has_tags: bool, address: &str, findings: &mut Findings) {
+    const FIX: &str = "CONFIG SET maxmemory-policy volatile-lru";
+    const COST: &str = "takes effect at once; write it into redis.conf as well";
+    let (Some(policy), Some(limit)) = (facts.eviction.as_deref(), facts.memory_max) else { return };
+    if limit == 0 {
+        return findings.pass("memory: no limit");
+    }
+    let finding = match policy {
+        "noeviction" => {
+            let message = format!("Redis at {address} evicts nothing when it is full (maxmemory-policy noeviction)");
+            let why = "then it refuses what `set`, `stream` and the readers of the cache write; deletes go through";
+            Some(Finding::warning("redis-eviction", message).why(why).statement(Stage::Redis, FIX, COST))
+        }
+        policy if has_tags && policy.starts_with("allkeys-") => {
+            let message = format!("Redis at {address} may evict the sets of `tags` (maxmemory-policy {policy})");
+            let why = "keys whose set was evicted are no longer found by their tag, and stay stale until their ttl";
+            let fix = "evict by volatile-lru and give every cached value a ttl, or use version keys (`bump`) instead";
+            let finding = Finding::warning("redis-eviction", message).why(why).fix(fix);
+            Some(finding.statement(Stage::Redis, FIX, COST))
+        }
+        _ => None,
+    };
+    findings.pass_or(format!("memory: limited, maxmemory-policy {policy}"), finding);
+}
+
+/// Whether the user may run every command that is used.
+async fn permissions(
+    loaded: &Loaded,
+    server: &mut Probe,
+    address: &str,
+    findings: &mut Findings,
+) -> Result<(), SinkError> {
+    let settings = &loaded.settings;
+    let user = server.user().await?;
+    let (mut needed, mut to_look, mut untried) = (Vec::new(), Vec::new(), Vec::new());
+    for need in probe::needs(&settings.namespace, &settings.slot, &loaded.rules.removals()) {
+        match server.may(user.as_deref(), &need).await? {
+            Verdict::Allowed => {}
+            Verdict::Denied(reason) if need.only_to_look => to_look.push(reason),
+            Verdict::Denied(reason) => needed.push(reason),
+            Verdict::Untried(command) if !untried.contains(&command) => untried.push(command),
+            Verdict::Untried(_) => {}
+        }
+    }
+    let who = user.as_deref().map_or_else(|| "the user in target.url".to_owned(), |user| format!("the user `{user}`"));
+    let missing = |reasons: &[String]| Missing::of(reasons, &settings.namespace, user.as_deref());
+    let mut found = Vec::new();
+    if !needed.is_empty() {
+        let Missing { list, command } = missing(&needed);
+        let finding = Finding::error("redis-acl", format!("Redis at {address}: {who} lacks {list}"))
+            .why("each is used to keep Redis coherent, and a batch that is refused is tried again for ever");
+        found.push(finding.statement(Stage::Redis, command, ACL_COST));
+    }
+    if !to_look.is_empty() {
+        let Missing { list, command } = missing(&to_look);
+        let finding = Finding::warning("redis-acl-look", format!("Redis at {address}: {who} lacks {list}"))
+            .why("invalidation does without; `explain`, `listen` and the like do not work for this user");
+        found.push(finding.statement(Stage::Redis, command, ACL_COST));
+    }
+    if !untried.is_empty() {
+        let commands = untried.join(", ");
+        let message = format!("Redis at {address}: whether {who} may run {commands} could not be tried");
+        let finding = Finding::warning("redis-acl-untried", message)
+            .why("the server does not let this user ask (ACL WHOAMI, ACL DRYRUN), and to run them would do something");
+        found.push(finding.fix("allow `+acl|whoami +acl|dryrun`, or run the check as a user who may"));
+    }
+    findings.pass_or(format!("permissions of {who}"), found);
+    Ok(())
+}
+
+const ACL_COST: &str = "takes effect at once; ACL SAVE, or write it where the server reads its users from";
+
+/// What an ACL has to allow besides.
+struct Missing {
+    list: String,
+    command: String,
+}
+
+impl Missing {
+    fn of(reasons: &[String], namespace: &str, user: Option<&str>) -> Self {
+        let mut names = Glob::new();
+        names.push_literal(namespace.as_bytes());
+        names.push_any();
+        let rule = |reason: &String| {
+            let command = reason.split_once("to run the '").and_then(|(_, rest)| rest.split_once('\''));
+            match command {
+                Some((command, _)) => format!("+{command}"),
+                None if reason.contains("channel") => format!("&{names}"),
+                None => format!("~{names}"),
+            }
+        };
+        let rules: BTreeSet<String> = reasons.iter().map(rule).collect();
+        let rules: Vec<String> = rules.into_iter().collect();
+        let command = format!("ACL SETUSER {} {}", user.unwrap_or("NAME"), rules.join(" "));
+        Self { list: rules.join(", "), command }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_said_as_the_acl_says_it() {
+        let reasons = [
+            "User app has no permissions to run the 'xadd' command",
+            "this user has no permissions to run the 'script|load' command",
+            "This user has no permissions to access the 'v1:user:probe' key",
+            "this user has no permissions to access one of the keys used as arguments",
+            "This user has no permissions to access the 'v1:invalidations' channel",
+        ];
+        let missing = Missing::of(&reasons.map(ToOwned::to_owned), "v1:", Some("app"));
+        assert_eq!(missing.list, "&v1:*, +script|load, +xadd, ~v1:*");
+        assert_eq!(missing.command, "ACL SETUSER app &v1:* +script|load +xadd ~v1:*");
+    }
+
+    #[test]
+    fn a_server_is_judged_by_what_it_says() {
+        let check = |facts: &Facts, has_tags: bool, expected: &[&str]| {
+            let mut findings = Findings::default();
+            judge(facts, "h:1", &mut findings);
+            eviction(facts, has_tags, "h:1", &mut findings);
+            let ids: Vec<_> = findings.found.iter().map(|finding| finding.id).collect();
+            assert_eq!(ids, expected, "{facts:?}");
+        };
+        let sound = || Facts { version: "7.0.15".to_owned(), memory_max: Some(0), ..Facts::default() };
+        check(&sound(), true, &[]);
+        check(&Facts { version: "6.2.1".to_owned(), ..sound() }, true, &["redis-version"]);
+        check(&Facts { replica: true, cluster: true, ..sound() }, true, &["redis-replica", "redis-cluster"]);
+        let evicting = |policy: &str| Facts { memory_max: Some(1), eviction: Some(policy.to_owned()), ..sound() };
+        check(&evicting("noeviction"), false, &["redis-eviction"]);
+        check(&evicting("allkeys-lru"), false, &[]);
+        check(&evicting("allkeys-lru"), true, &["redis-eviction"]);
+        check(&evicting("volatile-lru"), true, &[]);
+    }
+}

@@ -1,0 +1,114 @@
+//! The script of `check --sql`: what mends PostgreSQL, in the order in which it has to run.
+//!
+//! Owns its text. It must not run anything. Invariants: every statement is preceded by what it locks or restarts; what
+//! only an operator can decide is there as a comment; a second run does no harm.
+
+use super::finding::{Findings, Severity, Stage, Statement};
+use super::report::printable;
+
+/// The whole script for a server.
+pub(super) fn script(server: &str, findings: &Findings) -> String {
+    let mut out = format!(
+        "-- Written by `unstale check --sql` for {}.\n\
+         -- For psql, as superuser or as owner of the tables; without --single-transaction, in which no index can\n\
+         -- be built CONCURRENTLY and no setting of the server changed.\n",
+        printable(server)
+    );
+    let is_redis = |statement: &&Statement| statement.stage == Stage::Redis;
+    let needed = statements(findings, Severity::Error);
+    let mut optional = statements(findings, Severity::Warning);
+    optional.retain(|statement| needed.iter().all(|other| other.text != statement.text));
+    let (redis, needed): (Vec<_>, Vec<_>) = needed.into_iter().partition(is_redis);
+    let (more, optional): (Vec<_>, Vec<_>) = optional.into_iter().partition(is_redis);
+    if needed.is_empty() {
+        out.push_str("\n-- Nothing has to be changed in PostgreSQL.\n");
+    }
+    for statement in &needed {
+        push_cost(statement, &mut out);
+        out.push_str(statement.text.trim_end());
+        out.push('\n');
+    }
+    if needed.iter().any(|statement| statement.stage == Stage::Settings) {
+        out.push_str("\n-- Now restart PostgreSQL, and run this script once more: no slot is made before.\n");
+    }
+    push_comments("Not needed, and worth a decision:", &optional, &mut out);
+    push_comments("For Redis, by redis-cli:", &redis.into_iter().chain(more).collect::<Vec<_>>(), &mut out);
+    out
+}
+
+/// The statements of the findings that are this bad, each once, in order.
+fn statements(findings: &Findings, severity: Severity) -> Vec<&Statement> {
+    let mut statements: Vec<&Statement> = Vec::new();
+    for finding in findings.found.iter().filter(|finding| finding.severity == severity) {
+        for statement in &finding.statements {
+            if statements.iter().all(|other| other.text != statement.text) {
+                statements.push(statement);
+            }
+        }
+    }
+    statements.sort_by_key(|statement| statement.stage);
+    statements
+}
+
+fn push_cost(statement: &Statement, out: &mut String) {
+    out.push_str(&format!("\n-- {}\n", printable(&statement.cost)));
+}
+
+fn push_comments(heading: &str, statements: &[&Statement], out: &mut String) {
+    if statements.is_empty() {
+        return;
+    }
+    out.push_str(&format!("\n-- {heading}\n"));
+    for statement in statements {
+        push_cost(statement, out);
+        for line in statement.text.lines() {
+            out.push_str(&format!("-- {}\n", printable(line)));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::finding::Finding;
+    use super::*;
+
+    #[test]
+    fn statements_come_once_in_order_with_their_cost() {
+        let mut findings = Findings::default();
+        let slot = Finding::error("a", "a").statement(Stage::Slot, "SELECT slot;", "waits");
+        let index = Finding::error("b", "b").statement(Stage::Identity, "CREATE INDEX i;", "reads t\nonce");
+        for finding in [slot, index.clone(), index] {
+            findings.add(finding);
+        }
+        findings.add(Finding::error("c", "c").statement(Stage::Settings, "ALTER SYSTEM x;", "restart"));
+        findings.add(Finding::warning("d", "d").statement(Stage::Settings, "ALTER\nSYSTEM y;", "reload"));
+        findings.add(Finding::error("e", "e").statement(Stage::Redis, "ACL SETUSER u", "at once"));
+        let script = script("PostgreSQL at h:1", &findings);
+        let body: Vec<_> = script.lines().skip(3).filter(|line| !line.is_empty()).collect();
+        assert_eq!(
+            body,
+            [
+                "-- restart",
+                "ALTER SYSTEM x;",
+                "-- reads t\\u{a}once",
+                "CREATE INDEX i;",
+                "-- waits",
+                "SELECT slot;",
+                "-- Now restart PostgreSQL, and run this script once more: no slot is made before.",
+                "-- Not needed, and worth a decision:",
+                "-- reload",
+                "-- ALTER",
+                "-- SYSTEM y;",
+                "-- For Redis, by redis-cli:",
+                "-- at once",
+                "-- ACL SETUSER u",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_right_is_left_alone() {
+        let script = script("PostgreSQL at h:1", &Findings::default());
+        assert!(script.lines().all(|line| line.is_empty() || line.starts_with("--")), "{script}");
+    }
+}

@@ -1,0 +1,115 @@
+//! How places in the file, names and times are written in one line of output.
+//!
+//! Owns their form. It must not know what is said about them. Invariant: what came from a row, a file or a server
+//! cannot steer a terminal.
+
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+
+use super::Loaded;
+use crate::key::write_printable;
+
+/// A place in the file, from 1, in lines and characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) line: usize,
+    pub(super) column: usize,
+}
+
+impl Place {
+    /// The place of a byte.
+    pub(super) fn of(text: &str, offset: usize) -> Self {
+        let before = text.get(..text.floor_char_boundary(offset.min(text.len()))).unwrap_or("");
+        let line = before.matches('\n').count() + 1;
+        let column = before.rsplit('\n').next().unwrap_or("").chars().count() + 1;
+        Self { line, column }
+    }
+}
+
+impl Loaded {
+    /// The place of a byte of the file, as `path:line:column`.
+    pub(super) fn place(&self, offset: usize) -> String {
+        let Place { line, column } = Place::of(&self.text, offset);
+        format!("{}:{line}:{column}", self.path.display())
+    }
+
+    /// What the file says at these bytes.
+    pub(super) fn said(&self, span: &std::ops::Range<usize>) -> String {
+        printable(self.text.get(span.clone()).unwrap_or("").as_bytes())
+    }
+
+    /// A place as the fields of a JSON object.
+    pub(super) fn place_in(&self, offset: usize, object: &mut Map<String, Value>) {
+        let Place { line, column } = Place::of(&self.text, offset);
+        object.insert("file".to_owned(), self.path.display().to_string().into());
+        object.insert("line".to_owned(), line.into());
+        object.insert("column".to_owned(), column.into());
+    }
+}
+
+/// Bytes for a terminal.
+pub(super) fn printable(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let _ = write_printable(&mut text, bytes);
+    text
+}
+
+/// The beginning of some bytes for a terminal, at most so many characters.
+pub(super) fn beginning(bytes: &[u8], characters: usize) -> String {
+    let text = printable(bytes);
+    match text.char_indices().nth(characters) {
+        Some((at, _)) => format!("{}…", text.get(..at).unwrap_or_default()),
+        None => text,
+    }
+}
+
+/// A span of time in a few words.
+pub(super) fn time(duration: Duration) -> String {
+    let exact = duration < Duration::from_secs(10);
+    let rounded = if exact { Duration::from_millis(millis(duration)) } else { Duration::from_secs(duration.as_secs()) };
+    humantime::format_duration(rounded).to_string()
+}
+
+/// A span of time in milliseconds.
+pub(super) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// One JSON value a line.
+pub(super) fn line(value: Value) -> String {
+    format!("{value}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_counts_lines_and_characters() {
+        let check = |text: &str, offset: usize, line: usize, column: usize| {
+            assert_eq!(Place::of(text, offset), Place { line, column }, "{text:?} {offset}");
+        };
+        check("", 0, 1, 1);
+        check("ab\ncd", 1, 1, 2);
+        check("ab\ncd", 3, 2, 1);
+        check("ä\nüb", 5, 2, 2);
+        check("ä", 1, 1, 1);
+        check("ab", 90, 1, 3);
+    }
+
+    #[test]
+    fn a_beginning_is_cut_between_characters() {
+        assert_eq!(beginning("äöü".as_bytes(), 3), "äöü");
+        assert_eq!(beginning("äöü".as_bytes(), 2), "äö…");
+        assert_eq!(beginning(b"a\x1b[31m", 40), r"a\u{1b}[31m");
+    }
+
+    #[test]
+    fn times_are_short() {
+        assert_eq!(time(Duration::from_micros(1_234_567)), "1s 234ms");
+        assert_eq!(time(Duration::from_millis(62_345)), "1m 2s");
+        assert_eq!(time(Duration::ZERO), "0s");
+    }
+}

@@ -1,0 +1,202 @@
+//! `unstale dry-run --diff`: the same changes through two rule sets.
+//!
+//! Owns the comparison. Invariant: what both rule sets ask for in one transaction is not a difference, whichever of
+//! their rules ask for it.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::{self, BufWriter, Write};
+
+use super::summary::{Summary, shorten};
+use super::{Args, JsonOp, rule_name};
+use crate::change::Lsn;
+use crate::cmd::changes::{Changes, OPS_MAX, Portion, has_reader, printable};
+use crate::cmd::{Failure, Loaded};
+use crate::plan::{Op, Plan, RuleId};
+use crate::rules::RuleSet;
+
+pub(super) async fn run(loaded: &Loaded, other: &Loaded, args: &Args) -> Result<(), Failure> {
+    let settings = &loaded.settings;
+    let changes = Changes::find(&args.source, settings).await?;
+    let rules = [changes.rules(loaded)?, changes.rules(other)?];
+    let desks = rules.clone().map(|rules| changes.desk(rules, settings, false));
+    let mut portions = changes.read(desks, settings, OPS_MAX).await?;
+    let mut output = BufWriter::new(io::stdout());
+    let mut totals = Totals::default();
+    let mut summaries = [Summary::default(), Summary::default()];
+    let [old, new] = &rules;
+    while let Some(portion) = portions.next().await? {
+        for (summary, plan) in summaries.iter_mut().zip(&portion.plans) {
+            summary.add(plan, portion.begins);
+        }
+        let [before, after] = &portion.plans;
+        let differences = compare((old, before), (new, after));
+        totals.add(&differences, portion.begins);
+        let written = match args.json {
+            true => write_json(&mut output, &differences),
+            false => output.write_all(text(&title(&portion), &differences).as_bytes()),
+        };
+        if !has_reader(written)? {
+            return Ok(());
+        }
+    }
+    if !args.json && !has_reader(output.write_all(totals.line(portions.changes()).as_bytes()))? {
+        return Ok(());
+    }
+    if !has_reader(output.flush())? {
+        return Ok(());
+    }
+    for ((summary, rules), file) in summaries.iter().zip(&rules).zip([loaded, other]) {
+        for line in summary.dead(rules).lines() {
+            eprintln!("{}: {line}", printable(&file.path.display().to_string()));
+        }
+    }
+    if let Some(note) = portions.note() {
+        eprintln!("{note}");
+    }
+    match args.exit_code && totals.gained + totals.lost > 0 {
+        true => Err(Failure::findings("")),
+        false => Ok(()),
+    }
+}
+
+/// An op that only one of the rule sets asks for.
+struct Difference<'a> {
+    gained: bool,
+    rules: &'a RuleSet,
+    rule: RuleId,
+    op: Op<'a>,
+}
+
+/// The differences between two plans of the same changes, sorted by what they name.
+fn compare<'a>((old, before): (&'a RuleSet, &'a Plan), (new, after): (&'a RuleSet, &'a Plan)) -> Vec<Difference<'a>> {
+    let (before, after) = (by_name(before), by_name(after));
+    let lost = before.iter().filter(|(name, _)| !after.contains_key(*name));
+    let gained = after.iter().filter(|(name, _)| !before.contains_key(*name));
+    let lost = lost.map(|(name, &(rule, op))| (name, Difference { gained: false, rules: old, rule, op }));
+    let gained = gained.map(|(name, &(rule, op))| (name, Difference { gained: true, rules: new, rule, op }));
+    let mut differences: Vec<_> = lost.chain(gained).collect();
+    differences.sort_by_key(|&(name, _)| name);
+    differences.into_iter().map(|(_, difference)| difference).collect()
+}
+
+/// What an op names, its word, and what it carries: two ops with the same are one.
+type Name<'a> = (&'a [u8], &'static str, Option<&'a [u8]>);
+
+fn by_name(plan: &Plan) -> BTreeMap<Name<'_>, (RuleId, Op<'_>)> {
+    plan.ops().map(|(rule, op)| ((op.name(), op.word(), op.data()), (rule, op))).collect()
+}
+
+/// What a difference is about.
+fn title<const N: usize>(portion: &Portion<N>) -> String {
+    match portion.lsn {
+        Lsn::ZERO => format!("change {}", portion.change),
+        lsn => format!("transaction at {lsn}"),
+    }
+}
+
+fn text(title: &str, differences: &[Difference<'_>]) -> String {
+    let mut text = String::new();
+    if differences.is_empty() {
+        return text;
+    }
+    // Writing to a String cannot fail.
+    let _ = writeln!(text, "{title}");
+    for Difference { gained, rules, rule, op } in differences {
+        let sign = if *gained { '+' } else { '-' };
+        let _ = write!(text, "  {sign} {} {}", op.word(), shorten(op.name()));
+        if let Some(data) = op.data() {
+            let _ = write!(text, " {}", shorten(data));
+        }
+        let _ = writeln!(text, "  (rule {})", printable(rule_name(rules, *rule)));
+    }
+    text
+}
+
+fn write_json(output: &mut impl Write, differences: &[Difference<'_>]) -> io::Result<()> {
+    for difference in differences {
+        let diff = Some(if difference.gained { "gained" } else { "lost" });
+        let line = JsonOp { diff, ..JsonOp::new(difference.rules, difference.rule, difference.op) };
+        serde_json::to_writer(&mut *output, &line)?;
+        output.write_all(b"\n")?;
+    }
+    Ok(())
+}
+
+/// How much differs in all.
+#[derive(Default)]
+struct Totals {
+    gained: u64,
+    lost: u64,
+    transactions: u64,
+    /// Of the transaction that goes on, something differs.
+    differs: bool,
+}
+
+impl Totals {
+    fn add(&mut self, differences: &[Difference<'_>], begins: bool) {
+        let gained = differences.iter().filter(|difference| difference.gained).count() as u64;
+        self.gained += gained;
+        self.lost += differences.len() as u64 - gained;
+        if begins {
+            self.differs = false;
+        }
+        if !self.differs && !differences.is_empty() {
+            self.differs = true;
+            self.transactions += 1;
+        }
+    }
+
+    fn line(&self, changes: u64) -> String {
+        let Self { gained, lost, transactions, .. } = self;
+        match gained + lost {
+            0 => format!("no difference in {changes} changes\n"),
+            _ => format!("{gained} gained, {lost} lost, in {transactions} transactions of {changes} changes\n"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Document;
+    use crate::plan::Publish;
+
+    fn rules(names: [&str; 2]) -> RuleSet {
+        let rules = names.map(|name| format!("  {name}: {{table: t, delete: 'a:{{id}}'}}\n")).concat();
+        let document = Document::parse(&format!("version: 1\nrules:\n{rules}"), &|_| None).unwrap();
+        RuleSet::compile(document.rules, document.lookups, &document.settings).unwrap()
+    }
+
+    #[test]
+    fn what_only_one_asks_for_is_a_difference() {
+        let (old, new) = (rules(["a", "b"]), rules(["b", "c"]));
+        let (mut before, mut after) = (Plan::default(), Plan::default());
+        let [first, second] = [0, 1].map(RuleId::new);
+        before.delete(first, "both".into());
+        after.delete(second, "both".into());
+        before.delete(second, "z".into());
+        after.bump(second, "z".into(), Lsn::new(1));
+        after.delete(first, "m".into());
+        before.publish(first, Publish { channel: "c".into(), data: b"1".to_vec() });
+        after.publish(first, Publish { channel: "c".into(), data: b"2".to_vec() });
+        let differences = compare((&old, &before), (&new, &after));
+        let expected = "here\n  - publish c 1  (rule a)\n  + publish c 2  (rule b)\n  + delete m  (rule b)\n  \
+                        + bump z  (rule c)\n  - delete z  (rule b)\n";
+        assert_eq!(text("here", &differences), expected);
+        let mut json = Vec::new();
+        write_json(&mut json, &differences).unwrap();
+        let json = String::from_utf8(json).unwrap();
+        assert!(
+            json.starts_with("{\"diff\":\"lost\",\"rule\":\"a\",\"op\":\"publish\",\"key\":\"c\",\"data\":1}\n"),
+            "{json}"
+        );
+        let mut totals = Totals::default();
+        totals.add(&differences, true);
+        totals.add(&differences, false);
+        totals.add(&[], true);
+        assert_eq!(totals.line(7), "6 gained, 4 lost, in 1 transactions of 7 changes\n");
+        assert_eq!(text("here", &compare((&old, &before), (&old, &before))), "");
+        assert_eq!(Totals::default().line(7), "no difference in 7 changes\n");
+    }
+}

@@ -1,0 +1,92 @@
+//! Which templates make a name, of which table and of which values.
+//!
+//! Owns how that is shown. It must not search; [`Template::invert`] does.
+//!
+//! [`Template::invert`]: crate::rules::Template::invert
+
+use std::fmt::Write as _;
+
+use serde_json::{Map, Value, json};
+
+use super::super::Loaded;
+use super::super::display::printable;
+use crate::config::Spanned;
+use crate::key::CacheKey;
+use crate::rules::{Given, Image, Rule, RuleSet, Template, Trigger};
+
+/// A template that makes the name.
+pub(super) struct Origin<'a> {
+    pub(super) rule: &'a Rule,
+    pub(super) field: &'static str,
+    template: &'a Spanned<Template>,
+    given: Vec<Given<'a>>,
+}
+
+/// Every template that makes a name, in the order of the file. A channel is no key.
+pub(super) fn origins<'a>(rules: &'a RuleSet, key: &CacheKey) -> Vec<Origin<'a>> {
+    let mut origins = Vec::new();
+    for rule in rules.rules() {
+        for (field, template) in rule.actions().filter(|(field, _)| *field != "publish") {
+            if let Some(given) = template.value.invert(key.as_bytes()) {
+                origins.push(Origin { rule, field, template, given });
+            }
+        }
+    }
+    origins
+}
+
+impl Origin<'_> {
+    /// Two lines.
+    pub(super) fn text(&self, loaded: &Loaded) -> String {
+        let place = loaded.place(self.template.span.start);
+        let (rule, written) = (printable(self.rule.name.as_bytes()), loaded.said(&self.template.span));
+        let mut text = format!("  {place}  rule `{rule}`, `{}: {written}`\n    ", self.field);
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{} {}", self.subject(), printable(self.rule.table.value.to_string().as_bytes()));
+        for given in &self.given {
+            let value = match &given.value {
+                None => "?".to_owned(),
+                Some(value) if value.is_empty() => "\"\"".to_owned(),
+                Some(value) => printable(value),
+            };
+            let _ = write!(text, ", {} = {value}", printable(self.expression(given).as_bytes()));
+        }
+        text.push('\n');
+        text
+    }
+
+    pub(super) fn json(&self, loaded: &Loaded) -> Value {
+        let mut object = Map::new();
+        object.insert("rule".to_owned(), self.rule.name.clone().into());
+        loaded.place_in(self.template.span.start, &mut object);
+        object.insert("action".to_owned(), self.field.into());
+        object.insert("template".to_owned(), loaded.text.get(self.template.span.clone()).into());
+        object.insert(self.subject().to_owned(), self.rule.table.value.to_string().into());
+        let values = self.given.iter().map(|given| {
+            let value = given.value.as_ref().map(|value| String::from_utf8_lossy(value));
+            json!({"of": self.expression(given), "value": value})
+        });
+        object.insert("values".to_owned(), values.collect());
+        Value::Object(object)
+    }
+
+    fn subject(&self) -> &'static str {
+        match self.rule.trigger {
+            Trigger::Table => "table",
+            Trigger::Event => "event",
+        }
+    }
+
+    /// What is known the value of: `lower(email)`.
+    fn expression(&self, given: &Given<'_>) -> String {
+        let column = &given.reference.column;
+        let alias = self.rule.for_each.as_ref().map_or("", |for_each| &for_each.alias);
+        let read = match given.reference.image {
+            Image::Either => column.clone(),
+            Image::Old => format!("old.{column}"),
+            Image::New => format!("new.{column}"),
+            Image::Lookup => format!("{alias}.{column}"),
+        };
+        given.reference.filters.iter().fold(read, |inner, filter| format!("{}({inner})", filter.word()))
+    }
+}

@@ -1,0 +1,35 @@
+//! `unstale man`: the manual.
+
+use std::path::{Path, PathBuf};
+
+use clap::CommandFactory as _;
+use clap_mangen::Man;
+
+use super::{Cli, Failure, print};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Write a page for every command into this directory, instead of one to standard output
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+}
+
+pub(super) fn run(args: Args) -> Result<(), Failure> {
+    let command = Cli::command().disable_help_subcommand(true);
+    match args.dir {
+        Some(directory) => write(command, &directory).map_err(|error| {
+            let directory = directory.display();
+            Failure::usage(format!("cannot write the pages to {directory}: {error}; name another directory with --dir"))
+        }),
+        None => {
+            let mut page = Vec::new();
+            Man::new(command).render(&mut page)?;
+            print(&String::from_utf8_lossy(&page))
+        }
+    }
+}
+
+fn write(command: clap::Command, directory: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(directory)?;
+    clap_mangen::generate_to(command, directory)
+}

@@ -1,0 +1,297 @@
+//! Where the lines of a recording go: standard output, a file, or one file after another.
+//!
+//! Owns the files. It must not know what a line says. Invariants: the lines of a transaction are in one file; no file
+//! that is there is overwritten; after [`Output::settle`] what was written survives a crash.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Read as _, Seek as _, SeekFrom, Stdout, Write as _};
+use std::path::{Path, PathBuf};
+
+use crate::change::Lsn;
+use crate::cmd::Failure;
+use crate::cmd::changes::printable;
+use crate::source::recording::write::Transaction;
+
+/// When another file is begun.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rotation {
+    /// The size at which a file is full, in bytes.
+    pub(super) bytes_max: u64,
+    /// How many files are kept; none for all.
+    pub(super) keep: Option<u32>,
+}
+
+/// Where lines go.
+pub(super) struct Output {
+    target: Target,
+    /// Something was written since it was last made safe.
+    dirty: bool,
+}
+
+enum Target {
+    Standard(BufWriter<Stdout>),
+    File(PathBuf, BufWriter<File>),
+    Files(Files),
+}
+
+impl Output {
+    /// Opens a file, or the first one; without a path, or with `-`, standard output.
+    pub(super) fn open(path: Option<&Path>, rotation: Option<Rotation>) -> Result<Self, Failure> {
+        let target = match (path.filter(|path| path.as_os_str() != "-"), rotation) {
+            (None, None) => Target::Standard(BufWriter::new(io::stdout())),
+            (None, Some(_)) => return Err(Failure::usage("--rotate-size needs a file: name one with --output")),
+            (Some(path), None) => {
+                let file = append(path).map_err(|error| unwritten(path, &error))?;
+                Target::File(path.to_owned(), BufWriter::new(file))
+            }
+            (Some(path), Some(rotation)) => {
+                Target::Files(Files::open(path, rotation).map_err(|error| unwritten(path, &error))?)
+            }
+        };
+        Ok(Self { target, dirty: false })
+    }
+
+    /// Writes a transaction, which ends here.
+    pub(super) fn write(&mut self, transaction: Transaction, end_lsn: Lsn) -> io::Result<()> {
+        self.dirty = true;
+        match &mut self.target {
+            Target::Standard(standard) => transaction.commit(end_lsn, standard).map(drop),
+            Target::File(path, file) => transaction.commit(end_lsn, file).map(drop).map_err(|error| at(path, error)),
+            Target::Files(files) => files.write(transaction, end_lsn),
+        }
+    }
+
+    /// Makes safe what was written.
+    pub(super) fn settle(&mut self) -> io::Result<()> {
+        if !std::mem::take(&mut self.dirty) {
+            return Ok(());
+        }
+        match &mut self.target {
+            Target::Standard(standard) => standard.flush(),
+            Target::File(path, file) => settle(file).map_err(|error| at(path, error)),
+            Target::Files(files) => files.settle(),
+        }
+    }
+}
+
+/// Opens a file to go on at its end, which has to be that of a line.
+fn append(path: &Path) -> io::Result<File> {
+    let mut file = File::options().read(true).append(true).create(true).open(path)?;
+    let regular = file.metadata()?.is_file();
+    if regular && file.seek(SeekFrom::End(0))? > 0 {
+        let mut last = [0];
+        file.seek(SeekFrom::End(-1))?;
+        file.read_exact(&mut last)?;
+        if last != *b"\n" {
+            return Err(io::Error::other("its last line is not complete; complete or remove it, or name another file"));
+        }
+    }
+    Ok(file)
+}
+
+fn settle(file: &mut BufWriter<File>) -> io::Result<()> {
+    file.flush()?;
+    match file.get_ref().sync_data() {
+        // What is no file on a disk, such as a pipe, cannot be made safer.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+        settled => settled,
+    }
+}
+
+/// One file after another: `FILE.000001.ndjson`, `FILE.000002.ndjson`, …
+struct Files {
+    directory: PathBuf,
+    stem: String,
+    rotation: Rotation,
+    number: u64,
+    /// The one that is written; none once it was full, until there is something to write.
+    file: Option<BufWriter<File>>,
+    bytes: u64,
+}
+
+impl Files {
+    /// Goes on after the last one that is there.
+    fn open(path: &Path, rotation: Rotation) -> io::Result<Self> {
+        let name = path.file_name().ok_or_else(|| io::Error::other("it is not the name of a file"))?.to_string_lossy();
+        let stem = name.strip_suffix(".ndjson").unwrap_or(&name).to_owned();
+        let directory = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+            _ => PathBuf::from("."),
+        };
+        let mut files = Self { directory, stem, rotation, number: 0, file: None, bytes: 0 };
+        files.number = files.numbers()?.last().copied().unwrap_or(0);
+        files.next()?;
+        Ok(files)
+    }
+
+    fn path(&self, number: u64) -> PathBuf {
+        self.directory.join(format!("{}.{number:06}.ndjson", self.stem))
+    }
+
+    /// The numbers of the files that are there, in order.
+    fn numbers(&self) -> io::Result<Vec<u64>> {
+        let mut numbers = Vec::new();
+        for entry in fs::read_dir(&self.directory)? {
+            let name = entry?.file_name();
+            let number = name.to_str().and_then(|name| {
+                let digits = name.strip_prefix(self.stem.as_str())?.strip_prefix('.')?.strip_suffix(".ndjson")?;
+                let plain = digits.len() >= 6 && digits.bytes().all(|byte| byte.is_ascii_digit());
+                plain.then(|| digits.parse().ok()).flatten()
+            });
+            numbers.extend(number);
+        }
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+
+    /// Begins the next file, and deletes the oldest if there are too many.
+    fn next(&mut self) -> io::Result<()> {
+        self.number += 1;
+        let path = self.path(self.number);
+        let file = File::options().write(true).create_new(true).open(&path).map_err(|error| at(&path, error))?;
+        (self.file, self.bytes) = (Some(BufWriter::new(file)), 0);
+        let Some(keep) = self.rotation.keep else { return Ok(()) };
+        let numbers = self.numbers()?;
+        let surplus = numbers.len().saturating_sub(usize::try_from(keep).unwrap_or(usize::MAX));
+        for number in numbers.into_iter().take(surplus) {
+            let path = self.path(number);
+            fs::remove_file(&path).map_err(|error| at(&path, error))?;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, transaction: Transaction, end_lsn: Lsn) -> io::Result<()> {
+        if self.file.is_none() {
+            self.next()?;
+        }
+        let path = self.path(self.number);
+        let Some(file) = &mut self.file else { return Ok(()) };
+        self.bytes += transaction.commit(end_lsn, file).map_err(|error| at(&path, error))?;
+        if self.bytes >= self.rotation.bytes_max {
+            self.settle()?;
+            self.file = None;
+        }
+        Ok(())
+    }
+
+    fn settle(&mut self) -> io::Result<()> {
+        let path = self.path(self.number);
+        match &mut self.file {
+            Some(file) => settle(file).map_err(|error| at(&path, error)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The error, with the file's name.
+fn at(path: &Path, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("cannot write {}: {error}", printable(&path.display().to_string())))
+}
+
+fn unwritten(path: &Path, error: &io::Error) -> Failure {
+    Failure::usage(format!("cannot write {}: {error}", printable(&path.display().to_string())))
+}
+
+/// A number of bytes such as `100MB` or `64KiB`.
+pub(super) fn size(text: &str) -> Result<u64, String> {
+    let expected = || "expected a size such as `100MB` or `64KiB`".to_owned();
+    let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let factor: u64 = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kb" => 1000,
+        "m" | "mb" => 1_000_000,
+        "g" | "gb" => 1_000_000_000,
+        "kib" => 1 << 10,
+        "mib" => 1 << 20,
+        "gib" => 1 << 30,
+        _ => return Err(expected()),
+    };
+    let number: u64 = digits.parse().map_err(|_| expected())?;
+    number.checked_mul(factor).filter(|&bytes| bytes > 0).ok_or_else(expected)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::change::{Begin, Change, Operation, Relation, RelationId, TableName, Xid};
+    use crate::source::recording::write::Redaction;
+    use tempfile::TempDir;
+
+    fn transaction(xid: u32) -> Transaction {
+        let begin =
+            Begin { xid: Xid::new(xid), commit_lsn: Lsn::new(1), at: std::time::SystemTime::UNIX_EPOCH };
+        let relation = Relation { id: RelationId::new(1), name: TableName::parse("public.t"), columns: Vec::new() };
+        let change = Change {
+            relation: std::sync::Arc::new(relation),
+            operation: Operation::Truncate,
+            old: None,
+            new: None,
+        };
+        let mut transaction = Transaction::new(begin);
+        for _ in 0..3 {
+            transaction.push(&change, &Redaction::default()).unwrap();
+        }
+        transaction
+    }
+
+    fn names(directory: &TempDir) -> Vec<String> {
+        let entries = fs::read_dir(directory.path()).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_transaction_is_in_one_file_and_the_oldest_go() {
+        let directory = TempDir::new().unwrap();
+        fs::write(directory.path().join("other.000001.ndjson"), "").unwrap();
+        fs::write(directory.path().join("changes.x.ndjson"), "").unwrap();
+        let path = directory.path().join("changes.ndjson");
+        let rotation = Some(Rotation { bytes_max: 100, keep: Some(2) });
+        for run in 0..2 {
+            let mut output = Output::open(Some(&path), rotation).unwrap();
+            for xid in 1..=4 {
+                output.write(transaction(xid), Lsn::new(7)).unwrap();
+            }
+            output.settle().unwrap();
+            let (before, last) = (run * 4 + 3, run * 4 + 4);
+            let expected = [
+                format!("changes.{before:06}.ndjson"),
+                format!("changes.{last:06}.ndjson"),
+                "changes.x.ndjson".to_owned(),
+                "other.000001.ndjson".to_owned(),
+            ];
+            assert_eq!(names(&directory), expected);
+            let text = fs::read_to_string(directory.path().join(&expected[1])).unwrap();
+            assert!(text.lines().count() == 3 && text.lines().all(|line| line.contains("\"xid\":4,")), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_file_goes_on_at_the_end_of_a_line() {
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("changes.ndjson");
+        for lines in [3, 6] {
+            let mut output = Output::open(Some(&path), None).unwrap();
+            output.write(transaction(1), Lsn::new(7)).unwrap();
+            output.settle().unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), lines);
+        }
+        fs::write(&path, "{\"half").unwrap();
+        let failure = Output::open(Some(&path), None).err().unwrap();
+        assert!(failure.code == 2 && failure.message.contains("not complete"), "{failure:?}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "{\"half");
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        let check = |text: &str, expected: Option<u64>| assert_eq!(size(text).ok(), expected, "{text}");
+        check("100MB", Some(100_000_000));
+        check("64KiB", Some(65_536));
+        check("7", Some(7));
+        check("2 gb", Some(2_000_000_000));
+        for text in ["", "0", "MB", "-1MB", "1.5MB", "1TB", "99999999999999999999", "99999999999GB"] {
+            check(text, None);
+        }
+    }
+}

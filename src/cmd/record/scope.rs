@@ -1,0 +1,146 @@
+//! Which changes are recorded, and what of them is not written.
+//!
+//! Owns the tables and columns that the user named. Invariant: a column that is to be redacted is redacted under every
+//! name by which its table's rows may come: a partition's, and its root's.
+
+use std::collections::HashSet;
+
+use crate::catalog::{Catalog, Table};
+use crate::change::{Change, Operation, TableName};
+use crate::cmd::Failure;
+use crate::cmd::changes::{no_table, printable};
+use crate::config::nearest;
+use crate::source::recording::write::Redaction;
+
+/// What is recorded.
+pub(super) struct Scope {
+    /// Only these; none for all.
+    tables: Option<HashSet<TableName>>,
+    pub(super) redaction: Redaction,
+}
+
+impl Scope {
+    /// Finds what was named in the database.
+    pub(super) fn new(tables: &[String], redact: &[String], catalog: &Catalog) -> Result<Self, Failure> {
+        let mut wanted = HashSet::new();
+        for name in tables {
+            wanted.extend(family(find(name, catalog)?, catalog).cloned());
+        }
+        let mut redaction = Redaction::new(rand::random());
+        for name in redact {
+            let expected =
+                || Failure::usage(format!("--redact {}: expected `table.column`", printable(name)));
+            let (table, column) = name.rsplit_once('.').ok_or_else(expected)?;
+            let table = find(table, catalog)?;
+            if !table.columns.iter().any(|known| known.name == column) {
+                return Err(no_column(table, column));
+            }
+            family(table, catalog).for_each(|table| redaction.add(table.clone(), column));
+        }
+        Ok(Self { tables: (!tables.is_empty()).then_some(wanted), redaction })
+    }
+
+    /// Whether a change is recorded.
+    pub(super) fn includes(&self, change: &Change) -> bool {
+        let Some(tables) = &self.tables else { return true };
+        change.operation != Operation::Event && tables.contains(&change.relation.name)
+    }
+}
+
+fn find<'a>(name: &str, catalog: &'a Catalog) -> Result<&'a Table, Failure> {
+    let name = TableName::parse(name.trim());
+    catalog.find(&name).ok_or_else(|| no_table(&name, catalog))
+}
+
+/// Every table that has rows in common with this one: itself, its partitions, what it is a partition of.
+fn family<'a>(table: &'a Table, catalog: &'a Catalog) -> impl Iterator<Item = &'a TableName> {
+    let related = |other: &&Table| other.leaves.iter().any(|leaf| table.leaves.contains(leaf));
+    let others = catalog.tables.iter().filter(related).map(|other| &other.name);
+    std::iter::once(&table.name).chain(others)
+}
+
+fn no_column(table: &Table, column: &str) -> Failure {
+    let names = table.columns.iter().map(|known| known.name.as_str());
+    let advice = match nearest(column, names.clone()) {
+        Some(near) => format!("did you mean `{}`?", printable(near)),
+        None => format!("it has {}", printable(&names.collect::<Vec<_>>().join(", "))),
+    };
+    let (table, column) = (printable(&table.name.to_string()), printable(column));
+    Failure::usage(format!("table {table} has no column `{column}`; {advice}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::{CatalogColumn, Identity};
+    use crate::change::{Kind, Relation, RelationId, Row};
+
+    fn table(name: &str, leaves: &[&str]) -> Table {
+        let column = |name: &str| CatalogColumn {
+            name: name.to_owned(),
+            type_name: "text".to_owned(),
+            kind: Kind::Text,
+            not_null: true,
+        };
+        Table {
+            name: TableName::new("public", name),
+            columns: vec![column("id"), column("email")],
+            primary_key: Vec::new(),
+            unique: Vec::new(),
+            foreign_keys: Vec::new(),
+            identity: Identity::Full,
+            unlogged: false,
+            leaves: leaves.iter().map(|leaf| TableName::new("public", *leaf)).collect(),
+        }
+    }
+
+    fn catalog() -> Catalog {
+        let tables = vec![
+            table("users", &["users"]),
+            table("events", &["events_1", "events_2"]),
+            table("events_1", &["events_1"]),
+            table("events_2", &["events_2"]),
+        ];
+        Catalog { tables, search_path: vec!["public".to_owned()] }
+    }
+
+    fn change(table: &str, operation: Operation) -> Change {
+        let relation = Relation { id: RelationId::new(1), name: TableName::new("public", table), columns: Vec::new() };
+        Change { relation: std::sync::Arc::new(relation), operation, old: None, new: Some(Row::default()) }
+    }
+
+    #[test]
+    fn a_table_stands_for_its_partitions() {
+        let scope = |tables: &[&str]| {
+            let tables: Vec<_> = tables.iter().map(ToString::to_string).collect();
+            Scope::new(&tables, &[], &catalog()).unwrap()
+        };
+        let check = |tables: &[&str], expected: [bool; 5]| {
+            let scope = scope(tables);
+            let names = ["users", "events", "events_1", "events_2"];
+            let of_tables = names.map(|name| scope.includes(&change(name, Operation::Insert)));
+            let found = [&of_tables[..], &[scope.includes(&change("users", Operation::Event))]].concat();
+            assert_eq!(found, expected, "{tables:?}");
+        };
+        check(&[], [true; 5]);
+        check(&["users"], [true, false, false, false, false]);
+        check(&["events"], [false, true, true, true, false]);
+        check(&["public.events_1"], [false, true, true, false, false]);
+        check(&["users", "events_2"], [true, true, false, true, false]);
+    }
+
+    #[test]
+    fn what_is_not_there_is_told_with_the_nearest() {
+        let check = |tables: &[&str], redact: &[&str], expected: &str| {
+            let [tables, redact] = [tables, redact].map(|names| names.iter().map(ToString::to_string).collect::<Vec<_>>());
+            let failure = Scope::new(&tables, &redact, &catalog()).err().unwrap();
+            assert!(failure.code == 2 && failure.message.contains(expected), "{failure:?}");
+        };
+        check(&["usres"], &[], "did you mean `users`?");
+        check(&["other.users"], &[], "did you mean `public.users`?");
+        check(&[], &["usres.email"], "did you mean `users`?");
+        check(&[], &["users.emial"], "did you mean `email`?");
+        check(&[], &["users.frobnicate"], "it has id, email");
+        check(&[], &["users"], "expected `table.column`");
+    }
+}

@@ -1,0 +1,268 @@
+//! `unstale replay`: what changes would do to Redis, done.
+//!
+//! Owns consent, pace and progress. It must not decide what is done; the rules do. Invariants: nothing is written
+//! before somebody agreed to the whole; a change may be replayed any number of times, because what is older than what
+//! Redis holds is deleted and never written.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::path::Path;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::time::Instant;
+use tokio_postgres::Client;
+
+use super::changes::{Changes, Portion, SourceArgs, has_reader};
+use super::dry_run::summary::Summary;
+use super::{Failure, Loaded, print};
+use crate::change::Lsn;
+use crate::plan::{Op, Plan, RuleId};
+use crate::postgres;
+use crate::sink::Sink;
+
+/// The most ops that are sent at once.
+const BATCH_OPS_MAX: usize = 4096;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    source: SourceArgs,
+    /// Do not ask
+    #[arg(long, short)]
+    yes: bool,
+    /// At most so many ops a second
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    rate: Option<u32>,
+}
+
+pub(super) async fn run(path: &Path, args: Args) -> Result<(), Failure> {
+    args.require_somebody_to_ask()?;
+    let loaded = Loaded::read(path)?;
+    let settings = &loaded.settings;
+    let mut changes = Changes::find(&args.source, settings).await?;
+    let rules = changes.rules(&loaded)?;
+    // Both servers are tried before somebody is asked.
+    let client = postgres::connect(&settings.postgres).await?;
+    let mut sink = loaded.sink(&rules)?;
+    sink.connect().await?;
+    changes.keep_input()?;
+
+    let desk = || [changes.desk(rules.clone(), settings, true)];
+    let mut summary = Summary::default();
+    let mut portions = changes.read(desk(), settings, BATCH_OPS_MAX).await?;
+    while let Some(Portion { plans: [plan], begins, .. }) = portions.next().await? {
+        summary.add(&plan, begins);
+    }
+    let found = portions.changes();
+    eprint!("{}{}{}", summary.table(&rules, found), summary.warnings(&rules, settings.max_keys), summary.dead(&rules));
+    if let Some(note) = portions.note() {
+        eprintln!("{note}");
+    }
+    drop(portions);
+    let nothing = summary.ops() == 0 && !(changes.is_dead() && found > 0);
+    if !nothing && !args.is_agreed()? {
+        return Err(Failure::findings("nothing was applied"));
+    }
+
+    let mut applier = Applier::new(client, sink, args.rate, summary.ops());
+    if !nothing {
+        // What came since then, nobody agreed to.
+        let desk = desk();
+        changes.stop_after(found);
+        let mut portions = changes.read(desk, settings, BATCH_OPS_MAX).await?;
+        while let Some(portion) = portions.next().await? {
+            applier.take(portion).await?;
+        }
+        applier.flush().await?;
+    }
+    applier.progress.finish_and_clear();
+    print(&format!("applied {} ops of {found} changes\n", applier.applied))
+}
+
+impl Args {
+    /// Fails if nobody agreed and nobody can be asked.
+    fn require_somebody_to_ask(&self) -> Result<(), Failure> {
+        let terminal = std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
+        if self.yes || (terminal && !self.source.reads_input()) {
+            return Ok(());
+        }
+        Err(Failure::usage(
+            "replay writes to Redis, and there is nobody to ask: look at what it would do with `unstale dry-run`, then say --yes",
+        ))
+    }
+
+    /// Whether somebody agrees.
+    fn is_agreed(&self) -> Result<bool, Failure> {
+        if self.yes {
+            return Ok(true);
+        }
+        eprint!("apply? [y/N] ");
+        has_reader(std::io::stderr().flush())?;
+        let mut answer = String::new();
+        std::io::stdin().read_line(&mut answer)?;
+        Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
+    }
+}
+
+/// Puts plans into force, batch by batch.
+struct Applier {
+    client: Client,
+    sink: Sink,
+    batch: Plan,
+    batch_max: usize,
+    pace: Pace,
+    /// The dead letters whose ops are all in the batch or in force.
+    letters: Vec<String>,
+    /// The ops that were taken in, which may be in a batch still.
+    taken: u64,
+    applied: u64,
+    progress: ProgressBar,
+}
+
+impl Applier {
+    fn new(client: Client, sink: Sink, rate: Option<u32>, ops: u64) -> Self {
+        let progress = match std::io::stderr().is_terminal() {
+            true => ProgressBar::new(ops),
+            false => ProgressBar::hidden(),
+        };
+        let style = ProgressStyle::with_template("{bar:40} {human_pos} of {human_len} ops, {eta} left");
+        let progress = progress.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        Self {
+            client,
+            sink,
+            batch: Plan::default(),
+            batch_max: batch_max(rate),
+            pace: Pace::new(rate),
+            letters: Vec::new(),
+            taken: 0,
+            applied: 0,
+            progress,
+        }
+    }
+
+    /// Takes in a plan; what makes a full batch is put into force. The second deletes that a rule may ask for are left
+    /// out: they are for fillers that read before the change was visible, and by now those are done.
+    async fn take(&mut self, portion: Portion<1>) -> Result<(), Failure> {
+        let [plan] = portion.plans;
+        // Equal messages of two transactions are no duplicates.
+        self.batch.begin_transaction();
+        for (rule, op) in plan.ops() {
+            add(&mut self.batch, rule, op);
+            self.taken += 1;
+            if self.batch.len() >= self.batch_max {
+                self.flush().await?;
+                self.batch.begin_transaction();
+            }
+        }
+        if plan.dead().is_empty() && plan.dead_more() == 0 {
+            self.letters.extend(portion.letter);
+        }
+        Ok(())
+    }
+
+    /// Puts into force what was taken in.
+    async fn flush(&mut self) -> Result<(), Failure> {
+        let batch = std::mem::take(&mut self.batch);
+        let applied = self.applied;
+        let stopped = |error: &dyn std::fmt::Display| {
+            Failure::unavailable(format!("{error}\n{applied} ops were applied; it does no harm to apply them again"))
+        };
+        if !batch.is_empty() {
+            let fresh = fresh_position(&self.client).await?;
+            self.sink.replay(&batch, fresh).await.map_err(|error| stopped(&error))?;
+        }
+        if !self.letters.is_empty() {
+            self.sink.forget_dead(&self.letters).await.map_err(|error| stopped(&error))?;
+            self.letters.clear();
+        }
+        self.applied = self.taken;
+        self.progress.set_position(self.applied);
+        if let Some(until) = self.pace.after(self.applied) {
+            tokio::time::sleep_until(until).await;
+        }
+        Ok(())
+    }
+}
+
+/// Adds an op of one plan to another.
+fn add(plan: &mut Plan, rule: RuleId, op: Op<'_>) {
+    match op {
+        Op::Delete(key) => plan.delete(rule, key.clone()),
+        Op::Set(value) => plan.set(rule, value.clone()),
+        Op::Pattern(glob) => plan.pattern(rule, glob.clone()),
+        Op::Tag(set) => plan.tag(rule, set.clone()),
+        Op::Tags(glob) => plan.tags(rule, glob.clone()),
+        Op::Bump(key, lsn) => plan.bump(rule, key.clone(), lsn),
+        Op::Publish(publish) => plan.publish(rule, publish.clone()),
+        Op::Stream(entry) => plan.stream(rule, entry.clone()),
+    }
+}
+
+/// A position that no version key can have yet: the log moves on by one message that no publication carries.
+async fn fresh_position(client: &Client) -> Result<Lsn, Failure> {
+    const FRESH: &str = "select pg_logical_emit_message(false, 'unstale', 'position')::text";
+    let position: String = client.query_one(FRESH, &[]).await?.try_get(0)?;
+    position
+        .parse()
+        .map_err(|error| Failure::unavailable(format!("PostgreSQL said {position:?} as a position: {error}")))
+}
+
+/// How many ops are sent at once: no more than a tenth of a second's worth.
+fn batch_max(rate: Option<u32>) -> usize {
+    let tenth = rate.map_or(usize::MAX, |rate| usize::try_from(rate / 10).unwrap_or(usize::MAX));
+    tenth.clamp(1, BATCH_OPS_MAX)
+}
+
+/// Holds ops back so that there are not too many a second.
+struct Pace {
+    rate: Option<u32>,
+    began: Instant,
+}
+
+impl Pace {
+    fn new(rate: Option<u32>) -> Self {
+        Self { rate, began: Instant::now() }
+    }
+
+    /// Until when to wait after so many ops in all.
+    fn after(&self, ops: u64) -> Option<Instant> {
+        let seconds = Duration::try_from_secs_f64(ops as f64 / f64::from(self.rate?)).ok()?;
+        self.began.checked_add(seconds)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::Glob;
+    use crate::plan::{Entry, Publish, SetValue};
+
+    #[test]
+    fn a_rate_makes_small_batches_and_pauses() {
+        assert_eq!([None, Some(1), Some(25), Some(1000), Some(u32::MAX)].map(batch_max), [4096, 1, 2, 100, 4096]);
+        let pace = Pace::new(Some(20));
+        assert_eq!(pace.after(50), Some(pace.began + Duration::from_millis(2500)));
+        assert_eq!(Pace::new(None).after(u64::MAX), None);
+    }
+
+    #[test]
+    fn every_op_is_taken_over() {
+        let rule = RuleId::new(0);
+        let mut glob = Glob::new();
+        glob.push_any();
+        let mut plan = Plan::default();
+        plan.delete(rule, "a".into());
+        let value = SetValue { key: "b".into(), body: b"{}".to_vec(), ttl: Duration::from_secs(1), lsn: Lsn::new(7) };
+        plan.set(rule, value);
+        plan.pattern(rule, glob.clone());
+        plan.tag(rule, "c".into());
+        plan.tags(rule, glob);
+        plan.bump(rule, "d".into(), Lsn::new(7));
+        plan.publish(rule, Publish { channel: "e".into(), data: b"1".to_vec() });
+        plan.stream(rule, Entry { stream: "f".into(), data: b"1".to_vec(), maxlen: 3 });
+        let mut copy = Plan::default();
+        plan.ops().for_each(|(rule, op)| add(&mut copy, rule, op));
+        assert_eq!(copy.ops().collect::<Vec<_>>(), plan.ops().collect::<Vec<_>>());
+        assert_eq!(copy.len(), 8);
+    }
+}

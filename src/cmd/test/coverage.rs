@@ -1,0 +1,192 @@
+//! Which rules, actions and filters no test touches.
+//!
+//! Owns that account. It must not run tests. Invariant: what is touched is what the planner's own functions made of a
+//! test's change, rule by rule, so that two rules that name the same key are both seen.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Map, Value, json};
+
+use super::super::Loaded;
+use super::super::display::{line, printable};
+use super::case::{COMMIT, Case};
+use super::outcome::{Token, answer, covers, tokens};
+use crate::change::Operation;
+use crate::plan::{Op, Plan};
+use crate::rules::{Decision, Rendered, Rule, RuleSet, Template, Verdict, trace};
+
+/// What a test can touch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Part {
+    /// The rule at this position in the file.
+    Rule(usize),
+    /// The rule's action at this position.
+    Action(usize, usize),
+    /// The rule's `changed`, and what it came to.
+    Changed(usize, bool),
+    /// The rule's `when`, and what it came to.
+    When(usize, bool),
+}
+
+/// What was touched so far.
+#[derive(Debug)]
+pub(super) struct Coverage<'a> {
+    rules: &'a RuleSet,
+    touched: BTreeSet<Part>,
+}
+
+impl<'a> Coverage<'a> {
+    pub(super) fn of(rules: &'a RuleSet) -> Self {
+        Self { rules, touched: BTreeSet::new() }
+    }
+
+    /// Counts what a test touches.
+    pub(super) fn add(&mut self, case: &Case<'_>) {
+        for mut verdict in trace(self.rules, &case.full, &COMMIT) {
+            let position = verdict.rule.position();
+            let Some(rule) = self.rules.rule(verdict.rule) else { continue };
+            self.filters(position, rule, &verdict, case.full.operation);
+            if !verdict.acts() {
+                continue;
+            }
+            self.touched.insert(Part::Rule(position));
+            answer(self.rules, &case.answers, &mut verdict.plan);
+            for (at, (field, template)) in rule.actions().enumerate() {
+                if is_touched(&verdict, at, field, &template.value) {
+                    self.touched.insert(Part::Action(position, at));
+                }
+            }
+        }
+    }
+
+    fn filters(&mut self, position: usize, rule: &Rule, verdict: &Verdict, operation: Operation) {
+        let Ok(decision) = &verdict.decision else { return };
+        let unchanged = *decision == Decision::Unchanged;
+        if *decision == Decision::OtherOperation {
+            return;
+        }
+        if operation == Operation::Update && !rule.changed.is_empty() {
+            self.touched.insert(Part::Changed(position, !unchanged));
+        }
+        // Of a truncate there is no row to hold it against.
+        if rule.condition.is_some() && !unchanged && operation != Operation::Truncate {
+            self.touched.insert(Part::When(position, *decision != Decision::ConditionFalse));
+        }
+    }
+
+    /// What could be touched and was not, in the order of the file. Of a rule that no test touches only that is said.
+    fn gaps(&self) -> Vec<Part> {
+        let mut gaps = Vec::new();
+        for (position, rule) in self.rules.rules().iter().enumerate() {
+            if !self.touched.contains(&Part::Rule(position)) {
+                gaps.push(Part::Rule(position));
+                continue;
+            }
+            let mut parts: Vec<_> = rule.actions().enumerate().map(|(at, _)| Part::Action(position, at)).collect();
+            if !rule.changed.is_empty() && rule.triggers_on(Operation::Update) {
+                parts.extend([true, false].map(|came_to| Part::Changed(position, came_to)));
+            }
+            if rule.condition.is_some() {
+                parts.extend([true, false].map(|came_to| Part::When(position, came_to)));
+            }
+            gaps.extend(parts.into_iter().filter(|part| !self.touched.contains(part)));
+        }
+        gaps
+    }
+
+    /// Whether nothing is left.
+    pub(super) fn is_complete(&self) -> bool {
+        self.gaps().is_empty()
+    }
+
+    /// A line for each gap, and a summary.
+    pub(super) fn text(&self, loaded: &Loaded) -> String {
+        let (rules, actions) = (self.rules.rules().len(), self.rules.rules().iter().flat_map(Rule::actions).count());
+        let count = |is: fn(&Part) -> bool| self.touched.iter().filter(|part| is(part)).count();
+        let touched_rules = count(|part| matches!(part, Part::Rule(_)));
+        let touched_actions = count(|part| matches!(part, Part::Action(..)));
+        let mut text = format!("coverage: {touched_rules} of {rules} rules, {touched_actions} of {actions} actions\n");
+        for gap in self.gaps() {
+            let Some((rule, at, what)) = self.describe(gap, loaded) else { continue };
+            let rule = printable(rule.name.as_bytes());
+            text.push_str(&format!("  {}  rule `{rule}`: {what}\n", loaded.place(at)));
+        }
+        text
+    }
+
+    /// An object a line for each gap.
+    pub(super) fn json(&self, loaded: &Loaded) -> String {
+        let objects = self.gaps().into_iter().filter_map(|gap| {
+            let (rule, at, _) = self.describe(gap, loaded)?;
+            let mut object = Map::new();
+            object.insert("rule".to_owned(), rule.name.clone().into());
+            loaded.place_in(at, &mut object);
+            match gap {
+                Part::Rule(_) => {}
+                Part::Action(_, at) => {
+                    let (field, template) = rule.actions().nth(at)?;
+                    object.insert("action".to_owned(), field.into());
+                    object.insert("template".to_owned(), loaded.text.get(template.span.clone()).into());
+                }
+                Part::Changed(_, never) => {
+                    object.insert("changed_never".to_owned(), never.into());
+                }
+                Part::When(_, never) => {
+                    object.insert("when_never".to_owned(), never.into());
+                }
+            }
+            Some(line(json!({"uncovered": Value::Object(object)})))
+        });
+        objects.collect()
+    }
+
+    /// The rule of a gap, its place, and the gap in words.
+    fn describe(&self, gap: Part, loaded: &Loaded) -> Option<(&'a Rule, usize, String)> {
+        let (Part::Rule(position) | Part::Action(position, _) | Part::Changed(position, _) | Part::When(position, _)) =
+            gap;
+        let rule = self.rules.rules().get(position)?;
+        Some(match gap {
+            Part::Rule(_) => (rule, rule.span.start, "no test sets it off".to_owned()),
+            Part::Action(_, at) => {
+                let (field, template) = rule.actions().nth(at)?;
+                let written = loaded.said(&template.span);
+                (rule, template.span.start, format!("no test makes anything of `{field}: {written}`"))
+            }
+            Part::Changed(_, came_to) => {
+                let at = rule.changed.first().map_or(rule.span.start, |column| column.span.start);
+                (rule, at, format!("`changed` is never {came_to} in a test"))
+            }
+            Part::When(_, came_to) => {
+                let at = rule.condition.as_ref().map_or(rule.span.start, |condition| condition.span.start);
+                (rule, at, format!("`when` is never {came_to} in a test"))
+            }
+        })
+    }
+}
+
+/// Whether an action made an op.
+fn is_touched(verdict: &Verdict, at: usize, field: &str, template: &Template) -> bool {
+    match verdict.named.get(at) {
+        Some(named) => named.made.iter().any(|made| made.name != Rendered::Nothing),
+        // What a looked-up row makes is seen in the plan only.
+        None => is_in(&verdict.plan, field, template),
+    }
+}
+
+/// Whether a plan has an op that an action of this field and template may have made.
+fn is_in(plan: &Plan, field: &str, template: &Template) -> bool {
+    let wide = tokens(template.glob().as_bytes());
+    plan.ops().any(|(_, op)| {
+        let (is_glob, is_of_field) = match op {
+            Op::Pattern(_) => (true, matches!(field, "delete" | "bump" | "pattern" | "set")),
+            Op::Tags(_) => (true, field == "tags"),
+            Op::Tag(_) => (false, field == "tags"),
+            op => (false, op.word() == field),
+        };
+        let name = match is_glob {
+            true => tokens(op.name()),
+            false => op.name().iter().copied().map(Token::Byte).collect(),
+        };
+        is_of_field && covers(&wide, &name)
+    })
+}

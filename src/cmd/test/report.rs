@@ -1,0 +1,135 @@
+//! How the outcome of a test is shown: a line, and for a failure the difference; or an object.
+//!
+//! Owns the form. It must not compare. Invariant: an unchanged line, a `-` and a `+` say the same in every report: as
+//! expected, expected and not there, there and not expected.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+
+use serde_json::{Map, Value, json};
+
+use super::super::Loaded;
+use super::super::display::{line, printable};
+use super::case::Case;
+use super::outcome::{Named, Outcome, Run};
+use crate::plan::RuleId;
+use crate::rules::RuleSet;
+
+/// Where what belongs to a test begins on its line.
+const INDENT: &str = "     ";
+
+/// What tests are reported against.
+#[derive(Clone, Copy)]
+pub(super) struct Report<'a> {
+    pub(super) loaded: &'a Loaded,
+    pub(super) rules: &'a RuleSet,
+    /// Also say what is deleted beyond need where the log carries less.
+    pub(super) verbose: bool,
+}
+
+impl Report<'_> {
+    /// One line, and more if it failed.
+    pub(super) fn text(&self, case: &Case<'_>, outcome: &Outcome) -> String {
+        let title = printable(case.raw.it.value.as_bytes());
+        let mut text = match outcome.passed() {
+            true => format!("ok   {title}\n"),
+            false => format!("FAIL {title}\n{INDENT}{}\n", self.loaded.place(case.raw.it.span.start)),
+        };
+        // There is a second run only if the first went well.
+        if !outcome.passed() && outcome.carried.is_none() {
+            self.run(&outcome.full, &mut text);
+        }
+        if !outcome.unnamed.is_empty() {
+            let columns = quote(&outcome.unnamed);
+            note(&mut text, &format!("the test does not name {columns}, and no catalog says that it is NULL then"));
+            note(&mut text, "name it, or let `unstale check --lock` write the catalog down");
+        }
+        let Some((run, carried)) = outcome.carried.as_ref().zip(case.carried.as_ref()) else { return text };
+        let carried_columns = match carried.columns.is_empty() {
+            true => "nothing".to_owned(),
+            false => quote(&carried.columns),
+        };
+        if !outcome.passed() {
+            note(&mut text, &format!("with what the log carries of the row before ({carried_columns}):"));
+            self.run(run, &mut text);
+            if !run.missing.is_empty() {
+                let lacking = if outcome.lacking.is_empty() { &carried.lacking } else { &outcome.lacking };
+                note(&mut text, &format!("the replica identity lacks the old value of {}", quote(lacking)));
+                note(&mut text, "widen it, or let the rule do without; `unknown: match` acts where it cannot tell");
+            }
+        } else if self.verbose && !run.beyond.is_empty() {
+            note(&mut text, &format!("with what the log carries of the row before ({carried_columns}) it also does:"));
+            run.beyond.iter().for_each(|op| difference(&mut text, '+', op));
+        }
+        text
+    }
+
+    fn run(&self, run: &Run, text: &mut String) {
+        let mut lines: Vec<(&Named, char)> = run.met.iter().map(|op| (op, ' ')).collect();
+        lines.extend(run.missing.iter().map(|op| (op, '-')));
+        lines.extend(run.beyond.iter().map(|op| (op, '+')));
+        lines.sort();
+        for (op, sign) in lines {
+            difference(text, sign, op);
+        }
+        for (rule, reason) in &run.dead {
+            let name = self.rule(*rule);
+            let reason = printable(reason.as_bytes());
+            note(text, &format!("rule `{name}` could not be held against the change: {reason}"));
+        }
+        if let Some(error) = &run.stopped {
+            note(text, &printable(error.to_string().as_bytes()));
+        }
+    }
+
+    fn rule(&self, rule: RuleId) -> String {
+        printable(self.rules.rule(rule).map_or("?", |rule| &rule.name).as_bytes())
+    }
+
+    /// One object on one line.
+    pub(super) fn json(&self, case: &Case<'_>, outcome: &Outcome) -> String {
+        let mut object = Map::new();
+        object.insert("it".to_owned(), case.raw.it.value.clone().into());
+        self.loaded.place_in(case.raw.it.span.start, &mut object);
+        object.insert("passed".to_owned(), outcome.passed().into());
+        object.insert("full".to_owned(), self.run_in_json(&outcome.full));
+        if let Some((run, carried)) = outcome.carried.as_ref().zip(case.carried.as_ref()) {
+            let mut run = self.run_in_json(run);
+            if let Value::Object(fields) = &mut run {
+                fields.insert("columns".to_owned(), json!(carried.columns));
+                fields.insert("lacking".to_owned(), json!(outcome.lacking));
+            }
+            object.insert("carried".to_owned(), run);
+        }
+        line(Value::Object(object))
+    }
+
+    fn run_in_json(&self, run: &Run) -> Value {
+        let ops = |ops: &BTreeSet<Named>| -> Vec<Value> {
+            ops.iter().map(|op| json!({"op": op.word, "name": String::from_utf8_lossy(&op.name)})).collect()
+        };
+        let dead = |(rule, reason): &(RuleId, String)| {
+            let name = self.rules.rule(*rule).map(|rule| &rule.name);
+            json!({"rule": name, "reason": reason})
+        };
+        json!({
+            "missing": ops(&run.missing),
+            "unexpected": ops(&run.beyond),
+            "dead": run.dead.iter().map(dead).collect::<Vec<_>>(),
+            "stopped": run.stopped.as_ref().map(ToString::to_string),
+        })
+    }
+}
+
+fn difference(text: &mut String, sign: char, op: &Named) {
+    // Writing to a String cannot fail.
+    let _ = writeln!(text, "{INDENT}{sign} {} {}", op.word, printable(&op.name));
+}
+
+fn note(text: &mut String, words: &str) {
+    let _ = writeln!(text, "{INDENT}{words}");
+}
+
+fn quote(columns: &[String]) -> String {
+    columns.iter().map(|column| format!("`{}`", printable(column.as_bytes()))).collect::<Vec<_>>().join(", ")
+}

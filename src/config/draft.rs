@@ -1,0 +1,520 @@
+//! A first `invalidation.yaml`, written from what a catalog says of keys, unique columns and foreign keys.
+//!
+//! Owns which tables get a rule and what the file looks like. It must not ask a server, and whether the file is sound
+//! is for [`crate::rules`] to say. Invariants: one catalog makes one text; a name reaches the text only by way of
+//! [`yaml`]; no credential does.
+
+mod key;
+mod name;
+mod rule;
+mod yaml;
+
+use std::collections::BTreeSet;
+
+use self::key::Generated;
+use self::rule::Rule;
+use super::{Settings, nearest};
+use crate::catalog::{Catalog, Table, quote, quote_table};
+use crate::change::TableName;
+
+/// What the file says of where things are: the same for everybody, so no part of anybody's URL gets into it.
+const HEAD: &str = r#"# What becomes stale when a row changes: drafted by `unstale init` from the keys of the tables.
+# Replace the names by those that your application caches under. Reference: README.md, "The rules".
+version: 1
+source:
+  url: ${DATABASE_URL:-postgres://postgres@127.0.0.1:5432/postgres}
+  slot: unstale
+  publication: unstale
+target:
+  url: ${REDIS_URL:-redis://127.0.0.1:6379}
+  namespace: "v1:"            # in front of every key and channel; change it when cached values change shape
+defaults:
+  truncate: pattern           # a truncate deletes by the glob of each template | ignore | fail
+  unknown: match              # an old value the log does not carry counts as changed | skip | fail
+
+rules:                        # each key is rendered for the old and the new row; a NULL in it renders none
+"#;
+
+/// The schema in which `unstale setup` puts what it needs.
+const OWN_SCHEMA: &str = "unstale";
+
+/// Tables in which migration tools keep what they have done.
+const MIGRATIONS: &[&str] = &[
+    "SequelizeMeta",
+    "__EFMigrationsHistory",
+    "__diesel_schema_migrations",
+    "__drizzle_migrations",
+    "_prisma_migrations",
+    "_sqlx_migrations",
+    "alembic_version",
+    "ar_internal_metadata",
+    "atlas_schema_revisions",
+    "databasechangelog",
+    "databasechangeloglock",
+    "django_migrations",
+    "flyway_schema_history",
+    "goose_db_version",
+    "knex_migrations",
+    "knex_migrations_lock",
+    "pgmigrations",
+    "refinery_schema_history",
+    "schema_migrations",
+    "seaql_migrations",
+];
+
+/// What a draft is made from.
+#[derive(Clone, Debug, Default)]
+pub struct Survey {
+    /// Every table.
+    pub catalog: Catalog,
+    /// Those that stand under another name, or are not the application's: partitions, and what extensions own.
+    pub dependent: BTreeSet<TableName>,
+    /// The columns whose values PostgreSQL computes: the log does not carry them.
+    pub generated: BTreeSet<(TableName, String)>,
+}
+
+/// Why there is no draft.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DraftError {
+    /// A table was asked for that the database does not have.
+    #[error(
+        "there is no table {name}{}",
+        .near.as_ref().map(|near| format!("; did you mean {near}?")).unwrap_or_default()
+    )]
+    UnknownTable {
+        /// What was asked for, fit to be printed.
+        name: String,
+        /// What may have been meant.
+        near: Option<String>,
+    },
+    /// There are no tables where we looked.
+    #[error("there are no tables in the search path ({0}); name some, as in `--tables schema.table`")]
+    NoTables(String),
+    /// No table can have a rule, for these reasons.
+    #[error("no table can have a rule: {}", .0.join("; "))]
+    NoRules(Vec<String>),
+}
+
+/// A file that is to be proven and written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Draft {
+    /// All of it but the SQL at its end.
+    pub text: String,
+    /// How many rules there are.
+    pub rules: usize,
+    /// How many tests.
+    pub tests: usize,
+    /// The tables without a rule and why, each fit to be printed.
+    pub left_out: Vec<String>,
+}
+
+impl Draft {
+    /// Drafts rules for the tables that are `wanted`, by default for every table of the search path.
+    pub fn of(survey: &Survey, wanted: &[String]) -> Result<Self, DraftError> {
+        let tables = choose(survey, wanted)?;
+        let mut left_out = Vec::new();
+        let mut drafted = Vec::new();
+        for &table in &tables {
+            match name_in_file(survey, table, &tables, !wanted.is_empty()) {
+                Ok(name) => drafted.push((table, name)),
+                Err(why) => left_out.push(format!("{} {why}", yaml::key(&table.name.to_string()))),
+            }
+        }
+        let generated: &Generated = &survey.generated;
+        let rules = rule::draft(&drafted, generated);
+        let excuses: Vec<_> = rules.iter().filter_map(Rule::excuse).collect();
+        if !rules.iter().any(Rule::is_active) {
+            return Err(DraftError::NoRules(left_out.into_iter().chain(excuses).collect()));
+        }
+        let tests: Vec<_> = rules.iter().flat_map(Rule::tests).collect();
+        Ok(Self {
+            text: file(&rules, &tests, &left_out),
+            rules: rules.iter().filter(|rule| rule.is_active()).count(),
+            tests: tests.len(),
+            left_out: left_out.into_iter().chain(excuses).collect(),
+        })
+    }
+}
+
+fn file(rules: &[Rule<'_>], tests: &[String], left_out: &[String]) -> String {
+    let rules: Vec<_> = rules.iter().map(Rule::yaml).collect();
+    let mut text = format!("{HEAD}{}", rules.join("\n"));
+    if !left_out.is_empty() {
+        text.push_str("\n  # Without a rule:\n");
+        text.extend(left_out.iter().map(|table| format!("  # {table}\n")));
+    }
+    text.push_str("\ntests:                        # exact: an op that is not listed fails the test\n");
+    text.push_str(&tests.join("\n"));
+    text
+}
+
+/// The tables to look at, sorted by name.
+fn choose<'a>(survey: &'a Survey, wanted: &[String]) -> Result<Vec<&'a Table>, DraftError> {
+    let catalog = &survey.catalog;
+    let mut tables = Vec::new();
+    for text in wanted {
+        let found = catalog.find(&TableName::parse(text));
+        tables.push(found.ok_or_else(|| unknown_table(text, catalog))?);
+    }
+    if wanted.is_empty() {
+        let ours = |table: &&Table| {
+            catalog.search_path.contains(&table.name.schema) && reason_of_place(survey, table).is_none()
+        };
+        tables.extend(catalog.tables.iter().filter(ours));
+        if tables.is_empty() {
+            let path: Vec<_> = catalog.search_path.iter().map(|schema| yaml::key(schema)).collect();
+            return Err(DraftError::NoTables(path.join(", ")));
+        }
+    }
+    tables.sort_by_key(|table| &table.name);
+    tables.dedup_by(|table, other| table.name == other.name);
+    Ok(tables)
+}
+
+fn unknown_table(text: &str, catalog: &Catalog) -> DraftError {
+    let name = TableName::parse(text);
+    let near = nearest(&name.table, catalog.tables.iter().map(|table| table.name.table.as_str()));
+    let near = near.and_then(|near| catalog.tables.iter().find(|table| table.name.table == near));
+    DraftError::UnknownTable { name: yaml::key(text), near: near.map(|table| yaml::key(&table.name.to_string())) }
+}
+
+/// Why a table is no business of the rules, wherever the others are.
+fn reason_of_place(survey: &Survey, table: &Table) -> Option<&'static str> {
+    if table.name.schema == OWN_SCHEMA {
+        return Some("is our own");
+    }
+    survey.dependent.contains(&table.name).then_some("is a partition or belongs to an extension")
+}
+
+/// How the file names a table, or why it has no rule. A bare name means a table in any schema, as far as a test can
+/// tell, so it has to be the only one of that name.
+fn name_in_file(survey: &Survey, table: &Table, tables: &[&Table], asked_for: bool) -> Result<String, &'static str> {
+    let name = &table.name;
+    if let Some(why) = reason_of_place(survey, table) {
+        return Err(why);
+    }
+    if table.unlogged {
+        return Err("is unlogged: its changes never reach the log");
+    }
+    if !asked_for && MIGRATIONS.iter().any(|known| known.eq_ignore_ascii_case(&name.table)) {
+        return Err("is a migration tool's");
+    }
+    let bare = TableName::new("", name.table.clone());
+    let is_found = survey.catalog.find(&bare).is_some_and(|found| found.name == *name);
+    let is_only = tables.iter().filter(|other| other.name.table == name.table).count() == 1;
+    let is_bare = is_found && is_only;
+    if name.table.contains('.') || !is_bare && name.schema.contains('.') {
+        return Err("has a `.` in its name, which no rule can say");
+    }
+    Ok(if is_bare { name.table.clone() } else { name.to_string() })
+}
+
+/// What `unstale setup` will run for the rules on these tables, as the comment at the end of the file.
+pub fn setup_comment(settings: &Settings, tables: &[&TableName], widenings: &[String]) -> String {
+    let mut lines = vec!["What `unstale setup` will run; nothing was changed yet.".to_owned(), String::new()];
+    for statement in widenings {
+        lines.push(format!("  {}", yaml::comment(statement)));
+    }
+    lines.push(format!("  CREATE PUBLICATION {} FOR TABLE", yaml::comment(&quote(&settings.publication))));
+    for (at, table) in tables.iter().enumerate() {
+        let end = if at + 1 == tables.len() { ';' } else { ',' };
+        lines.push(format!("    {}{end}", yaml::comment(&quote_table(table))));
+    }
+    lines.push(format!("  SELECT pg_create_logical_replication_slot('{}', 'pgoutput');", settings.slot));
+    let comment = |line: &String| format!("# {line}").trim_end().to_owned() + "\n";
+    std::iter::once("\n".to_owned()).chain(lines.iter().map(comment)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::{CatalogColumn, ForeignKey, Identity};
+    use crate::change::Kind;
+    use crate::config::{Document, Problems};
+    use crate::rules::{RuleSet, Widening};
+
+    /// A column as `name type`, with `?` behind it if it may be NULL.
+    fn column(text: &str) -> CatalogColumn {
+        let (name, type_name) = text.rsplit_once(' ').unwrap();
+        let kind = match type_name.trim_end_matches('?') {
+            "integer" => Kind::Integer,
+            "boolean" => Kind::Boolean,
+            "jsonb" => Kind::Json,
+            "timestamptz" => Kind::Timestamp,
+            _ => Kind::Text,
+        };
+        CatalogColumn {
+            name: name.to_owned(),
+            type_name: type_name.trim_end_matches('?').to_owned(),
+            kind,
+            not_null: !type_name.ends_with('?'),
+        }
+    }
+
+    fn strings(texts: &[&str]) -> Vec<String> {
+        texts.iter().map(ToString::to_string).collect()
+    }
+
+    /// A table whose primary key is its first column.
+    fn table(name: &str, columns: &[&str], unique: &[&[&str]], foreign_keys: &[(&str, &str)]) -> Table {
+        let columns: Vec<_> = columns.iter().map(|text| column(text)).collect();
+        let name = TableName::new("public", name);
+        let foreign_key = |&(column, table): &(&str, &str)| ForeignKey {
+            columns: strings(&[column]),
+            table: TableName::new("public", table),
+            referenced: strings(&["id"]),
+        };
+        Table {
+            primary_key: vec![columns[0].name.clone()],
+            identity: Identity::Columns(vec![columns[0].name.clone()]),
+            columns,
+            unique: unique.iter().map(|set| strings(set)).collect(),
+            foreign_keys: foreign_keys.iter().map(foreign_key).collect(),
+            unlogged: false,
+            leaves: vec![name.clone()],
+            name,
+        }
+    }
+
+    fn survey(tables: Vec<Table>) -> Survey {
+        let catalog = Catalog { tables, search_path: strings(&["app", "public"]) };
+        Survey { catalog, ..Survey::default() }
+    }
+
+    /// The draft, its rules held against the catalog, and what setup has to widen.
+    fn proven(survey: &Survey) -> (Draft, RuleSet, Vec<Widening>) {
+        let draft = Draft::of(survey, &[]).unwrap();
+        let document =
+            Document::parse(&draft.text, &|_| None).unwrap_or_else(|problems| panic!("{}: {problems:?}", draft.text));
+        let rules = RuleSet::compile(document.rules, document.lookups, &document.settings).unwrap();
+        assert_eq!((rules.rules().len(), document.tests.len()), (draft.rules, draft.tests), "{}", draft.text);
+        let mut problems = Problems::default();
+        let rules = rules.resolve(&survey.catalog, &mut problems);
+        rules.check_logged(&survey.catalog, &mut problems);
+        assert!(problems.is_empty(), "{}: {problems:?}", draft.text);
+        let widenings = rules.check_identities(&survey.catalog, &mut problems);
+        let comment = setup_comment(&document.settings, &rules.tables(), &statements(&widenings));
+        assert!(comment.lines().all(|line| line.is_empty() || line.starts_with('#')), "{comment}");
+        let whole = Document::parse(&format!("{}{comment}", draft.text), &|_| None).unwrap();
+        assert_eq!(whole.rules.len(), draft.rules);
+        (draft, rules, widenings)
+    }
+
+    fn statements(widenings: &[Widening]) -> Vec<String> {
+        widenings.iter().flat_map(Widening::statements).collect()
+    }
+
+    fn example() -> Vec<Table> {
+        vec![
+            table("users", &["id integer", "email citext", "settings jsonb?"], &[&["email"], &["id", "email"]], &[]),
+            table(
+                "memberships",
+                &["id integer", "user_id integer", "organization_id integer"],
+                &[&["user_id", "organization_id"]],
+                &[("user_id", "users"), ("organization_id", "organizations")],
+            ),
+            table("organizations", &["id integer", "parent_id integer?"], &[], &[("parent_id", "organizations")]),
+        ]
+    }
+
+    #[test]
+    fn keys_come_from_the_catalog() {
+        let (draft, rules, widenings) = proven(&survey(example()));
+        let rules_part = draft.text.split("\nrules:").nth(1).unwrap();
+        let expected = r#"
+  membership:
+    table: memberships
+    # changed: [user_id, organization_id]   # narrows updates to what you cache; without it, every update counts
+    delete:
+      - "membership:{id}"
+      - "membership-by-user-id-organization-id:{user_id}:{organization_id}"
+      - "organization-memberships:{organization_id}"   # what one organization has of them
+      - "user-memberships:{user_id}"   # what one user has of them
+
+  organization:
+    table: organizations
+    # changed: [parent_id]   # narrows updates to what you cache; without it, every update counts
+    delete:
+      - "organization:{id}"
+      - "organization-organizations:{parent_id}"   # what one organization has of them; parent_id may be NULL, so this key needs REPLICA IDENTITY FULL
+
+  user:
+    table: users
+    # changed: [email, settings]   # narrows updates to what you cache; without it, every update counts
+    delete:
+      - "user:{id}"
+      - "user-by-email:{email|lower}"
+
+tests:                        # exact: an op that is not listed fails the test
+  - it: "membership: a new row drops what was cached before it came"
+    insert: memberships
+    row: {id: 1, user_id: 1, organization_id: 1}
+    expect:
+      delete: ["membership:1", "membership-by-user-id-organization-id:1:1", "organization-memberships:1", "user-memberships:1"]
+
+  - it: "membership: another user_id drops what was cached under the old and the new one"
+    update: memberships
+    row: {id: 1, user_id: 1, organization_id: 1}
+    set: {user_id: 2}
+    expect:
+      delete: ["membership:1", "membership-by-user-id-organization-id:2:1", "membership-by-user-id-organization-id:1:1", "organization-memberships:1", "user-memberships:2", "user-memberships:1"]
+"#;
+        let (_, rules_part) = rules_part.split_once('\n').unwrap();
+        assert!(format!("\n{rules_part}").starts_with(expected), "{rules_part}");
+        assert!(rules_part.contains("set: {email: email-2}"), "{rules_part}");
+        assert_eq!(rules.rules().len(), 3);
+        let columns: Vec<_> = widenings.iter().map(|widening| widening.columns.join(",")).collect();
+        assert_eq!(columns, ["id,organization_id,user_id", "", "id,email"]);
+    }
+
+    #[test]
+    fn the_same_catalog_makes_the_same_text() {
+        let (first, ..) = proven(&survey(example()));
+        let mut tables = example();
+        tables.reverse();
+        for table in &mut tables {
+            table.unique.reverse();
+            table.foreign_keys.reverse();
+        }
+        assert_eq!(Draft::of(&survey(tables), &[]).unwrap(), first);
+    }
+
+    #[test]
+    fn hostile_names_pass() {
+        let sayable = |name: &&str| !name.is_empty() && !name.contains('.');
+        let fit: Vec<&str> = yaml::HOSTILE.iter().copied().filter(sayable).collect();
+        let columns = fit.iter().map(|name| format!("{name} text"));
+        let columns: Vec<String> = std::iter::once("id integer".to_owned()).chain(columns).collect();
+        let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
+        let unique: Vec<[&str; 1]> = fit.iter().map(|name| [*name]).collect();
+        let unique: Vec<&[&str]> = unique.iter().map(<[_; 1]>::as_slice).collect();
+        let foreign_keys: Vec<_> = fit.iter().map(|name| (*name, *name)).collect();
+        let plain = |name: &&str| table(name, &["id integer", "email text"], &[&["email"]], &[]);
+        let mut tables: Vec<_> = fit.iter().map(plain).collect();
+        tables.push(table("all of them", &columns, &unique, &foreign_keys));
+        let (draft, rules, _) = proven(&survey(tables));
+        assert_eq!(rules.rules().len(), fit.len() + 1, "{}", draft.text);
+        for said in ["no key by \"{a}\": a template cannot say this name", "no key by \" a\": a template cannot say"] {
+            assert!(draft.text.contains(said), "{said}: {}", draft.text);
+        }
+        // Every prefix once, so that no two templates can make the same key.
+        let prefix = |line: &'_ str| Some(line.strip_prefix("      - \"")?.split(':').next()?.to_owned());
+        let mut prefixes: Vec<String> = draft.text.lines().filter_map(prefix).collect();
+        let count = prefixes.len();
+        prefixes.sort_unstable();
+        prefixes.dedup();
+        assert_eq!(prefixes.len(), count);
+    }
+
+    #[test]
+    fn some_tables_have_no_rule() {
+        let mut keyless = table("keyless", &["n integer"], &[], &[]);
+        keyless.primary_key.clear();
+        let mut unlogged = table("fast", &["id integer"], &[], &[]);
+        unlogged.unlogged = true;
+        let mut own = table("outbox", &["id integer"], &[], &[]);
+        own.name.schema = "unstale".to_owned();
+        let mut elsewhere = table("elsewhere", &["id integer"], &[], &[]);
+        elsewhere.name.schema = "other".to_owned();
+        let partition = table("events_1", &["id integer"], &[], &[]);
+        let tables = vec![
+            keyless,
+            unlogged,
+            own,
+            elsewhere,
+            partition.clone(),
+            table("schema_migrations", &["version text"], &[], &[]),
+            table("a.b", &["id integer"], &[], &[]),
+            table("blobs", &["hash bytea"], &[], &[]),
+            table("users", &["id integer"], &[], &[]),
+        ];
+        let mut survey = survey(tables);
+        survey.dependent.insert(partition.name);
+        survey.catalog.search_path.push("unstale".to_owned());
+        let (draft, rules, _) = proven(&survey);
+        assert_eq!(rules.rules().len(), 1);
+        let said = [
+            "  # \"public.a.b\" has a `.` in its name",
+            "  # \"public.fast\" is unlogged",
+            "  # \"public.schema_migrations\" is a migration tool's",
+            "  # keyless has no primary key",
+            "  # keyless:\n  #   table: keyless\n",
+            "  #   delete:\n  #     - \"keyless:all\"\n",
+            "  # blobs has no column that makes a key.\n",
+            "  #   # no key by hash: bytes make a poor key\n",
+        ];
+        for said in said {
+            assert!(draft.text.contains(said), "{said}: {}", draft.text);
+        }
+        for unsaid in ["outbox", "elsewhere", "events_1"] {
+            assert!(!draft.text.contains(unsaid), "{}", draft.text);
+        }
+        assert_eq!(draft.left_out.len(), 5, "{:?}", draft.left_out);
+
+        let ask = |tables: &[&str]| Draft::of(&survey, &strings(tables));
+        assert_eq!(ask(&["schema_migrations", "other.elsewhere", "users", "public.users"]).unwrap().rules, 3);
+        let text = ask(&["other.elsewhere"]).unwrap().text;
+        assert!(text.contains("    table: \"other.elsewhere\"\n"), "{text}");
+        let said = ask(&["usres"]).unwrap_err().to_string();
+        assert_eq!(said, "there is no table usres; did you mean \"public.users\"?");
+        let said = ask(&["events_1"]).unwrap_err().to_string();
+        assert!(said.contains("\"public.events_1\" is a partition"), "{said}");
+        let empty = Survey::default();
+        assert!(matches!(Draft::of(&empty, &[]), Err(DraftError::NoTables(_))));
+    }
+
+    #[test]
+    fn tables_of_one_name_are_told_apart() {
+        let users = |schema: &str| {
+            let mut users = table("users", &["id integer"], &[], &[]);
+            users.name.schema = schema.to_owned();
+            users.leaves = vec![users.name.clone()];
+            users
+        };
+        let (draft, rules, _) = proven(&survey(vec![users("app"), users("public")]));
+        for said in ["  user:\n    table: \"app.users\"\n", "  public-user:\n    table: \"public.users\"\n"] {
+            assert!(draft.text.contains(said), "{said}: {}", draft.text);
+        }
+        assert_eq!(rules.rules().len(), 2);
+        let alone = Draft::of(&survey(vec![users("app"), users("other")]), &[]).unwrap();
+        assert!(alone.text.contains("  user:\n    table: users\n"), "{}", alone.text);
+    }
+
+    #[test]
+    fn two_ways_to_belong_to_one_table_have_names_of_their_own() {
+        let messages = table(
+            "messages",
+            &["id integer", "sender_id integer", "reader_id integer"],
+            &[],
+            &[("sender_id", "users"), ("reader_id", "users")],
+        );
+        let mut profile = table("profiles", &["user_id integer", "bio text"], &[], &[("user_id", "users")]);
+        profile.foreign_keys.push(profile.foreign_keys[0].clone());
+        let (draft, ..) = proven(&survey(vec![messages, profile, table("users", &["id integer"], &[], &[])]));
+        for said in ["\"user-messages-by-reader-id:{reader_id}\"", "\"user-messages-by-sender-id:{sender_id}\""] {
+            assert!(draft.text.contains(said), "{said}: {}", draft.text);
+        }
+        assert!(!draft.text.contains("user-profiles"), "a profile is one row of its user: {}", draft.text);
+    }
+
+    #[test]
+    fn what_postgresql_computes_makes_no_key() {
+        let users = table("users", &["id integer", "email text", "email_lower text"], &[&["email_lower"]], &[]);
+        let mut survey = survey(vec![users]);
+        survey.generated.insert((TableName::new("public", "users"), "email_lower".to_owned()));
+        let (draft, ..) = proven(&survey);
+        assert!(draft.text.contains("# no key by email_lower: PostgreSQL computes it"), "{}", draft.text);
+        assert!(draft.text.contains("# changed: [email]   #"), "{}", draft.text);
+    }
+
+    #[test]
+    fn a_part_of_the_primary_key_may_be_the_key() {
+        let mut events = table("events", &["id integer", "at timestamptz"], &[], &[]);
+        events.primary_key = strings(&["id", "at"]);
+        events.identity = Identity::Columns(strings(&["id", "at"]));
+        let (draft, _, widenings) = proven(&survey(vec![events]));
+        assert!(draft.text.contains("      - \"event:{id}\"\n"), "{}", draft.text);
+        assert!(draft.text.contains("    # no key by at: a moment has more than one spelling\n"), "{}", draft.text);
+        assert!(widenings.is_empty());
+    }
+}

@@ -1,0 +1,211 @@
+//! The keys of one table: what its templates say, and what they come to for a sample row.
+//!
+//! Owns which columns can make a key. It must not know rules, YAML or other tables. Invariant: a template and what it
+//! renders to are built by one function, so a test cannot expect what the rule does not say.
+
+use std::collections::BTreeSet;
+
+use crate::catalog::{CatalogColumn, Table};
+use crate::change::{Kind, TableName};
+
+/// Columns whose values PostgreSQL computes.
+pub(super) type Generated = BTreeSet<(TableName, String)>;
+
+/// A key that changes of a table's rows make stale.
+#[derive(Clone, Debug)]
+pub(super) struct Key<'a> {
+    /// What it begins with. Letters, digits, `-`.
+    pub(super) prefix: String,
+    pub(super) columns: Vec<&'a CatalogColumn>,
+    /// What the reader should know of it.
+    pub(super) remark: Option<String>,
+}
+
+/// Which of a column's two sample values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Nth {
+    First = 1,
+    Second = 2,
+}
+
+impl Key<'_> {
+    /// What the rule says.
+    pub(super) fn template(&self) -> String {
+        self.filled(|column| format!("{{{}{}}}", column.name, if folds_case(column) { "|lower" } else { "" }))
+    }
+
+    /// What the rule makes of a row. The samples are in lower case, so `lower` leaves them as they are.
+    pub(super) fn rendered(&self, nth: impl Fn(&CatalogColumn) -> Nth) -> String {
+        self.filled(|column| sample(column, nth(column)))
+    }
+
+    /// Whether it reads this column.
+    pub(super) fn reads(&self, column: &CatalogColumn) -> bool {
+        self.columns.iter().any(|known| known.name == column.name)
+    }
+
+    /// The names of its columns.
+    pub(super) fn names(&self) -> BTreeSet<&str> {
+        self.columns.iter().map(|column| column.name.as_str()).collect()
+    }
+
+    fn filled(&self, value: impl Fn(&CatalogColumn) -> String) -> String {
+        let mut name = self.prefix.clone();
+        for column in &self.columns {
+            name.push(':');
+            name.push_str(&value(column));
+        }
+        name
+    }
+}
+
+/// A value that a column may hold, in lower case, as the log writes it.
+pub(super) fn sample(column: &CatalogColumn, nth: Nth) -> String {
+    let number = nth as u8;
+    match (column.kind, column.type_name.as_str()) {
+        (Kind::Boolean, _) => (nth == Nth::First).to_string(),
+        (Kind::Integer, _) => number.to_string(),
+        (Kind::Numeric, _) => format!("{number}.5"),
+        (_, "uuid") => format!("00000000-0000-4000-8000-00000000000{number}"),
+        (_, "date") => format!("2026-01-0{number}"),
+        _ => format!("{}-{number}", super::name::slug(&column.name, "value")),
+    }
+}
+
+/// Whether values that differ in case are equal.
+fn folds_case(column: &CatalogColumn) -> bool {
+    column.type_name == "citext" || column.type_name.ends_with(".citext")
+}
+
+/// Why a column makes no key, if it makes none.
+fn unfit(table: &Table, column: &CatalogColumn, generated: &Generated) -> Option<&'static str> {
+    let name = column.name.as_str();
+    if generated.contains(&(table.name.clone(), name.to_owned())) {
+        return Some("PostgreSQL computes it, and the log does not carry it");
+    }
+    if name.contains(['{', '}', '|', '.']) || name.trim() != name || name.is_empty() {
+        return Some("a template cannot say this name");
+    }
+    match (column.kind, column.type_name.as_str()) {
+        (Kind::Json, _) => Some("JSON has more than one spelling"),
+        (Kind::Timestamp, _) => Some("a moment has more than one spelling"),
+        (Kind::Float, _) => Some("a floating-point number has more than one spelling"),
+        (_, "bytea") => Some("bytes make a poor key"),
+        (_, "xml" | "tsvector" | "tsquery") => Some("a document makes a poor key"),
+        (_, name) if name.ends_with("[]") => Some("a list makes a poor key"),
+        _ => None,
+    }
+}
+
+/// The columns of these names that can make a key, and why the others cannot.
+pub(super) fn columns<'a>(
+    table: &'a Table,
+    names: &[String],
+    generated: &Generated,
+) -> (Vec<&'a CatalogColumn>, Vec<(String, &'static str)>) {
+    let mut fit = Vec::new();
+    let mut others = Vec::new();
+    for name in names {
+        let found = table.columns.iter().find(|column| column.name == *name);
+        match found.map(|column| (column, unfit(table, column, generated))) {
+            Some((column, None)) => fit.push(column),
+            Some((_, Some(why))) => others.push((name.clone(), why)),
+            None => others.push((name.clone(), "the catalog does not describe it")),
+        }
+    }
+    (fit, others)
+}
+
+/// Every set of columns that tells rows apart, but for those that contain another: they are no keys of their own. An
+/// index that `unstale setup` made to widen the identity contains the primary key.
+pub(super) fn unique_sets(table: &Table) -> Vec<&[String]> {
+    let set = |columns: &[String]| columns.iter().cloned().collect::<BTreeSet<_>>();
+    let listed = table.unique.iter().map(Vec::as_slice);
+    let mut sets: Vec<&[String]> = listed.filter(|columns| !columns.is_empty()).collect();
+    sets.sort();
+    let mut seen = BTreeSet::new();
+    sets.retain(|columns| seen.insert(set(columns)));
+    let primary = set(&table.primary_key);
+    let is_key = |columns: &&[String]| {
+        let own = set(columns);
+        let contains_primary = !primary.is_empty() && primary.is_subset(&own);
+        !contains_primary && !sets.iter().any(|other| set(other) != own && set(other).is_subset(&own))
+    };
+    sets.iter().copied().filter(is_key).collect()
+}
+
+/// What a key costs whose columns may be NULL: no index that could be a replica identity has such a column.
+pub(super) fn cost(columns: &[&CatalogColumn]) -> Option<String> {
+    let nullable = columns.iter().find(|column| !column.not_null)?;
+    Some(format!("{} may be NULL, so this key needs REPLICA IDENTITY FULL", super::yaml::key(&nullable.name)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rules::{Rendered, Resolved, Template};
+
+    fn column(name: &str, type_name: &str, kind: Kind) -> CatalogColumn {
+        CatalogColumn { name: name.to_owned(), type_name: type_name.to_owned(), kind, not_null: true }
+    }
+
+    #[test]
+    fn what_is_expected_is_what_the_template_renders() {
+        let columns = [
+            column("id", "integer", Kind::Integer),
+            column("a b", "text", Kind::Text),
+            column("ok", "boolean", Kind::Boolean),
+            column("E-Mail", "public.citext", Kind::Text),
+            column("at", "date", Kind::Text),
+            column("ref", "uuid", Kind::Text),
+            column("price", "numeric(10,2)", Kind::Numeric),
+            column("Größe", "text", Kind::Text),
+            column("İ", "citext", Kind::Text),
+            column("\"\n:", "text", Kind::Text),
+            column("old", "text", Kind::Text),
+        ];
+        let key = Key { prefix: "k".to_owned(), columns: columns.iter().collect(), remark: None };
+        let template = Template::parse(&key.template(), "", None).unwrap();
+        for nth in [Nth::First, Nth::Second] {
+            let samples: Vec<_> = columns.iter().map(|column| sample(column, nth)).collect();
+            let rendered = template.render(|at| Resolved::Value(samples[at].as_bytes()));
+            assert_eq!(rendered, Rendered::Key(key.rendered(|_| nth).as_str().into()));
+        }
+        assert!(key.template().contains("{E-Mail|lower}"));
+        for column in &columns {
+            assert_ne!(sample(column, Nth::First), sample(column, Nth::Second), "{column:?}");
+        }
+    }
+
+    #[test]
+    fn some_columns_make_no_key() {
+        let name = TableName::new("public", "t");
+        let table = Table {
+            name: name.clone(),
+            columns: Vec::new(),
+            primary_key: Vec::new(),
+            unique: Vec::new(),
+            foreign_keys: Vec::new(),
+            identity: crate::catalog::Identity::Full,
+            unlogged: false,
+            leaves: vec![name.clone()],
+        };
+        let generated = Generated::from([(name, "computed".to_owned())]);
+        let check = |name: &str, type_name: &str, kind: Kind, expected: Option<&str>| {
+            let why = unfit(&table, &column(name, type_name, kind), &generated);
+            assert_eq!(why.is_none(), expected.is_none(), "{name} {type_name}: {why:?}");
+            assert!(why.unwrap_or_default().contains(expected.unwrap_or_default()), "{name} {type_name}: {why:?}");
+        };
+        check("a", "text", Kind::Text, None);
+        check("a$:", "uuid", Kind::Text, None);
+        check("computed", "text", Kind::Text, Some("computes"));
+        for name in ["a.b", "{a", "a}", "a|b", " a", "a\n", ""] {
+            check(name, "text", Kind::Text, Some("template"));
+        }
+        check("a", "jsonb", Kind::Json, Some("JSON"));
+        check("a", "real", Kind::Float, Some("floating-point"));
+        check("a", "timestamp with time zone", Kind::Timestamp, Some("moment"));
+        check("a", "bytea", Kind::Text, Some("bytes"));
+        check("a", "text[]", Kind::Text, Some("list"));
+    }
+}

@@ -1,0 +1,303 @@
+//! The shape of a rule and of a lookup: which fields there are, and of what kind.
+//!
+//! Owns raw rules. It must not know what templates, conditions or columns mean; [`crate::rules`] compiles them.
+//! Invariant: a raw rule has exactly one trigger.
+
+use std::time::Duration;
+
+use super::node::{Fields, Node, Spanned, as_word};
+use super::problem::Problems;
+use crate::change::Operation;
+
+/// One rule, as the file has it.
+#[derive(Clone, Debug)]
+pub struct RawRule {
+    /// Its name: the key in `rules:`.
+    pub name: Spanned<String>,
+    /// `table:` or `event:`.
+    pub trigger: RawTrigger,
+    /// `ops:`; all of them when the field is missing.
+    pub operations: Vec<Operation>,
+    /// `changed:`.
+    pub changed: Vec<Spanned<String>>,
+    /// `when:`.
+    pub when: Option<Spanned<String>>,
+    /// `for_each:`.
+    pub for_each: Option<Spanned<String>>,
+    /// `set:`.
+    pub set: Vec<RawSet>,
+    /// `delete:`.
+    pub delete: Vec<Spanned<String>>,
+    /// `pattern:`.
+    pub pattern: Vec<Spanned<String>>,
+    /// `tags:`.
+    pub tags: Vec<Spanned<String>>,
+    /// `bump:`.
+    pub bump: Vec<Spanned<String>>,
+    /// `publish:`.
+    pub publish: Vec<RawPublish>,
+    /// `stream:`.
+    pub stream: Vec<RawStream>,
+    /// `again_after:`.
+    pub again_after: Option<Duration>,
+}
+
+/// What sets a rule off.
+#[derive(Clone, Debug)]
+pub enum RawTrigger {
+    /// A change of this table.
+    Table(Spanned<String>),
+    /// An event of this name, which an application emits.
+    Event(Spanned<String>),
+}
+
+/// One written-through value of a rule, as the file has it.
+#[derive(Clone, Debug)]
+pub struct RawSet {
+    /// `key:`.
+    pub key: Spanned<String>,
+    /// `columns:`.
+    pub columns: Vec<Spanned<String>>,
+    /// `ttl:`.
+    pub ttl: Option<Duration>,
+}
+
+/// One message of a rule, as the file has it.
+#[derive(Clone, Debug)]
+pub struct RawPublish {
+    /// `channel:`.
+    pub channel: Spanned<String>,
+    /// `data:`.
+    pub data: RawData,
+}
+
+/// One stream entry of a rule, as the file has it.
+#[derive(Clone, Debug)]
+pub struct RawStream {
+    /// `name:`.
+    pub name: Spanned<String>,
+    /// `data:`.
+    pub data: RawData,
+    /// `maxlen:`, in entries.
+    pub maxlen: Option<u64>,
+}
+
+/// The shape of a message: JSON in which every text is a template.
+#[derive(Clone, Debug)]
+pub enum RawData {
+    /// A template.
+    Template(Spanned<String>),
+    /// A number, a boolean or null, as it stands.
+    Literal(serde_json::Value),
+    /// A list.
+    List(Vec<RawData>),
+    /// An object.
+    Object(Vec<(String, RawData)>),
+}
+
+/// One lookup, as the file has it.
+#[derive(Clone, Debug)]
+pub struct RawLookup {
+    /// Its name: the key in `lookups:`.
+    pub name: Spanned<String>,
+    /// `sql:`.
+    pub sql: Spanned<String>,
+    /// `max:`, the most rows of one call.
+    pub max: Option<u64>,
+    /// `timeout:`, for one statement.
+    pub timeout: Option<Duration>,
+}
+
+/// The shortest ttl: below, a value would be gone before anybody reads it.
+const TTL_LEAST: Duration = Duration::from_secs(1);
+
+/// The longest wait before a second delete: what waits is kept in memory, and the log is kept by PostgreSQL.
+const AGAIN_MAX: Duration = Duration::from_secs(60);
+
+/// The longest statement that may hold up an invalidation.
+const TIMEOUT_MAX: Duration = Duration::from_secs(60);
+
+/// Every rule of the section.
+pub(super) fn read_rules(entries: Vec<(Spanned<String>, Spanned<Node>)>, problems: &mut Problems) -> Vec<RawRule> {
+    entries.into_iter().filter_map(|(name, node)| read_rule(name, node, problems)).collect()
+}
+
+/// Every lookup of the section.
+pub(super) fn read_lookups(entries: Vec<(Spanned<String>, Spanned<Node>)>, problems: &mut Problems) -> Vec<RawLookup> {
+    entries.into_iter().filter_map(|(name, node)| read_lookup(name, node, problems)).collect()
+}
+
+fn read_lookup(name: Spanned<String>, node: Spanned<Node>, problems: &mut Problems) -> Option<RawLookup> {
+    let mut fields = Fields::of(node, format!("lookup `{}`", name.value), problems)?;
+    let has_sql = fields.has_any(&["sql"]);
+    let sql = fields.text("sql");
+    let max = fields.count("max");
+    let timeout = fields.duration("timeout", Duration::from_millis(1)..=TIMEOUT_MAX);
+    if !has_sql {
+        fields.problems().push(
+            name.span.clone(),
+            format!("lookup `{}` has no `sql`", name.value),
+            "add `sql: select …`",
+        );
+    }
+    fields.finish(&[]);
+    Some(RawLookup { sql: sql?, name, max, timeout })
+}
+
+fn read_rule(name: Spanned<String>, node: Spanned<Node>, problems: &mut Problems) -> Option<RawRule> {
+    let mut fields = Fields::of(node, format!("rule `{}`", name.value), problems)?;
+    let before = fields.problems().len();
+    let trigger = read_trigger(&name, &mut fields);
+    let words = Operation::ALL.map(|operation| (operation.word(), operation));
+    let texts = fields.texts("ops");
+    let operations: Vec<_> = match texts.is_empty() {
+        true => Operation::ALL.to_vec(),
+        false => texts.iter().filter_map(|text| as_word(text, "ops", &words, fields.problems())).collect(),
+    };
+    let changed = fields.texts("changed");
+    if let Some(RawTrigger::Event(event)) = &trigger {
+        for text in texts.iter().chain(&changed) {
+            let message = format!("`ops` and `changed` are about tables; `{}` is an event", event.value);
+            fields.problems().push(text.span.clone(), message, "remove it; `when` narrows events");
+        }
+    }
+    let rule = RawRule {
+        trigger: trigger.unwrap_or_else(|| RawTrigger::Table(Spanned { value: "?".to_owned(), span: 0..0 })),
+        operations,
+        changed,
+        when: fields.text("when"),
+        for_each: fields.text("for_each"),
+        set: each(&mut fields, "set", read_set),
+        delete: fields.texts("delete"),
+        pattern: fields.texts("pattern"),
+        tags: fields.texts("tags"),
+        bump: fields.texts("bump"),
+        publish: each(&mut fields, "publish", read_publish),
+        stream: each(&mut fields, "stream", read_stream),
+        again_after: fields.duration("again_after", Duration::from_millis(1)..=AGAIN_MAX),
+        name,
+    };
+    let sound_so_far = fields.problems().len() == before;
+    fields.finish(&[]);
+    if sound_so_far && problems.len() == before {
+        check_whole(&rule, problems);
+    }
+    (problems.len() == before).then_some(rule)
+}
+
+/// What is wrong with a rule whose fields are each right.
+fn check_whole(rule: &RawRule, problems: &mut Problems) {
+    let name = &rule.name;
+    let acts = !rule.set.is_empty()
+        || [&rule.delete, &rule.pattern, &rule.tags, &rule.bump].iter().any(|texts| !texts.is_empty())
+        || !rule.publish.is_empty()
+        || !rule.stream.is_empty();
+    if !acts {
+        let message = format!("rule `{}` does nothing", name.value);
+        let advice = "add `delete`, `bump`, `tags`, `pattern`, `set`, `publish` or `stream`";
+        problems.push(name.span.clone(), message, advice);
+    }
+    if rule.again_after.is_some() && rule.delete.is_empty() && rule.pattern.is_empty() {
+        let message = format!("rule `{}` deletes nothing that `again_after` could repeat", name.value);
+        problems.push(name.span.clone(), message, "remove `again_after`, or add `delete`");
+    }
+    if let (Some(for_each), false) = (&rule.for_each, rule.set.is_empty()) {
+        let message = "`set` writes a row of the log, and a looked-up row is not in the log";
+        problems.push(for_each.span.clone(), message, "move `set` into a rule without `for_each`");
+    }
+}
+
+fn read_trigger(name: &Spanned<String>, fields: &mut Fields<'_>) -> Option<RawTrigger> {
+    let (has_table, has_event) = (fields.has_any(&["table"]), fields.has_any(&["event"]));
+    let (table, event) = (fields.text("table"), fields.text("event"));
+    match (table, event) {
+        (Some(table), None) => Some(RawTrigger::Table(table)),
+        (None, Some(event)) if event.value.is_empty() => {
+            fields.problems().push(event.span, "`event` is empty", "expected a name such as `product.updated`");
+            None
+        }
+        (None, Some(event)) => Some(RawTrigger::Event(event)),
+        (Some(_), Some(event)) => {
+            let message = format!("rule `{}` has both `table` and `event`", name.value);
+            fields.problems().push(event.span, message, "make two rules of it");
+            None
+        }
+        (None, None) => {
+            if !has_table && !has_event {
+                let message = format!("rule `{}` has no `table`", name.value);
+                fields.problems().push(name.span.clone(), message, "add `table: NAME` or `event: NAME`");
+            }
+            None
+        }
+    }
+}
+
+/// A field that is one mapping or a list of them.
+fn each<T>(
+    fields: &mut Fields<'_>,
+    name: &'static str,
+    read: impl Fn(Spanned<Node>, &mut Problems) -> Option<T>,
+) -> Vec<T> {
+    match fields.take(name) {
+        None => Vec::new(),
+        Some(Spanned { value: Node::List(items), .. }) => {
+            items.into_iter().filter_map(|item| read(item, fields.problems())).collect()
+        }
+        Some(node) => read(node, fields.problems()).into_iter().collect(),
+    }
+}
+
+fn read_set(node: Spanned<Node>, problems: &mut Problems) -> Option<RawSet> {
+    let mut fields = Fields::of(node, "`set`", problems)?;
+    let span = fields.span.clone();
+    let key = fields.text("key");
+    let columns = fields.texts("columns");
+    let ttl = fields.duration("ttl", TTL_LEAST..=Duration::MAX);
+    if key.is_none() || columns.is_empty() {
+        fields.problems().push(
+            span,
+            "`set` needs `key` and `columns`",
+            "expected `{key: NAME, columns: [A, B], ttl: 10m}`",
+        );
+    }
+    fields.finish(&[]);
+    Some(RawSet { key: key?, columns, ttl })
+}
+
+fn read_publish(node: Spanned<Node>, problems: &mut Problems) -> Option<RawPublish> {
+    let mut fields = Fields::of(node, "`publish`", problems)?;
+    let span = fields.span.clone();
+    let channel = fields.text("channel");
+    if channel.is_none() {
+        fields.problems().push(span, "`publish` has no `channel`", "expected `{channel: NAME, data: {…}}`");
+    }
+    let data = fields.take("data").map_or_else(|| RawData::Object(Vec::new()), read_data);
+    fields.finish(&[]);
+    Some(RawPublish { channel: channel?, data })
+}
+
+fn read_stream(node: Spanned<Node>, problems: &mut Problems) -> Option<RawStream> {
+    let mut fields = Fields::of(node, "`stream`", problems)?;
+    let span = fields.span.clone();
+    let name = fields.text("name");
+    let maxlen = fields.count("maxlen");
+    if name.is_none() {
+        fields.problems().push(span, "`stream` has no `name`", "expected `{name: NAME, data: {…}, maxlen: 10000}`");
+    }
+    let data = fields.take("data").map_or_else(|| RawData::Object(Vec::new()), read_data);
+    fields.finish(&[]);
+    Some(RawStream { name: name?, data, maxlen })
+}
+
+fn read_data(node: Spanned<Node>) -> RawData {
+    match node.value {
+        Node::Null => RawData::Literal(serde_json::Value::Null),
+        Node::Bool(value) => RawData::Literal(value.into()),
+        Node::Number(number) => RawData::Literal(number.into()),
+        Node::Text(value) => RawData::Template(Spanned { value, span: node.span }),
+        Node::List(items) => RawData::List(items.into_iter().map(read_data).collect()),
+        Node::Map(entries) => {
+            RawData::Object(entries.into_iter().map(|(key, value)| (key.value, read_data(value))).collect())
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! Second deletes, for applications that store without a lease: `again_after`.
+//!
+//! Owns when each is due. Synchronous; time is an argument. Invariant: what is not repeated yet is not confirmed to
+//! the slot, so a crash repeats all of it.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use crate::change::Lsn;
+use crate::plan::{Plan, Removal, RuleId};
+use crate::rules::{Rule, RuleSet};
+
+/// The most keys that wait for their second delete by name.
+const KEYS_MAX: usize = 100_000;
+
+/// A delete that waits, or is on its way, and up to where may be confirmed meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Hold(u64);
+
+/// Second deletes.
+#[derive(Debug, Default)]
+pub(super) struct Repeats {
+    due: BTreeMap<(Instant, Hold), Plan>,
+    holds: BTreeMap<Hold, Lsn>,
+    next: u64,
+    keys: usize,
+}
+
+impl Repeats {
+    /// What was removed now is to be removed once more; until then no more than `confirmed` is confirmed.
+    pub(super) fn schedule(
+        &mut self,
+        removed: Vec<(Duration, RuleId, Removal)>,
+        now: Instant,
+        confirmed: Lsn,
+        rules: &RuleSet,
+    ) {
+        let mut by_delay: BTreeMap<Duration, Plan> = BTreeMap::new();
+        for (after, rule, removal) in removed {
+            by_delay.entry(after).or_default().remove(rule, removal);
+        }
+        for (after, mut plan) in by_delay {
+            if self.keys + plan.len() > KEYS_MAX {
+                plan.collapse(|rule| rules.rule(rule).map(Rule::removals).unwrap_or_default());
+            }
+            self.keys += plan.len();
+            let hold = Hold(self.next);
+            self.next += 1;
+            self.holds.insert(hold, confirmed);
+            self.due.insert((now + after, hold), plan);
+        }
+    }
+
+    /// When the next one is due.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.due.keys().next().map(|(due, _)| *due)
+    }
+
+    /// One that is due.
+    pub(super) fn take_due(&mut self, now: Instant) -> Option<(Hold, Plan)> {
+        let (&key, _) = self.due.first_key_value().filter(|((due, _), _)| *due <= now)?;
+        let plan = self.due.remove(&key)?;
+        self.keys -= plan.len();
+        Some((key.1, plan))
+    }
+
+    /// It is done.
+    pub(super) fn done(&mut self, hold: Hold) {
+        self.holds.remove(&hold);
+    }
+
+    /// No more than this may be confirmed, if anything waits.
+    pub(super) fn limit(&self) -> Option<Lsn> {
+        self.holds.values().min().copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_confirmed_before_its_second_delete() {
+        let document =
+            crate::config::Document::parse("version: 1\nrules: {r: {table: t, delete: k}}", &|_| None).unwrap();
+        let rules = RuleSet::compile(document.rules, document.lookups, &document.settings).unwrap();
+        let now = Instant::now();
+        let mut repeats = Repeats::default();
+        let key = |name: &str| Removal::Key(name.into());
+        let second = Duration::from_secs(1);
+        let removed = vec![(second, RuleId::new(0), key("a")), (2 * second, RuleId::new(0), key("b"))];
+        repeats.schedule(removed, now, Lsn::new(7), &rules);
+        repeats.schedule(vec![(second, RuleId::new(0), key("c"))], now, Lsn::new(9), &rules);
+        assert_eq!((repeats.limit(), repeats.next_due()), (Some(Lsn::new(7)), Some(now + second)));
+        assert!(repeats.take_due(now).is_none());
+        let mut names = Vec::new();
+        for _ in 0..2 {
+            let (hold, plan) = repeats.take_due(now + second).unwrap();
+            names.extend(plan.deletes().map(ToString::to_string));
+            repeats.done(hold);
+        }
+        assert_eq!((names, repeats.limit()), (vec!["a".to_owned(), "c".to_owned()], Some(Lsn::new(7))));
+        let (hold, _) = repeats.take_due(now + 2 * second).unwrap();
+        assert_eq!(repeats.limit(), Some(Lsn::new(7)), "on its way");
+        repeats.done(hold);
+        assert_eq!((repeats.limit(), repeats.next_due()), (None, None));
+    }
+}

@@ -1,0 +1,411 @@
+//! Conditions: `when: old.name != new.name`, in CEL.
+//!
+//! Owns what a condition says of one change, and which columns that takes. It must not know tables, rules or what
+//! follows from a condition that fails. Invariants: only the columns it names are converted; a column that the log
+//! does not carry is never taken for NULL; no text and no row makes it panic or go on without end.
+
+mod bind;
+mod check;
+mod engine;
+mod functions;
+mod syntax;
+mod value;
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::atomic::AtomicUsize;
+use std::time::SystemTime;
+
+use cel::common::ast::IdedExpr;
+use cel::common::types::CelString;
+use cel::{ExecutionError, Value};
+
+use self::value::{Slot, Variables};
+use super::template::Image;
+use crate::change::Kind;
+
+/// A parsed `when:`.
+///
+/// CEL over `old` and `new`, whose fields are the columns; `op` (`insert`, `update`, `delete`, `truncate` or `event`);
+/// `table`; and `commit.at`, a timestamp. In an image that a change does not have every column is NULL.
+#[derive(Clone, Debug)]
+pub struct Condition {
+    text: String,
+    /// Columns and `commit.at` are variables of their own here, by the names that `value` gives them.
+    expression: IdedExpr,
+    spans: HashMap<u64, Range<usize>>,
+    columns: Vec<ColumnUse>,
+    reads_commit_time: bool,
+    constant: Option<bool>,
+}
+
+/// Why a text is not a condition, or never does what it seems to say.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct InvalidCondition {
+    /// The bytes of the text that are at fault.
+    pub span: Range<usize>,
+    /// What is wrong.
+    pub message: String,
+    /// What was expected, or what to do.
+    pub advice: String,
+}
+
+impl InvalidCondition {
+    fn new(span: Range<usize>, message: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { span, message: message.into(), advice: advice.into() }
+    }
+}
+
+/// A column that a condition reads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ColumnUse {
+    /// The row before or the row after.
+    pub image: Image,
+    /// The column's name.
+    pub column: String,
+    /// Where the text first names it.
+    pub span: Range<usize>,
+}
+
+/// What a [`ColumnUse`] stands for in one change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operand<'a> {
+    /// A value, in PostgreSQL's text format, and what it is.
+    Value(&'a [u8], Kind),
+    /// NULL, or the change has no such image.
+    Null,
+    /// Not carried by the log.
+    Absent,
+}
+
+/// Why a condition is neither true nor false.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConditionError {
+    /// A column that the log does not carry decides.
+    #[error("a column that the log does not carry decides")]
+    Unknown,
+    /// It cannot be computed, for this reason, which holds no value of the row.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl Condition {
+    /// Parses a condition of at most 4096 bytes.
+    pub fn parse(text: &str) -> Result<Self, InvalidCondition> {
+        let (mut expression, source) = syntax::parse(text)?;
+        let bound = bind::bind(text, &mut expression, &source)?;
+        let constant = match bound.depends {
+            true => None,
+            false => Some(evaluate_constant(&expression).map_err(|message| {
+                InvalidCondition::new(0..text.len(), message, "compare columns, as in `old.name != new.name`")
+            })?),
+        };
+        Ok(Self {
+            text: text.to_owned(),
+            expression,
+            spans: bound.spans,
+            columns: bound.columns,
+            reads_commit_time: bound.reads_commit_time,
+            constant,
+        })
+    }
+
+    /// The text it was parsed from.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// The columns it reads, each of each image once, in the order of the text as CEL reads it.
+    pub fn columns(&self) -> &[ColumnUse] {
+        &self.columns
+    }
+
+    /// What can never be as the columns' kinds are: a number compared with a text, a condition that is no bool. A
+    /// column without a kind may be anything.
+    pub fn check(&self, kind_of: &dyn Fn(&str) -> Option<Kind>) -> Vec<InvalidCondition> {
+        check::check(self, kind_of)
+    }
+
+    /// Its value, if that depends on no variable.
+    pub fn constant(&self) -> Option<bool> {
+        self.constant
+    }
+
+    /// Whether it holds for a change; `resolve` says what the n-th of [`Condition::columns`] stands for.
+    pub fn evaluate<'a>(
+        &self,
+        resolve: impl Fn(usize) -> Operand<'a>,
+        op: &str,
+        table: &str,
+        at: Option<SystemTime>,
+    ) -> Result<bool, ConditionError> {
+        if let Some(constant) = self.constant {
+            return Ok(constant);
+        }
+        let variables = Variables {
+            slots: (0..self.columns.len()).map(|column| Slot::new(resolve(column))).collect(),
+            op: CelString::from(op),
+            table: CelString::from(table),
+            at: at.filter(|_| self.reads_commit_time).and_then(value::commit_time),
+            units_read: AtomicUsize::new(0),
+        };
+        match engine::run(&self.expression, Some(&variables)) {
+            Ok(Value::Bool(holds)) => Ok(holds),
+            Ok(other) => Err(ConditionError::Failed(not_a_bool(&other))),
+            Err(_) if variables.any_absent() => Err(ConditionError::Unknown),
+            Err(error) => Err(ConditionError::Failed(self.reason(&variables, &error))),
+        }
+    }
+
+    fn reason(&self, variables: &Variables<'_>, error: &ExecutionError) -> String {
+        // A variable that cannot be read is missing to CEL. Of ours, none is missing otherwise.
+        let ExecutionError::UndeclaredReference(variable) = error else { return engine::reason(error) };
+        let at = value::column_of(variable);
+        let used = at.and_then(|at| self.columns.get(at)).map(|used| match used.image {
+            Image::Old => format!("`old.{}`", used.column),
+            _ => format!("`new.{}`", used.column),
+        });
+        match (used, at.and_then(|at| variables.slots.get(at))) {
+            (Some(used), Some(Slot::Broken(reason))) => format!("{used} {reason}"),
+            (Some(used), _) => format!("{used} is too long to be read so often"),
+            (None, _) => "the time of the commit is not known".to_owned(),
+        }
+    }
+}
+
+/// The value of an expression without variables, or why it has none.
+fn evaluate_constant(expression: &IdedExpr) -> Result<bool, String> {
+    match engine::run(expression, None) {
+        Ok(Value::Bool(constant)) => Ok(constant),
+        Ok(other) => Err(not_a_bool(&other)),
+        Err(error) => Err(format!("the condition always fails: {}", engine::reason(&error))),
+    }
+}
+
+fn not_a_bool(value: &Value) -> String {
+    format!("the condition comes to a value of type {}, not to true or false", value.type_of())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const KINDS: [Kind; 7] =
+        [Kind::Boolean, Kind::Integer, Kind::Float, Kind::Numeric, Kind::Json, Kind::Timestamp, Kind::Text];
+
+    /// Evaluates for an update of `users`, committed at 2027-01-15 08:00 UTC. Columns that are not given are absent.
+    fn evaluate(text: &str, columns: &[(&str, Operand<'_>)]) -> Result<bool, ConditionError> {
+        let condition = Condition::parse(text).unwrap();
+        let resolve = |at: usize| {
+            let ColumnUse { image, column, .. } = &condition.columns()[at];
+            let name = if *image == Image::Old { format!("old.{column}") } else { format!("new.{column}") };
+            columns.iter().find(|(known, _)| *known == name).map_or(Operand::Absent, |(_, operand)| *operand)
+        };
+        let at = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        condition.evaluate(resolve, "update", "users", Some(at))
+    }
+
+    fn value(text: &str, kind: Kind) -> Operand<'_> {
+        Operand::Value(text.as_bytes(), kind)
+    }
+
+    #[test]
+    fn a_column_has_the_value_of_its_kind() {
+        let check = |text: &str, new: &str, kind: Kind| {
+            assert_eq!(evaluate(text, &[("new.x", value(new, kind))]), Ok(true), "{text} {new}");
+        };
+        check("new.x", "true", Kind::Boolean);
+        check("!new.x", "f", Kind::Boolean);
+        check("new.x + 1 == 8 && new.x == 7.0 && new.x < 7.5", "7", Kind::Integer);
+        check("new.x * 2.0 == 3.0 && new.x > 1", "1.5", Kind::Float);
+        check("new.x != new.x", "NaN", Kind::Float);
+        check("new.x > 1e308 && -new.x < 0", "Infinity", Kind::Float);
+        check("new.x > 12345678901234500000.0", "12345678901234567890.5", Kind::Numeric);
+        check("new.x == 'é' && size(new.x) == 1 && new.x.matches('^.$')", "é", Kind::Text);
+        let json = r#"{"a": {"b": [1, 2.5, "x", null, true]}, "n": 3.0}"#;
+        check("new.x.a.b[0] == 1 && new.x.a.b[1] == 2.5 && new.x.a.b[3] == null", json, Kind::Json);
+        check("'x' in new.x.a.b && new.x['n'] % 2 == 1 && size(new.x.a.b) == 5", json, Kind::Json);
+        check("has(new.x.a.b) && !has(new.x.c) && 'a' in new.x", json, Kind::Json);
+        check("new.x.a.b.exists(e, e == 'x') && new.x.a.b.filter(e, e != null).size() == 4", json, Kind::Json);
+        for text in [
+            "2026-11-20 12:00:03.123+00",
+            "2026-11-20 17:30:03.123+05:30",
+            "2026-11-20 12:00:03.123",
+            "2026-11-20T12:00:03.123Z",
+        ] {
+            check("new.x == timestamp('2026-11-20T12:00:03.123Z') && new.x < commit.at", text, Kind::Timestamp);
+        }
+        check("commit.at - new.x == duration('8h')", "2027-01-15 00:00:00+00", Kind::Timestamp);
+    }
+
+    #[test]
+    fn a_condition_holds_or_does_not() {
+        let check = |text: &str, columns: &[(&str, Operand<'_>)], expected: bool| {
+            assert_eq!(evaluate(text, columns), Ok(expected), "{text} {columns:?}");
+        };
+        let (a, b) = (value("a", Kind::Text), value("b", Kind::Text));
+        check("old.x != new.x", &[("old.x", a), ("new.x", b)], true);
+        check("old.x != new.x", &[("old.x", a), ("new.x", a)], false);
+        check("old.x != new.x", &[("old.x", Operand::Null), ("new.x", a)], true);
+        check("old.x == new.x", &[("old.x", Operand::Null), ("new.x", Operand::Null)], true);
+        check("new.x == null", &[("new.x", Operand::Null)], true);
+        check("old['odd name'] == \"a\"", &[("old.odd name", a)], true);
+        check("op == 'update' && table == 'users'", &[], true);
+        check("op in ['insert', 'delete']", &[], false);
+        check("has(old.x)", &[], false);
+        check("has(old.x)", &[("old.x", Operand::Null)], true);
+        check("has(old.x) && old.x == 'a'", &[], false);
+        check("has(commit.at) && commit.at > timestamp(0)", &[], true);
+        check("new.x == 'a' ? true : false", &[("new.x", a)], true);
+        check("[new.x].exists(x, x == 'a')", &[("new.x", a)], true);
+        check("type(new.x) == string", &[("new.x", a)], true);
+        check("new.x == 'a' // a comment\n && true", &[("new.x", a)], true);
+    }
+
+    #[test]
+    fn what_is_absent_decides_only_if_it_must() {
+        let check = |text: &str, expected: Result<bool, ConditionError>| {
+            assert_eq!(evaluate(text, &[("new.x", value("a", Kind::Text))]), expected, "{text}");
+        };
+        check("old.x != new.x", Err(ConditionError::Unknown));
+        check("old.x == 'a' || op == 'insert'", Err(ConditionError::Unknown));
+        check("old.x == 'a' || op == 'update'", Ok(true));
+        check("op == 'update' || old.x == 'a'", Ok(true));
+        check("old.x == 'a' && op == 'insert'", Ok(false));
+        check("new.x == 'a' ? op == 'update' : old.x == 'a'", Ok(true));
+        check("old.x.startsWith('a')", Err(ConditionError::Unknown));
+        check("old.x.data.plan == 'a'", Err(ConditionError::Unknown));
+        check("new.x == 1 || old.x == 1", Err(ConditionError::Unknown));
+    }
+
+    #[test]
+    fn what_fails_says_why_and_quotes_no_row() {
+        let check = |text: &str, operand: Operand<'_>, reason: &str| {
+            let error = evaluate(text, &[("new.x", operand)]).unwrap_err();
+            let ConditionError::Failed(found) = &error else { panic!("{text}: {error:?}") };
+            assert!(found.contains(reason) && !found.contains("secret"), "{text}: {found}");
+        };
+        check("new.x == 'a'", Operand::Value(b"secret\xff", Kind::Text), "`new.x` is not UTF-8");
+        check("new.x < commit.at", value("infinity", Kind::Timestamp), "`new.x` is not a moment");
+        check("new.x == 1", value("secret", Kind::Integer), "`new.x` is not a whole number");
+        check("new.x.a == 1", value("secret", Kind::Json), "`new.x` is not JSON");
+        check("new.x.secret == 1", value("{}", Kind::Json), "not there");
+        check("new.x[9] == 1", value("[\"secret\"]", Kind::Json), "outside its list");
+        check("new.x > 1", value("secret", Kind::Text), "`>` does not take string and int");
+        check("new.x + 1 == 2", value("secret", Kind::Text), "`+` does not take string and int");
+        check("int(new.x) == 1", value("secret", Kind::Text), "`int` cannot take");
+        check("1 / new.x == 1", value("0", Kind::Integer), "division by zero");
+        check("new.x * 2 == 1", value("9223372036854775807", Kind::Integer), "out of range");
+        check("new.x && true", Operand::Null, "`&&` does not take null_type");
+        check("new.x", value("1", Kind::Integer), "type int");
+        check("new.x", Operand::Null, "type null");
+        let unread = evaluate("op == 'update' || new.x < commit.at", &[("new.x", value("infinity", Kind::Timestamp))]);
+        assert_eq!(unread, Ok(true), "what is not read cannot fail");
+    }
+
+    #[test]
+    fn an_unknown_commit_time_fails_what_reads_it() {
+        let evaluate = |text: &str, at: Option<SystemTime>| {
+            Condition::parse(text).unwrap().evaluate(|_| Operand::Absent, "insert", "users", at)
+        };
+        let failed = ConditionError::Failed("the time of the commit is not known".to_owned());
+        assert_eq!(evaluate("commit.at > timestamp(0)", None), Err(failed.clone()));
+        assert_eq!(evaluate("commit.at > timestamp(0)", UNIX_EPOCH.checked_sub(Duration::from_secs(1))), Err(failed));
+        assert_eq!(evaluate("has(commit.at)", None), Ok(false));
+    }
+
+    #[test]
+    fn the_columns_are_named_once() {
+        let text = "old.a != new.a || old.a == 'x' || has(new . b) || new['c'] == 1";
+        let condition = Condition::parse(text).unwrap();
+        let uses = condition.columns().iter();
+        let found: Vec<_> = uses.map(|used| (used.image, used.column.as_str(), &text[used.span.clone()])).collect();
+        let expected = [
+            (Image::Old, "a", "old.a"),
+            (Image::New, "a", "new.a"),
+            (Image::New, "b", "new . b"),
+            (Image::New, "c", "new['c']"),
+        ];
+        assert_eq!(found, expected);
+        assert_eq!(condition.text(), text);
+    }
+
+    #[test]
+    fn what_depends_on_nothing_is_constant() {
+        let check = |text: &str, expected: Option<bool>| {
+            assert_eq!(Condition::parse(text).unwrap().constant(), expected, "{text}");
+        };
+        check("true", Some(true));
+        check("1 > 2 || 'a' in ['b']", Some(false));
+        check("op == 'insert'", None);
+        check("true || new.a == 1", None);
+        check("has(old.a)", None);
+        for text in ["1", "'true'", "null", "1 / 0 == 1", "[1][2] == 3", "[]"] {
+            let error = Condition::parse(text).unwrap_err();
+            assert!(error.message.contains("true or false") || error.message.contains("always fails"), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn a_row_cannot_keep_a_condition_busy() {
+        let list = format!("[{}]", vec!["1"; 20_000].join(","));
+        let columns = [("new.x", value(&list, Kind::Json))];
+        assert_eq!(evaluate("new.x.all(e, e == 1)", &columns), Ok(true));
+        let quadratic = evaluate("new.x.all(e, e in new.x)", &columns);
+        assert_eq!(quadratic, Err(ConditionError::Failed("`new.x` is too long to be read so often".to_owned())));
+    }
+
+    /// What conditions are made of, and what breaks them.
+    const TOKENS: &str = "old new old.a new.b new.b.c op table commit.at has( size( timestamp( int( .exists(x, .map(x, \
+        .startsWith( .matches( x ( ) [ ] { } , : ? . == != < && || ! - + * % in 'a' r'\\ 1 2.5 null true";
+
+    fn any_operand() -> impl Strategy<Value = (u8, Vec<u8>, Kind)> {
+        (0..8_u8, proptest::collection::vec(any::<u8>(), 0..24), proptest::sample::select(KINDS.to_vec()))
+    }
+
+    fn operand((choice, bytes, kind): &(u8, Vec<u8>, Kind)) -> Operand<'_> {
+        match choice {
+            0 => Operand::Absent,
+            1 => Operand::Null,
+            _ => Operand::Value(bytes, *kind),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_it_panic(text in any::<String>()) {
+            let _ = Condition::parse(&text);
+        }
+
+        #[test]
+        fn no_tokens_make_it_panic(
+            tokens in proptest::collection::vec(proptest::sample::select(TOKENS.split(' ').collect::<Vec<_>>()), 0..16),
+            given in any_operand(),
+        ) {
+            if let Ok(condition) = Condition::parse(&tokens.join(" ")) {
+                let _ = condition.check(&|_| Some(given.2));
+                let _ = condition.evaluate(|_| operand(&given), "update", "users", None);
+            }
+        }
+
+        #[test]
+        fn no_row_makes_it_panic(old in any_operand(), new in any_operand(), choice in 0..6_usize) {
+            let text = [
+                "old.a != new.a",
+                "old.a < new.a || old.a + new.a == new.a",
+                "has(new.a.b) && new.a.b == old.a[0]",
+                "new.a.exists(x, x == old.a) || size(new.a) > 1",
+                "new.a - old.a > duration('1h') || int(new.a) == 1 || string(old.a) == 'x'",
+                "new.a.getDayOfYear('Europe/Amsterdam') == timestamp(old.a).getFullYear()",
+            ][choice];
+            let condition = Condition::parse(text).unwrap();
+            let image = |at: usize| if condition.columns()[at].image == Image::Old { &old } else { &new };
+            let _ = condition.evaluate(|at| operand(image(at)), "update", "users", Some(UNIX_EPOCH));
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! What is suspicious about rules that are each sound: some can never do anything, some contradict one another.
+//!
+//! Owns the lints. It must not ask a server or a file; what the database is like is handed in, if it is known.
+//! Invariant: a lint that is certain holds for every row there may ever be.
+
+mod keys;
+
+use std::ops::Range;
+
+use super::compile::RuleSet;
+use super::filter::Filter;
+use super::rule::{Action, Rule, Trigger};
+use super::template::{Image, Part, Reference, Template};
+use crate::catalog::Catalog;
+use crate::change::Operation;
+use crate::config::{Spanned, Truncate};
+
+/// One thing that is suspicious.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lint {
+    /// Stays the same between versions, for those who filter.
+    pub id: &'static str,
+    /// It cannot be meant so; otherwise there may be a reason.
+    pub certain: bool,
+    /// The bytes of the file that it is about.
+    pub span: Range<usize>,
+    /// What is suspicious.
+    pub message: String,
+    /// Why it matters.
+    pub why: String,
+    /// What to do.
+    pub fix: String,
+}
+
+impl Lint {
+    fn new(id: &'static str, certain: bool, span: &Range<usize>, message: String) -> Self {
+        Self { id, certain, span: span.clone(), message, why: String::new(), fix: String::new() }
+    }
+
+    fn why(self, why: impl Into<String>) -> Self {
+        Self { why: why.into(), ..self }
+    }
+
+    fn fix(self, fix: impl Into<String>) -> Self {
+        Self { fix: fix.into(), ..self }
+    }
+}
+
+/// Everything suspicious about a rule set, in the order of the file. With a catalog, types and foreign keys count.
+pub fn lint(rules: &RuleSet, catalog: Option<&Catalog>) -> Vec<Lint> {
+    let mut lints = Vec::new();
+    for rule in rules.rules() {
+        lints.extend(never_fires(rule, rules.truncate));
+        lints.extend(always_fires(rule));
+        lints.extend(never_renders(rule));
+    }
+    lints.extend(duplicates(rules.rules()));
+    lints.extend(unused_lookups(rules));
+    lints.extend(keys::ambiguous(rules.rules(), catalog));
+    lints.sort_by_key(|lint| lint.span.start);
+    lints
+}
+
+/// A rule that nothing sets off, or that says of itself that it is about something else.
+fn never_fires(rule: &Rule, truncate: Truncate) -> Option<Lint> {
+    const ID: &str = "rule-never-fires";
+    let constant = rule.condition.as_ref().and_then(|condition| condition.value.constant());
+    if let (Some(condition), Some(false)) = (&rule.condition, constant) {
+        let message = format!("the `when` of rule `{}` is always false", rule.name);
+        let lint = Lint::new(ID, true, &condition.span, message);
+        return Some(lint.why("the rule never does anything").fix("correct the condition, or remove the rule"));
+    }
+    let only = |operation| rule.operations.iter().all(|&known| known == operation);
+    if rule.trigger == Trigger::Table && only(Operation::Truncate) && truncate == Truncate::Ignore {
+        let message = format!("rule `{}` waits for a truncate, and `defaults.truncate` is `ignore`", rule.name);
+        let lint = Lint::new(ID, true, &rule.span, message);
+        return Some(lint.why("the rule never does anything").fix("choose `truncate: pattern`, or remove the rule"));
+    }
+    let changed = rule.changed.first()?;
+    if rule.operations.contains(&Operation::Update) {
+        return None;
+    }
+    let message = format!("`changed` narrows updates, and rule `{}` does not fire on any", rule.name);
+    let lint = Lint::new(ID, true, &changed.span, message);
+    Some(lint.why("the two fields contradict each other").fix("add `update` to `ops`, or remove `changed`"))
+}
+
+fn always_fires(rule: &Rule) -> Option<Lint> {
+    let condition = rule.condition.as_ref().filter(|condition| condition.value.constant() == Some(true))?;
+    let message = format!("the `when` of rule `{}` is always true", rule.name);
+    let lint = Lint::new("when-always-true", false, &condition.span, message);
+    Some(lint.why("it is evaluated for every change and decides nothing").fix("correct the condition, or remove it"))
+}
+
+/// An action that reads the row before where there never is one.
+fn never_renders(rule: &Rule) -> Option<Lint> {
+    let has_no_old = match rule.trigger {
+        Trigger::Event => true,
+        Trigger::Table => rule.operations.iter().all(|&operation| operation == Operation::Insert),
+    };
+    let name = rule
+        .names()
+        .filter(|_| has_no_old)
+        .find(|name| name.value.references().any(|reference| reference.image == Image::Old))?;
+    let message = format!("rule `{}` reads `old.`, and what it fires on has no row before", rule.name);
+    let lint = Lint::new("action-never-applies", true, &name.span, message);
+    Some(lint.why("NULL in a name renders nothing, so the action never applies").fix("read the new row: `{column}`"))
+}
+
+/// Rules that add nothing to another one.
+fn duplicates(rules: &[Rule]) -> Vec<Lint> {
+    let mut lints = Vec::new();
+    for (at, rule) in rules.iter().enumerate() {
+        let other = rules.iter().enumerate().find(|&(place, other)| {
+            // Of two that are the same, the later one adds nothing.
+            place != at && covers(other, rule) && (place < at || !covers(rule, other))
+        });
+        let Some((_, other)) = other else { continue };
+        let same = covers(rule, other);
+        let message = match same {
+            true => format!("rule `{}` is the same as rule `{}`", rule.name, other.name),
+            false => format!("rule `{}` does nothing that rule `{}` does not do as well", rule.name, other.name),
+        };
+        let lint = Lint::new("duplicate-rule", same, &rule.span, message);
+        lints.push(lint.why("it costs time for every change, and one of the two will be forgotten").fix("remove it"));
+    }
+    lints
+}
+
+/// Whether `wide` fires whenever `rule` does, and then does everything that `rule` does.
+fn covers(wide: &Rule, rule: &Rule) -> bool {
+    let changed = |rule: &Rule| {
+        let mut columns: Vec<_> = rule.changed.iter().map(|column| column.value.clone()).collect();
+        columns.sort();
+        columns
+    };
+    let condition = |rule: &Rule| rule.condition.as_ref().map(|condition| condition.value.text().to_owned());
+    let for_each = |rule: &Rule| {
+        let call = rule.for_each.as_ref()?;
+        Some((call.lookup, call.arguments.iter().map(|argument| spell(&argument.value)).collect::<Vec<_>>()))
+    };
+    (wide.trigger, &wide.table.value) == (rule.trigger, &rule.table.value)
+        && rule.operations.iter().all(|operation| wide.operations.contains(operation))
+        && (wide.changed.is_empty() || changed(wide) == changed(rule))
+        && (wide.condition.is_none() || condition(wide) == condition(rule))
+        && for_each(wide) == for_each(rule)
+        && wide.again_after == rule.again_after
+        && rule.actions.iter().all(|action| wide.actions.iter().any(|other| is_same(action, other)))
+}
+
+fn is_same(one: &Action, other: &Action) -> bool {
+    let data = |action: &Action| {
+        let mut text = Vec::new();
+        if let Some(data) = action.data() {
+            data.write(&mut text, &mut |template, out| out.extend_from_slice(spell(&template.value).as_bytes()));
+        }
+        text
+    };
+    let names = |columns: &[Spanned<String>]| columns.iter().map(|column| column.value.clone()).collect::<Vec<_>>();
+    let details = match (one, other) {
+        (Action::Set { columns, ttl, .. }, Action::Set { columns: others, ttl: other_ttl, .. }) => {
+            names(columns) == names(others) && ttl == other_ttl
+        }
+        (Action::Stream { maxlen, .. }, Action::Stream { maxlen: other_maxlen, .. }) => maxlen == other_maxlen,
+        _ => one.word() == other.word(),
+    };
+    details && spell(&one.name().value) == spell(&other.name().value) && data(one) == data(other)
+}
+
+fn unused_lookups(rules: &RuleSet) -> Vec<Lint> {
+    let calls = || rules.rules().iter().filter_map(|rule| rule.for_each.as_ref());
+    let asks = |at: usize| calls().any(|call| call.lookup == at);
+    let unused = rules.lookups().iter().enumerate().filter(|&(at, _)| !asks(at));
+    let lints = unused.map(|(_, lookup)| {
+        let message = format!("no rule asks the lookup `{}`", lookup.name.value);
+        let lint = Lint::new("unused-lookup", false, &lookup.name.span, message);
+        lint.why("every start compares it with the database all the same").fix("remove it, or use it in a `for_each`")
+    });
+    lints.collect()
+}
+
+/// A template as the file would say it, its namespace in front and without blanks.
+fn spell(template: &Template) -> String {
+    let part = |part: &Part| match part {
+        Part::Literal(literal) => String::from_utf8_lossy(literal).replace('{', "{{").replace('}', "}}"),
+        Part::Reference(reference) => spell_reference(reference),
+        Part::Any => "*".to_owned(),
+    };
+    template.parts().iter().map(part).collect()
+}
+
+fn spell_reference(reference: &Reference) -> String {
+    let image = match reference.image {
+        Image::Either => "",
+        Image::Old => "old.",
+        Image::New => "new.",
+        Image::Lookup => "lookup.",
+    };
+    let word = |filter: &Filter| Filter::WORDS.iter().find(|(_, known)| known == filter).map_or("", |&(word, _)| word);
+    let filters: String = reference.filters.iter().map(|filter| format!("|{}", word(filter))).collect();
+    format!("{{{image}{}{filters}}}", reference.column)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Document;
+
+    fn rules(text: &str) -> RuleSet {
+        let document = Document::parse(text, &|_| None).unwrap_or_else(|problems| panic!("{text}: {problems:?}"));
+        RuleSet::compile(document.rules, document.lookups, &document.settings).unwrap()
+    }
+
+    /// Every lint as `id certain: text at fault`.
+    pub(super) fn lints(text: &str, catalog: Option<&Catalog>) -> Vec<String> {
+        let found = lint(&rules(text), catalog);
+        let show = |lint: &Lint| format!("{} {}: {}", lint.id, lint.certain, &text[lint.span.clone()]);
+        found.iter().map(show).collect()
+    }
+
+    fn check(rules: &str, expected: &[&str]) {
+        assert_eq!(lints(&format!("version: 1\n{rules}"), None), expected, "{rules}");
+    }
+
+    #[test]
+    fn a_rule_that_never_fires() {
+        check("rules: {r: {table: t, when: 'false', delete: 'k:{a}'}}\n", &["rule-never-fires true: false"]);
+        check("rules: {r: {table: t, ops: insert, changed: [b], delete: 'k:{a}'}}\n", &["rule-never-fires true: b"]);
+        check("rules: {r: {table: t, ops: [insert, update], changed: [b], delete: 'k:{a}'}}\n", &[]);
+        let truncate = "rules: {r: {table: t, ops: truncate, delete: 'k:{a}'}}\n";
+        check(&format!("defaults: {{truncate: ignore}}\n{truncate}"), &["rule-never-fires true: r"]);
+        check(truncate, &[]);
+    }
+
+    #[test]
+    fn a_condition_that_decides_nothing() {
+        check("rules: {r: {table: t, when: 'true', delete: 'k:{a}'}}\n", &["when-always-true false: true"]);
+        check("rules: {r: {table: t, when: 'new.a == 1', delete: 'k:{a}'}}\n", &[]);
+    }
+
+    #[test]
+    fn an_image_that_never_is() {
+        check("rules: {r: {table: t, ops: insert, delete: 'k:{old.a}'}}\n", &["action-never-applies true: k:{old.a}"]);
+        check("rules: {r: {event: e, delete: 'k:{old.a}'}}\n", &["action-never-applies true: k:{old.a}"]);
+        check("rules: {r: {table: t, ops: [insert, delete], delete: 'k:{old.a}'}}\n", &[]);
+    }
+
+    #[test]
+    fn a_rule_that_adds_nothing() {
+        let two = |second: &str| format!("rules: {{one: {{table: t, delete: 'k:{{a}}'}}, two: {{{second}}}}}\n");
+        check(&two("table: t, delete: 'k:{ a }'"), &["duplicate-rule true: two"]);
+        check(&two("table: t, ops: update, changed: b, delete: 'k:{a}'"), &["duplicate-rule false: two"]);
+        check(&two("table: t, delete: ['k:{a}', 'l:{a}']"), &["duplicate-rule false: one"]);
+        check(&two("table: t, again_after: 1s, delete: 'k:{a}'"), &[]);
+        check(&two("table: u, delete: 'k:{a}'"), &[]);
+        check(&two("table: t, bump: 'k:{a}'"), &[]);
+        check(&two("table: t, delete: 'l:{a}'"), &[]);
+        let messages = |data: &str| {
+            let publish = |data: &str| format!("{{table: t, publish: {{channel: c, data: {data}}}}}");
+            format!("rules: {{one: {}, two: {}}}\n", publish("1"), publish(data))
+        };
+        check(&messages("1"), &["duplicate-rule true: two"]);
+        check(&messages("2"), &[]);
+    }
+
+    #[test]
+    fn a_lookup_that_nobody_asks() {
+        let lookups = "lookups: {members: {sql: select 1}, idle: {sql: select 2}}\n";
+        check(
+            &format!("{lookups}rules: {{r: {{table: t, for_each: 'members({{id}}) as m', delete: 'k:{{m.a}}'}}}}\n"),
+            &["unused-lookup false: idle"],
+        );
+    }
+}

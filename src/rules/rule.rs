@@ -1,0 +1,161 @@
+//! One rule and what it may do, compiled.
+//!
+//! Owns the shape of a rule. It must not see YAML or changes. Invariant: what a rule may ever remove or write follows
+//! from its templates alone.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use super::condition::Condition;
+use super::for_each::ForEach;
+use super::message::Message;
+use super::template::Template;
+use crate::change::{Operation, TableName};
+use crate::config::Spanned;
+use crate::plan::Removal;
+
+/// What a rule does, in the order of a plan.
+#[derive(Clone, Debug)]
+pub(super) enum Action {
+    Set { key: Spanned<Template>, columns: Vec<Spanned<String>>, ttl: Duration },
+    Delete(Spanned<Template>),
+    Pattern(Spanned<Template>),
+    Tag(Spanned<Template>),
+    Bump(Spanned<Template>),
+    Publish { channel: Spanned<Template>, data: Message<Spanned<Template>> },
+    Stream { name: Spanned<Template>, data: Message<Spanned<Template>>, maxlen: u64 },
+}
+
+impl Action {
+    /// The field of the rule that asks for it.
+    pub(super) const fn word(&self) -> &'static str {
+        match self {
+            Self::Set { .. } => "set",
+            Self::Delete(_) => "delete",
+            Self::Pattern(_) => "pattern",
+            Self::Tag(_) => "tags",
+            Self::Bump(_) => "bump",
+            Self::Publish { .. } => "publish",
+            Self::Stream { .. } => "stream",
+        }
+    }
+
+    /// The template that names what is affected.
+    pub(super) fn name(&self) -> &Spanned<Template> {
+        match self {
+            Self::Delete(name) | Self::Pattern(name) | Self::Tag(name) | Self::Bump(name) => name,
+            Self::Set { key: name, .. } | Self::Publish { channel: name, .. } | Self::Stream { name, .. } => name,
+        }
+    }
+
+    /// What it carries, if anything.
+    pub(super) fn data(&self) -> Option<&Message<Spanned<Template>>> {
+        match self {
+            Self::Publish { data, .. } | Self::Stream { data, .. } => Some(data),
+            Self::Set { .. } | Self::Delete(_) | Self::Pattern(_) | Self::Tag(_) | Self::Bump(_) => None,
+        }
+    }
+
+    /// Everything it may ever remove or write, as what would remove it.
+    pub(super) fn removal(&self) -> Option<Removal> {
+        match self {
+            Self::Set { key: name, .. } | Self::Delete(name) | Self::Pattern(name) | Self::Bump(name) => {
+                Some(Removal::Keys(name.value.glob()))
+            }
+            Self::Tag(name) => Some(Removal::Tags(name.value.glob())),
+            Self::Publish { .. } | Self::Stream { .. } => None,
+        }
+    }
+}
+
+/// What sets a rule off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trigger {
+    /// A change of its table.
+    Table,
+    /// An event, under whose name the rule's table is.
+    Event,
+}
+
+/// When a table changes so, do these actions.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    /// The name in the file.
+    pub name: String,
+    /// Where the file says the name.
+    pub span: Range<usize>,
+    /// Whether a table or an event sets it off.
+    pub trigger: Trigger,
+    /// The table that triggers it, or the event as a name without a schema, and where the file says so.
+    pub table: Spanned<TableName>,
+    /// The operations that trigger it.
+    pub operations: Vec<Operation>,
+    /// If any: an update triggers it only when one of these columns changed.
+    pub changed: Vec<Spanned<String>>,
+    /// If any: a change triggers it only when this holds.
+    pub condition: Option<Spanned<Condition>>,
+    /// If any: what the actions are done for, instead of for the row itself.
+    pub for_each: Option<ForEach>,
+    /// Deletes are repeated so long after.
+    pub again_after: Option<Duration>,
+    pub(super) actions: Vec<Action>,
+}
+
+impl Rule {
+    /// Whether an operation triggers it. A truncate deletes every row, so it triggers what a delete does.
+    pub fn triggers_on(&self, operation: Operation) -> bool {
+        match self.trigger {
+            Trigger::Event => operation == Operation::Event,
+            Trigger::Table => {
+                self.operations.contains(&operation)
+                    || operation == Operation::Truncate && self.operations.contains(&Operation::Delete)
+            }
+        }
+    }
+
+    /// Calls `f` for every template of the actions, those inside messages included, in order.
+    pub(super) fn each_template(&self, f: &mut impl FnMut(&Spanned<Template>)) {
+        for action in &self.actions {
+            f(action.name());
+            if let Some(data) = action.data() {
+                data.each(f);
+            }
+        }
+    }
+
+    /// Everything it may ever remove or write, version keys included.
+    pub fn removals(&self) -> Vec<Removal> {
+        self.actions.iter().filter_map(Action::removal).collect()
+    }
+
+    /// The columns that it writes through.
+    pub(super) fn set_columns(&self) -> impl Iterator<Item = &Spanned<String>> {
+        self.actions.iter().flat_map(|action| match action {
+            Action::Set { columns, .. } => columns.as_slice(),
+            _ => &[],
+        })
+    }
+
+    /// The templates that name keys, sets, channels and streams.
+    pub fn names(&self) -> impl Iterator<Item = &Spanned<Template>> {
+        self.actions.iter().map(Action::name)
+    }
+
+    /// The actions: the field of the rule, and the template that names what is affected.
+    pub fn actions(&self) -> impl Iterator<Item = (&'static str, &Spanned<Template>)> {
+        self.actions.iter().map(|action| (action.word(), action.name()))
+    }
+}
+
+/// A query that rules may ask.
+#[derive(Clone, Debug)]
+pub struct Lookup {
+    /// The name in the file.
+    pub name: Spanned<String>,
+    /// The query, with its parameters as `$1`, `$2`, …
+    pub sql: Spanned<String>,
+    /// The most rows of one call.
+    pub max: usize,
+    /// How long one statement may take.
+    pub timeout: Duration,
+}

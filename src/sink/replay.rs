@@ -1,0 +1,98 @@
+//! Putting plans into force beside the daemon, or without one.
+//!
+//! Owns what differs from the daemon's way: nothing is recorded as applied, no attempt is repeated, and whoever follows
+//! the broadcasts sees a gap and flushes. Invariant: what is replayed can only make readers ask the database again.
+
+use std::time::SystemTime;
+
+use redis::{Pipeline, RedisError, Value};
+
+use super::broadcast::{Broadcast, Chain};
+use super::connection::script;
+use super::encode::{Batch, StreamEntry, Target, announcements, removals, streams};
+use super::redis::{Sink, SinkError, unusable};
+use super::resume::history;
+use crate::change::Lsn;
+use crate::coherence::history::Origin;
+use crate::plan::Plan;
+
+impl Sink {
+    /// Puts a plan into force. Version keys rise to `fresh`, a position that was never used; what a rule would write
+    /// through is deleted, since nobody knows what is newer.
+    ///
+    /// # Errors
+    ///
+    /// Redis refused a part of it, or did not answer: some of it may be in force, and all of it may be tried again.
+    pub async fn replay(&mut self, plan: &Plan, fresh: Lsn) -> Result<(), SinkError> {
+        let done = self.try_replay(plan.clone(), fresh).await;
+        done.map_err(|error| unusable(self.address(), error))
+    }
+
+    /// Removes dead letters.
+    ///
+    /// # Errors
+    ///
+    /// Redis refused, or did not answer.
+    pub async fn forget_dead(&mut self, ids: &[String]) -> Result<(), SinkError> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let mut forget = redis::cmd("XDEL");
+        forget.arg(self.names.dead.as_bytes()).arg(ids);
+        let sent = async { self.open().await?.send(Pipeline::new().add_command(forget)).await };
+        let sent = sent.await;
+        sent.map(|_| ()).map_err(|error| unusable(self.address(), error))
+    }
+
+    async fn try_replay(&mut self, mut plan: Plan, fresh: Lsn) -> Result<(), RedisError> {
+        if self.chain.is_none() {
+            self.read_place().await?;
+        }
+        plan.raise_bumps(fresh);
+        plan.doubt_sets(Lsn::new(u64::MAX));
+        let entries = (0..).zip(plan.take_streams());
+        let at = SystemTime::now();
+        let entries =
+            entries.map(|(number, (rule, entry))| StreamEntry { rule, entry, end: fresh, number, at }).collect();
+        let sweeps = plan.take_sweeps();
+        sweeps.iter().for_each(|(rule, removal)| plan.tell(*rule, removal.clone()));
+        let batch = Batch { plan, streams: entries, started: fresh, record: None, at, heartbeat: None, probe: false };
+        self.recent.remember(&batch, &self.scope.labels);
+        let (epoch, ops) = (self.epoch, Broadcast::ops(&batch.plan));
+        let chain = self.chain.get_or_insert_with(|| Chain::after(None));
+        let broadcast = (!ops.is_empty()).then(|| chain.next(epoch, fresh, at, ops));
+
+        let (names, scope, history) = (self.names.clone(), self.scope.clone(), self.history.clone());
+        let connection = self.open().await?;
+        let scripts = connection.scripts.clone();
+        let target = Target { names: &names, scripts: &scripts, ttl: scope.ttl };
+        let mut first = Pipeline::new();
+        let mut raise = script(&scripts.raise, &[&names.started]);
+        raise.arg(fresh.to_fixed_hex());
+        first.add_command(raise);
+        removals(&batch, Lsn::ZERO, target, &mut first);
+        connection.send(&first).await?;
+        connection.remove(&sweeps, &names, None).await?;
+        let mut then = Pipeline::new();
+        announcements(&batch, target, broadcast.as_ref(), &mut then);
+        streams(&batch, &scope.labels, &history, target, &mut then);
+        self.recent.write(true, &names, &scripts, &mut then);
+        self.open().await?.send(&then).await?;
+        Ok(())
+    }
+
+    /// What Redis knows of the history and the chain of broadcasts that this takes part in.
+    async fn read_place(&mut self) -> Result<(), RedisError> {
+        let names = self.names.clone();
+        let mut place = redis::cmd("MGET");
+        for key in [&names.epoch, &names.last_broadcast, &names.origin] {
+            place.arg(key.as_bytes());
+        }
+        let reply = self.open().await?.send(Pipeline::new().add_command(place)).await?.pop().unwrap_or(Value::Nil);
+        let (epoch, last, origin): (Option<String>, Option<String>, Option<String>) = redis::from_redis_value(reply)?;
+        self.epoch = epoch.and_then(|epoch| epoch.parse().ok()).unwrap_or(0);
+        self.history = origin.as_deref().and_then(Origin::decode).as_ref().map(history).unwrap_or_default();
+        self.chain = Some(Chain::after(last));
+        Ok(())
+    }
+}

@@ -1,0 +1,211 @@
+//! Rows that are written as JSON, read as images: what recordings and events are made of.
+//!
+//! Owns the descriptions of their tables, which nobody else gives: the columns that a row names, and what its values
+//! look like. It must not know lines, transactions or rules. Invariants: a column that an image does not name is
+//! unknown, never NULL; rows with the same columns share one description; at most [`RELATIONS_MAX`] descriptions
+//! are remembered, under ids that no published table has.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use indexmap::IndexMap;
+use serde_json::value::RawValue;
+
+use crate::change::{Cell, Change, Column, Kind, Operation, Relation, RelationId, Row, TableName};
+
+/// The columns of one row, as they are written.
+pub type Image = IndexMap<String, Box<RawValue>>;
+
+/// The most descriptions that are remembered. All their ids lie below PostgreSQL's `FirstNormalObjectId`, 16384,
+/// where only its own tables are, which are never published.
+const RELATIONS_MAX: u32 = 4096;
+
+/// What a description is known by. An event may be called like a table.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Described {
+    event: bool,
+    name: TableName,
+    columns: Vec<Column>,
+}
+
+/// Reads rows, and remembers how their tables look.
+#[derive(Debug, Default)]
+pub struct Images {
+    relations: HashMap<Described, Arc<Relation>>,
+}
+
+impl Images {
+    /// The change that these images show.
+    pub fn change(
+        &mut self,
+        name: TableName,
+        operation: Operation,
+        old: Option<&Image>,
+        new: Option<&Image>,
+    ) -> Change {
+        let described = Described { event: operation == Operation::Event, name, columns: columns(old, new) };
+        let relation = self.relation(described);
+        let row = |image: &Image| {
+            let cell = |column: &Column| image.get(&column.name).map_or(Cell::Absent, |value| cell(value));
+            Row::new(relation.columns.iter().map(cell).collect())
+        };
+        let (old, new) = (old.map(row), new.map(row));
+        Change { relation, operation, old, new }
+    }
+
+    /// The change that an application's event is. The error says why its payload has no fields.
+    pub fn event(&mut self, name: &str, payload: &str) -> Result<Change, String> {
+        // The library's message may repeat the payload.
+        let fields: Image = serde_json::from_str(payload).map_err(|error| {
+            let (line, column) = (error.line(), error.column());
+            format!("the payload of event `{name}` is not a JSON object (line {line}, column {column})")
+        })?;
+        Ok(self.change(TableName::new("", name), Operation::Event, None, Some(&fields)))
+    }
+
+    fn relation(&mut self, described: Described) -> Arc<Relation> {
+        if let Some(relation) = self.relations.get(&described) {
+            return Arc::clone(relation);
+        }
+        let mut held = u32::try_from(self.relations.len()).unwrap_or(u32::MAX);
+        if held >= RELATIONS_MAX {
+            // Whoever remembers something by an id compares the description, too.
+            self.relations.clear();
+            held = 0;
+        }
+        let (name, columns) = (described.name.clone(), described.columns.clone());
+        let relation = Arc::new(Relation { id: RelationId::new(held + 1), name, columns });
+        self.relations.insert(described, Arc::clone(&relation));
+        relation
+    }
+}
+
+/// The columns that either image names, those of the new one first.
+fn columns(old: Option<&Image>, new: Option<&Image>) -> Vec<Column> {
+    let mut kinds: IndexMap<&str, Option<Kind>> = IndexMap::new();
+    for (name, value) in [new, old].into_iter().flatten().flatten() {
+        let kind = kind(value.get());
+        kinds.entry(name.as_str()).and_modify(|held| *held = common(*held, kind)).or_insert(kind);
+    }
+    let column = |(name, kind): (&str, Option<Kind>)| Column {
+        name: name.to_owned(),
+        kind: kind.unwrap_or_default(),
+        in_identity: true,
+    };
+    kinds.into_iter().map(column).collect()
+}
+
+/// What a JSON value looks like; null may be anything.
+fn kind(json: &str) -> Option<Kind> {
+    match json.as_bytes().first() {
+        Some(b'n') | None => None,
+        Some(b't' | b'f') => Some(Kind::Boolean),
+        Some(b'"') => Some(Kind::Text),
+        Some(b'{' | b'[') => Some(Kind::Json),
+        Some(_) if json.parse::<i64>().is_ok() => Some(Kind::Integer),
+        Some(_) => Some(Kind::Numeric),
+    }
+}
+
+/// What both of a column's values are.
+fn common(one: Option<Kind>, other: Option<Kind>) -> Option<Kind> {
+    match (one, other) {
+        (None, kind) | (kind, None) => kind,
+        (one, other) if one == other => one,
+        (Some(Kind::Integer | Kind::Numeric), Some(Kind::Integer | Kind::Numeric)) => Some(Kind::Numeric),
+        _ => Some(Kind::Text),
+    }
+}
+
+/// A JSON value as PostgreSQL's text: a string's content, anything else as it is written.
+fn cell(value: &RawValue) -> Cell {
+    match value.get() {
+        "null" => Cell::Null,
+        text if text.starts_with('"') => match serde_json::from_str::<String>(text) {
+            Ok(content) => Cell::Value(Bytes::from(content)),
+            // Half a surrogate pair: no text that PostgreSQL could hold. What it stood for is not known.
+            Err(_) => Cell::Absent,
+        },
+        text => Cell::Value(Bytes::copy_from_slice(text.as_bytes())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(json: &str) -> Image {
+        serde_json::from_str(json).unwrap()
+    }
+
+    fn insert(images: &mut Images, table: &str, json: &str) -> Change {
+        images.change(TableName::parse(table), Operation::Insert, None, Some(&image(json)))
+    }
+
+    #[test]
+    fn a_value_tells_its_kind() {
+        let check = |old: &str, new: &str, expected: Kind| {
+            let (old, new) = (image(&format!("{{\"a\":{old}}}")), image(&format!("{{\"a\":{new}}}")));
+            let change = Images::default().change(TableName::parse("t"), Operation::Update, Some(&old), Some(&new));
+            assert_eq!(change.relation.columns[0].kind, expected, "{old:?} {new:?}");
+        };
+        check("null", "null", Kind::Text);
+        check("null", "1", Kind::Integer);
+        check("1", "-9223372036854775808", Kind::Integer);
+        check("1", "9223372036854775808", Kind::Numeric);
+        check("1", "1.0", Kind::Numeric);
+        check("true", "false", Kind::Boolean);
+        check("true", "null", Kind::Boolean);
+        check("[1]", "{\"x\":1}", Kind::Json);
+        check("\"a\"", "\"b\"", Kind::Text);
+        check("\"a\"", "1", Kind::Text);
+    }
+
+    #[test]
+    fn rows_that_look_alike_share_a_description() {
+        let mut images = Images::default();
+        let first = insert(&mut images, "t", r#"{"a":1,"b":"x"}"#).relation;
+        let second = insert(&mut images, "t", r#"{"a":2,"b":"y"}"#).relation;
+        assert!(Arc::ptr_eq(&first, &second));
+        for other in [r#"{"a":1.5,"b":"x"}"#, r#"{"b":"x","a":1}"#, r#"{"a":1}"#] {
+            let other = insert(&mut images, "t", other).relation;
+            assert!(!Arc::ptr_eq(&first, &other) && first.id != other.id);
+        }
+        assert!(!Arc::ptr_eq(&first, &insert(&mut images, "u", r#"{"a":1,"b":"x"}"#).relation));
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded_and_no_table_of_a_user_is_meant() {
+        let mut images = Images::default();
+        for n in 0..3 * RELATIONS_MAX {
+            let relation = insert(&mut images, "t", &format!("{{\"c{n}\":1}}")).relation;
+            assert!(relation.id.oid() < 16384 && relation.columns[0].name == format!("c{n}"));
+        }
+        assert!(images.relations.len() <= RELATIONS_MAX as usize);
+    }
+
+    #[test]
+    fn an_event_is_a_change_with_its_fields() {
+        let mut images = Images::default();
+        let change = images.event("product.updated", r#"{"id":7,"name":null}"#).unwrap();
+        assert_eq!(
+            (change.operation, change.relation.name.to_string().as_str()),
+            (Operation::Event, "product.updated")
+        );
+        assert_eq!((change.old, change.new.unwrap().cells()), (None, &[Cell::of("7"), Cell::Null][..]));
+        let table = insert(&mut images, "product", r#"{"id":7}"#).relation;
+        let event = images.event("product", r#"{"id":7}"#).unwrap().relation;
+        assert!(!Arc::ptr_eq(&table, &event), "an event may be called like a table");
+        for payload in ["", "7", "[]", "null", "\"secret\"", "{\"a\":}"] {
+            let error = images.event("e", payload).unwrap_err();
+            assert!(error.contains("`e`") && !error.contains("secret"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_text_is_unknown() {
+        let change = insert(&mut Images::default(), "t", r#"{"a":"\ud800"}"#);
+        assert_eq!(change.new.unwrap().cells(), [Cell::Absent]);
+    }
+}

@@ -1,0 +1,113 @@
+//! What is pending in a slot, looked at and not consumed.
+//!
+//! Owns the query and its way through decoder and assembler. It must not know rules. Invariants: the slot stays where
+//! it is; messages are read one by one, however many are pending.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, RowStream};
+
+use super::replication::assemble::{AssembleError, Assembler};
+use super::replication::catalog::{Place, root_of};
+use super::replication::pgoutput::{self, DecodeError, Message};
+use super::table::AS_IN_THE_LOG;
+use crate::change::{RelationId, SourceEvent, TableName};
+
+/// A change comes with at most its transaction's begin and commit and descriptions of its table and types. The server
+/// counts all of them; this many for each change is enough but for the oddest tables.
+const MESSAGES_PER_CHANGE: u32 = 8;
+
+/// Why what is pending cannot be told.
+#[derive(Debug, thiserror::Error)]
+pub enum PeekError {
+    /// The server said no, or the connection broke.
+    #[error(transparent)]
+    Refused(#[from] tokio_postgres::Error),
+    /// A message cannot be read.
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    /// Messages do not make a stream of transactions.
+    #[error(transparent)]
+    Assemble(#[from] AssembleError),
+}
+
+/// The pending transactions of a slot, on their way.
+pub struct Peek {
+    rows: Pin<Box<RowStream>>,
+    assembler: Assembler,
+    /// For questions: the other connection answers none before everything is read.
+    catalog: Client,
+    /// The connection ends with it.
+    _client: Client,
+}
+
+impl std::fmt::Debug for Peek {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Peek").field("assembler", &self.assembler).finish_non_exhaustive()
+    }
+}
+
+impl Peek {
+    /// Begins to look at a slot through a publication, and to ask on another connection what the log does not say.
+    /// With a limit, the server stops at the end of a transaction by which there are so many changes.
+    pub async fn open(
+        client: Client,
+        catalog: Client,
+        slot: &str,
+        publication: &str,
+        limit: Option<u32>,
+    ) -> Result<Self, PeekError> {
+        const PEEK: &str = "select data from pg_logical_slot_peek_binary_changes($1::name, null, $2::int4, \
+             'proto_version', '1', 'publication_names', $3::text, 'messages', 'true')";
+        client.batch_execute(AS_IN_THE_LOG).await?;
+        let messages_max = limit.map(|limit| limit.saturating_mul(MESSAGES_PER_CHANGE));
+        let messages_max = messages_max.map(|messages| i32::try_from(messages).unwrap_or(i32::MAX));
+        let publication = format!("\"{}\"", publication.replace('"', "\"\""));
+        let parameters: [&(dyn ToSql + Sync); 3] = [&slot, &messages_max, &publication];
+        let rows = Box::pin(client.query_raw(PEEK, parameters).await?);
+        Ok(Self { rows, assembler: Assembler::default(), catalog, _client: client })
+    }
+
+    /// What happened next. A table that `has_rules_for` does not know may be a partition of one that it does.
+    pub async fn next_event(
+        &mut self,
+        has_rules_for: &dyn Fn(&TableName) -> bool,
+    ) -> Result<Option<SourceEvent>, PeekError> {
+        loop {
+            if let Some(event) = self.assembler.next_event() {
+                return Ok(Some(event));
+            }
+            let Some(row) = self.rows.next().await else { return Ok(None) };
+            let row = row?;
+            let message = pgoutput::decode(Bytes::copy_from_slice(row.try_get(0)?))?;
+            if let Message::Relation(body) = &message {
+                let root = match has_rules_for(&TableName::new(&body.schema, &body.table)) {
+                    true => None,
+                    false => find_root(&self.catalog, body.id).await?,
+                };
+                self.assembler.set_root(body.id, root);
+            }
+            self.assembler.take(message)?;
+        }
+    }
+}
+
+/// The root of a partition, if the relation is one. A commit is in the log before it can be seen, so the answer may
+/// be that of a moment before; for those who only look and record, it is waited for a while.
+pub async fn find_root(client: &Client, relation: RelationId) -> Result<Option<TableName>, tokio_postgres::Error> {
+    const ASK_AGAIN_AFTER: Duration = Duration::from_millis(5);
+    const ASKED_MAX: u32 = 50;
+    let mut asked = 1;
+    loop {
+        let Place { root, settled, .. } = root_of(client, relation).await?;
+        if settled || asked >= ASKED_MAX {
+            return Ok(root);
+        }
+        asked += 1;
+        tokio::time::sleep(ASK_AGAIN_AFTER).await;
+    }
+}
