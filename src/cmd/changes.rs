@@ -7,7 +7,6 @@ mod desk;
 mod letters;
 mod source;
 
-use std::fmt::Write as _;
 use std::io::{self, Seek as _};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -164,20 +163,18 @@ fn find_table(name: &str, catalog: &Catalog) -> Result<(Table, Option<TableName>
 
 /// There is no such table, but perhaps one that was meant.
 pub(super) fn no_table(name: &TableName, catalog: &Catalog) -> Failure {
-    let names: Vec<_> = catalog.tables.iter().map(|table| (table.name.to_string(), &table.name.table)).collect();
-    let near = match name.schema.as_str() {
-        "" => nearest(&name.table, names.iter().map(|(_, bare)| bare.as_str())),
-        _ => nearest(&name.to_string(), names.iter().map(|(full, _)| full.as_str())),
+    let mut names = catalog.tables.iter().map(|table| &table.name);
+    let elsewhere = names.clone().find(|known| known.table == name.table).map(ToString::to_string);
+    let near = elsewhere.or_else(|| {
+        let near = nearest(&name.table, names.clone().map(|known| known.table.as_str()))?;
+        let known = names.find(|known| known.table == near)?;
+        Some(if name.schema.is_empty() { known.table.clone() } else { known.to_string() })
+    });
+    let advice = match near {
+        Some(near) => format!("did you mean `{}`?", printable(&near)),
+        None => "name it as `table` or `schema.table`".to_owned(),
     };
-    let mut message = format!("there is no table `{}` in the database", printable(&name.to_string()));
-    match near {
-        Some(near) => {
-            // Writing to a String cannot fail.
-            let _ = write!(message, "; did you mean `{}`?", printable(near));
-        }
-        None => message.push_str("; name it as `table` or `schema.table`"),
-    }
-    Failure::usage(message)
+    Failure::usage(format!("there is no table `{}` in the database; {advice}", printable(&name.to_string())))
 }
 
 /// What several changes of one transaction come to, by each of the rule sets.

@@ -141,6 +141,7 @@ struct Recorder {
 
 impl Recorder {
     async fn open(loaded: &Loaded, args: &Args) -> Result<Self, Failure> {
+        const PUBLISHED: &str = "select exists (select from pg_publication where pubname = $1)";
         let settings = &loaded.settings;
         if args.slot.as_ref() == Some(&settings.slot) {
             return Err(Failure::usage(format!(
@@ -151,7 +152,6 @@ impl Recorder {
         }
         let publication = args.publication.as_deref().unwrap_or(&settings.publication);
         let client = postgres::connect(&settings.postgres).await?;
-        const PUBLISHED: &str = "select exists (select from pg_publication where pubname = $1)";
         if !client.query_one(PUBLISHED, &[&publication]).await?.try_get::<_, bool>(0)? {
             return Err(Failure::configuration(format!(
                 "there is no publication `{}`: run `unstale setup`, or name another with --publication",

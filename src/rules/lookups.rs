@@ -84,7 +84,7 @@ enum LookupError {
     #[error("lookup `{0}` returned more than {1} rows; raise its `max`, or narrow it")]
     TooMany(String, usize),
     #[error("lookup `{0}` failed: {1}")]
-    Refused(String, crate::postgres::ServerError),
+    Refused(String, String),
     #[error("lookup `{0}` failed: {1}")]
     Broken(String, tokio_postgres::Error),
     #[error("lookup `{0}` did not answer in time")]
@@ -242,7 +242,9 @@ fn cells<'a>(row: &Row, columns: &'a [String]) -> Vec<(&'a str, Cell)> {
 fn failure(lookup: &Lookup, error: tokio_postgres::Error) -> LookupError {
     let name = lookup.name.value.clone();
     match error.as_db_error() {
-        Some(refusal) => LookupError::Refused(name, refusal.into()),
+        Some(refusal) => {
+            LookupError::Refused(name, format!("{} (SQLSTATE {})", refusal.message(), refusal.code().code()))
+        }
         None => LookupError::Broken(name, error),
     }
 }

@@ -35,10 +35,12 @@ fn dry_run_prints_one_op_a_line() {
 {"rule":"user","op":"delete","key":"v1:user-email:ann@x.io"}
 {"rule":"user","op":"publish","key":"v1:users","data":{"id":"u1"}}
 {"rule":"feature-flag","op":"delete","key":"v1:flags:o1"}
+{"rule":"feature-flag","op":"delete","key":"v1:flag:o1:k"}
 {"rule":"feature-flag","op":"bump","key":"v1:flags-version:o1"}
 {"rule":"feature-flag","op":"publish","key":"v1:flags","data":{"organization":"o1","flag":"k"}}
 {"rule":"user","op":"pattern","key":"v1:user:*"}
 {"rule":"user","op":"pattern","key":"v1:user-email:*"}
+{"rule":"user-sessions","op":"tag","key":"v1:tag:user-sessions:*"}
 {"rule":"user","op":"publish","key":"v1:users","data":{"id":null}}
 "#;
     assert_eq!(dry_run(SHIPPED, changes), expected);
@@ -198,9 +200,19 @@ fn bad_input_says_where_and_what() {
     check("version: 1\nrules:\n  r: {table: t, ops: updat, delete: 'k:{a}'}\n", &["did you mean `update`?"]);
     check("version: 1\nrules:\n  r: {table: t, publish: {chanel: c}}\n", &["did you mean `channel`?"]);
     check(
-        "version: 1\nrules:\n  r: {table: t, when: 'true', delete: 'k:{a}'}\n",
-        &["`when` in rule `r` is not supported by this version"],
+        "version: 1\nrules:\n  r: {table: t, when: 'old.a = 1', delete: 'k:{a}'}\n",
+        &["invalidation.yaml:3:30", "=="],
     );
+    check("version: 1\nrules:\n  r: {table: t, when: 'nwe.a == 1', delete: 'k:{a}'}\n", &["did you mean `new`?"]);
+    check("version: 1\nrules:\n  r: {table: t, event: e, delete: 'k:{a}'}\n", &["both `table` and `event`"]);
+    check("version: 1\nrules:\n  r: {event: e, ops: insert, delete: 'k:{a}'}\n", &["are about tables"]);
+    check("version: 1\nrules:\n  r: {table: t, for_each: 'm({a}) as m', delete: 'k:{m.b}'}\n", &["no lookup `m`"]);
+    check("version: 1\nrules:\n  r: {table: t, delete: 'k:{m.b}'}\n", &["neither an image of the row"]);
+    check("version: 1\nlookups: {m: {max: 5}}\nrules:\n  r: {table: t, delete: 'k'}\n", &["lookup `m` has no `sql`"]);
+    check("version: 1\nrules:\n  r: {table: t, set: {key: 'k:{a}'}}\n", &["`set` needs `key` and `columns`"]);
+    check("version: 1\nrules:\n  r: {table: t, delete: k, again_after: 5}\n", &["no unit", "5s"]);
+    check("version: 1\nrules:\n  r: {table: t, stream: {name: s, maxlen: 0}}\n", &["whole number from 1 on"]);
+    check("version: 1\ndefaults: {ttl: 1s}\nrules:\n  r: {table: t, delete: k}\n", &["too short", "1m"]);
     check("version: 1\nrules:\n  r: {table: a.b.c, delete: 'k:{a}'}\n", &["schema.table"]);
 
     let cases: &[(&[&str], i32, &str)] = &[

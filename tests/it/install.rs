@@ -95,7 +95,7 @@ fn names_that_the_database_does_not_have_are_shown_with_the_nearest() {
 fn unlogged_tables_and_full_identities() {
     let world = World::with_rules(SHIPPED);
     world.sql("create unlogged table fast (id int primary key)");
-    world.write_rules(&format!("{SHIPPED}\n  fast: {{table: fast, delete: 'fast:{{id}}'}}\n"));
+    world.write_rules(&SHIPPED.replace("\nrules:\n", "\nrules:\n  fast: {table: fast, delete: 'fast:{id}'}\n"));
     let said = text(&world.run(&["setup"]));
     assert!(said.contains("unlogged") && said.contains("SET LOGGED"), "{said}");
     // A nullable column cannot be part of an identity index, and a table without a key has no columns to add to.

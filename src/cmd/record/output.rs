@@ -120,7 +120,7 @@ impl Files {
         };
         let mut files = Self { directory, stem, rotation, number: 0, file: None, bytes: 0 };
         files.number = files.numbers()?.last().copied().unwrap_or(0);
-        files.next()?;
+        files.begin_next()?;
         Ok(files)
     }
 
@@ -145,7 +145,7 @@ impl Files {
     }
 
     /// Begins the next file, and deletes the oldest if there are too many.
-    fn next(&mut self) -> io::Result<()> {
+    fn begin_next(&mut self) -> io::Result<()> {
         self.number += 1;
         let path = self.path(self.number);
         let file = File::options().write(true).create_new(true).open(&path).map_err(|error| at(&path, error))?;
@@ -162,7 +162,7 @@ impl Files {
 
     fn write(&mut self, transaction: Transaction, end_lsn: Lsn) -> io::Result<()> {
         if self.file.is_none() {
-            self.next()?;
+            self.begin_next()?;
         }
         let path = self.path(self.number);
         let Some(file) = &mut self.file else { return Ok(()) };

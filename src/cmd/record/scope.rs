@@ -28,8 +28,7 @@ impl Scope {
         }
         let mut redaction = Redaction::new(rand::random());
         for name in redact {
-            let expected =
-                || Failure::usage(format!("--redact {}: expected `table.column`", printable(name)));
+            let expected = || Failure::usage(format!("--redact {}: expected `table.column`", printable(name)));
             let (table, column) = name.rsplit_once('.').ok_or_else(expected)?;
             let table = find(table, catalog)?;
             if !table.columns.iter().any(|known| known.name == column) {
@@ -54,7 +53,7 @@ fn find<'a>(name: &str, catalog: &'a Catalog) -> Result<&'a Table, Failure> {
 
 /// Every table that has rows in common with this one: itself, its partitions, what it is a partition of.
 fn family<'a>(table: &'a Table, catalog: &'a Catalog) -> impl Iterator<Item = &'a TableName> {
-    let related = |other: &&Table| other.leaves.iter().any(|leaf| table.leaves.contains(leaf));
+    let related = move |other: &&Table| other.leaves.iter().any(|leaf| table.leaves.contains(leaf));
     let others = catalog.tables.iter().filter(related).map(|other| &other.name);
     std::iter::once(&table.name).chain(others)
 }
