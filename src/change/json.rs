@@ -99,6 +99,19 @@ fn write_row(
 
 /// Writes a column's value as it is.
 pub fn plainly(relation: &Relation, at: usize, cell: &Cell, out: &mut Vec<u8>) -> bool {
-    write_value(cell, relation.columns.get(at).map_or(Kind::Text, |column| column.kind), out);
+    write_column(cell, relation.columns.get(at).map_or(Kind::Text, |column| column.kind), out);
     true
+}
+
+/// Writes a value so that whoever reads the line finds it as it was: JSON that would be read as something else, a null
+/// as NULL, a text as its content, and blanks around it not at all, becomes a string.
+pub fn write_column(cell: &Cell, kind: Kind, out: &mut Vec<u8>) {
+    let is_ambiguous =
+        |json: &[u8]| json == b"null" || json.starts_with(b"\"") || json.trim_ascii().len() != json.len();
+    match cell {
+        Cell::Value(value) if kind == Kind::Json && is_ambiguous(value) => {
+            write_text(&String::from_utf8_lossy(value), out);
+        }
+        cell => write_value(cell, kind, out),
+    }
 }

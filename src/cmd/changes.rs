@@ -78,6 +78,9 @@ impl Changes {
     /// Finds what the arguments name. A recording and dead letters need no database.
     pub(super) async fn find(args: &SourceArgs, settings: &Settings) -> Result<Self, Failure> {
         let SourceArgs { which, condition, limit, no_lookups } = args;
+        if condition.is_some() && which.table.is_none() {
+            return Err(Failure::usage("--where chooses among the rows of a table; name it with --table"));
+        }
         let (mut catalog, mut found) = (None, None);
         if which.slot || which.table.is_some() {
             let client = postgres::connect(&settings.postgres).await?;

@@ -15,6 +15,7 @@ mod explain;
 mod init;
 mod man;
 mod preflight;
+mod record;
 mod replay;
 mod run;
 mod schema;
@@ -69,6 +70,8 @@ enum Command {
     Run(run::Args),
     /// Print what changes would do to Redis, touching nothing
     DryRun(dry_run::Args),
+    /// Write changes down as they come, as NDJSON
+    Record(record::Args),
     /// Do to Redis what changes would have done
     Replay(replay::Args),
     /// Tell which rules make a key, what it holds and what touched it last; or what rules make of a change
@@ -186,6 +189,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Teardown(args) => teardown::run(&cli.config, args).await,
         Command::Run(args) => run::run(&cli.config, args).await,
         Command::DryRun(args) => dry_run::run(&cli.config, args).await,
+        Command::Record(args) => record::run(&cli.config, args).await,
         Command::Replay(args) => replay::run(&cli.config, args).await,
         Command::Demo(args) => demo::run(args).await,
     }

@@ -5,6 +5,7 @@
 
 mod output;
 mod scope;
+mod slot;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,17 +18,18 @@ use tokio_util::sync::CancellationToken;
 
 use self::output::{Output, Rotation, size};
 use self::scope::Scope;
+use self::slot::unread;
 use super::changes::printable;
 use super::run::stop_on_signals;
 use super::{Failure, Loaded, duration};
 use crate::change::{Change, Lsn, SourceEvent, TableName};
-use crate::postgres::{self, PREREQUISITE_STATE, ServerError, UNDEFINED_OBJECT};
+use crate::postgres;
 use crate::rules::Planner;
 use crate::source::peek::find_root;
 use crate::source::recording::write::Transaction;
 use crate::source::replication::assemble::Assembler;
 use crate::source::replication::catalog;
-use crate::source::replication::connection::{Connection, ConnectionError};
+use crate::source::replication::connection::Connection;
 use crate::source::replication::pgoutput::{self, Message};
 use crate::source::replication::stream::{Frame, Stream};
 
@@ -46,7 +48,7 @@ const GOODBYE_MAX: Duration = Duration::from_secs(2);
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Read this replication slot, and consume what is written; without it, a temporary one, from now on
-    #[arg(long, value_name = "NAME", value_parser = slot_name)]
+    #[arg(long, value_name = "NAME", value_parser = slot::name)]
     slot: Option<String>,
     /// The publication; by default the one that the file names
     #[arg(long, value_name = "NAME")]
@@ -137,11 +139,11 @@ struct Recorder {
     /// That a value could not be written exactly was said.
     said_inexact: bool,
     heard: Instant,
+    ticked: Instant,
 }
 
 impl Recorder {
     async fn open(loaded: &Loaded, args: &Args) -> Result<Self, Failure> {
-        const PUBLISHED: &str = "select exists (select from pg_publication where pubname = $1)";
         let settings = &loaded.settings;
         if args.slot.as_ref() == Some(&settings.slot) {
             return Err(Failure::usage(format!(
@@ -152,19 +154,14 @@ impl Recorder {
         }
         let publication = args.publication.as_deref().unwrap_or(&settings.publication);
         let client = postgres::connect(&settings.postgres).await?;
-        if !client.query_one(PUBLISHED, &[&publication]).await?.try_get::<_, bool>(0)? {
-            return Err(Failure::configuration(format!(
-                "there is no publication `{}`: run `unstale setup`, or name another with --publication",
-                printable(publication)
-            )));
-        }
+        require_publication(&client, publication).await?;
         let scope = Scope::new(&args.tables, &args.redact, &catalog::read(&client).await?)?;
         let rotation = args.rotate_size.map(|bytes_max| Rotation { bytes_max, keep: args.keep });
         let output = Output::open(args.output.as_deref(), rotation)?;
         let mut connection = Connection::open(&settings.postgres).await?;
         let slot = match &args.slot {
             Some(slot) => slot.clone(),
-            None => create_slot(&mut connection).await?,
+            None => slot::create(&mut connection).await?,
         };
         let stream = Stream::start(connection, &slot, publication, true).await;
         let stream = stream.map_err(|error| unread(&slot, error))?;
@@ -183,6 +180,7 @@ impl Recorder {
             count: args.count,
             said_inexact: false,
             heard: Instant::now(),
+            ticked: Instant::now(),
         })
     }
 
@@ -195,6 +193,7 @@ impl Recorder {
             while let Some(frame) = self.stream.next_frame().map_err(|error| unread(&self.slot, error))? {
                 self.take(frame).await?;
             }
+            self.output.pass_on()?;
             if self.stream.answer_due() {
                 self.report(false)?;
             }
@@ -223,7 +222,7 @@ impl Recorder {
             }
             Frame::Skipped => {
                 let slot = &self.slot;
-                let message = format!("the publication is not there for all of slot `{slot}`: changes would be missing");
+                let message = format!("the publication is not there for all of slot `{slot}`: changes are missing");
                 return Err(Failure::configuration(message).into());
             }
         };
@@ -280,6 +279,11 @@ impl Recorder {
     }
 
     fn on_tick(&mut self) -> Result<(), Halt> {
+        if self.ticked.elapsed() > SILENCE_BEFORE_ASKING {
+            // Whoever takes the output made us wait: the silence is our own.
+            self.heard = Instant::now();
+        }
+        self.ticked = Instant::now();
         let silence = self.heard.elapsed();
         if silence > SILENCE_MAX {
             let seconds = SILENCE_MAX.as_secs();
@@ -305,49 +309,16 @@ impl Recorder {
     }
 }
 
-/// Makes a slot that goes when the connection does. What was committed before is not in it.
-async fn create_slot(connection: &mut Connection) -> Result<String, Failure> {
-    /// A slot begins when the transactions that are under way have ended.
-    const NOTE_AFTER: Duration = Duration::from_secs(2);
-    let slot = format!("unstale_record_{:08x}", rand::random::<u32>());
-    let command = format!("CREATE_REPLICATION_SLOT \"{slot}\" TEMPORARY LOGICAL pgoutput NOEXPORT_SNAPSHOT");
-    let created = connection.query(&command);
-    tokio::pin!(created);
-    let created = tokio::select! {
-        biased;
-        created = &mut created => created,
-        () = tokio::time::sleep(NOTE_AFTER) => {
-            eprintln!("note: waiting for the transactions that are under way to end");
-            created.await
-        }
-    };
-    created.map_err(|error| unread(&slot, error))?;
-    Ok(slot)
-}
-
-/// Why a slot cannot be read, or not any more.
-fn unread(slot: &str, error: ConnectionError) -> Failure {
-    let ConnectionError::Server(refusal) = &error else { return Failure::unavailable(error.to_string()) };
-    let ServerError { sqlstate, .. } = refusal;
-    let refused = printable(&refusal.to_string());
-    match sqlstate.as_str() {
-        "55006" => Failure::unavailable(format!(
-            "the replication slot `{slot}` is being read by somebody else; leave --slot out to record from a slot of its own"
-        )),
-        UNDEFINED_OBJECT | PREREQUISITE_STATE => {
-            Failure::configuration(format!("the replication slot `{slot}` cannot be read: {refused}"))
-        }
-        _ => Failure::unavailable(format!("the replication slot `{slot}` cannot be read: {refused}")),
+/// Fails if there is no such publication.
+async fn require_publication(client: &Client, publication: &str) -> Result<(), Failure> {
+    const PUBLISHED: &str = "select exists (select from pg_publication where pubname = $1)";
+    if client.query_one(PUBLISHED, &[&publication]).await?.try_get::<_, bool>(0)? {
+        return Ok(());
     }
-}
-
-/// A name that PostgreSQL takes for a slot.
-fn slot_name(text: &str) -> Result<String, String> {
-    let plain = text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
-    match plain && (1..=63).contains(&text.len()) {
-        true => Ok(text.to_owned()),
-        false => Err("expected 1 to 63 lower-case letters, digits and `_`".to_owned()),
-    }
+    Err(Failure::configuration(format!(
+        "there is no publication `{}`: run `unstale setup`, or name another with --publication",
+        printable(publication)
+    )))
 }
 
 /// Until a moment, if there is one.

@@ -52,6 +52,8 @@ pub struct Names {
     pub recent: CacheKey,
     /// Changes that a rule could not be held against: a stream.
     pub dead: CacheKey,
+    /// How many of them there were, by rule: a hash. Under the empty name, those that no room was left for.
+    pub failures: CacheKey,
 }
 
 impl Names {
@@ -70,6 +72,7 @@ impl Names {
             invalidations: CacheKey::new(format!("{namespace}{INVALIDATIONS}")),
             recent: state("recent"),
             dead: state("dead"),
+            failures: state("failures"),
             reserved,
         }
     }

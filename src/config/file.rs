@@ -94,7 +94,7 @@ const LATER: &[&str] = &["reads", "api"];
 const TTL: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// Below, version keys would go while readers use them.
 const TTL_LEAST: Duration = Duration::from_secs(60);
-const MAX_KEYS: u64 = 100_000;
+const MAX_KEYS: u64 = 1_000_000;
 
 impl Document {
     /// Reads a file. `environment` answers both `${VAR}` and libpq's variables.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::aside::{Aside, Errand};
 use super::part::{Part, Size};
 use super::repeats::{Hold, Repeats};
-use super::streams::Streams;
+use super::streams::{ENTRIES_MAX, Streams};
 use crate::change::{self, Begin, Change, Lsn, SourceEvent, Xid};
 use crate::coherence::gate::{Gate, Snapshot};
 use crate::coherence::progress::{Progress, Ticket};
@@ -182,7 +182,7 @@ impl Batcher {
         part.changes += 1;
         part.started = part.started.max(lsn);
         part.at = open.begin.at;
-        if open.ops > *max_keys {
+        if open.ops > *max_keys || open.streams.len() > ENTRIES_MAX {
             if !open.is_collapsed {
                 let xid = open.begin.xid.number();
                 tracing::warn!(

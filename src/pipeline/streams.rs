@@ -11,8 +11,8 @@ use crate::coherence::progress::{Progress, Ticket};
 use crate::plan::{Entry, RuleId};
 use crate::sink::StreamEntry;
 
-/// The most entries that wait.
-const ENTRIES_MAX: usize = 100_000;
+/// The most entries that wait, and the most of one transaction.
+pub(super) const ENTRIES_MAX: usize = 100_000;
 
 /// The entries of one transaction.
 #[derive(Debug)]

@@ -1,6 +1,10 @@
 #!lua flags=allow-oom
--- KEYS[1]: a stream. ARGV: about how many entries to keep, milliseconds until a stream that nobody writes goes, then
--- the fields and values of an entry.
-redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', unpack(ARGV, 3))
-redis.call('PEXPIRE', KEYS[1], ARGV[2])
+-- KEYS: a stream, a hash that counts by rule. ARGV: about how many entries to keep, milliseconds until both go when
+-- nobody writes them, the rule, how many to count, then the fields and values of an entry, if any.
+if #ARGV > 4 then
+  redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', 'rule', ARGV[3], unpack(ARGV, 5))
+  redis.call('PEXPIRE', KEYS[1], ARGV[2])
+end
+redis.call('HINCRBY', KEYS[2], ARGV[3], ARGV[4])
+redis.call('PEXPIRE', KEYS[2], ARGV[2])
 return 1

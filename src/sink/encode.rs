@@ -134,12 +134,19 @@ pub(super) fn streams(batch: &Batch, labels: &[Label], history: &str, target: Ta
 /// Changes that a rule could not be held against.
 pub(super) fn dead_letters(batch: &Batch, labels: &[Label], target: Target<'_>, pipeline: &mut Pipeline) {
     const LETTERS_MAX: u64 = 10_000;
+    let bury = |rule: &str, count: u64| {
+        let mut bury = script(&target.scripts.bury, &[&target.names.dead, &target.names.failures]);
+        bury.arg(LETTERS_MAX).arg(target.ttl_millis()).arg(rule).arg(count);
+        bury
+    };
     for letter in batch.plan.dead() {
-        let mut bury = script(&target.scripts.bury, &[&target.names.dead]);
-        bury.arg(LETTERS_MAX).arg(target.ttl_millis());
-        bury.arg("rule").arg(Label::name(labels, letter.rule)).arg("reason").arg(&letter.reason);
-        bury.arg("at").arg(humantime::format_rfc3339_micros(batch.at).to_string()).arg("change").arg(&letter.change);
+        let mut bury = bury(Label::name(labels, letter.rule), 1);
+        let at = humantime::format_rfc3339_micros(batch.at).to_string();
+        bury.arg("reason").arg(&letter.reason).arg("at").arg(at).arg("change").arg(&letter.change);
         pipeline.add_command(bury);
+    }
+    if batch.plan.dead_more() > 0 {
+        pipeline.add_command(bury("", batch.plan.dead_more()));
     }
 }
 

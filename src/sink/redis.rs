@@ -62,6 +62,7 @@ pub struct Sink {
     pub(super) names: Names,
     pub(super) scope: Scope,
     pub(super) recent: Recent,
+    dead_notices: Notices,
     /// Tells the history of this database from any other, in stream entries.
     pub(super) history: String,
     connection: Option<Connection>,
@@ -121,6 +122,7 @@ impl Sink {
             names,
             scope,
             recent: Recent::default(),
+            dead_notices: Notices::default(),
             history: String::new(),
             connection: None,
             proven: None,
@@ -169,6 +171,7 @@ impl Sink {
         let mut broadcast: Option<Broadcast> = None;
         let mut patience = Patience::default();
         self.recent.remember(&batch, &self.scope.labels);
+        self.tell_of_dead(&batch);
         self.pulse.begin();
         loop {
             match self.attempt(&batch, &ops, &mut broadcast).await {
@@ -239,6 +242,18 @@ impl Sink {
         }
         self.recorded = self.recorded.max(batch.record.unwrap_or_default());
         Ok(())
+    }
+
+    /// Says that rules failed, and why, at growing intervals: a rule that fails does so for every row.
+    fn tell_of_dead(&mut self, batch: &Batch) {
+        let Some(letter) = batch.plan.dead().first().filter(|_| self.dead_notices.due()) else { return };
+        let label = self.scope.labels.get(letter.rule.position());
+        tracing::warn!(
+            rule = label.map_or("", |label| &label.name),
+            line = label.map_or(0, |label| label.line),
+            reason = letter.reason,
+            "a rule failed on a change, so more was deleted than it may have asked for; `unstale dry-run --dead` shows such changes"
+        );
     }
 
     /// The open connection, or a new one.

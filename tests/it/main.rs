@@ -19,6 +19,7 @@ mod lease;
 mod login;
 mod model;
 mod proxy;
+mod replay;
 mod rule_tests;
 mod support;
 mod tidy;

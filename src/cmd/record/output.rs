@@ -61,6 +61,14 @@ impl Output {
         }
     }
 
+    /// Lets a reader of standard output have what was written.
+    pub(super) fn pass_on(&mut self) -> io::Result<()> {
+        match &mut self.target {
+            Target::Standard(standard) if self.dirty => standard.flush(),
+            Target::Standard(_) | Target::File(..) | Target::Files(_) => Ok(()),
+        }
+    }
+
     /// Makes safe what was written.
     pub(super) fn settle(&mut self) -> io::Result<()> {
         if !std::mem::take(&mut self.dirty) {
@@ -136,7 +144,7 @@ impl Files {
             let number = name.to_str().and_then(|name| {
                 let digits = name.strip_prefix(self.stem.as_str())?.strip_prefix('.')?.strip_suffix(".ndjson")?;
                 let plain = digits.len() >= 6 && digits.bytes().all(|byte| byte.is_ascii_digit());
-                plain.then(|| digits.parse().ok()).flatten()
+                plain.then(|| digits.parse::<u64>().ok()).flatten()
             });
             numbers.extend(number);
         }
@@ -218,15 +226,10 @@ mod tests {
     use tempfile::TempDir;
 
     fn transaction(xid: u32) -> Transaction {
-        let begin =
-            Begin { xid: Xid::new(xid), commit_lsn: Lsn::new(1), at: std::time::SystemTime::UNIX_EPOCH };
+        let begin = Begin { xid: Xid::new(xid), commit_lsn: Lsn::new(1), at: std::time::SystemTime::UNIX_EPOCH };
         let relation = Relation { id: RelationId::new(1), name: TableName::parse("public.t"), columns: Vec::new() };
-        let change = Change {
-            relation: std::sync::Arc::new(relation),
-            operation: Operation::Truncate,
-            old: None,
-            new: None,
-        };
+        let change =
+            Change { relation: std::sync::Arc::new(relation), operation: Operation::Truncate, old: None, new: None };
         let mut transaction = Transaction::new(begin);
         for _ in 0..3 {
             transaction.push(&change, &Redaction::default()).unwrap();

@@ -131,7 +131,8 @@ mod tests {
     #[test]
     fn what_is_not_there_is_told_with_the_nearest() {
         let check = |tables: &[&str], redact: &[&str], expected: &str| {
-            let [tables, redact] = [tables, redact].map(|names| names.iter().map(ToString::to_string).collect::<Vec<_>>());
+            let [tables, redact] =
+                [tables, redact].map(|names| names.iter().map(ToString::to_string).collect::<Vec<_>>());
             let failure = Scope::new(&tables, &redact, &catalog()).err().unwrap();
             assert!(failure.code == 2 && failure.message.contains(expected), "{failure:?}");
         };

@@ -105,8 +105,7 @@ fn boolean<'b>(value: bool) -> CowVal<'b, 'b> {
     CowVal::Borrowed(if value { &CelBool::TRUE } else { &CelBool::FALSE })
 }
 
-/// The value of a column in PostgreSQL's text format, or why it is none. A number with more digits than a double
-/// has loses the rest.
+/// The value of a column in PostgreSQL's text format, or why it is none.
 fn convert<'a>(bytes: &'a [u8], kind: Kind) -> Result<Box<dyn Val + 'a>, &'static str> {
     match kind {
         Kind::Boolean => match bytes {
@@ -118,6 +117,8 @@ fn convert<'a>(bytes: &'a [u8], kind: Kind) -> Result<Box<dyn Val + 'a>, &'stati
             Some(value) => Ok(Box::new(CelInt::from(value))),
             None => Err("is not a whole number of 64 bits"),
         },
+        // Two of them could compare as equal and be different.
+        Kind::Numeric if digits(bytes) > DIGITS_MAX => Err("has more digits than can be compared"),
         Kind::Float | Kind::Numeric => match number::<f64>(bytes) {
             Some(value) => Ok(Box::new(CelDouble::from(value))),
             None => Err("is not a number"),
@@ -135,6 +136,20 @@ fn convert<'a>(bytes: &'a [u8], kind: Kind) -> Result<Box<dyn Val + 'a>, &'stati
             Err(_) => Err("is not UTF-8"),
         },
     }
+}
+
+/// The digits that every double keeps.
+const DIGITS_MAX: usize = 15;
+
+/// How many digits of a decimal number tell it from others.
+fn digits(bytes: &[u8]) -> usize {
+    let all: Vec<u8> = bytes.iter().copied().filter(u8::is_ascii_digit).collect();
+    let leading = all.iter().take_while(|&&digit| digit == b'0').count();
+    let trailing = match bytes.contains(&b'.') {
+        true => all.iter().rev().take_while(|&&digit| digit == b'0').count(),
+        false => 0,
+    };
+    all.len().saturating_sub(leading + trailing)
 }
 
 fn number<T: FromStr>(bytes: &[u8]) -> Option<T> {
@@ -231,7 +246,9 @@ mod tests {
         check("9223372036854775808", Kind::Integer, Err("is not a whole number of 64 bits"));
         check("NaN", Kind::Numeric, Ok("double"));
         check("-Infinity", Kind::Float, Ok("double"));
-        check("123456789012345678901234567890.5", Kind::Numeric, Ok("double"));
+        check("123456789012345678901234567890.5", Kind::Numeric, Err("has more digits than can be compared"));
+        check("-000123456789012.34500000000000000", Kind::Numeric, Ok("double"));
+        check("0.00000000000000000000", Kind::Numeric, Ok("double"));
         check("1,5", Kind::Numeric, Err("is not a number"));
         check("{\"a\":[1]}", Kind::Json, Ok("map"));
         check("[1,2]", Kind::Json, Ok("list"));

@@ -10,7 +10,7 @@ use std::io::{self, BufRead as _, BufReader, Seek as _, Write};
 use sha2::{Digest as _, Sha256};
 use tempfile::SpooledTempFile;
 
-use crate::change::{Begin, Cell, Change, Commit, Kind, Lsn, TableName, json};
+use crate::change::{Begin, Cell, Change, Commit, Lsn, TableName, json};
 
 /// How much of a transaction is held in memory until its end is known, in bytes; the rest waits in a file.
 const SPOOL_BYTES_MAX: usize = 8 << 20;
@@ -77,10 +77,7 @@ impl Transaction {
                 Cell::Value(value) if hidden.is_some_and(|columns| columns.contains(&column.name)) => {
                     json::write_text(&redaction.stand_in(value), out);
                 }
-                Cell::Value(value) if column.kind == Kind::Json && is_ambiguous(value) => {
-                    json::write_text(&String::from_utf8_lossy(value), out);
-                }
-                cell => json::write_value(cell, column.kind, out),
+                cell => json::write_column(cell, column.kind, out),
             }
             exact &= !matches!(cell, Cell::Value(value) if std::str::from_utf8(value).is_err());
             true
@@ -111,19 +108,13 @@ impl Transaction {
     }
 }
 
-/// Whether JSON that stands in a line as it is would be read as something else: a null as NULL, a text as its content,
-/// and without the blanks around it.
-fn is_ambiguous(json: &[u8]) -> bool {
-    json == b"null" || json.starts_with(b"\"") || json.trim_ascii().len() != json.len()
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
     use std::time::{Duration, SystemTime};
 
     use super::*;
-    use crate::change::{Column, Operation, Relation, RelationId, Row, Xid};
+    use crate::change::{Column, Kind, Operation, Relation, RelationId, Row, Xid};
     use crate::config::Document;
     use crate::plan::Plan;
     use crate::rules::{Planner, RuleSet};
