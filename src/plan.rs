@@ -229,7 +229,7 @@ impl Plan {
     /// before it is done; with `messages`, all messages.
     pub fn split_slow(&mut self, messages: bool) -> Option<Self> {
         let slow = std::mem::take(&mut self.slow);
-        if slow.is_empty() && !(messages && !self.publishes.is_empty()) {
+        if slow.is_empty() && (!messages || self.publishes.is_empty()) {
             return None;
         }
         let mut aside = Self {

@@ -77,9 +77,12 @@ pub(super) enum Landing {
     Unasked(PrimaryError),
 }
 
+/// Somebody, on his way; comes back when the errand is done.
+type Errand = Pin<Box<dyn Future<Output = (Box<Helper>, Result<(), Unproven>)> + Send>>;
+
 /// An errand, under way.
 struct Outing {
-    done: Pin<Box<dyn Future<Output = (Box<Helper>, Result<(), Unproven>)> + Send>>,
+    done: Errand,
     pieces: mpsc::Receiver<Plan>,
 }
 
@@ -92,7 +95,7 @@ enum Event {
     Landed(Box<Sink>, Landing),
     Visible(Snapshot, Option<Lsn>),
     Flushed(Lsn),
-    Piece(Plan),
+    Piece(Box<Plan>),
     ErrandBack(Box<Helper>, Result<(), Unproven>),
     Repeat,
     MayAsk,
@@ -245,7 +248,7 @@ impl<'a> Session<'a> {
                     self.batcher.learn(snapshot, fresh);
                 }
                 Event::Flushed(position) => self.on_flushed(position),
-                Event::Piece(piece) => self.batcher.take_piece(piece),
+                Event::Piece(piece) => self.batcher.take_piece(*piece),
                 Event::ErrandBack(helper, done) => self.on_errand_back(helper, done)?,
                 Event::Repeat => self.batcher.repeat(Instant::now()),
                 Event::MayAsk => {}
@@ -496,7 +499,7 @@ async fn news(outing: &mut Option<Outing>, may_take: bool) -> Event {
     let Some(Outing { done, pieces }) = outing else { return std::future::pending().await };
     tokio::select! {
         biased;
-        Some(piece) = pieces.recv(), if may_take => Event::Piece(piece),
+        Some(piece) = pieces.recv(), if may_take => Event::Piece(Box::new(piece)),
         (helper, done) = done => Event::ErrandBack(helper, done),
     }
 }

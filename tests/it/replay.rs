@@ -167,7 +167,7 @@ fn a_rate_spreads_the_ops() {
     };
     let keys: Vec<_> = (0..4).map(|n| format!("v1:session:t{n}")).collect();
     world.run_ok(&["replay", "--file", "changes.ndjson", "--yes"]);
-    assert_eq!(told(1), [keys.clone()]);
+    assert_eq!(told(1), std::slice::from_ref(&keys));
     world.run_ok(&["replay", "--file", "changes.ndjson", "--yes", "--rate", "15"]);
     assert_eq!(told(4), keys.into_iter().map(|key| vec![key]).collect::<Vec<_>>());
 }

@@ -300,7 +300,7 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("the daemon said: {:#?}", self.log());
+            let _ = writeln!(std::io::stderr(), "the daemon said: {:#?}", self.log());
         }
         let _ = self.process.kill();
         let _ = self.process.wait();

@@ -52,7 +52,7 @@ impl Run {
     /// Whether all that was expected is there; with `exactly`, and nothing else.
     fn is_right(&self, exactly: bool) -> bool {
         let right = self.missing.is_empty() && self.dead.is_empty() && self.stopped.is_none();
-        right && !(exactly && !self.beyond.is_empty())
+        right && (!exactly || self.beyond.is_empty())
     }
 }
 
