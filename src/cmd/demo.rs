@@ -180,6 +180,7 @@ impl Show {
 
     /// Changes something, waits for the invalidation, shows it, and refills what was removed.
     async fn one_change(&mut self, broadcasts: &mut mpsc::Receiver<(Broadcast, SystemTime)>) -> Result<(), Failure> {
+        self.catch_up(broadcasts).await?;
         let text = self.write().await?;
         let Ok(Some((broadcast, received))) = tokio::time::timeout(INVALIDATION_MAX, broadcasts.recv()).await else {
             self.missing += 1;
@@ -194,6 +195,18 @@ impl Show {
         print(&format!("{text:<46}{:>7.2} ms  {}\n", latency.as_secs_f64() * 1000.0, keys.join("  ")))?;
         for key in keys {
             self.fill(key).await?;
+        }
+        Ok(())
+    }
+
+    /// What followed from the change before by a lookup was told after the rest of it.
+    async fn catch_up(&mut self, broadcasts: &mut mpsc::Receiver<(Broadcast, SystemTime)>) -> Result<(), Failure> {
+        while let Ok((broadcast, _)) = broadcasts.try_recv() {
+            for op in broadcast.ops {
+                self.removed += 1;
+                let key = op.key.strip_prefix(&self.namespace).unwrap_or(&op.key).to_owned();
+                self.fill(&key).await?;
+            }
         }
         Ok(())
     }
