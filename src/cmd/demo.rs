@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Failure, Loaded, duration, preflight, print};
 use crate::coherence::watermark::Names;
+use crate::key::CacheKey;
 use crate::pipeline;
 use crate::postgres::setup;
 use crate::sandbox::{Postgres, Redis};
@@ -66,6 +67,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     ))?;
 
     let names = Names::new(&loaded.settings.namespace, &loaded.settings.slot);
+    let applied = names.applied.clone();
     let channel = String::from_utf8_lossy(names.invalidations.as_bytes()).into_owned();
     let mut broadcasts = follow(&loaded, &channel).await?;
     let mut sink = loaded.sink(&compared.rules)?;
@@ -87,6 +89,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         removed: 0,
         missing: 0,
     };
+    show.wait_for_daemon(&applied).await?;
     show.warm().await?;
     let end = args.time.map(|time| Instant::now() + time);
     while end.is_none_or(|end| Instant::now() < end) && !stop.is_cancelled() && !daemon.is_finished() {
@@ -148,6 +151,19 @@ const VIEWS: &[(&str, &str)] = &[
 ];
 
 impl Show {
+    /// Waits until the daemon has begun its first epoch, which empties the cache.
+    async fn wait_for_daemon(&mut self, applied: &CacheKey) -> Result<(), Failure> {
+        const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(5);
+        let deadline = Instant::now() + INVALIDATION_MAX;
+        while !self.cache.exists::<_, bool>(applied.as_bytes()).await.map_err(redis_failure)? {
+            if Instant::now() > deadline {
+                return Err(Failure::findings("the daemon did not begin to stream"));
+            }
+            tokio::time::sleep(LOOK_AGAIN_AFTER).await;
+        }
+        Ok(())
+    }
+
     /// Fills the cache as traffic would.
     async fn warm(&mut self) -> Result<(), Failure> {
         for number in 1..=USERS / 5 {
