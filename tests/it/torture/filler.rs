@@ -32,16 +32,24 @@ pub(super) fn start(setting: &Arc<Setting>, random: &mut StdRng) -> Vec<JoinHand
 pub(super) struct Query {
     pub(super) key: CacheKey,
     pub(super) sql: String,
+    /// The set that the key joins before its value is read.
+    tag: Option<CacheKey>,
+}
+
+impl Query {
+    fn new(key: String, sql: String) -> Self {
+        Self { key: CacheKey::new(key), sql, tag: None }
+    }
 }
 
 pub(super) fn item(id: i32) -> Query {
     let sql = format!("select coalesce((select v::text from items where id = {id}), 'none')");
-    Query { key: CacheKey::new(format!("t:item:{id}")), sql }
+    Query::new(format!("t:item:{id}"), sql)
 }
 
 pub(super) fn alias(letter: char, id: i32) -> Query {
     let sql = format!("select coalesce((select v::text from items where alias = '{letter}{id}'), 'none')");
-    Query { key: CacheKey::new(format!("t:alias:{letter}{id}")), sql }
+    Query::new(format!("t:alias:{letter}{id}"), sql)
 }
 
 fn sum(group: i32) -> String {
@@ -49,12 +57,37 @@ fn sum(group: i32) -> String {
 }
 
 pub(super) fn group(group: i32) -> Query {
-    Query { key: CacheKey::new(format!("t:group:{group}")), sql: sum(group) }
+    Query::new(format!("t:group:{group}"), sum(group))
 }
 
 /// The same as [`group`] under a key that no rule deletes: its version is part of it.
 pub(super) fn versioned(group: i32, version: &str) -> Query {
-    Query { key: CacheKey::new(format!("t:versioned:{group}:{version}")), sql: sum(group) }
+    Query::new(format!("t:versioned:{group}:{version}"), sum(group))
+}
+
+/// The same under a key that only a tag finds.
+pub(super) fn tagged(group: i32) -> Query {
+    let tag = Some(CacheKey::new(format!("t:tag:group:{group}")));
+    Query { tag, ..Query::new(format!("t:tagged:{group}"), sum(group)) }
+}
+
+/// The same under a key that only a pattern finds.
+pub(super) fn listed(group: i32) -> Query {
+    Query::new(format!("t:listed:{group}:all"), sum(group))
+}
+
+/// What an item shares with its group: a key that a lookup finds.
+pub(super) fn peer(id: i32) -> Query {
+    let sql = format!(
+        "select coalesce((select sum(p.v)::text from items i join items p using (grp) where i.id = {id}), 'none')"
+    );
+    Query::new(format!("t:peer:{id}"), sql)
+}
+
+/// A value that is written through, and filled when it is missing.
+pub(super) fn card(id: i32) -> Query {
+    let sql = format!("select coalesce((select format('{{\"v\":%s}}', v) from items where id = {id}), 'none')");
+    Query::new(format!("t:card:{id}"), sql)
 }
 
 pub(super) fn version_key(group: i32) -> CacheKey {
@@ -98,12 +131,16 @@ async fn fill_once(setting: &Setting, links: &mut Links, random: &mut StdRng) ->
     let mut redis = links.redis.clone()?;
     let hot = random.random_range(1..=6);
     let any = random.random_range(1..=ITEMS);
-    let query = match random.random_range(0..10) {
-        0..3 => item(hot),
-        3..5 => item(any),
-        5 => alias('a', any),
-        6 => alias('b', hot),
-        7 | 8 => group(random.random_range(0..GROUPS)),
+    let query = match random.random_range(0..15) {
+        0..4 => item(hot),
+        4..6 => item(any),
+        6 => alias('a', any),
+        7 => alias('b', hot),
+        8 | 9 => group(random.random_range(0..GROUPS)),
+        10 => tagged(random.random_range(0..GROUPS)),
+        11 => listed(random.random_range(0..GROUPS)),
+        12 => peer(any),
+        13 => card(hot),
         _ => {
             let number = random.random_range(0..GROUPS);
             let version = setting.leases.version(&mut redis, &version_key(number)).await.ok()?;
@@ -119,6 +156,13 @@ async fn fill_once(setting: &Setting, links: &mut Links, random: &mut StdRng) ->
         _ => return Some(()),
     };
     stall(random).await;
+    if let Some(tag) = &query.tag {
+        let joined = redis::cmd("SADD").arg(tag.as_bytes()).arg(query.key.as_bytes()).exec_async(&mut redis).await;
+        if joined.is_err() {
+            return setting.leases.release(&mut redis, grant).await.ok();
+        }
+        stall(random).await;
+    }
     let Some(body) = read(links, &grant, &query.sql, random).await else {
         // Errors are never cached.
         return setting.leases.release(&mut redis, grant).await.ok();
@@ -179,7 +223,11 @@ async fn evict(setting: Arc<Setting>, mut random: StdRng) {
             let mut evict = redis::cmd("DEL");
             for _ in 0..8 {
                 let any = random.random_range(1..=ITEMS);
-                let key = match random.random_range(0..9) {
+                let key = match random.random_range(0..13) {
+                    9 => tagged(any % GROUPS).key,
+                    10 => listed(any % GROUPS).key,
+                    11 => peer(any).key,
+                    12 => card(any % 6 + 1).key,
                     0..5 => item(any).key,
                     5 => alias('a', any).key,
                     6 => alias('b', any % 6 + 1).key,

@@ -21,7 +21,8 @@ pub(super) async fn compare(stage: &Stage) -> (u64, Vec<String>) {
     let mut redis = stage.ground.setting.redis_connection().await.unwrap();
     let mut queries: Vec<Query> = (1..=ITEMS).map(filler::item).collect();
     queries.extend((1..=ITEMS).flat_map(|id| [filler::alias('a', id), filler::alias('b', id)]));
-    queries.extend((0..GROUPS).map(filler::group));
+    queries.extend((1..=ITEMS).flat_map(|id| [filler::peer(id), filler::card(id)]));
+    queries.extend((0..GROUPS).flat_map(|group| [filler::group(group), filler::tagged(group), filler::listed(group)]));
     for group in 0..GROUPS {
         let version: Option<String> = redis.get(filler::version_key(group).as_bytes()).await.unwrap();
         queries.extend(version.map(|version| filler::versioned(group, &version)));

@@ -32,12 +32,27 @@ const RULES: &str = r#"
 version: 1
 source: {url: "${DATABASE_URL}"}
 target: {url: "${REDIS_URL}", namespace: "t:", redis_down_max: 2s}
+lookups:
+  peers: {sql: "select id from items where grp = $1"}
 rules:
   item:
     table: items
-    delete: ["item:{id}", "alias:{alias}", "group:{grp}"]
+    delete: ["item:{id}", "alias:{alias}", "group:{grp}", "peer:{id}"]
     bump: "version:{grp}"
     publish: {channel: items, data: {id: "{id}"}}
+    stream: {name: log, data: {id: "{id}", v: "{v}"}, maxlen: 1000}
+  swept:
+    table: items
+    tags: "group:{grp}"
+    pattern: "listed:{grp}:*"
+  written:
+    table: items
+    when: "old.v != new.v || op != 'update'"
+    set: {key: "card:{id}", columns: [v]}
+  asked:
+    table: items
+    for_each: peers({grp}) as p
+    delete: "peer:{p.id}"
 "#;
 
 const SCHEMA: &str = "
