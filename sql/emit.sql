@@ -21,8 +21,9 @@ begin
         raise exception 'unstale.emit: the payload of % is not a JSON object', name
           using errcode = 'invalid_parameter_value', hint = 'call it as select unstale.emit(''product.updated'', ''{"id": 7}'')';
       end if;
+      -- In UTF-8, whatever the database's own encoding: a message is not converted on its way.
       perform pg_logical_emit_message(true, 'unstale.event',
-                                      json_build_object('name', name, 'payload', coalesce(payload, '{}'))::text);
+        convert_to(json_build_object('name', name, 'payload', coalesce(payload, '{}'))::text, 'UTF8'));
     end
     $emit$;
     comment on function unstale.emit(text, jsonb) is 'made by unstale';

@@ -6,7 +6,7 @@
 
 mod op;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
@@ -19,6 +19,12 @@ use crate::key::{CacheKey, Glob};
 
 /// Ops by what they name, each once, in the order first asked for.
 type Once<K, V> = IndexMap<K, V, RandomState>;
+
+/// The most patterns of one rule that are searched for one by one.
+const PATTERNS_PER_RULE: usize = 64;
+
+/// The most sets of one rule that are removed one by one.
+const SETS_PER_RULE: usize = 4096;
 
 /// The most dead letters that are kept of one plan; the rest is counted.
 const DEAD_MAX: usize = 100;
@@ -87,6 +93,9 @@ impl Plan {
 
     /// Writes a value.
     pub fn set(&mut self, rule: RuleId, value: SetValue) {
+        if self.sets.get(&value.key).is_some_and(|(held, _)| held.lsn > value.lsn) {
+            return;
+        }
         self.deletes.swap_remove(&value.key);
         self.bytes += value.key.as_bytes().len() + value.body.len();
         self.sets.insert(value.key.clone(), (value, rule));
@@ -140,7 +149,7 @@ impl Plan {
     /// Asks the database; what it answers decides what else is to be done.
     pub fn call(&mut self, call: Call, asked: Asked) {
         self.slow.insert(self.transaction);
-        self.bytes += call.arguments.iter().map(Vec::len).sum::<usize>() + asked.change.len();
+        self.bytes += call.bytes() + asked.change.len();
         let lsn = asked.lsn;
         let held = self.calls.entry(call).or_insert(asked);
         held.lsn = lsn.max(held.lsn);
@@ -178,7 +187,8 @@ impl Plan {
 
     /// Adds what another plan asks for, after what this one asks for. A transaction that is open in either goes on.
     pub fn append(&mut self, mut other: Self) {
-        let offset = self.transactions;
+        // The number 0 is the rest of a transaction that was begun elsewhere: it is nobody's here.
+        let offset = self.transactions + 1;
         let slow = std::mem::take(&mut self.slow);
         for (key, rule) in other.deletes {
             self.delete(rule, key);
@@ -219,17 +229,19 @@ impl Plan {
         self.dead_more += other.dead_more;
         self.slow = slow;
         self.slow.extend(other.slow.into_iter().map(|transaction| offset + transaction));
-        self.transactions += other.transactions;
+        self.transactions = offset + other.transactions;
         if other.open {
             (self.transaction, self.open) = (offset + other.transaction, true);
         }
     }
 
     /// Takes out what may take its time, with the messages of the transactions that asked for it, which may not come
-    /// before it is done; with `messages`, all messages.
-    pub fn split_slow(&mut self, messages: bool) -> Option<Self> {
+    /// before it is done; if `open`, an earlier part of the transaction that goes on asked for some.
+    pub fn split_slow(&mut self, open: bool) -> Option<Self> {
         let slow = std::mem::take(&mut self.slow);
-        if slow.is_empty() && (!messages || self.publishes.is_empty()) {
+        let current = self.transaction;
+        let waits = |transaction: &u64| slow.contains(transaction) || open && *transaction == current;
+        if slow.is_empty() && !self.publishes.keys().any(|(transaction, _)| waits(transaction)) {
             return None;
         }
         let mut aside = Self {
@@ -241,9 +253,21 @@ impl Plan {
             ..Self::default()
         };
         for ((transaction, publish), rule) in std::mem::take(&mut self.publishes) {
-            let waits = messages || slow.contains(&transaction);
-            let publishes = if waits { &mut aside.publishes } else { &mut self.publishes };
+            let publishes = if waits(&transaction) { &mut aside.publishes } else { &mut self.publishes };
             publishes.insert((transaction, publish), rule);
+        }
+        for ((after, removal), rule) in std::mem::take(&mut self.again) {
+            let again = if matches!(removal, Removal::Key(_)) { &mut self.again } else { &mut aside.again };
+            again.insert((after, removal), rule);
+        }
+        // A value may land after the search that was to remove it.
+        for (key, (value, rule)) in std::mem::take(&mut self.sets) {
+            let few = aside.patterns.len() <= PATTERNS_PER_RULE;
+            if few && !aside.patterns.keys().any(|glob| glob.matches(key.as_bytes())) {
+                self.sets.insert(key, (value, rule));
+            } else {
+                self.delete(rule, key);
+            }
         }
         aside.slow = slow;
         aside.bytes = aside.measure();
@@ -251,11 +275,34 @@ impl Plan {
         Some(aside)
     }
 
+    /// Many patterns or sets of one rule become what the rule may ever have made: every key is compared with each
+    /// pattern, and each set is a search of its own.
+    pub fn limit_sweeps(&mut self, removals_of: impl Fn(RuleId) -> Vec<Removal>) {
+        let mut counts: BTreeMap<RuleId, (usize, usize)> = BTreeMap::new();
+        for rule in self.patterns.values().chain(self.tag_globs.values()) {
+            counts.entry(*rule).or_default().0 += 1;
+        }
+        for rule in self.tags.values() {
+            counts.entry(*rule).or_default().1 += 1;
+        }
+        counts.retain(|_, (globs, sets)| *globs > PATTERNS_PER_RULE || *sets > SETS_PER_RULE);
+        if counts.is_empty() {
+            return;
+        }
+        self.patterns.retain(|_, rule| !counts.contains_key(rule));
+        self.tag_globs.retain(|_, rule| !counts.contains_key(rule));
+        self.tags.retain(|_, rule| !counts.contains_key(rule));
+        for rule in counts.into_keys() {
+            removals_of(rule).into_iter().for_each(|removal| self.remove(rule, removal));
+        }
+        self.bytes = self.measure();
+    }
+
     /// About how many bytes of names and messages what takes its time holds.
     fn measure(&self) -> usize {
         let globs = self.patterns.keys().chain(self.tag_globs.keys()).map(|glob| glob.as_bytes().len());
         let tags = self.tags.keys().map(|tag| tag.as_bytes().len());
-        let calls = self.calls.keys().map(|call| call.arguments.iter().map(Vec::len).sum());
+        let calls = self.calls.iter().map(|(call, asked)| call.bytes() + asked.change.len());
         let messages = self.publishes.keys().map(|(_, publish)| publish.data.len());
         globs.chain(tags).chain(calls).chain(messages).sum()
     }
@@ -269,16 +316,15 @@ impl Plan {
             .into_values()
             .chain(collapsed.sets.into_values().map(|(_, rule)| rule))
             .chain(collapsed.tags.into_values())
+            .chain(collapsed.patterns.into_values())
+            .chain(collapsed.tag_globs.into_values())
             .chain(collapsed.bumps.into_values().map(|(_, rule)| rule))
             .chain(collapsed.calls.into_keys().map(|call| call.rule))
             .collect();
         (self.transaction, self.transactions, self.open) =
             (collapsed.transaction, collapsed.transactions, collapsed.open);
-        for (glob, rule) in collapsed.patterns {
-            self.pattern(rule, glob);
-        }
-        for (glob, rule) in collapsed.tag_globs {
-            self.tags(rule, glob);
+        for ((after, _), rule) in collapsed.again {
+            removals_of(rule).into_iter().for_each(|removal| self.again(rule, after, removal));
         }
         for rule in rules {
             removals_of(rule).into_iter().for_each(|removal| self.remove(rule, removal));
@@ -566,6 +612,9 @@ mod tests {
         assert_eq!(words(&plan), ["delete k", "publish quick"]);
         assert_eq!(words(&aside), ["tag tag:t", "publish slow"]);
         assert!(plan.split_slow(false).is_none());
-        assert_eq!(words(&plan.split_slow(true).unwrap()), ["publish quick"]);
+        assert!(plan.split_slow(true).is_none(), "the transaction that goes on sends nothing");
+        plan.publish(rule(0), message("later"));
+        assert_eq!(words(&plan.split_slow(true).unwrap()), ["publish later"]);
+        assert_eq!(words(&plan), ["delete k", "publish quick"]);
     }
 }

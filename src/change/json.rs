@@ -11,6 +11,10 @@ use super::{Cell, Change, Commit, Kind, Relation, Row};
 /// Writes a value as JSON of its kind. What is not known is written as null: leave it out before.
 pub fn write_value(cell: &Cell, kind: Kind, out: &mut Vec<u8>) {
     let Cell::Value(value) = cell else { return out.extend_from_slice(b"null") };
+    if kind == Kind::Json && serde_json::from_slice::<&RawValue>(value).is_ok() {
+        // In valid JSON a line break stands between two words, where a blank says the same.
+        return out.extend(value.iter().map(|&byte| if matches!(byte, b'\n' | b'\r') { b' ' } else { byte }));
+    }
     if is_json_of(kind, value) {
         return out.extend_from_slice(value);
     }
@@ -28,10 +32,7 @@ fn is_json_of(kind: Kind, value: &[u8]) -> bool {
         Kind::Boolean | Kind::Integer | Kind::Float | Kind::Numeric => {
             serde_json::from_slice::<&RawValue>(value).is_ok()
         }
-        Kind::Json => {
-            !value.contains(&b'\n') && !value.contains(&b'\r') && serde_json::from_slice::<&RawValue>(value).is_ok()
-        }
-        Kind::Timestamp | Kind::Text => false,
+        Kind::Json | Kind::Timestamp | Kind::Text => false,
     }
 }
 
@@ -104,10 +105,12 @@ pub fn plainly(relation: &Relation, at: usize, cell: &Cell, out: &mut Vec<u8>) -
 }
 
 /// Writes a value so that whoever reads the line finds it as it was: JSON that would be read as something else, a null
-/// as NULL, a text as its content, and blanks around it not at all, becomes a string.
+/// as NULL, a text as its content, and blanks around it not at all, or that takes more than a line, becomes a string.
 pub fn write_column(cell: &Cell, kind: Kind, out: &mut Vec<u8>) {
-    let is_ambiguous =
-        |json: &[u8]| json == b"null" || json.starts_with(b"\"") || json.trim_ascii().len() != json.len();
+    let is_ambiguous = |json: &[u8]| {
+        let is_broken = json.contains(&b'\n') || json.contains(&b'\r');
+        json == b"null" || json.starts_with(b"\"") || json.trim_ascii().len() != json.len() || is_broken
+    };
     match cell {
         Cell::Value(value) if kind == Kind::Json && is_ambiguous(value) => {
             write_text(&String::from_utf8_lossy(value), out);

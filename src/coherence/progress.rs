@@ -5,7 +5,7 @@
 //! Invariants: neither position passes a transaction that is not done, or ever goes back; `confirmed` is
 //! never ahead of what [`Progress::recorded`] said is durable.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::change::Lsn;
 use crate::mutant::{self, Mutant};
@@ -63,11 +63,11 @@ impl Progress {
         }
     }
 
-    /// Whether every transaction before this one is in force, and of this one all but one part. Of `others` one part
-    /// is on its way in the right order and does not count.
-    pub fn is_next_after(&self, ticket: Ticket, others: &BTreeSet<Ticket>) -> bool {
-        let mut open = self.open.iter().filter(|(ticket, open)| !(others.contains(ticket) && open.parts == 1));
-        open.next().is_some_and(|(&first, open)| first == ticket && open.parts == 1)
+    /// How many of these transactions, in commit order, lack one part only while everything before each of them is in
+    /// force, or is one of these.
+    pub fn next_in_order(&self, tickets: impl Iterator<Item = Ticket>) -> usize {
+        let open = self.open.iter().zip(tickets);
+        open.take_while(|((open, state), ticket)| *open == ticket && state.parts == 1).count()
     }
 
     /// The source reached this position; what is not published lies before it. It counts only while no
@@ -129,12 +129,15 @@ mod tests {
         progress.split(first);
         progress.done(first);
         assert_eq!(progress.applied(), Lsn::ZERO);
-        let none = BTreeSet::new();
-        assert!(progress.is_next_after(first, &none) && !progress.is_next_after(second, &none));
-        assert!(progress.is_next_after(second, &BTreeSet::from([first])));
+        assert_eq!(progress.next_in_order([first].into_iter()), 1);
+        assert_eq!(progress.next_in_order([first, second].into_iter()), 2);
+        assert_eq!(progress.next_in_order([second].into_iter()), 0);
+        progress.split(second);
+        assert_eq!(progress.next_in_order([first, second].into_iter()), 1);
         progress.done(first);
+        progress.done(second);
         assert_eq!(progress.applied(), Lsn::new(10));
-        assert!(progress.is_next_after(second, &none));
+        assert_eq!(progress.next_in_order([second].into_iter()), 1);
     }
 
     #[test]

@@ -54,6 +54,8 @@ pub struct Names {
     pub dead: CacheKey,
     /// How many of them there were, by rule: a hash. Under the empty name, those that no room was left for.
     pub failures: CacheKey,
+    /// The last position that was added to each stream, by the stream's name: a hash.
+    pub streams: CacheKey,
 }
 
 impl Names {
@@ -73,6 +75,7 @@ impl Names {
             recent: state("recent"),
             dead: state("dead"),
             failures: state("failures"),
+            streams: state("streams"),
             reserved,
         }
     }

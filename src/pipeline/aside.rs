@@ -4,15 +4,10 @@
 //! Invariants: one errand at a time, in the order in which it was asked for; a transaction's messages are not sent
 //! before its errand is back, nor is it done before; other invalidations wait for neither.
 
-use std::collections::BTreeMap;
-
 use super::part::{Part, Size};
 use crate::change::Lsn;
-use crate::plan::{Asked, Call, Plan, Removal, RuleId};
-use crate::rules::RuleSet;
-
-/// The most patterns of one rule that are searched for one by one: every key is compared with each.
-const PATTERNS_PER_RULE: usize = 64;
+use crate::plan::{Asked, Call, Plan};
+use crate::rules::{Rule, RuleSet};
 
 /// What somebody has to go and do.
 #[derive(Debug)]
@@ -20,7 +15,7 @@ pub(super) struct Errand {
     /// What the database has to be asked.
     pub(super) calls: Vec<(Call, Asked)>,
     /// What has to be searched for and removed.
-    pub(super) sweeps: Vec<(RuleId, Removal)>,
+    pub(super) sweeps: Plan,
     /// Some invalidation up to here is about to be in force.
     pub(super) started: Lsn,
 }
@@ -37,9 +32,10 @@ pub(super) struct Aside {
 
 impl Aside {
     /// Adds what was split off; `open` if more of the same transaction may follow.
-    pub(super) fn push(&mut self, part: Part, open: bool) {
+    pub(super) fn push(&mut self, rules: &RuleSet, part: Part, open: bool) {
         self.owes |= open;
         self.waiting.append(part);
+        self.waiting.plan.limit_sweeps(|rule| rules.rule(rule).map(Rule::removals).unwrap_or_default());
     }
 
     /// The transaction whose rows were arriving is whole; whether something of it is here and it has to wait.
@@ -65,13 +61,14 @@ impl Aside {
     }
 
     /// The next errand, if there is one and none is under way.
-    pub(super) fn next(&mut self, rules: &RuleSet, started: Lsn) -> Option<Errand> {
+    pub(super) fn next(&mut self, started: Lsn) -> Option<Errand> {
         if self.out.is_some() || (self.waiting.tickets.is_empty() && self.waiting.plan.is_empty()) {
             return None;
         }
         let mut part = std::mem::take(&mut self.waiting);
         let calls = part.plan.take_calls();
-        let sweeps = few_per_rule(rules, part.plan.take_sweeps());
+        let mut sweeps = Plan::default();
+        part.plan.take_sweeps().into_iter().for_each(|(rule, removal)| sweeps.remove(rule, removal));
         part.started = started.max(part.started);
         part.first_bump = calls.iter().map(|(_, asked)| asked.lsn).min();
         let errand = Errand { calls, sweeps, started: part.started };
@@ -101,20 +98,4 @@ impl Aside {
         part.first_bump = None;
         Some(part)
     }
-}
-
-/// Many patterns of one rule become what the rule may ever have made.
-fn few_per_rule(rules: &RuleSet, sweeps: Vec<(RuleId, Removal)>) -> Vec<(RuleId, Removal)> {
-    let is_glob = |removal: &Removal| matches!(removal, Removal::Keys(_) | Removal::Tags(_));
-    let mut counts: BTreeMap<RuleId, usize> = BTreeMap::new();
-    for (rule, _) in sweeps.iter().filter(|(_, removal)| is_glob(removal)) {
-        *counts.entry(*rule).or_default() += 1;
-    }
-    let is_many = |rule: &RuleId| counts.get(rule).is_some_and(|&count| count > PATTERNS_PER_RULE);
-    let mut few: Vec<_> = sweeps.into_iter().filter(|(rule, removal)| !(is_glob(removal) && is_many(rule))).collect();
-    for rule in counts.keys().filter(|rule| is_many(rule)) {
-        let removals = rules.rule(*rule).map(crate::rules::Rule::removals).unwrap_or_default();
-        few.extend(removals.into_iter().map(|removal| (*rule, removal)));
-    }
-    few
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::aside::{Aside, Errand};
 use super::part::{Part, Size};
 use super::repeats::{Hold, Repeats};
-use super::streams::{ENTRIES_MAX, Streams};
+use super::streams::{BYTES_MAX, ENTRIES_MAX, Streams};
 use crate::change::{self, Begin, Change, Lsn, SourceEvent, Xid};
 use crate::coherence::gate::{Gate, Snapshot};
 use crate::coherence::progress::{Progress, Ticket};
@@ -78,6 +78,7 @@ struct Open {
     /// The ops it has asked for so far.
     ops: usize,
     streams: Vec<(RuleId, Entry)>,
+    stream_bytes: usize,
     /// The messages and entries that were dropped since it asked for too much.
     is_collapsed: bool,
 }
@@ -157,7 +158,8 @@ impl Batcher {
                 if held.is_some() {
                     self.gate.wait(now);
                 }
-                self.open = Some(Open { begin, held, ops: 0, streams: Vec::new(), is_collapsed: false });
+                self.open =
+                    Some(Open { begin, held, ops: 0, streams: Vec::new(), stream_bytes: 0, is_collapsed: false });
                 self.open_part().plan.begin_transaction();
             }
             SourceEvent::Change(change) => self.take_change(&change)?,
@@ -182,7 +184,7 @@ impl Batcher {
         part.changes += 1;
         part.started = part.started.max(lsn);
         part.at = open.begin.at;
-        if open.ops > *max_keys || open.streams.len() > ENTRIES_MAX {
+        if open.ops > *max_keys || open.streams.len() > ENTRIES_MAX || open.stream_bytes > BYTES_MAX {
             if !open.is_collapsed {
                 let xid = open.begin.xid.number();
                 tracing::warn!(
@@ -197,9 +199,12 @@ impl Batcher {
         } else {
             let commit = change::Commit { lsn, at: Some(open.begin.at) };
             planner.plan(change, &commit, &mut part.plan)?;
-            open.streams.extend(part.plan.take_streams());
+            let streams = part.plan.take_streams();
+            open.stream_bytes += streams.iter().map(|(_, entry)| entry.data.len()).sum::<usize>();
+            open.streams.extend(streams);
         }
-        if part.plan.bumps().len() > 0 || part.plan.patterns().len() > 0 {
+        // What a lookup finds out may be that a version key has to go.
+        if part.plan.bumps().len() + part.plan.patterns().len() + part.plan.calls().len() > 0 {
             part.first_bump = Some(part.first_bump.map_or(lsn, |first| first.min(lsn)));
         }
         let ops = part.plan.len().saturating_sub(before.0);
@@ -293,7 +298,7 @@ impl Batcher {
 
     /// Whether more is held than may be kept.
     pub(super) fn holds_too_much(&self) -> bool {
-        self.held_size.reaches(HELD_FACTOR) || self.streams.is_full()
+        self.held_size.reaches(HELD_FACTOR) || self.streams.is_full() && !self.held.is_empty()
     }
 
     /// Makes room for what is behind: instead of its own keys, what is held deletes everything that its rules
@@ -322,7 +327,15 @@ impl Batcher {
 
     /// Whether the reader has to wait for the batch in flight, or until something is visible.
     pub(super) fn is_full(&self) -> bool {
-        self.waiting.size().reaches(1) || self.holds_too_much() || self.aside.size().reaches(1)
+        self.waiting.size().reaches(1)
+            || self.holds_too_much()
+            || self.aside.size().reaches(1)
+            || self.streams.is_full()
+    }
+
+    /// Whether what comes of an errand may be taken. What else is full does not matter: it may wait for that errand.
+    pub(super) fn has_room(&self) -> bool {
+        !self.waiting.size().reaches(1)
     }
 
     /// Everything committed before `moment` lies before `position`.
@@ -382,15 +395,27 @@ impl Batcher {
     fn set_aside(&mut self, part: &mut Part) {
         let Some(slow) = part.plan.split_slow(self.aside.owes()) else { return };
         self.started = self.started.max(part.started);
-        part.tickets.iter().for_each(|ticket| self.progress.split(*ticket));
+        let mut tickets = part.tickets.clone();
+        if mutant::is(Mutant::ErrandNotAwaited) {
+            tickets.clear();
+        }
+        tickets.iter().for_each(|ticket| self.progress.split(*ticket));
         let open = self.open.as_ref().is_some_and(|open| open.held.is_none());
-        let tickets = part.tickets.clone();
-        self.aside.push(Part { plan: slow, tickets, started: part.started, at: part.at, ..Part::default() }, open);
+        let part = Part {
+            plan: slow,
+            changes: tickets.len(),
+            tickets,
+            started: part.started,
+            at: part.at,
+            holds: std::mem::take(&mut part.holds),
+            ..Part::default()
+        };
+        self.aside.push(self.planner.rules(), part, open);
     }
 
     /// The next errand, if there is one and none is under way.
     pub(super) fn next_errand(&mut self) -> Option<Errand> {
-        self.aside.next(self.planner.rules(), self.started)
+        self.aside.next(self.started)
     }
 
     /// A piece of what came of the errand under way.
@@ -687,7 +712,8 @@ mod tests {
         batcher.learns("9:9:", None);
         assert!(batcher.next_batch(true).is_none());
         let errand = batcher.next_errand().unwrap();
-        let globs: Vec<_> = errand.sweeps.into_iter().map(|(_, removal)| removal).collect();
+        let mut sweeps = errand.sweeps;
+        let globs: Vec<_> = sweeps.take_sweeps().into_iter().map(|(_, removal)| removal).collect();
         let glob = |prefix: &[u8]| {
             let mut glob = Glob::new();
             glob.push_literal(prefix);

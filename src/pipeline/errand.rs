@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use super::aside::Errand;
 use crate::coherence::primary::Primary;
 use crate::config::Settings;
-use crate::plan::{Asked, Call, Plan, Removal, RuleId};
+use crate::plan::{Asked, Call, Plan};
 use crate::rules::RuleSet;
 use crate::rules::lookups::{Outlet, Runner, give_up_all};
 use crate::sink::{Sweeper, Unproven};
@@ -40,6 +40,7 @@ impl Helper {
         if !calls.is_empty() {
             self.look_up(calls, &mut sweeps, &pieces).await;
         }
+        let sweeps = sweeps.take_sweeps();
         let mut done = Plan::default();
         for (rule, removal) in &sweeps {
             done.tell(*rule, removal.clone());
@@ -52,19 +53,14 @@ impl Helper {
     }
 
     /// Patterns and sets that follow from an answer join those that are swept anyway.
-    async fn look_up(
-        &mut self,
-        calls: Vec<(Call, Asked)>,
-        sweeps: &mut Vec<(RuleId, Removal)>,
-        pieces: &mpsc::Sender<Plan>,
-    ) {
+    async fn look_up(&mut self, calls: Vec<(Call, Asked)>, sweeps: &mut Plan, pieces: &mpsc::Sender<Plan>) {
         let mut outlet = Outlet::Channel(pieces, sweeps);
         if self.runner.as_ref().is_none_or(Runner::is_closed) {
             self.runner = match self.primary.another(&self.settings.postgres).await {
                 Ok(primary) => Some(Runner::new(primary.into_client())),
                 Err(error) => {
                     let reason = format!("there was no connection for lookups: {error}");
-                    return outlet.send(give_up_all(&self.rules, &calls, &reason)).await;
+                    return outlet.send(&self.rules, give_up_all(&self.rules, &calls, &reason)).await;
                 }
             };
         }

@@ -13,6 +13,9 @@ use crate::rules::{Rule, RuleSet};
 /// The most keys that wait for their second delete by name.
 const KEYS_MAX: usize = 100_000;
 
+/// What is due within so much time is done together.
+const TOGETHER: Duration = Duration::from_millis(10);
+
 /// A delete that waits, or is on its way, and up to where may be confirmed meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Hold(u64);
@@ -43,11 +46,20 @@ impl Repeats {
             if self.keys + plan.len() > KEYS_MAX {
                 plan.collapse(|rule| rules.rule(rule).map(Rule::removals).unwrap_or_default());
             }
+            let at = now + after;
+            if let Some((&(_, hold), near)) = self.due.range_mut((at, Hold(0))..=(at + TOGETHER, Hold(u64::MAX))).next()
+            {
+                self.keys -= near.len();
+                near.append(plan);
+                self.keys += near.len();
+                self.holds.entry(hold).and_modify(|limit| *limit = confirmed.min(*limit));
+                continue;
+            }
             self.keys += plan.len();
             let hold = Hold(self.next);
             self.next += 1;
             self.holds.insert(hold, confirmed);
-            self.due.insert((now + after, hold), plan);
+            self.due.insert((at + TOGETHER, hold), plan);
         }
     }
 
@@ -90,19 +102,20 @@ mod tests {
         let second = Duration::from_secs(1);
         let removed = vec![(second, RuleId::new(0), key("a")), (2 * second, RuleId::new(0), key("b"))];
         repeats.schedule(removed, now, Lsn::new(7), &rules);
-        repeats.schedule(vec![(second, RuleId::new(0), key("c"))], now, Lsn::new(9), &rules);
-        assert_eq!((repeats.limit(), repeats.next_due()), (Some(Lsn::new(7)), Some(now + second)));
-        assert!(repeats.take_due(now).is_none());
-        let mut names = Vec::new();
-        for _ in 0..2 {
-            let (hold, plan) = repeats.take_due(now + second).unwrap();
-            names.extend(plan.deletes().map(ToString::to_string));
-            repeats.done(hold);
-        }
-        assert_eq!((names, repeats.limit()), (vec!["a".to_owned(), "c".to_owned()], Some(Lsn::new(7))));
-        let (hold, _) = repeats.take_due(now + 2 * second).unwrap();
+        let close = now + Duration::from_millis(1);
+        repeats.schedule(vec![(second, RuleId::new(0), key("c"))], close, Lsn::new(9), &rules);
+        repeats.schedule(vec![(second, RuleId::new(0), key("d"))], now + second / 2, Lsn::new(9), &rules);
+        assert_eq!((repeats.limit(), repeats.next_due()), (Some(Lsn::new(7)), Some(now + second + TOGETHER)));
+        assert!(repeats.take_due(now + second).is_none());
+        let (hold, plan) = repeats.take_due(now + second + TOGETHER).unwrap();
+        assert_eq!(plan.deletes().map(ToString::to_string).collect::<Vec<_>>(), ["a", "c"]);
         assert_eq!(repeats.limit(), Some(Lsn::new(7)), "on its way");
         repeats.done(hold);
-        assert_eq!((repeats.limit(), repeats.next_due()), (None, None));
+        let end = now + 3 * second;
+        let rest: Vec<_> = std::iter::from_fn(|| repeats.take_due(end)).collect();
+        let names = rest.iter().flat_map(|(_, plan)| plan.deletes()).map(ToString::to_string);
+        assert_eq!(names.collect::<Vec<_>>(), ["d", "b"]);
+        rest.into_iter().for_each(|(hold, _)| repeats.done(hold));
+        assert_eq!((repeats.limit(), repeats.next_due(), repeats.keys), (None, None, 0));
     }
 }

@@ -233,7 +233,7 @@ impl<'a> Session<'a> {
                 }
                 flushed = arrival(&mut self.measuring) => Event::Flushed(flushed?),
                 () = until(asked) => Event::MayAsk,
-                news = news(&mut self.outing, !self.batcher.is_full()) => news,
+                news = news(&mut self.outing, self.batcher.has_room()) => news,
                 () = until(self.batcher.next_repeat().map(Into::into)) => Event::Repeat,
                 received = self.stream.exchange(may_read) => {
                     received?;
@@ -334,8 +334,13 @@ impl<'a> Session<'a> {
         if self.resumed
             && self.helper.is_some()
             && let Some(errand) = self.batcher.next_errand()
-            && let Some(helper) = self.helper.take()
         {
+            if errand.calls.is_empty() && errand.sweeps.is_empty() {
+                // What it was to do is done already: only messages and tickets are left.
+                return self.batcher.errand_back();
+            }
+            let Some(helper) = self.helper.take() else { return };
+            tracing::debug!(calls = errand.calls.len(), sweeps = errand.sweeps.len(), "an errand begins");
             let (sender, pieces) = mpsc::channel(1);
             self.outing = Some(Outing { done: Box::pin(helper.run(errand, sender)), pieces });
         }
@@ -347,6 +352,7 @@ impl<'a> Session<'a> {
                 self.batcher.take_piece(piece);
             }
         }
+        tracing::debug!(?done, "an errand is back");
         self.helper = Some(helper);
         if done.is_err() {
             return Err(Trouble::Unproven.into());

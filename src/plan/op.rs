@@ -69,6 +69,17 @@ pub struct Call {
     pub cells: Vec<Cell>,
 }
 
+impl Call {
+    /// About how much it holds.
+    pub(super) fn bytes(&self) -> usize {
+        let cell = |cell: &Cell| match cell {
+            Cell::Value(value) => value.len(),
+            Cell::Null | Cell::Absent => 0,
+        };
+        self.arguments.iter().map(Vec::len).chain(self.cells.iter().map(cell)).sum()
+    }
+}
+
 /// The change that made a rule ask, as far as answers and failures need it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Asked {

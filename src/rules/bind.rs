@@ -7,6 +7,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::compile::RuleSet;
 use super::condition::Operand;
 use super::message::Message;
@@ -194,7 +196,12 @@ impl Source {
 
     /// The same, to keep. There is no such image: NULL.
     pub(super) fn cell(self, change: &Change, rendering: Image) -> Cell {
-        self.find(change, rendering).cloned().unwrap_or(Cell::Null)
+        match self.find(change, rendering) {
+            // Not a piece of the message it came in, which would be kept with it.
+            Some(Cell::Value(value)) => Cell::Value(Bytes::copy_from_slice(value)),
+            Some(cell) => cell.clone(),
+            None => Cell::Null,
+        }
     }
 
     fn find(self, change: &Change, rendering: Image) -> Option<&Cell> {

@@ -257,12 +257,11 @@ impl Names<'_> {
     }
 
     fn unreserved(&mut self, text: Spanned<String>, parse: Parse<'_>) -> Option<Spanned<Template>> {
-        if text.value.starts_with(RESERVED) {
-            self.problems.push(
-                text.span.clone(),
-                format!("names that begin with `{RESERVED}` are kept for the state of this tool"),
-                "choose another beginning",
-            );
+        let kept = [(RESERVED, "the state of this tool"), (TAG, "the sets of `tags`")];
+        for (_, what) in kept.iter().filter(|(beginning, _)| text.value.starts_with(beginning)) {
+            let beginning = if text.value.starts_with(TAG) { TAG } else { RESERVED };
+            let message = format!("names that begin with `{beginning}` are kept for {what}");
+            self.problems.push(text.span.clone(), message, "choose another beginning");
         }
         self.parse(text, parse)
     }

@@ -153,7 +153,9 @@ impl Condition {
         match engine::run(&self.expression, Some(&variables)) {
             Ok(Value::Bool(holds)) => Ok(holds),
             Ok(other) => Err(ConditionError::Failed(not_a_bool(&other))),
-            Err(_) if variables.any_absent() => Err(ConditionError::Unknown),
+            Err(ExecutionError::UndeclaredReference(name)) if variables.is_absent(&name) => {
+                Err(ConditionError::Unknown)
+            }
             Err(error) => Err(ConditionError::Failed(self.reason(&variables, &error))),
         }
     }

@@ -34,6 +34,9 @@ impl RuleSet {
                 }
                 Action::Pattern(_) => {
                     if let Some(glob) = as_glob(name) {
+                        if let Some(after) = rule.again_after {
+                            plan.again(call.rule, after, Removal::Keys(glob.clone()));
+                        }
                         plan.pattern(call.rule, glob);
                     }
                 }
@@ -62,7 +65,7 @@ impl RuleSet {
     /// Adds everything that the rule of a call may ever have made: when the rows are not to be had.
     pub fn expand_all(&self, call: &Call, plan: &mut Plan) {
         let Some(rule) = self.rule(call.rule) else { return };
-        rule.removals().into_iter().for_each(|removal| plan.remove(call.rule, removal));
+        rule.remove_all(call.rule, plan);
     }
 }
 

@@ -4,7 +4,7 @@
 //! when it is safe to ask: the caller does, once the change is visible. Invariant: a call is answered with all of its
 //! rows, or with everything that its rule could ever have made, and then it is a dead letter.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
@@ -15,11 +15,11 @@ use tokio_postgres::types::{Format, IsNull, ToSql, Type};
 use tokio_postgres::{Client, Portal, Row, Statement, Transaction};
 
 use super::compile::RuleSet;
-use super::rule::Lookup;
+use super::rule::{Lookup, Rule};
 use super::template::Image;
 use crate::change::Cell;
 use crate::config::{Problems, Spanned, nearest};
-use crate::plan::{Asked, Call, DeadLetter, Plan, Removal, RuleId};
+use crate::plan::{Asked, Call, DeadLetter, Plan, RuleId};
 
 /// How many calls are on their way at once.
 const CALLS_AT_ONCE: usize = 64;
@@ -35,6 +35,8 @@ pub struct Runner {
     client: Client,
     /// By the lookup's position in the file.
     prepared: HashMap<usize, Prepared>,
+    /// It did not answer, or broke in the middle.
+    is_lost: bool,
 }
 
 impl std::fmt::Debug for Runner {
@@ -55,20 +57,17 @@ pub enum Outlet<'a> {
     /// Into a plan.
     Plan(&'a mut Plan),
     /// To somebody who applies them; but for patterns and tags, which join those that are swept anyway.
-    Channel(&'a mpsc::Sender<Plan>, &'a mut Vec<(RuleId, Removal)>),
+    Channel(&'a mpsc::Sender<Plan>, &'a mut Plan),
 }
 
 impl Outlet<'_> {
     /// Hands on one piece.
-    pub async fn send(&mut self, mut piece: Plan) {
+    pub async fn send(&mut self, rules: &RuleSet, mut piece: Plan) {
         match self {
             Self::Plan(plan) => plan.append(piece),
             Self::Channel(sender, sweeps) => {
-                for sweep in piece.take_sweeps() {
-                    if !sweeps.contains(&sweep) {
-                        sweeps.push(sweep);
-                    }
-                }
+                piece.take_sweeps().into_iter().for_each(|(rule, removal)| sweeps.remove(rule, removal));
+                sweeps.limit_sweeps(|rule| rules.rule(rule).map(Rule::removals).unwrap_or_default());
                 if !piece.is_empty() {
                     // Nobody takes it any more: whoever waited for it was dropped.
                     let _ = sender.send(piece).await;
@@ -89,17 +88,19 @@ enum LookupError {
     Broken(String, tokio_postgres::Error),
     #[error("lookup `{0}` did not answer in time")]
     Silent(String),
+    #[error("lookup `{0}` was not asked: the connection to the database is gone")]
+    Away(String),
 }
 
 impl Runner {
     /// Asks on this connection.
     pub fn new(client: Client) -> Self {
-        Self { client, prepared: HashMap::new() }
+        Self { client, prepared: HashMap::new(), is_lost: false }
     }
 
-    /// Whether the connection is gone.
+    /// Whether the connection is of no further use.
     pub fn is_closed(&self) -> bool {
-        self.client.is_closed()
+        self.is_lost || self.client.is_closed()
     }
 
     /// Replaces what a plan asks by the ops that follow from the answers.
@@ -117,55 +118,67 @@ impl Runner {
                 group.push((call, asked));
             }
         }
+        let mut given_up = BTreeMap::new();
         for (position, (lookup, calls)) in rules.lookups().iter().zip(by_lookup).enumerate() {
             for group in calls.chunks(CALLS_AT_ONCE) {
-                let question = Question { rules, lookup, position };
-                // One that fails takes the others of its transaction with it: then each gets one of its own.
-                if group.len() > 1 && self.ask(question, group, outlet).await.is_ok() {
-                    continue;
-                }
-                for call in group {
-                    if let Err(error) = self.ask(question, std::slice::from_ref(call), outlet).await {
-                        outlet.send(give_up(rules, call, &error)).await;
-                    }
-                }
+                self.ask_group(Question { rules, lookup, position }, group, &mut given_up, outlet).await;
             }
+        }
+    }
+
+    /// One call that fails takes the others of its transaction with it: then each gets one of its own, until one of the
+    /// same rule fails again. By then everything that the rule could have made goes anyway.
+    async fn ask_group(
+        &mut self,
+        question: Question<'_>,
+        group: &[(Call, Asked)],
+        given_up: &mut BTreeMap<RuleId, String>,
+        outlet: &mut Outlet<'_>,
+    ) {
+        let is_known = group.iter().any(|(call, _)| given_up.contains_key(&call.rule));
+        if !is_known && !self.is_closed() && group.len() > 1 && self.ask(question, group, outlet).await.is_ok() {
+            return;
+        }
+        for call in group {
+            if let Some(reason) = given_up.get(&call.0.rule) {
+                let mut piece = Plan::default();
+                piece.bury(dead(call, reason.clone()));
+                outlet.send(question.rules, piece).await;
+                continue;
+            }
+            let outcome = match self.is_closed() {
+                true => Err(LookupError::Away(question.lookup.name.value.clone())),
+                false => self.ask(question, std::slice::from_ref(call), outlet).await,
+            };
+            let Err(error) = outcome else { continue };
+            // It may have been prepared for tables that are not the same any more.
+            self.prepared.clear();
+            self.is_lost |= matches!(error, LookupError::Silent(_) | LookupError::Broken(..));
+            if !matches!(error, LookupError::TooMany(..)) {
+                given_up.insert(call.0.rule, error.to_string());
+            }
+            outlet.send(question.rules, give_up(question.rules, call, error.to_string())).await;
         }
     }
 
     async fn ask(
         &mut self,
-        question: Question<'_>,
-        calls: &[(Call, Asked)],
-        outlet: &mut Outlet<'_>,
-    ) -> Result<(), LookupError> {
-        /// What a healthy server and network take beyond the statement itself.
-        const GRACE: Duration = Duration::from_secs(5);
-        let lookup = question.lookup;
-        let statements = u32::try_from(calls.len()).unwrap_or(u32::MAX);
-        let limit = lookup.timeout.saturating_mul(statements).saturating_add(GRACE);
-        let asked = tokio::time::timeout(limit, self.ask_within(question, calls, outlet)).await;
-        asked.unwrap_or_else(|_| Err(LookupError::Silent(lookup.name.value.clone())))
-    }
-
-    async fn ask_within(
-        &mut self,
         Question { rules, lookup, position }: Question<'_>,
         calls: &[(Call, Asked)],
         outlet: &mut Outlet<'_>,
     ) -> Result<(), LookupError> {
-        let failed = |error| failure(lookup, error);
-        let prepared = self.prepare(lookup, position).await.map_err(failed)?;
-        let transaction = self.client.build_transaction().read_only(true).start().await.map_err(failed)?;
+        let prepared = within(lookup, self.prepare(lookup, position)).await?;
+        let transaction = within(lookup, self.client.build_transaction().read_only(true).start()).await?;
         let timeout = format!("set local statement_timeout = {}", lookup.timeout.as_millis());
-        transaction.batch_execute(&timeout).await.map_err(failed)?;
+        within(lookup, transaction.batch_execute(&timeout)).await?;
         let mut first = FuturesOrdered::new();
         for call in calls {
             first.push_back(begin(&transaction, &prepared.statement, call));
         }
         let mut piece = Plan::default();
-        while let Some(begun) = first.next().await {
-            let ((call, asked), portal, mut rows) = begun.map_err(failed)?;
+        while !first.is_empty() {
+            let next = async { first.next().await.transpose() };
+            let Some(((call, asked), portal, mut rows)) = within(lookup, next).await? else { break };
             let mut count = 0;
             loop {
                 count += rows.len();
@@ -177,18 +190,19 @@ impl Runner {
                     let find = |name: &str| cells.iter().find(|(column, _)| *column == name).map(|(_, cell)| cell);
                     rules.expand(call, asked.lsn, &find, &mut piece);
                     if piece.len() >= OPS_PER_PIECE {
-                        outlet.send(std::mem::take(&mut piece)).await;
+                        // However long that takes is not the database's fault.
+                        outlet.send(rules, std::mem::take(&mut piece)).await;
                     }
                 }
                 if rows.len() < usize::try_from(ROWS_AT_ONCE).unwrap_or(usize::MAX) {
                     break;
                 }
-                rows = transaction.query_portal(&portal, ROWS_AT_ONCE).await.map_err(failed)?;
+                rows = within(lookup, transaction.query_portal(&portal, ROWS_AT_ONCE)).await?;
             }
         }
         drop(first);
-        outlet.send(piece).await;
-        transaction.commit().await.map_err(failed)
+        outlet.send(rules, piece).await;
+        within(lookup, transaction.commit()).await
     }
 
     async fn prepare(&mut self, lookup: &Lookup, position: usize) -> Result<Prepared, tokio_postgres::Error> {
@@ -206,6 +220,19 @@ struct Question<'a> {
     rules: &'a RuleSet,
     lookup: &'a Lookup,
     position: usize,
+}
+
+/// What one step gives, if it does not take longer than a healthy server and network ever need.
+async fn within<T>(
+    lookup: &Lookup,
+    step: impl Future<Output = Result<T, tokio_postgres::Error>>,
+) -> Result<T, LookupError> {
+    /// Beyond the statement itself.
+    const GRACE: Duration = Duration::from_secs(3);
+    match tokio::time::timeout(lookup.timeout.saturating_add(GRACE), step).await {
+        Ok(outcome) => outcome.map_err(|error| failure(lookup, error)),
+        Err(_) => Err(LookupError::Silent(lookup.name.value.clone())),
+    }
 }
 
 /// Every column as text, whatever its type: that is what templates and the log are made of.
@@ -242,6 +269,11 @@ fn cells<'a>(row: &Row, columns: &'a [String]) -> Vec<(&'a str, Cell)> {
 fn failure(lookup: &Lookup, error: tokio_postgres::Error) -> LookupError {
     let name = lookup.name.value.clone();
     match error.as_db_error() {
+        // What is wrong with a value quotes it, and no value of a row belongs into a log.
+        Some(refusal) if refusal.code().code().starts_with("22") => LookupError::Refused(
+            name,
+            format!("a value that the query does not take (SQLSTATE {})", refusal.code().code()),
+        ),
         Some(refusal) => {
             LookupError::Refused(name, format!("{} (SQLSTATE {})", refusal.message(), refusal.code().code()))
         }
@@ -250,19 +282,22 @@ fn failure(lookup: &Lookup, error: tokio_postgres::Error) -> LookupError {
 }
 
 /// What is done without an answer: more than would have been.
-fn give_up(rules: &RuleSet, (call, asked): &(Call, Asked), error: &LookupError) -> Plan {
+fn give_up(rules: &RuleSet, call: &(Call, Asked), reason: String) -> Plan {
     let mut plan = Plan::default();
-    rules.expand_all(call, &mut plan);
-    plan.bury(DeadLetter { rule: call.rule, reason: error.to_string(), change: asked.change.clone() });
+    rules.expand_all(&call.0, &mut plan);
+    plan.bury(dead(call, reason));
     plan
+}
+
+fn dead((call, asked): &(Call, Asked), reason: String) -> DeadLetter {
+    DeadLetter { rule: call.rule, reason, change: asked.change.clone() }
 }
 
 /// What is done for every call when there is no connection to ask on.
 pub fn give_up_all(rules: &RuleSet, calls: &[(Call, Asked)], reason: &str) -> Plan {
     let mut plan = Plan::default();
-    for (call, asked) in calls {
-        rules.expand_all(call, &mut plan);
-        plan.bury(DeadLetter { rule: call.rule, reason: reason.to_owned(), change: asked.change.clone() });
+    for call in calls {
+        plan.append(give_up(rules, call, reason.to_owned()));
     }
     plan
 }
@@ -292,8 +327,8 @@ impl RuleSet {
     /// Compares the lookups with the database: their SQL, how many parameters they have, the columns they return.
     pub async fn check_lookups(&self, client: &Client, problems: &mut Problems) -> Result<(), tokio_postgres::Error> {
         for (position, lookup) in self.lookups().iter().enumerate() {
-            let statement = match client.prepare(lookup.sql.value.trim().trim_end_matches(';')).await {
-                Ok(statement) => statement,
+            let Prepared { statement, columns } = match prepare(client, lookup).await {
+                Ok(prepared) => prepared,
                 Err(error) => match error.as_db_error() {
                     Some(refusal) => {
                         let message =
@@ -305,7 +340,7 @@ impl RuleSet {
                     None => return Err(error),
                 },
             };
-            let columns: Vec<_> = statement.columns().iter().map(tokio_postgres::Column::name).collect();
+            let columns: Vec<_> = columns.iter().map(String::as_str).collect();
             if columns.is_empty() {
                 let message = format!("lookup `{}` returns no columns", lookup.name.value);
                 problems.push(lookup.sql.span.clone(), message, "expected a `select`");

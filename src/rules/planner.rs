@@ -131,7 +131,7 @@ impl Planner {
     pub fn collapse(&mut self, change: &Change, plan: &mut Plan) {
         let planned = self.each_rule(change, |_, rule, definition| {
             if definition.triggers_on(change.operation) {
-                definition.removals().into_iter().for_each(|removal| plan.remove(rule.id, removal));
+                definition.remove_all(rule.id, plan);
             }
             Ok(())
         });
@@ -261,6 +261,8 @@ pub(super) fn act(rule: &BoundRule, definition: &Rule, change: &Change, commit: 
                             Some(body) => plan.set(rule.id, SetValue { key, body, ttl: *ttl, lsn: commit.lsn }),
                             None => plan.delete(rule.id, key),
                         },
+                        // Two values may make one key, as two spellings under `lower` do.
+                        (Image::Old, old) if change.new.is_some() && old == key.render(change, Image::New) => {}
                         (_, name) => remove(rule, definition, name, plan),
                     }
                 }
@@ -318,7 +320,7 @@ pub(super) fn act(rule: &BoundRule, definition: &Rule, change: &Change, commit: 
 
 /// Every row went: what a rule may ever have made of one goes too.
 fn act_on_truncate(rule: &BoundRule, definition: &Rule, plan: &mut Plan) {
-    definition.removals().into_iter().for_each(|removal| plan.remove(rule.id, removal));
+    definition.remove_all(rule.id, plan);
     // Which channels and streams a template with columns meant, nobody can tell any more.
     for action in rule.actions.iter().filter(|_| rule.arguments.is_none()) {
         let mut resolve = |_: Source| Resolved::Unknown;
@@ -357,7 +359,7 @@ fn ask(
                 Rendered::Nothing => continue 'image,
                 Rendered::Glob(_) => {
                     // What to ask is not known.
-                    definition.removals().into_iter().for_each(|removal| plan.remove(rule.id, removal));
+                    definition.remove_all(rule.id, plan);
                     continue 'image;
                 }
             }

@@ -12,7 +12,7 @@ use super::message::Message;
 use super::template::Template;
 use crate::change::{Operation, TableName};
 use crate::config::Spanned;
-use crate::plan::Removal;
+use crate::plan::{Plan, Removal, RuleId};
 
 /// What a rule does, in the order of a plan.
 #[derive(Clone, Debug)]
@@ -126,6 +126,16 @@ impl Rule {
     /// Everything it may ever remove or write, version keys included.
     pub fn removals(&self) -> Vec<Removal> {
         self.actions.iter().filter_map(Action::removal).collect()
+    }
+
+    /// Adds everything it may ever have made to what a plan removes, and removes again if it says so.
+    pub(super) fn remove_all(&self, id: RuleId, plan: &mut Plan) {
+        for removal in self.removals() {
+            if let Some(after) = self.again_after {
+                plan.again(id, after, removal.clone());
+            }
+            plan.remove(id, removal);
+        }
     }
 
     /// The columns that it writes through.

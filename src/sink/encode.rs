@@ -109,8 +109,9 @@ pub(super) fn writes(batch: &Batch, now: u64, target: Target<'_>, pipeline: &mut
             etag,
             body: value.body.clone(),
         };
-        let mut write = script(&target.scripts.write, &[&value.key]);
+        let mut write = script(&target.scripts.write, &[&value.key, &target.names.started]);
         write.arg(envelope.encode()).arg(value.lsn.to_fixed_hex()).arg(millis(value.ttl));
+        write.arg(batch.started.to_fixed_hex());
         pipeline.add_command(write);
     }
 }
@@ -121,7 +122,7 @@ pub(super) fn streams(batch: &Batch, labels: &[Label], history: &str, target: Ta
         if target.names.owns(entry.stream.as_bytes()) {
             continue;
         }
-        let mut add = script(&target.scripts.stream, &[&entry.stream]);
+        let mut add = script(&target.scripts.stream, &[&entry.stream, &target.names.streams]);
         add.arg(end.offset()).arg(*number).arg(entry.maxlen).arg(target.ttl_millis()).arg(history);
         add.arg(end.to_fixed_hex());
         add.arg("rule").arg(Label::name(labels, *rule));

@@ -7,7 +7,7 @@
 
 use std::time::{Duration, Instant};
 
-use redis::{Client, ConnectionInfo, Pipeline, RedisError};
+use redis::{Client, ConnectionInfo, Pipeline, RedisError, Value};
 
 use super::broadcast::{Broadcast, BroadcastOp, Chain};
 use super::connection::{Clock, Connection, Dataset, client, info, version};
@@ -63,6 +63,8 @@ pub struct Sink {
     pub(super) scope: Scope,
     pub(super) recent: Recent,
     dead_notices: Notices,
+    stream_notices: Notices,
+    full_notices: Notices,
     /// Tells the history of this database from any other, in stream entries.
     pub(super) history: String,
     connection: Option<Connection>,
@@ -123,6 +125,8 @@ impl Sink {
             scope,
             recent: Recent::default(),
             dead_notices: Notices::default(),
+            stream_notices: Notices::default(),
+            full_notices: Notices::default(),
             history: String::new(),
             connection: None,
             proven: None,
@@ -184,11 +188,14 @@ impl Sink {
                     return Err(Unproven);
                 }
                 Err(Setback::Refused(error)) if error.code() == Some(FULL) && batch.plan.sets().len() > 0 => {
-                    tracing::warn!(
-                        redis = self.address,
-                        values = batch.plan.sets().len(),
-                        "Redis is full: values that rules `set` are deleted instead of written"
-                    );
+                    if self.full_notices.due() {
+                        let values = batch.plan.sets().len();
+                        tracing::warn!(
+                            redis = self.address,
+                            values,
+                            "Redis is full: values that rules `set` are deleted instead of written; raise maxmemory"
+                        );
+                    }
                     batch.plan.doubt_sets(Lsn::new(u64::MAX));
                 }
                 Err(Setback::Refused(error)) => self.refused(&error, &mut patience).await,
@@ -218,7 +225,9 @@ impl Sink {
         removals(batch, self.recorded, target, &mut pipeline);
         writes(batch, connection.clock.at(Instant::now()), target, &mut pipeline);
         announcements(batch, target, broadcast.as_ref(), &mut pipeline);
+        let added_from = pipeline.len();
         streams(batch, &self.scope.labels, &self.history, target, &mut pipeline);
+        let added = added_from..pipeline.len();
         dead_letters(batch, &self.scope.labels, target, &mut pipeline);
         self.recent.write(batch.probe, &self.names, &scripts, &mut pipeline);
         if let Some(moment) = batch.heartbeat {
@@ -228,6 +237,12 @@ impl Sink {
             pipeline.add_command(redis::cmd("TIME")).add_command(info());
         }
         let replies = connection.send(&pipeline).await?;
+        if replies.get(added).into_iter().flatten().any(|reply| *reply == Value::Int(-1)) && self.stream_notices.due() {
+            tracing::warn!(
+                redis = self.address,
+                "entries were dropped: the name of a rule's `stream` is a key of another kind; delete or rename one of them"
+            );
+        }
         if let ([.., time, info], true) = (&*replies, batch.probe) {
             connection.clock = Clock::parse(time)?;
             let dataset = Dataset::parse(&redis::from_redis_value_ref::<String>(info).map_err(RedisError::from)?)?;

@@ -11,9 +11,7 @@ use super::broadcast::{Broadcast, Chain};
 use super::connection::script;
 use super::encode::{Batch, StreamEntry, Target, announcements, removals, streams};
 use super::redis::{Sink, SinkError, unusable};
-use super::resume::history;
 use crate::change::Lsn;
-use crate::coherence::history::Origin;
 use crate::plan::Plan;
 
 impl Sink {
@@ -62,7 +60,7 @@ impl Sink {
         let chain = self.chain.get_or_insert_with(|| Chain::after(None));
         let broadcast = (!ops.is_empty()).then(|| chain.next(epoch, fresh, at, ops));
 
-        let (names, scope, history) = (self.names.clone(), self.scope.clone(), self.history.clone());
+        let (names, scope) = (self.names.clone(), self.scope.clone());
         let connection = self.open().await?;
         let scripts = connection.scripts.clone();
         let target = Target { names: &names, scripts: &scripts, ttl: scope.ttl };
@@ -75,7 +73,8 @@ impl Sink {
         connection.remove(&sweeps, &names, None).await?;
         let mut then = Pipeline::new();
         announcements(&batch, target, broadcast.as_ref(), &mut then);
-        streams(&batch, &scope.labels, &history, target, &mut then);
+        // The daemon's own entries are remembered by position, and these have none of their own.
+        streams(&batch, &scope.labels, "", target, &mut then);
         self.recent.write(true, &names, &scripts, &mut then);
         self.open().await?.send(&then).await?;
         Ok(())
@@ -85,13 +84,12 @@ impl Sink {
     async fn read_place(&mut self) -> Result<(), RedisError> {
         let names = self.names.clone();
         let mut place = redis::cmd("MGET");
-        for key in [&names.epoch, &names.last_broadcast, &names.origin] {
+        for key in [&names.epoch, &names.last_broadcast] {
             place.arg(key.as_bytes());
         }
         let reply = self.open().await?.send(Pipeline::new().add_command(place)).await?.pop().unwrap_or(Value::Nil);
-        let (epoch, last, origin): (Option<String>, Option<String>, Option<String>) = redis::from_redis_value(reply)?;
+        let (epoch, last): (Option<String>, Option<String>) = redis::from_redis_value(reply)?;
         self.epoch = epoch.and_then(|epoch| epoch.parse().ok()).unwrap_or(0);
-        self.history = origin.as_deref().and_then(Origin::decode).as_ref().map(history).unwrap_or_default();
         self.chain = Some(Chain::after(last));
         Ok(())
     }

@@ -150,7 +150,12 @@ impl Sink {
     }
 }
 
-/// A short name of a history: positions of one can be compared, and only those.
-pub(super) fn history(origin: &Origin) -> String {
-    Sha256::digest(origin.encode()).iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+/// A short name of a history: positions of one can be compared, and only those. An unclean stop begins no other: only
+/// log that was safely written is ever streamed.
+fn history(origin: &Origin) -> String {
+    Sha256::digest(format!("{}/{}", origin.system, origin.timeline))
+        .iter()
+        .take(4)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }

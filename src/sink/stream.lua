@@ -1,33 +1,39 @@
 #!lua flags=allow-oom
--- KEYS[1]: a stream. ARGV: the end of the transaction in decimal digits, the entry's number in it, about how many
--- entries to keep, milliseconds until a stream that nobody writes goes, the history, the same position as 16
--- hexadecimal digits, then fields and values. Within one history an entry that is there already is not added again.
--- After positions went back (another history) ids go on after the stream's last one.
-local id = ARGV[1] .. '-' .. ARGV[2]
-local function add(as)
-  return redis.pcall('XADD', KEYS[1], 'MAXLEN', '~', ARGV[3], as,
-    'history', ARGV[5], 'position', ARGV[6] .. '-' .. ARGV[2], unpack(ARGV, 7))
+-- KEYS: a stream, the hash that remembers the last position of each. ARGV: the end of the transaction in decimal
+-- digits, the entry's number in it, about how many entries to keep, milliseconds until a stream that nobody writes
+-- goes, the history (empty: not one of the daemon's, so nothing is remembered), the position as 16 hexadecimal digits,
+-- then fields and values. Within one history an entry that was added is not added again, whatever became of it. After
+-- positions went back (another history) ids go on after the stream's last one. Returns -1 if the key is no stream.
+local kind = redis.call('TYPE', KEYS[1]).ok
+if kind ~= 'stream' and kind ~= 'none' then
+  return -1
 end
-local added = add(id)
+if ARGV[5] ~= '' then
+  local seen = redis.call('HGET', KEYS[2], KEYS[1])
+  local history, hex, number = string.match(seen or '', '^(%S+) (%x+)-(%d+)$')
+  if history == ARGV[5] and (hex > ARGV[6] or (hex == ARGV[6] and tonumber(number) >= tonumber(ARGV[2]))) then
+    return 0
+  end
+end
+local function add(id)
+  return redis.pcall('XADD', KEYS[1], 'MAXLEN', '~', ARGV[3], id, unpack(ARGV, 7))
+end
+local added = add(ARGV[1] .. '-' .. ARGV[2])
 if type(added) == 'table' and added.err then
-  local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
-  if not last then
-    return redis.error_reply(added.err)
-  end
-  local held = {}
-  for i = 1, #last[2], 2 do
-    held[last[2][i]] = last[2][i + 1]
-  end
-  if held.history == ARGV[5] and held.position then
-    local hex, number = string.match(held.position, '^(%x+)-(%d+)$')
-    if hex and (hex > ARGV[6] or (hex == ARGV[6] and tonumber(number) >= tonumber(ARGV[2]))) then
-      return 0
+  local info, last = redis.call('XINFO', 'STREAM', KEYS[1]), nil
+  for i = 1, #info, 2 do
+    if info[i] == 'last-generated-id' then
+      last = info[i + 1]
     end
   end
-  added = add(string.match(last[1], '^(%d+)') .. '-*')
+  added = add(string.match(last, '^(%d+)') .. '-*')
   if type(added) == 'table' and added.err then
     return redis.error_reply(added.err)
   end
 end
 redis.call('PEXPIRE', KEYS[1], ARGV[4])
+if ARGV[5] ~= '' then
+  redis.call('HSET', KEYS[2], KEYS[1], ARGV[5] .. ' ' .. ARGV[6] .. '-' .. ARGV[2])
+  redis.call('PEXPIRE', KEYS[2], ARGV[4])
+end
 return 1

@@ -1,7 +1,13 @@
--- KEYS[1]: a key. ARGV: a value in its envelope, the position it shows as 16 hexadecimal digits, milliseconds until
--- it expires. A value that shows a later position stays; a lease does not, so what its holder read is refused.
-local held = redis.call('GET', KEYS[1])
-if held then
+-- KEYS: a key, `started`. ARGV: a value in its envelope, the position it shows as 16 hexadecimal digits, milliseconds
+-- until it expires, `started` of this batch. Where a later batch began already, this one was delayed on its way and
+-- has been sent again since: the value may be old, so the key goes. Otherwise a value that shows a later position
+-- stays; a lease does not, so what its holder read is refused.
+if redis.call('GET', KEYS[2]) ~= ARGV[4] then
+  redis.call('UNLINK', KEYS[1])
+  return 0
+end
+local held = redis.pcall('GET', KEYS[1])
+if type(held) == 'string' then
   local shown = string.match(held, '^V:%x+ (%x+) ')
   if shown and #shown == 16 and shown > ARGV[2] then
     return 0

@@ -78,8 +78,9 @@ pub(super) struct Variables<'a> {
 }
 
 impl Variables<'_> {
-    pub(super) fn any_absent(&self) -> bool {
-        self.slots.iter().any(Slot::is_absent)
+    /// Whether a variable stands for a column that is not known.
+    pub(super) fn is_absent(&self, variable: &str) -> bool {
+        column_of(variable).and_then(|at| self.slots.get(at)).is_some_and(Slot::is_absent)
     }
 }
 
@@ -120,6 +121,7 @@ fn convert<'a>(bytes: &'a [u8], kind: Kind) -> Result<Box<dyn Val + 'a>, &'stati
         // Two of them could compare as equal and be different.
         Kind::Numeric if digits(bytes) > DIGITS_MAX => Err("has more digits than can be compared"),
         Kind::Float | Kind::Numeric => match number::<f64>(bytes) {
+            Some(0.0) if kind == Kind::Numeric && digits(bytes) > 0 => Err("is too small to be compared"),
             Some(value) => Ok(Box::new(CelDouble::from(value))),
             None => Err("is not a number"),
         },

@@ -124,7 +124,8 @@ impl Assembler {
             #[serde(borrow)]
             payload: &'a serde_json::value::RawValue,
         }
-        match serde_json::from_slice::<Emitted<'_>>(content) {
+        // A database that is not in UTF-8 may hold messages that are not either.
+        match serde_json::from_str::<Emitted<'_>>(&String::from_utf8_lossy(content)) {
             Ok(Emitted { name, payload }) => {
                 let change = self.images.event(&name, payload.get()).unwrap_or_else(|_| {
                     self.images.change(TableName::new("", name.as_str()), Operation::Event, None, Some(&Image::new()))
