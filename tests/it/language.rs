@@ -183,6 +183,24 @@ rules:
 }
 
 #[test]
+fn a_transaction_may_ask_for_more_than_fits_at_once() {
+    let world = world(&FAN_OUT.replace("MAX", "1000").replace("delete: [", "tags: 'org:{id}'\n    delete: ["));
+    world.sql("alter table organizations replica identity full;
+               insert into organizations (id, name, slug) select 'x' || n, 'x' || n, 'x' || n from generate_series(1, 10000) n;
+               insert into memberships select 'y' || n, 'u' || 1 + n % 10, 'x' || n, 'member' from generate_series(1, 10000) n");
+    let daemon = world.daemon();
+    world.sql("begin; update organizations set name = name || '!'; commit");
+    for round in 0..3 {
+        world.cache("v1:user:u1");
+        world.sql(&format!("update organizations set name = '{round}' where id = 'x10'"));
+    }
+    world.settle();
+    assert!(!world.holds("v1:user:u1"));
+    assert!(world.dead_letters().is_empty(), "{:?}", world.dead_letters());
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+#[test]
 fn a_tag_removes_its_keys_and_leases_and_nothing_else() {
     let world = world("rules:\n  org: {table: organizations, tags: 'org:{id}', publish: {channel: done}}\n");
     let daemon = world.daemon();
@@ -378,6 +396,43 @@ fn stream_entries_keep_the_order_of_commits_and_come_once() {
     world.settle();
     let twice = world.stream("v1:changes");
     assert_eq!((&twice[..13], twice.len()), (&once[..], 14));
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+#[test]
+fn what_became_of_a_key_does_not_hold_up_the_rest() {
+    let world = world(
+        "rules:
+  r: {table: users, set: {key: 'user-json:{id}', columns: [id, name]}, delete: 'user:{id}', bump: 'v:{id}', tags: 'u:{id}', stream: {name: changes, data: {name: '{name}'}}}
+",
+    );
+    let mut redis = world.redis();
+    let daemon = world.daemon();
+    world.sql("update users set name = 'a' where id in ('u1', 'u2')");
+    world.settle();
+    // A consumer is done with them.
+    for (id, _) in world.stream("v1:changes") {
+        let _: usize = redis.xdel("v1:changes", &[id]).unwrap();
+    }
+    drop(daemon);
+    let _: usize = redis.del(&["v1:user-json:u1", "v1:v:u1"]).unwrap();
+    let _: () = redis.hset("v1:user-json:u1", "field", "of another application").unwrap();
+    let _: usize = redis.lpush("v1:v:u1", "not a version").unwrap();
+    let _: () = redis.set("v1:tag:u:u1", "not a set").unwrap();
+    world.cache("v1:user:u1");
+    let daemon = world.daemon();
+    world.sql("update users set name = 'b' where id = 'u1'");
+    world.settle();
+    assert!(!world.holds("v1:user:u1") && world.value_of("v1:user-json:u1").is_some());
+    let entries = world.stream("v1:changes");
+    assert_eq!(entries.iter().map(|(_, fields)| fields["data"].as_str()).collect::<Vec<_>>(), [r#"{"name":"b"}"#]);
+    let _: usize = redis.del("v1:changes").unwrap();
+    let _: usize = redis.lpush("v1:changes", "not a stream").unwrap();
+    world.cache("v1:user:u1");
+    world.sql("update users set name = 'c' where id = 'u1'");
+    world.settle();
+    assert!(!world.holds("v1:user:u1"));
+    daemon.wait_for_log("a key of another kind");
     assert_eq!(daemon.stop(), Some(0));
 }
 
