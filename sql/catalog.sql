@@ -45,7 +45,15 @@ select n.nspname as schema,
        (select array_agg(a.attname::text order by a.attnum)
           from pg_index i join pg_attribute a on a.attrelid = c.oid and a.attnum = any ((i.indkey::int2[])[0:i.indnkeyatts - 1])
          where i.indrelid = c.oid
+           -- PostgreSQL takes no deferrable key for an identity.
+           and i.indisvalid and i.indimmediate
            and case c.relreplident when 'i' then i.indisreplident else i.indisprimary end) as identity_columns,
+       -- Above it by inheritance, as a JSON array of [schema, name]: a query of those reads its rows too.
+       (with recursive above as (
+          select inhparent as id from pg_inherits where inhrelid = c.oid and not c.relispartition
+          union select inhparent from pg_inherits join above on inhrelid = above.id)
+        select json_agg(json_build_array(an.nspname, a.relname))::text
+          from above join pg_class a on a.oid = above.id join pg_namespace an on an.oid = a.relnamespace) as inherits,
        rn.nspname as root_schema,
        rc.relname as root_name
   from pg_class c

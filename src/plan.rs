@@ -48,7 +48,8 @@ pub struct Plan {
     /// What was removed already and only has to be told.
     told: Once<Removal, RuleId>,
     dead: Vec<DeadLetter>,
-    dead_more: u64,
+    /// Those that no room was left for, by rule.
+    dead_more: BTreeMap<RuleId, u64>,
     /// The number of the transaction that was begun last.
     transaction: u64,
     /// How many numbers were used.
@@ -168,7 +169,7 @@ impl Plan {
     /// Keeps a change that a rule could not be held against.
     pub fn bury(&mut self, letter: DeadLetter) {
         if self.dead.len() >= DEAD_MAX {
-            self.dead_more += 1;
+            *self.dead_more.entry(letter.rule).or_default() += 1;
             return;
         }
         self.bytes += letter.change.len() + letter.reason.len();
@@ -226,7 +227,7 @@ impl Plan {
         self.again.extend(other.again);
         self.told.extend(other.told);
         other.dead.drain(..).for_each(|letter| self.bury(letter));
-        self.dead_more += other.dead_more;
+        other.dead_more.into_iter().for_each(|(rule, count)| *self.dead_more.entry(rule).or_default() += count);
         self.slow = slow;
         self.slow.extend(other.slow.into_iter().map(|transaction| offset + transaction));
         self.transactions = offset + other.transactions;
@@ -330,7 +331,7 @@ impl Plan {
             removals_of(rule).into_iter().for_each(|removal| self.remove(rule, removal));
         }
         collapsed.dead.into_iter().for_each(|letter| self.bury(letter));
-        self.dead_more += collapsed.dead_more;
+        self.dead_more.extend(collapsed.dead_more);
         collapsed.publishes.len() + collapsed.streams.len()
     }
 
@@ -374,7 +375,7 @@ impl Plan {
 
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0 && self.dead_more == 0
+        self.len() == 0 && self.dead_more.is_empty()
     }
 
     /// The keys to remove.
@@ -439,9 +440,9 @@ impl Plan {
         &self.dead
     }
 
-    /// How many more dead letters there were than are kept.
-    pub fn dead_more(&self) -> u64 {
-        self.dead_more
+    /// How many more dead letters there were than are kept, by rule.
+    pub fn dead_more(&self) -> &BTreeMap<RuleId, u64> {
+        &self.dead_more
     }
 
     /// Every op with the rule that asked first, in the order in which they are applied: what removes and writes,

@@ -230,11 +230,18 @@ impl Loaded {
 
     /// The file as it is.
     fn text_of(path: &Path) -> Result<String, Failure> {
-        std::fs::read_to_string(path).map_err(|error| {
+        let bytes = std::fs::read(path).map_err(|error| {
             Failure::configuration(format!(
                 "cannot read {}: {error}; name the file with --config or UNSTALE_CONFIG",
                 path.display()
             ))
+        })?;
+        String::from_utf8(bytes).map_err(|error| {
+            let at = error.utf8_error().valid_up_to();
+            let text = String::from_utf8_lossy(error.as_bytes());
+            let mut problems = Problems::default();
+            problems.push(at..at + 1, "the file is not UTF-8 here", "save it as UTF-8");
+            show(&problems, path, &text)
         })
     }
 

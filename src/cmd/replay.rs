@@ -154,7 +154,7 @@ impl Applier {
                 self.batch.begin_transaction();
             }
         }
-        if plan.dead().is_empty() && plan.dead_more() == 0 {
+        if plan.dead().is_empty() && plan.dead_more().is_empty() {
             self.letters.extend(portion.letter);
         }
         Ok(())

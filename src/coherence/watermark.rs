@@ -52,7 +52,7 @@ pub struct Names {
     pub recent: CacheKey,
     /// Changes that a rule could not be held against: a stream.
     pub dead: CacheKey,
-    /// How many of them there were, by rule: a hash. Under the empty name, those that no room was left for.
+    /// How many of them there were, by rule: a hash. It counts also those that the stream has no room for.
     pub failures: CacheKey,
     /// The last position that was added to each stream, by the stream's name: a hash.
     pub streams: CacheKey,

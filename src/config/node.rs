@@ -84,10 +84,18 @@ pub(super) fn parse(text: &str, problems: &mut Problems) -> Option<Spanned<Node>
         Err(error) => {
             let lines = Lines::new(text);
             let start = error.location().map_or(0, |location| lines.offset(location.line(), location.column()));
-            problems.push(start..start, error.without_snippet().render_plain(), "not valid YAML here");
+            problems.push(start..start, in_our_words(&error.without_snippet().render_plain()), "not valid YAML here");
             None
         }
     }
+}
+
+/// The library's message without what it says to programmers.
+fn in_our_words(message: &str) -> String {
+    if message.contains("multiple YAML documents") {
+        return "more than one YAML document in the file".to_owned();
+    }
+    message.split(", set DuplicateKeyPolicy").next().unwrap_or(message).to_owned()
 }
 
 /// Plain text of a library error without the source excerpt, which is ours to show.

@@ -17,7 +17,7 @@ use super::errand::Helper;
 use super::resume::resume;
 use super::{SessionError, Source, Trouble};
 use crate::backoff::Notices;
-use crate::change::{Lsn, RelationId, SourceEvent, TableName, Xid};
+use crate::change::{Lsn, Relation, RelationId, SourceEvent, TableName, Xid};
 use crate::coherence::gate::Snapshot;
 use crate::coherence::primary::{Primary, PrimaryError};
 use crate::config::Settings;
@@ -267,10 +267,17 @@ impl<'a> Session<'a> {
                 Some(Frame::Keepalive { wal_end }) => Some(SourceEvent::Progress { wal_end }),
                 Some(Frame::Log(bytes)) => {
                     let message = pgoutput::decode(bytes)?;
-                    if let Message::Relation(body) = &message {
-                        self.find_root(body).await?;
-                    }
+                    let described = match &message {
+                        Message::Relation(body) => {
+                            self.find_root(body).await?;
+                            Some(body.id)
+                        }
+                        _ => None,
+                    };
                     self.assembler.take(message)?;
+                    if let Some(relation) = described.and_then(|id| self.assembler.relation(id)) {
+                        self.compare(relation);
+                    }
                     None
                 }
             };
@@ -282,14 +289,29 @@ impl<'a> Session<'a> {
         Ok(false)
     }
 
-    /// A table that no rule names may be a partition of one that a rule does.
+    /// Says what rules read of a table and it does not have any more.
+    fn compare(&self, relation: &Relation) {
+        let missing = self.batcher.planner().missing(relation);
+        if !missing.is_empty() {
+            tracing::warn!(
+                table = %relation.name,
+                missing = missing.join(", "),
+                "rules read columns that the table does not have any more, so every change of it deletes by pattern; \
+                 correct the rules and restart"
+            );
+        }
+    }
+
+    /// A table that no rule names may be a partition of one that a rule does, or inherit from it.
     async fn find_root(&mut self, body: &pgoutput::RelationBody) -> Result<(), SessionError> {
         if self.batcher.planner().has_rules_for(&TableName::new(&body.schema, &body.table)) {
             self.assembler.set_root(body.id, None);
             return Ok(());
         }
-        let asked = tokio::time::timeout(CATALOG_TIMEOUT, ask_root(&self.primary, body.id, self.batcher.open_xid()));
-        let root = asked.await.unwrap_or_else(|_| Err(Trouble::Catalog("no answer in time".to_owned())))?;
+        let asked = tokio::time::timeout(CATALOG_TIMEOUT, ask_place(&self.primary, body.id, self.batcher.open_xid()));
+        let ancestors = asked.await.unwrap_or_else(|_| Err(Trouble::Catalog("no answer in time".to_owned())))?;
+        let named = ancestors.iter().find(|table| self.batcher.planner().has_rules_for(table));
+        let root = named.or(ancestors.last()).cloned();
         self.assembler.set_root(body.id, root);
         Ok(())
     }
@@ -520,15 +542,15 @@ async fn until(moment: Option<tokio::time::Instant>) {
 
 /// Asks until the answer includes what the transaction being received did, if it did anything to the table's place:
 /// PostgreSQL sends commits before they are visible.
-async fn ask_root(primary: &Primary, relation: RelationId, xid: Option<Xid>) -> Result<Option<TableName>, Trouble> {
+async fn ask_place(primary: &Primary, relation: RelationId, xid: Option<Xid>) -> Result<Vec<TableName>, Trouble> {
     const ASK_AGAIN_AFTER: Duration = Duration::from_millis(1);
     loop {
-        let answer = catalog::root_of(primary.client(), relation).await;
-        let Place { root, settled, snapshot } = answer.map_err(|error| Trouble::Catalog(error.to_string()))?;
+        let answer = catalog::place_of(primary.client(), relation).await;
+        let Place { ancestors, settled, snapshot } = answer.map_err(|error| Trouble::Catalog(error.to_string()))?;
         let snapshot =
             Snapshot::parse(&snapshot).ok_or_else(|| Trouble::Catalog(format!("the snapshot {snapshot:?}")))?;
         if settled || xid.is_none_or(|xid| snapshot.sees(xid)) {
-            return Ok(root);
+            return Ok(ancestors);
         }
         tokio::time::sleep(ASK_AGAIN_AFTER).await;
     }

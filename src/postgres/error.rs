@@ -63,7 +63,9 @@ pub fn advice(sqlstate: &str, message: &str) -> Option<&'static str> {
             "check the role, and that pg_hba.conf lets it in from here (a database line is enough for logical replication)"
         }
         "3D000" => "check the database name in source.url",
-        "42501" => "give the role what it needs: ALTER ROLE name REPLICATION, and SELECT on the published tables",
+        "42501" => {
+            "give the role what it lacks: ALTER ROLE name REPLICATION for the slot, CREATE on the database for the publication, the tables themselves to publish or widen them, SELECT for what is read"
+        }
         "42704" => "run `unstale setup` to create what is missing",
         "53300" => "raise max_connections or max_wal_senders and restart PostgreSQL, or free a connection",
         "53400" => {

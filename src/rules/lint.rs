@@ -53,11 +53,69 @@ pub fn lint(rules: &RuleSet, catalog: Option<&Catalog>) -> Vec<Lint> {
         lints.extend(never_fires(rule, rules.truncate));
         lints.extend(always_fires(rule));
         lints.extend(never_renders(rule));
+        lints.extend(leaves_values(rule));
+        lints.extend(leaves_names(rule));
     }
     lints.extend(duplicates(rules.rules()));
     lints.extend(unused_lookups(rules));
     lints.extend(keys::ambiguous(rules.rules(), catalog));
     lints.sort_by_key(|lint| lint.span.start);
+    lints
+}
+
+/// A value that is written through and not kept up.
+fn leaves_values(rule: &Rule) -> Vec<Lint> {
+    const ID: &str = "set-goes-stale";
+    let Some(set) = rule.actions.iter().find(|action| matches!(action, Action::Set { .. })) else { return Vec::new() };
+    let place = &set.name().span;
+    let mut lints = Vec::new();
+    let watched = |column: &str| rule.changed.is_empty() || rule.changed.iter().any(|known| known.value == column);
+    // What names the value goes on to name it.
+    let names = |column: &str| set.name().value.references().any(|reference| reference.column == column);
+    let unwatched = |column: &&Spanned<String>| !watched(&column.value) && !names(&column.value);
+    for column in rule.set_columns().filter(unwatched) {
+        let message = format!("rule `{}` writes `{}` and does not watch it", rule.name, column.value);
+        let lint = Lint::new(ID, true, &column.span, message);
+        lints.push(lint.why("when it changes, the value stays as it was").fix("add it to `changed`"));
+    }
+    if rule.trigger == Trigger::Table && !rule.triggers_on(Operation::Delete) {
+        let message = format!("rule `{}` writes a value and does not see its row go", rule.name);
+        let lint = Lint::new(ID, true, place, message);
+        lints.push(lint.why("the value of a row that was deleted stays until its ttl").fix("add `delete` to `ops`"));
+    }
+    if let Some(condition) = &rule.condition
+        && condition.value.columns().iter().any(|column| column.image == Image::New)
+        && condition.value.columns().iter().all(|column| column.image != Image::Old)
+    {
+        let message = format!("rule `{}` writes a value while its `when` holds, and does not see it end", rule.name);
+        let lint = Lint::new(ID, false, &condition.span, message);
+        lints.push(
+            lint.why("a row that `when` no longer takes leaves its value behind").fix("let `when` look at `old` too"),
+        );
+    }
+    lints
+}
+
+/// A name that changes with a column which the rule does not watch.
+fn leaves_names(rule: &Rule) -> Vec<Lint> {
+    if rule.changed.is_empty() || !rule.triggers_on(Operation::Update) {
+        return Vec::new();
+    }
+    let watched = |column: &str| rule.changed.iter().any(|known| known.value == column);
+    // What identifies a row hardly ever changes, and nobody lists it.
+    let is_key = |column: &str| column == "id" || column.ends_with("_id");
+    let mut lints = Vec::new();
+    for (_, name) in rule.actions() {
+        for reference in name.value.references().filter(|reference| reference.image == Image::Either) {
+            if watched(&reference.column) || is_key(&reference.column) {
+                continue;
+            }
+            let message = format!("rule `{}` names a key by `{}` and does not watch it", rule.name, reference.column);
+            let span = super::compile::part_of(&name.span, name.value.text_len(), &reference.span);
+            let lint = Lint::new("key-goes-stale", false, &span, message);
+            lints.push(lint.why("when it changes, the key under the old value stays").fix("add it to `changed`"));
+        }
+    }
     lints
 }
 
@@ -226,7 +284,7 @@ mod tests {
     fn a_rule_that_never_fires() {
         check("rules: {r: {table: t, when: 'false', delete: 'k:{a}'}}\n", &["rule-never-fires true: false"]);
         check("rules: {r: {table: t, ops: insert, changed: [b], delete: 'k:{a}'}}\n", &["rule-never-fires true: b"]);
-        check("rules: {r: {table: t, ops: [insert, update], changed: [b], delete: 'k:{a}'}}\n", &[]);
+        check("rules: {r: {table: t, ops: [insert, update], changed: [a], delete: 'k:{a}'}}\n", &[]);
         let truncate = "rules: {r: {table: t, ops: truncate, delete: 'k:{a}'}}\n";
         check(&format!("defaults: {{truncate: ignore}}\n{truncate}"), &["rule-never-fires true: r"]);
         check(truncate, &[]);
@@ -249,7 +307,7 @@ mod tests {
     fn a_rule_that_adds_nothing() {
         let two = |second: &str| format!("rules: {{one: {{table: t, delete: 'k:{{a}}'}}, two: {{{second}}}}}\n");
         check(&two("table: t, delete: 'k:{ a }'"), &["duplicate-rule true: two"]);
-        check(&two("table: t, ops: update, changed: b, delete: 'k:{a}'"), &["duplicate-rule false: two"]);
+        check(&two("table: t, ops: update, changed: a, delete: 'k:{a}'"), &["duplicate-rule false: two"]);
         check(&two("table: t, delete: ['k:{a}', 'l:{a}']"), &["duplicate-rule false: one"]);
         check(&two("table: t, again_after: 1s, delete: 'k:{a}'"), &[]);
         check(&two("table: u, delete: 'k:{a}'"), &[]);
@@ -270,5 +328,15 @@ mod tests {
             &format!("{lookups}rules: {{r: {{table: t, for_each: 'members({{id}}) as m', delete: 'k:{{m.a}}'}}}}\n"),
             &["unused-lookup false: idle"],
         );
+    }
+
+    #[test]
+    fn a_value_or_a_name_that_goes_stale() {
+        let of = |fields: &str| format!("rules: {{r: {{table: t, {fields}}}}}");
+        check(&of("changed: [a], set: {key: 'k:{id}', columns: [id, b]}"), &["set-goes-stale true: b"]);
+        check(&of("ops: [insert, update], set: {key: 'k:{id}', columns: [id]}"), &["set-goes-stale true: k:{id}"]);
+        check(&of("when: new.a > 1, set: {key: 'k:{id}', columns: [id]}"), &["set-goes-stale false: new.a > 1"]);
+        check(&of("when: new.a > 1 || old.a > 1, set: {key: 'k:{id}', columns: [id]}"), &[]);
+        check(&of("changed: [a], delete: ['k:{id}', 'e:{email}', 'o:{old.b}']"), &["key-goes-stale false: email"]);
     }
 }

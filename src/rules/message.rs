@@ -29,6 +29,16 @@ impl<T> Message<T> {
         }
     }
 
+    /// Every template.
+    pub(super) fn templates(&self) -> Vec<&T> {
+        match self {
+            Self::Template(template) => vec![template],
+            Self::Literal(_) => Vec::new(),
+            Self::List(items) => items.iter().flat_map(Self::templates).collect(),
+            Self::Object(fields) => fields.iter().flat_map(|(_, field)| field.templates()).collect(),
+        }
+    }
+
     /// Calls `f` for every template.
     pub(super) fn each(&self, f: &mut impl FnMut(&T)) {
         match self {

@@ -12,7 +12,7 @@ use super::condition::{ConditionError, Operand};
 use super::message::{Message, write_field};
 use super::rule::Rule;
 use super::template::{Image, Rendered, Resolved};
-use crate::change::{Cell, Change, Commit, Kind, Operation, RelationId, TableName, json};
+use crate::change::{Cell, Change, Commit, Kind, Operation, Relation, RelationId, TableName, json};
 use crate::config::{Truncate, Unknown};
 use crate::key::Glob;
 use crate::plan::{Asked, Call, DeadLetter, Entry, Plan, Publish, Removal, SetValue};
@@ -84,6 +84,19 @@ impl Planner {
     /// Whether any rule names this table.
     pub fn has_rules_for(&self, table: &TableName) -> bool {
         !self.rules.of_table(table).is_empty()
+    }
+
+    /// What rules read of a table and it does not have, as `rule: column`: renamed or dropped since the start.
+    pub fn missing(&self, relation: &Relation) -> Vec<String> {
+        let exists = |name: &str| relation.columns.iter().any(|column| column.name == name);
+        let mut missing = Vec::new();
+        for id in self.rules.of_table(&relation.name) {
+            let Some(rule) = self.rules.rule(id) else { continue };
+            for column in rule.columns().into_iter().filter(|column| !exists(column)) {
+                missing.push(format!("{}: {column}", rule.name));
+            }
+        }
+        missing
     }
 
     /// Adds the ops of one change to a plan.
@@ -440,7 +453,7 @@ fn message<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::change::{Column, Relation, Row};
+    use crate::change::{Column, Row};
     use crate::config::Document;
     use proptest::prelude::*;
 

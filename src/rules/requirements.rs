@@ -82,8 +82,8 @@ impl RuleSet {
                 of_table().flat_map(old_columns).map(|(_, reference)| reference.column.as_str()).collect();
             let exists = |column: &str| table.columns.iter().any(|known| known.name == column);
             let missing = needed.iter().any(|&column| exists(column) && !table.identity.carries(column));
-            let unusable = table.identity == Identity::Nothing
-                && of_table().any(|rule| rule.triggers_on(Operation::Update) || rule.triggers_on(Operation::Delete));
+            // Whatever the rules are about: the publication is about everything.
+            let unusable = table.identity == Identity::Nothing;
             if !missing && !unusable {
                 continue;
             }

@@ -3,13 +3,14 @@
 //! Owns the shape of a rule. It must not see YAML or changes. Invariant: what a rule may ever remove or write follows
 //! from its templates alone.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::time::Duration;
 
 use super::condition::Condition;
 use super::for_each::ForEach;
 use super::message::Message;
-use super::template::Template;
+use super::template::{Image, Template};
 use crate::change::{Operation, TableName};
 use crate::config::Spanned;
 use crate::plan::{Plan, Removal, RuleId};
@@ -136,6 +137,20 @@ impl Rule {
             }
             plan.remove(id, removal);
         }
+    }
+
+    /// Every column of the table that it reads.
+    pub(super) fn columns(&self) -> BTreeSet<&str> {
+        let mut columns: BTreeSet<&str> = self.changed.iter().map(|column| column.value.as_str()).collect();
+        columns.extend(self.set_columns().map(|column| column.value.as_str()));
+        let condition = self.condition.iter().flat_map(|condition| condition.value.columns());
+        columns.extend(condition.map(|column| column.column.as_str()));
+        let names = self.names().chain(self.for_each.iter().flat_map(|for_each| &for_each.arguments));
+        let data = self.actions.iter().filter_map(Action::data).flat_map(Message::templates);
+        let references = names.chain(data).flat_map(|template| template.value.references());
+        let ours = references.filter(|reference| reference.image != Image::Lookup);
+        columns.extend(ours.map(|reference| reference.column.as_str()));
+        columns
     }
 
     /// The columns that it writes through.

@@ -1,6 +1,12 @@
 #!lua flags=allow-oom
 -- KEYS: a stream, a hash that counts by rule. ARGV: about how many entries to keep, milliseconds until both go when
 -- nobody writes them, the rule, how many to count, then the fields and values of an entry, if any.
+for i, wanted in ipairs({'stream', 'hash'}) do
+  local kind = redis.call('TYPE', KEYS[i]).ok
+  if kind ~= wanted and kind ~= 'none' then
+    redis.call('UNLINK', KEYS[i])
+  end
+end
 if #ARGV > 4 then
   redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', 'rule', ARGV[3], unpack(ARGV, 5))
   redis.call('PEXPIRE', KEYS[1], ARGV[2])

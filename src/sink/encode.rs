@@ -146,8 +146,8 @@ pub(super) fn dead_letters(batch: &Batch, labels: &[Label], target: Target<'_>, 
         bury.arg("reason").arg(&letter.reason).arg("at").arg(at).arg("change").arg(&letter.change);
         pipeline.add_command(bury);
     }
-    if batch.plan.dead_more() > 0 {
-        pipeline.add_command(bury("", batch.plan.dead_more()));
+    for (rule, count) in batch.plan.dead_more() {
+        pipeline.add_command(bury(Label::name(labels, *rule), *count));
     }
 }
 

@@ -5,6 +5,7 @@
 //! because every op is idempotent; a batch is never sent to another dataset than the one whose history was
 //! proven.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use redis::{Client, ConnectionInfo, Pipeline, RedisError, Value};
@@ -21,7 +22,7 @@ use crate::change::Lsn;
 use crate::coherence::epoch::Allowance;
 use crate::coherence::history::Doubt;
 use crate::coherence::watermark::{LOST, Names};
-use crate::plan::Removal;
+use crate::plan::{Removal, RuleId};
 
 /// The code of the error by which Redis says that its memory is full.
 const FULL: &str = "OOM";
@@ -62,7 +63,7 @@ pub struct Sink {
     pub(super) names: Names,
     pub(super) scope: Scope,
     pub(super) recent: Recent,
-    dead_notices: Notices,
+    dead_notices: BTreeMap<RuleId, Notices>,
     stream_notices: Notices,
     full_notices: Notices,
     /// Tells the history of this database from any other, in stream entries.
@@ -124,7 +125,7 @@ impl Sink {
             names,
             scope,
             recent: Recent::default(),
-            dead_notices: Notices::default(),
+            dead_notices: BTreeMap::new(),
             stream_notices: Notices::default(),
             full_notices: Notices::default(),
             history: String::new(),
@@ -261,14 +262,18 @@ impl Sink {
 
     /// Says that rules failed, and why, at growing intervals: a rule that fails does so for every row.
     fn tell_of_dead(&mut self, batch: &Batch) {
-        let Some(letter) = batch.plan.dead().first().filter(|_| self.dead_notices.due()) else { return };
-        let label = self.scope.labels.get(letter.rule.position());
-        tracing::warn!(
-            rule = label.map_or("", |label| &label.name),
-            line = label.map_or(0, |label| label.line),
-            reason = letter.reason,
-            "a rule failed on a change, so more was deleted than it may have asked for; `unstale dry-run --dead` shows such changes"
-        );
+        for letter in batch.plan.dead() {
+            if !self.dead_notices.entry(letter.rule).or_default().due() {
+                continue;
+            }
+            let label = self.scope.labels.get(letter.rule.position());
+            tracing::warn!(
+                rule = label.map_or("", |label| &label.name),
+                line = label.map_or(0, |label| label.line),
+                reason = letter.reason,
+                "a rule failed on a change, so more was deleted than it may have asked for; `unstale dry-run --dead` shows such changes"
+            );
+        }
     }
 
     /// The open connection, or a new one.

@@ -29,6 +29,10 @@ pub(super) fn explain(error: &RedisError) -> Refusal {
             "the ACL of the user in target.url must allow the command and the namespace's keys and channels",
         ),
         Some("NOAUTH" | "WRONGPASS") => known(true, "check the user and password in target.url"),
+        Some("WRONGTYPE") => known(
+            false,
+            "a key that begins with the namespace and `unstale:` holds what another program put there: delete it",
+        ),
         Some("NOSCRIPT") => known(true, "the scripts were flushed: loading them again"),
         Some("CROSSSLOT" | "MOVED") => {
             known(true, "this is a cluster, which this version does not support; name a single server")

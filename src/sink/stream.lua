@@ -9,8 +9,14 @@ if kind ~= 'stream' and kind ~= 'none' then
   return -1
 end
 if ARGV[5] ~= '' then
-  local seen = redis.call('HGET', KEYS[2], KEYS[1])
-  local history, hex, number = string.match(seen or '', '^(%S+) (%x+)-(%d+)$')
+  local seen = redis.pcall('HGET', KEYS[2], KEYS[1])
+  if type(seen) ~= 'string' then
+    if seen then
+      redis.call('UNLINK', KEYS[2])
+    end
+    seen = ''
+  end
+  local history, hex, number = string.match(seen, '^(%S+) (%x+)-(%d+)$')
   if history == ARGV[5] and (hex > ARGV[6] or (hex == ARGV[6] and tonumber(number) >= tonumber(ARGV[2]))) then
     return 0
   end

@@ -104,6 +104,8 @@ fn kind(json: &str) -> Option<Kind> {
         Some(b'"') => Some(Kind::Text),
         Some(b'{' | b'[') => Some(Kind::Json),
         Some(_) if json.parse::<i64>().is_ok() => Some(Kind::Integer),
+        // As many digits as a double precision column writes: one that reads back as it was.
+        Some(_) if json.parse::<f64>().is_ok_and(|value| value.to_string() == json) => Some(Kind::Float),
         Some(_) => Some(Kind::Numeric),
     }
 }
@@ -113,7 +115,10 @@ fn common(one: Option<Kind>, other: Option<Kind>) -> Option<Kind> {
     match (one, other) {
         (None, kind) | (kind, None) => kind,
         (one, other) if one == other => one,
-        (Some(Kind::Integer | Kind::Numeric), Some(Kind::Integer | Kind::Numeric)) => Some(Kind::Numeric),
+        (Some(Kind::Integer | Kind::Float), Some(Kind::Integer | Kind::Float)) => Some(Kind::Float),
+        (Some(Kind::Integer | Kind::Float | Kind::Numeric), Some(Kind::Integer | Kind::Float | Kind::Numeric)) => {
+            Some(Kind::Numeric)
+        }
         _ => Some(Kind::Text),
     }
 }
@@ -155,6 +160,9 @@ mod tests {
         check("1", "-9223372036854775808", Kind::Integer);
         check("1", "9223372036854775808", Kind::Numeric);
         check("1", "1.0", Kind::Numeric);
+        check("1", "1.5", Kind::Float);
+        check("0.30000000000000004", "0.1", Kind::Float);
+        check("0.300000000000000041", "0.1", Kind::Numeric);
         check("true", "false", Kind::Boolean);
         check("true", "null", Kind::Boolean);
         check("[1]", "{\"x\":1}", Kind::Json);

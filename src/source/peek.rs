@@ -12,7 +12,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, RowStream};
 
 use super::replication::assemble::{AssembleError, Assembler};
-use super::replication::catalog::{Place, root_of};
+use super::replication::catalog::{Place, place_of};
 use super::replication::pgoutput::{self, DecodeError, Message};
 use super::table::AS_IN_THE_LOG;
 use crate::change::{RelationId, SourceEvent, TableName};
@@ -103,7 +103,8 @@ pub async fn find_root(client: &Client, relation: RelationId) -> Result<Option<T
     const ASKED_MAX: u32 = 50;
     let mut asked = 1;
     loop {
-        let Place { root, settled, .. } = root_of(client, relation).await?;
+        let Place { mut ancestors, settled, .. } = place_of(client, relation).await?;
+        let root = ancestors.pop();
         if settled || asked >= ASKED_MAX {
             return Ok(root);
         }

@@ -85,8 +85,8 @@ fn query(table: &Table, condition: Option<&str>, limit: Option<u32>) -> String {
     let columns: Vec<_> = table.columns.iter().map(|column| quote(&column.name)).collect();
     let mut query = format!("select {} from {}", columns.join(", "), quote_table(&table.name));
     if let Some(condition) = condition {
-        // The line break ends a comment that the condition may end with.
-        query.push_str(&format!(" where (\n{condition}\n)"));
+        // The line break ends a comment that the condition may end with. No parentheses that it could close.
+        query.push_str(&format!(" where {condition}\n"));
     }
     if let Some(limit) = limit {
         query.push_str(&format!(" limit {limit}"));
@@ -118,7 +118,7 @@ mod tests {
             leaves: Vec::new(),
         };
         assert_eq!(query(&table, None, None), "select id, \"user\", \"a\"\"b\" from public.\"Order\"");
-        let expected = "select id, \"user\", \"a\"\"b\" from public.\"Order\" where (\nid > 1 -- or so\n) limit 5";
+        let expected = "select id, \"user\", \"a\"\"b\" from public.\"Order\" where id > 1 -- or so\n limit 5";
         assert_eq!(query(&table, Some("id > 1 -- or so"), Some(5)), expected);
     }
 }

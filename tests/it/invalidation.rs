@@ -259,7 +259,7 @@ fn a_partition_is_known_although_the_commit_that_made_it_is_not_yet_visible() {
     );
     let waits = "select count(*)::text from pg_stat_activity where wait_event = 'SyncRep'";
     wait_until(EVENT_MAX, "the commit waits", || world.value(waits) == "1");
-    let asked = "select count(*)::text from pg_stat_activity where pid <> pg_backend_pid() and query like '%pg_partition_root(%'";
+    let asked = "select count(*)::text from pg_stat_activity where pid <> pg_backend_pid() and query like '%pg_inherits join above%'";
     wait_until(EVENT_MAX, "the daemon asks the catalog", || world.value(asked) == "1");
     assert!(!world.value("select coalesce(to_regclass('events_3')::text, '')").contains("events_3"));
     world.sql("alter system reset synchronous_standby_names");
@@ -367,5 +367,75 @@ fn postgresql_can_be_shut_down_while_it_is_read() {
     world.sql("update users set name = 'back' where id = 'u2'");
     world.settle();
     assert!(!world.holds("v1:user:u2"));
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+/// The servers' head of a file, and one rule after another.
+fn rules(rules: &str) -> String {
+    let head = "version: 1\nsource: {url: '${DATABASE_URL}'}\ntarget: {url: '${REDIS_URL}', namespace: 'v1:'}\n";
+    format!("{head}rules:\n{rules}")
+}
+
+#[test]
+fn rows_of_heirs_are_rows_of_the_table() {
+    let world = World::with_rules(&rules("  base: {table: base, delete: 'base:{id}'}\n"));
+    world.sql("create table base (id int primary key, v text); create table child (extra text) inherits (base)");
+    world.run_ok(&["setup"]);
+    let daemon = world.daemon();
+    let statements = [
+        "insert into child values (7, 'a')",
+        "update base set v = 'b'",
+        "delete from child",
+        "insert into base values (7)",
+    ];
+    for sql in statements {
+        world.cache("v1:base:7");
+        world.sql(sql);
+        world.settle();
+        assert!(!world.holds("v1:base:7"), "{sql}");
+    }
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+/// PostgreSQL refuses updates of a published table whose identity it does not take.
+#[test]
+fn no_table_is_published_that_could_not_be_written_any_more() {
+    let both = "  late: {table: late, delete: 'late:{id}'}\n  bare: {table: bare, ops: insert, delete: 'bare'}\n";
+    let world = World::with_rules(&rules(both));
+    world.sql(
+        "create table late (id int primary key deferrable initially deferred, v text); create table bare (v text)",
+    );
+    world.sql("insert into late values (1, 'a'); insert into bare values ('a')");
+    let said = crate::support::text(&world.run(&["check"]));
+    assert!(said.contains("no replica identity") && said.contains("REPLICA IDENTITY FULL"), "{said}");
+    world.run_ok(&["setup"]);
+    let daemon = world.daemon();
+    world.cache("v1:late:1");
+    world.sql("update late set v = 'b'; update bare set v = 'b'; delete from bare");
+    world.settle();
+    assert!(!world.holds("v1:late:1"));
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+#[test]
+fn a_database_without_an_encoding_is_read_as_it_is() {
+    let mut world = World::with_rules(&rules("  t: {table: t, delete: 't:{id}'}\n"));
+    world.sql("create database plain encoding 'SQL_ASCII' template template0");
+    world.database_url = world.postgres.url("plain");
+    let run = |sql: &str| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime
+            .block_on(async { crate::support::connect(&world.database_url).await.batch_execute(sql).await.unwrap() });
+    };
+    run("create table t (id text primary key)");
+    world.run_ok(&["setup"]);
+    let daemon = world.daemon();
+    let mut redis = world.redis();
+    let _: () = redis.set(&b"v1:t:\xff"[..], "cached").unwrap();
+    world.cache("v1:t:after");
+    run(r"set client_encoding to 'SQL_ASCII'; insert into t values (E'\xff')");
+    run("insert into t values ('after')");
+    wait_until(EVENT_MAX, "the row after it", || !world.holds("v1:t:after"));
+    assert!(!redis.exists::<_, bool>(&b"v1:t:\xff"[..]).unwrap());
     assert_eq!(daemon.stop(), Some(0));
 }

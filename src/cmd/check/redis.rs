@@ -159,7 +159,7 @@ async fn permissions(
     if !to_look.is_empty() {
         let Missing { list, command } = missing(&to_look);
         let finding = Finding::warning("redis-acl-look", format!("Redis at {address}: {who} lacks {list}"))
-            .why("invalidation does without; `explain`, `listen` and the like do not work for this user");
+            .why("invalidation does without; `explain` and `dry-run --dead` do not work for this user");
         found.push(finding.statement(Stage::Redis, command, ACL_COST));
     }
     if !untried.is_empty() {

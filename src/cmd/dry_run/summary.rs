@@ -69,7 +69,7 @@ impl Summary {
             counts.fan_out = counts.fan_out.max(*count);
         }
         self.largest = self.largest.max(self.open.values().sum());
-        self.buried += plan.dead().len() as u64 + plan.dead_more();
+        self.buried += plan.dead().len() as u64 + plan.dead_more().values().sum::<u64>();
         for letter in plan.dead().iter().take(NAMED_MAX - self.letters.len()) {
             self.letters.push((letter.rule, letter.reason.clone()));
         }

@@ -144,6 +144,11 @@ impl Assembler {
         self.ready.pop_front()
     }
 
+    /// A relation as it was described last.
+    pub fn relation(&self, id: RelationId) -> Option<&Relation> {
+        self.relations.get(&id).map(|known| known.relation.as_ref())
+    }
+
     fn expect_transaction(&self, inside: bool, what: &'static str) -> Result<(), AssembleError> {
         if self.in_transaction == inside { Ok(()) } else { Err(AssembleError::OutOfPlace(what)) }
     }

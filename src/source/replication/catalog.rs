@@ -12,19 +12,22 @@ use crate::change::{Kind, RelationId, TableName};
 /// Every table outside the system schemas, with its columns, identity and leaves.
 const TABLES: &str = include_str!("../../../sql/catalog.sql");
 
-/// The root of a partition, if the relation is one; whether nobody is about to move it or what is above it, which
-/// writes to the rows of `pg_class`; and the snapshot in which that holds.
-const ROOT: &str = "select pg_current_snapshot()::text, n.nspname, c.relname, \
-                    coalesce((select bool_and(l.xmax::text = '0') from pg_class l where l.oid = $1 \
-                              or l.oid in (select relid from pg_partition_ancestors($1::oid::regclass))), false) \
-                    from (values (pg_partition_root($1::oid::regclass))) root (id) \
-                    left join pg_class c on c.oid = root.id and c.oid <> $1 left join pg_namespace n on n.oid = c.relnamespace";
+/// What is above a relation, as a partition or by inheritance, nearest first; whether nobody is about to move it or
+/// what is above it, which writes to the rows of `pg_class`; and the snapshot in which that holds.
+const ANCESTORS: &str = "with recursive above (id, depth) as ( \
+     select inhparent, 1 from pg_inherits where inhrelid = $1 \
+     union all select inhparent, depth + 1 from pg_inherits join above on inhrelid = above.id where depth < 100) \
+     select pg_current_snapshot()::text, \
+     array(select n.nspname::text from above join pg_class c on c.oid = above.id join pg_namespace n on n.oid = c.relnamespace order by depth, c.oid), \
+     array(select c.relname::text from above join pg_class c on c.oid = above.id order by depth, c.oid), \
+     coalesce((select bool_and(l.xmax::text = '0') from pg_class l where l.oid = $1 or l.oid in (select id from above)), false)";
 
 /// Reads the whole catalog of a database.
 pub async fn read(client: &Client) -> Result<Catalog, tokio_postgres::Error> {
     let path = client.query_one("select current_schemas(false)::text[]", &[]).await?;
     let mut tables = Vec::new();
     let mut leaves_of: HashMap<TableName, Vec<(TableName, Identity)>> = HashMap::new();
+    let mut heirs_of: HashMap<TableName, Vec<(TableName, Identity)>> = HashMap::new();
     let rows = client.query(TABLES, &[]).await?;
     for row in &rows {
         let name = TableName::new(row.get::<_, String>("schema"), row.get::<_, String>("name"));
@@ -39,6 +42,13 @@ pub async fn read(client: &Client) -> Result<Catalog, tokio_postgres::Error> {
         }
         let types: Vec<(u32, String)> =
             row.get::<_, Vec<u32>>("type_oids").into_iter().zip(row.get::<_, Vec<String>>("types")).collect();
+        let above: Vec<(String, String)> = row
+            .get::<_, Option<String>>("inherits")
+            .and_then(|json| serde_json::from_str(&json).ok())
+            .unwrap_or_default();
+        for (schema, table) in above {
+            heirs_of.entry(TableName::new(schema, table)).or_default().push((name.clone(), identity.clone()));
+        }
         let columns = columns.into_iter().zip(not_null).zip(types).map(|((name, not_null), (oid, type_name))| {
             CatalogColumn { name, type_name, kind: Kind::of_type(oid), not_null }
         });
@@ -54,6 +64,11 @@ pub async fn read(client: &Client) -> Result<Catalog, tokio_postgres::Error> {
         });
     }
     for table in &mut tables {
+        // A parent by inheritance holds rows of its own beside those of its heirs.
+        for (heir, identity) in heirs_of.remove(&table.name).unwrap_or_default() {
+            table.identity = common(std::mem::replace(&mut table.identity, Identity::Full), identity);
+            table.leaves.push(heir);
+        }
         let Some(leaves) = leaves_of.remove(&table.name) else { continue };
         table.identity = leaves.iter().map(|(_, identity)| identity.clone()).reduce(common).unwrap_or(Identity::Full);
         table.leaves = leaves.into_iter().map(|(name, _)| name).collect();
@@ -61,26 +76,22 @@ pub async fn read(client: &Client) -> Result<Catalog, tokio_postgres::Error> {
     Ok(Catalog { tables, search_path: path.get(0) })
 }
 
-/// Where a table stands among partitions.
+/// Where a table stands among partitions and heirs.
 pub struct Place {
-    /// The table whose partition it is.
-    pub root: Option<TableName>,
+    /// The tables through which its rows are read too, nearest first.
+    pub ancestors: Vec<TableName>,
     /// No transaction that is not visible yet is about to change that, or has.
     pub settled: bool,
     /// The snapshot in which that holds.
     pub snapshot: String,
 }
 
-/// Where a table stands among partitions: one that was attached by a transaction just received may not be visible
-/// there yet.
-pub async fn root_of(client: &Client, relation: RelationId) -> Result<Place, tokio_postgres::Error> {
-    let row = client.query_one(ROOT, &[&relation.oid()]).await?;
-    let root = row.get::<_, Option<String>>(1).zip(row.get::<_, Option<String>>(2));
-    Ok(Place {
-        root: root.map(|(schema, table)| TableName::new(schema, table)),
-        settled: row.get(3),
-        snapshot: row.get(0),
-    })
+/// Where a table stands: one that was attached by a transaction just received may not be visible there yet.
+pub async fn place_of(client: &Client, relation: RelationId) -> Result<Place, tokio_postgres::Error> {
+    let row = client.query_one(ANCESTORS, &[&relation.oid()]).await?;
+    let (schemas, tables): (Vec<String>, Vec<String>) = (row.get(1), row.get(2));
+    let ancestors = schemas.into_iter().zip(tables).map(|(schema, table)| TableName::new(schema, table)).collect();
+    Ok(Place { ancestors, settled: row.get(3), snapshot: row.get(0) })
 }
 
 /// Lists of names, which the query gives as JSON: PostgreSQL has no arrays of arrays of different lengths.

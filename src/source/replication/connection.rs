@@ -64,7 +64,13 @@ pub(super) struct RawMessage {
 impl Connection {
     /// Connects to the first host that answers, and logs in for logical replication.
     pub async fn open(address: &Address) -> Result<Self, ConnectError> {
-        postgres::try_hosts(address, |transport| Self::over(transport).log_in(address)).await
+        let mut connection = postgres::try_hosts(address, |transport| Self::over(transport).log_in(address)).await?;
+        // What a database without an encoding holds cannot be converted: it is taken as it is.
+        let encoding = connection.query("show server_encoding").await.map_err(unanswered)?;
+        if encoding.into_iter().flatten().flatten().any(|encoding| encoding == "SQL_ASCII") {
+            connection.query("set client_encoding to 'SQL_ASCII'").await.map_err(unanswered)?;
+        }
+        Ok(connection)
     }
 
     fn over(transport: Transport) -> Self {
@@ -350,4 +356,11 @@ pub(super) fn server_error(body: &[u8]) -> ServerError {
         }
     }
     error
+}
+/// A server that let us in and then would not answer.
+fn unanswered(error: ConnectionError) -> ConnectError {
+    match error {
+        ConnectionError::Server(refusal) => ConnectError::Refused(refusal),
+        error => ConnectError::Protocol(error.to_string()),
+    }
 }
