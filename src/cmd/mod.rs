@@ -35,6 +35,7 @@ use crate::config::{Document, Problems, RawTest, Settings};
 use crate::postgres::ConnectError;
 use crate::rules::{Rule, RuleSet};
 use crate::sink::{Label, Scope, Sink, SinkError};
+use crate::source::recording::RecordingError;
 
 /// Keeps Redis coherent with PostgreSQL.
 #[derive(Debug, Parser)]
@@ -280,6 +281,19 @@ impl Loaded {
 
 fn show(problems: &Problems, path: &Path, text: &str) -> Failure {
     Failure::configuration(problems.render(&path.display().to_string(), text, 1, colours()))
+}
+
+/// A line that is no change, shown at its place.
+fn malformed(name: &str, error: RecordingError) -> Failure {
+    match error {
+        RecordingError::Io(error) => Failure::usage(format!("cannot read {name}: {error}")),
+        RecordingError::Line { line, column, message, text } => {
+            let mut problems = Problems::default();
+            let at = column.saturating_sub(1).min(text.len());
+            problems.push(at..at + 1, message, "expected one change: {\"table\":…,\"op\":…,\"old\":{…},\"new\":{…}}");
+            Failure::usage(problems.render(name, &text, line, colours()))
+        }
+    }
 }
 
 /// Prints to standard output; a reader that left early is no error.

@@ -13,11 +13,11 @@ use super::letters::{Letter, Letters};
 use super::printable;
 use crate::catalog::Table;
 use crate::change::{Begin, Change, Commit, SourceEvent, TableName};
-use crate::cmd::{Failure, colours};
-use crate::config::{Problems, Settings};
+use crate::cmd::{Failure, malformed};
+use crate::config::Settings;
 use crate::postgres::{self, ServerError};
 use crate::source::peek::{Peek, PeekError};
-use crate::source::recording::{Recording, RecordingError};
+use crate::source::recording::Recording;
 use crate::source::table::TableRows;
 
 /// What is to be read.
@@ -145,18 +145,6 @@ impl Source {
                     None => eprintln!("note: dead letter {} has no change and stays", letter.id),
                 }
             },
-        }
-    }
-}
-
-fn malformed(name: &str, error: RecordingError) -> Failure {
-    match error {
-        RecordingError::Io(error) => Failure::usage(format!("cannot read {name}: {error}")),
-        RecordingError::Line { line, column, message, text } => {
-            let mut problems = Problems::default();
-            let at = column.saturating_sub(1).min(text.len());
-            problems.push(at..at + 1, message, "expected one change: {\"table\":…,\"op\":…,\"old\":{…},\"new\":{…}}");
-            Failure::usage(problems.render(name, &text, line, colours()))
         }
     }
 }

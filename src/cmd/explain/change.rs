@@ -9,14 +9,14 @@ use std::io::BufRead;
 
 use self::verdict::Shown;
 use super::super::display::{line, printable};
-use super::super::{Failure, Loaded, colours, print};
+use super::super::{Failure, Loaded, malformed, print};
 use super::Args;
 use crate::change::{Change, Commit, Operation};
-use crate::config::{Problems, nearest};
+use crate::config::nearest;
 use crate::postgres;
 use crate::rules::lookups::Runner;
 use crate::rules::trace;
-use crate::source::recording::{Recording, RecordingError};
+use crate::source::recording::Recording;
 
 /// What the change is called in messages when it stands on the command line.
 const ARGUMENT: &str = "--change";
@@ -93,16 +93,4 @@ fn text(loaded: &Loaded, change: &Change, judged: &[Shown<'_>]) -> String {
         text.push('\n');
     }
     text
-}
-
-fn malformed(name: &str, error: RecordingError) -> Failure {
-    match error {
-        RecordingError::Io(error) => Failure::usage(format!("cannot read {name}: {error}")),
-        RecordingError::Line { line, column, message, text } => {
-            let mut problems = Problems::default();
-            let at = column.saturating_sub(1).min(text.len());
-            problems.push(at..at + 1, message, EXPECTED);
-            Failure::usage(problems.render(name, &text, line, colours()))
-        }
-    }
 }
