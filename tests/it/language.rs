@@ -2,7 +2,6 @@
 //! second deletes, and what happens when one of them fails or asks for too much.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
 
 use redis::Commands as _;
 use redis::streams::StreamRangeReply;
@@ -167,16 +166,14 @@ rules:
     let daemon = world.daemon();
     world.cache("v1:slow:o1");
     world.sql("update organizations set name = 'x' where id = 'o1'");
-    for round in 0..20 {
+    let mut during = 0;
+    while world.holds("v1:slow:o1") {
         world.cache("v1:user:u1");
-        let began = Instant::now();
         world.sql("update users set name = name || '.' where id = 'u1'");
         wait_until(EVENT_MAX, "another invalidation", || !world.holds("v1:user:u1"));
-        assert!(
-            world.holds("v1:slow:o1") || began.elapsed() > Duration::from_secs(1),
-            "round {round}: it waited for the lookup"
-        );
+        during += usize::from(world.holds("v1:slow:o1"));
     }
+    assert!(during > 0, "not one other invalidation went through while the lookup was asked");
     world.settle();
     assert!(!world.holds("v1:slow:o1"));
     assert_eq!(daemon.stop(), Some(0));
@@ -489,7 +486,7 @@ fn events_are_planned_like_rows() {
 
 #[test]
 fn a_second_delete_comes_later_and_is_not_confirmed_before() {
-    let world = world("rules:\n  r: {table: users, delete: 'user:{id}', again_after: 2s}\n");
+    let world = world("rules:\n  r: {table: users, delete: 'user:{id}', again_after: 5s}\n");
     let daemon = world.daemon();
     let confirmed = world.confirmed();
     assert_eq!(world.gone_after("update users set name = 'x' where id = 'u1'", &["user:u1"]), ["user:u1"]);
