@@ -132,8 +132,9 @@ impl Fault {
         // A flush that is cut short by the kill is begun again for want of anything remembered.
         let own: &[&str] = match self {
             Self::CrashPostgres => &["unclean-restart", "nothing-remembered"],
+            // What Redis went back to may be from before PostgreSQL stopped uncleanly, some cycles ago.
             Self::RestartRedisFromSnapshot | Self::FailOverRedis => {
-                &["redis-went-back", "gap", "nothing-remembered", "dataset-replaced"]
+                &["redis-went-back", "gap", "nothing-remembered", "dataset-replaced", "unclean-restart"]
             }
             Self::EmptyRedis | Self::EvictStarted => &["nothing-remembered"],
             Self::AdvanceSlot => &["gap", "nothing-remembered"],
