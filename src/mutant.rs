@@ -15,20 +15,12 @@ pub enum Mutant {
     EagerKeepalive,
     /// The replica says where it is in the statement that also reads the value.
     ReplicaCheckTooLate,
-    /// A transaction counts as in force though its patterns, tags and lookups are still under way.
-    ErrandNotAwaited,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 6] = [
-        Self::NoGate,
-        Self::NoLease,
-        Self::AckBeforeRedis,
-        Self::EagerKeepalive,
-        Self::ReplicaCheckTooLate,
-        Self::ErrandNotAwaited,
-    ];
+    pub const ALL: [Self; 5] =
+        [Self::NoGate, Self::NoLease, Self::AckBeforeRedis, Self::EagerKeepalive, Self::ReplicaCheckTooLate];
 
     /// Its name: the value of the environment variable `UNSTALE_MUTANT` that brings it to life.
     pub const fn name(self) -> &'static str {
@@ -38,7 +30,6 @@ impl Mutant {
             Self::AckBeforeRedis => "ack-before-redis",
             Self::EagerKeepalive => "eager-keepalive",
             Self::ReplicaCheckTooLate => "replica-check-too-late",
-            Self::ErrandNotAwaited => "errand-not-awaited",
         }
     }
 }

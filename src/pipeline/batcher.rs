@@ -395,10 +395,7 @@ impl Batcher {
     fn set_aside(&mut self, part: &mut Part) {
         let Some(slow) = part.plan.split_slow(self.aside.owes()) else { return };
         self.started = self.started.max(part.started);
-        let mut tickets = part.tickets.clone();
-        if mutant::is(Mutant::ErrandNotAwaited) {
-            tickets.clear();
-        }
+        let tickets = part.tickets.clone();
         tickets.iter().for_each(|ticket| self.progress.split(*ticket));
         let open = self.open.as_ref().is_some_and(|open| open.held.is_none());
         let part = Part {

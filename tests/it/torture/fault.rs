@@ -88,7 +88,7 @@ impl Fault {
             None if random.random_range(0..12) == 0 => pick(&GRAVE, random),
             None => pick(&ORDINARY, random),
             Some(Mutant::NoGate) => Self::StuckCommits,
-            Some(Mutant::NoLease | Mutant::ErrandNotAwaited) => pick(&ORDINARY, random),
+            Some(Mutant::NoLease) => pick(&ORDINARY, random),
             Some(Mutant::AckBeforeRedis | Mutant::EagerKeepalive) => {
                 pick(&[Self::FreezeRedis, Self::PauseRedisWrites, Self::SlowRedis, Self::SilentRedis], random)
             }
