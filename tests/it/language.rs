@@ -221,19 +221,25 @@ fn a_tag_removes_its_keys_and_leases_and_nothing_else() {
     subscriber.subscribe("v1:invalidations").unwrap();
     world.sql("update organizations set name = 'x' where id = 'o1'");
     let mut told = std::collections::BTreeSet::new();
-    loop {
+    let mut is_done = false;
+    // The broadcast of the batch that carries the rule's message comes right after it.
+    while !is_done || told.len() < many.len() + 1 {
         let message = subscriber.get_message().unwrap();
         if message.get_channel_name() == "v1:done" {
-            break;
+            assert!(
+                many.iter().all(|key| !world.holds(key)),
+                "the rule's message comes after all of its keys are gone"
+            );
+            is_done = true;
+            continue;
         }
         let broadcast: Broadcast = serde_json::from_slice(message.get_payload_bytes()).unwrap();
         told.extend(broadcast.ops.into_iter().map(|op| format!("{} {}", op.op, op.key)));
     }
-    assert!(many.iter().all(|key| !world.holds(key)), "the rule's message comes after all of its keys are gone");
     world.settle();
     assert!(world.holds("page:other") && world.holds("v1:unstale:{unstale}:epoch"));
     assert_eq!(redis.scard::<_, usize>("v1:tag:org:o1").unwrap(), 0);
-    assert!(told.iter().filter(|op| op.starts_with("delete page:")).count() == 5000, "{}", told.len());
+    assert!(told.remove("tag v1:tag:org:o1") && told.iter().all(|op| op.starts_with("delete page:")), "{told:?}");
     // A truncate: every tag of the template.
     tag(&mut redis, "o3", &["page:3".to_owned()]);
     world.sql("truncate organizations cascade");
