@@ -186,10 +186,12 @@ async fn cycle(stage: &mut Stage, options: &Options, random: &mut StdRng, report
         .findings
         .extend(stale.into_iter().map(|stale| format!("after cycle {} with {faults:?}: {stale}", report.cycles)));
     let now = setting.epochs().await;
+    let has_crashed = report.faults.contains_key(Fault::CrashPostgres.name());
     let unexplained: Vec<_> = now
         .iter()
         .filter(|(reason, count)| {
-            epochs.get(*reason).unwrap_or(&0) < *count && !faults.iter().any(|fault| fault.explains(reason))
+            epochs.get(*reason).unwrap_or(&0) < *count
+                && !faults.iter().any(|fault| fault.explains(reason, has_crashed))
         })
         .collect();
     if !unexplained.is_empty() {

@@ -128,19 +128,20 @@ impl Fault {
     }
 
     /// Whether an epoch for this reason may follow.
-    pub(super) fn explains(self, reason: &str) -> bool {
+    pub(super) fn explains(self, reason: &str, has_crashed: bool) -> bool {
         // A flush that is cut short by the kill is begun again for want of anything remembered.
         let own: &[&str] = match self {
             Self::CrashPostgres => &["unclean-restart", "nothing-remembered"],
-            // What Redis went back to may be from before PostgreSQL stopped uncleanly, some cycles ago.
             Self::RestartRedisFromSnapshot | Self::FailOverRedis => {
-                &["redis-went-back", "gap", "nothing-remembered", "dataset-replaced", "unclean-restart"]
+                &["redis-went-back", "gap", "nothing-remembered", "dataset-replaced"]
             }
             Self::EmptyRedis | Self::EvictStarted => &["nothing-remembered"],
             Self::AdvanceSlot => &["gap", "nothing-remembered"],
             _ => &[],
         };
-        own.contains(&reason)
+        // What Redis went back to may be from before PostgreSQL stopped uncleanly, some cycles ago.
+        let went_back = matches!(self, Self::RestartRedisFromSnapshot | Self::FailOverRedis);
+        own.contains(&reason) || went_back && has_crashed && reason == "unclean-restart"
     }
 
     /// Whether values may come back, or commits go, without a change that anybody could see: until the next epoch
