@@ -7,6 +7,7 @@
 mod aside;
 mod batcher;
 mod errand;
+mod feed;
 mod part;
 mod repeats;
 mod resume;
@@ -19,18 +20,16 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::{Backoff, Notices};
-use crate::change::Lsn;
-use crate::coherence::history::{Origin, Present};
-use crate::coherence::primary::{INSTANCE, Primary, PrimaryError, SlotFacts};
+use crate::coherence::primary::PrimaryError;
 use crate::config::Settings;
-use crate::postgres::{ConnectError, PREREQUISITE_STATE, ServerError, UNDEFINED_OBJECT, setup};
+use crate::postgres::{ConnectError, ServerError, UNDEFINED_OBJECT};
 use crate::rules::{PlanError, Planner, RuleSet};
 use crate::sink::Sink;
 use crate::source::replication::assemble::AssembleError;
-use crate::source::replication::connection::{Connection, ConnectionError};
+use crate::source::replication::connection::ConnectionError;
 use crate::source::replication::pgoutput;
-use crate::source::replication::stream::Stream;
-use session::{SILENCE_MAX, Session};
+use feed::slot::{Condition, SILENCE_MAX};
+use session::Session;
 
 /// A connection that held for so long was a good one: the next failure is a new one.
 const HELD_LONG: Duration = Duration::from_secs(1);
@@ -74,12 +73,12 @@ pub async fn run(
     let mut planner = Planner::new(rules);
     let mut backoff = Backoff::default();
     let mut notices = Notices::default();
-    let mut slot = SlotCondition::default();
+    let mut slot = Condition::default();
     loop {
         let opened = tokio::select! {
             biased;
             () = stop.cancelled() => return Ok(()),
-            opened = open(settings, with_messages, &mut slot) => opened,
+            opened = feed::slot::open(settings, with_messages, &mut slot) => opened,
         };
         let trouble = match opened {
             Ok(source) => {
@@ -96,7 +95,7 @@ pub async fn run(
                         // Before the wait for what is in flight: that may be what the trouble is.
                         say(settings, trouble, &mut notices);
                         if trouble.is_gap_in_publication() {
-                            slot.gap_at = Some(session.confirmed());
+                            slot.gap_at = session.slot_at();
                         }
                     }
                     Ok(()) | Err(SessionError::Fatal(_)) => {}
@@ -136,22 +135,6 @@ fn say(settings: &Settings, trouble: &Trouble, notices: &mut Notices) {
     if notices.due() {
         tracing::warn!(postgres = %settings.postgres, "no replication: {trouble}; trying again");
     }
-}
-
-/// What is known of the slot from earlier connections.
-#[derive(Debug, Default)]
-struct SlotCondition {
-    /// It was read before, so it was there.
-    streamed: bool,
-    /// Where it stood when it met log from before the publication existed: it cannot get past that.
-    gap_at: Option<Lsn>,
-}
-
-/// A source that is being read, and what is known at that moment.
-struct Source {
-    stream: Stream,
-    primary: Arc<Primary>,
-    present: Present,
 }
 
 /// Why one connection to the source ended.
@@ -219,83 +202,4 @@ impl From<PlanError> for SessionError {
     fn from(error: PlanError) -> Self {
         Self::Fatal(error.into())
     }
-}
-
-/// How long a server may take to answer the few questions before it streams.
-const OPEN_MAX: Duration = Duration::from_secs(30);
-
-/// How long a new slot may take: it waits for all transactions that are under way.
-const RECREATE_MAX: Duration = Duration::from_secs(600);
-
-/// Begins to read the slot, then looks at it: from then on nobody else can move it.
-async fn open(settings: &Settings, with_messages: bool, condition: &mut SlotCondition) -> Result<Source, SessionError> {
-    let silent = |_| SessionError::from(Trouble::Unanswered);
-    let (mut connection, instance) = tokio::time::timeout(OPEN_MAX, async {
-        let mut connection = Connection::open(&settings.postgres).await?;
-        let instance = one_text(connection.query(INSTANCE).await?);
-        Ok::<_, SessionError>((connection, instance))
-    })
-    .await
-    .map_err(silent)??;
-    let primary = Arc::new(Primary::connect(&settings.postgres, &instance).await?);
-    if let Some(gap_at) = condition.gap_at.take() {
-        let facts = primary.facts(&settings.slot, &settings.publication).await?;
-        // Further on, somebody else made it anew meanwhile.
-        if facts.confirmed.is_some_and(|confirmed| confirmed <= gap_at) {
-            condition.gap_at = Some(gap_at);
-            recreate(settings, &primary).await?;
-            condition.gap_at = None;
-        }
-    }
-    let started = async {
-        let identity = connection.query("IDENTIFY_SYSTEM").await?;
-        Ok::<_, ConnectionError>((
-            identity,
-            Stream::start(connection, &settings.slot, &settings.publication, with_messages).await,
-        ))
-    };
-    let (identity, started) = tokio::time::timeout(OPEN_MAX, started).await.map_err(silent)??;
-    let stream = match started {
-        Ok(stream) => stream,
-        Err(ConnectionError::Server(error)) if [PREREQUISITE_STATE, UNDEFINED_OBJECT].contains(&&*error.sqlstate) => {
-            let facts = primary.facts(&settings.slot, &settings.publication).await?;
-            let gone = facts.confirmed.is_none() && condition.streamed;
-            if !(facts.published && (facts.lost || gone)) {
-                return Err(SessionError::Fatal(RunError::Slot { slot: settings.slot.clone(), error }));
-            }
-            recreate(settings, &primary).await?;
-            return Err(Trouble::Connection(ConnectionError::Server(error)).into());
-        }
-        Err(error) => return Err(error.into()),
-    };
-    let facts = primary.facts(&settings.slot, &settings.publication).await?;
-    if !facts.published {
-        return Err(SessionError::Fatal(RunError::Unpublished(settings.publication.clone())));
-    }
-    let SlotFacts { confirmed, recovered, end, .. } = facts;
-    let mut columns = identity.into_iter().flatten().map(Option::unwrap_or_default);
-    let (system, timeline) = (columns.next().unwrap_or_default(), columns.next().unwrap_or_default());
-    let present = Present {
-        origin: Origin { system, timeline, recovered },
-        slot: confirmed.unwrap_or(end),
-        end,
-        recorded: Lsn::ZERO,
-    };
-    Ok(Source { stream, primary, present })
-}
-
-fn one_text(rows: Vec<Vec<Option<String>>>) -> String {
-    rows.into_iter().flatten().flatten().next().unwrap_or_default()
-}
-
-/// Makes the slot anew. What it had not sent is lost, which the history will show: a new epoch follows.
-async fn recreate(settings: &Settings, primary: &Primary) -> Result<(), SessionError> {
-    let facts = primary.facts(&settings.slot, &settings.publication).await?;
-    if !facts.published {
-        return Err(SessionError::Fatal(RunError::Unpublished(settings.publication.clone())));
-    }
-    let recreated = tokio::time::timeout(RECREATE_MAX, setup::recreate_slot(primary.client(), &settings.slot)).await;
-    recreated.map_err(|_| Trouble::Unanswered)?.map_err(Trouble::Recreate)?;
-    tracing::warn!(slot = settings.slot, "the slot was of no use any more and was made anew: changes were missed");
-    Ok(())
 }
