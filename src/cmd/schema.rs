@@ -45,7 +45,7 @@ mod tests {
     const UNKNOWN_FIELDS: &str = "
 version: 1
 zzzzzzzzzzzzzzzz: 0
-source: {zzzzzzzzzzzzzzzz: 0}
+source: {zzzzzzzzzzzzzzzz: 0, outbox: {zzzzzzzzzzzzzzzz: 0}}
 target: {zzzzzzzzzzzzzzzz: 0}
 defaults: {zzzzzzzzzzzzzzzz: 0}
 lookups: {l: {sql: select 1, zzzzzzzzzzzzzzzz: 0}}
@@ -60,9 +60,10 @@ tests:
   - {it: x, insert: t, row: {a: 1}, zzzzzzzzzzzzzzzz: 0, expect: {zzzzzzzzzzzzzzzz: 0}}
 ";
 
-    const MAPPINGS: [&str; 11] = [
+    const MAPPINGS: [&str; 12] = [
         "",
         "/$defs/source",
+        "/$defs/outbox",
         "/$defs/target",
         "/$defs/defaults",
         "/$defs/lookup",

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use redis::IntoConnectionInfo as _;
 
-use super::node::{Fields, Node, Spanned, as_word, parse};
+use super::node::{Fields, Node, Spanned, parse};
 use super::problem::Problems;
 use super::rule::{RawLookup, RawRule, read_lookups, read_rules};
 use super::test::{RawTest, read_tests};
@@ -33,7 +33,9 @@ pub struct Settings {
     pub postgres: Address,
     /// How changes are read.
     pub mode: Mode,
-    /// The name of the replication slot.
+    /// Whether writers wake a sleeping daemon, in [`Mode::Outbox`].
+    pub notify: bool,
+    /// The name of the replication slot; of whoever reads the outbox, in [`Mode::Outbox`].
     pub slot: String,
     /// The name of the publication.
     pub publication: String,
@@ -59,6 +61,8 @@ pub struct Settings {
 pub enum Mode {
     /// Logical replication.
     Slot,
+    /// Triggers that write to a table, which is emptied.
+    Outbox,
 }
 
 /// What a truncate does to the keys of a table's templates.
@@ -128,13 +132,14 @@ fn read_document(
     fields.finish(LATER);
     let [source, target, defaults, rules, lookups, tests] = sections;
 
-    let (postgres, mode, slot, publication) = read_source(source, environment, problems);
+    let Source { postgres, mode, notify, slot, publication } = read_source(source, environment, problems);
     let (redis, namespace, redis_down_max) = read_target(target, problems);
     let Defaults { truncate, unknown, ttl, max_keys } = read_defaults(defaults, problems);
     let (rules, lookups, tests) = read_sections([rules, lookups, tests], problems);
     let settings = Settings {
         postgres: postgres?,
         mode,
+        notify,
         slot,
         publication,
         redis: redis?,
@@ -155,48 +160,49 @@ fn open<'p>((name, node): Section, problems: &'p mut Problems) -> Option<Fields<
     Fields::of(node, format!("`{name}`"), problems)
 }
 
-fn read_source(
-    section: Section,
-    environment: &impl Fn(&str) -> Option<String>,
-    problems: &mut Problems,
-) -> (Option<Address>, Mode, String, String) {
-    let mut names = ["unstale".to_owned(), "unstale".to_owned()];
-    let mut mode = Mode::Slot;
-    let mut address = None;
-    if let Some(mut fields) = open(section, problems) {
-        let url = fields.text("url").unwrap_or(Spanned { value: DEFAULT_POSTGRES.to_owned(), span: 0..0 });
-        match Address::parse(&url.value, environment) {
-            Ok(parsed) => address = Some(parsed),
-            Err(error) => fields.problems().push(
-                url.span,
-                format!("`source.url`: {error}"),
-                "expected postgres://user@host:5432/database",
-            ),
-        }
-        if let Some(text) = fields.text("mode") {
-            if text.value == "outbox" {
-                let message = "`mode: outbox` is not supported by this version of unstale";
-                fields.problems().push(text.span, message, "use `slot`");
-            } else {
-                mode = as_word(&text, "mode", &[("slot", Mode::Slot)], fields.problems()).unwrap_or(mode);
+/// The section `source`.
+struct Source {
+    postgres: Option<Address>,
+    mode: Mode,
+    notify: bool,
+    slot: String,
+    publication: String,
+}
+
+fn read_source(section: Section, environment: &impl Fn(&str) -> Option<String>, problems: &mut Problems) -> Source {
+    let name = || "unstale".to_owned();
+    let mut source = Source { postgres: None, mode: Mode::Slot, notify: true, slot: name(), publication: name() };
+    let Some(mut fields) = open(section, problems) else { return source };
+    let url = fields.text("url").unwrap_or(Spanned { value: DEFAULT_POSTGRES.to_owned(), span: 0..0 });
+    match Address::parse(&url.value, environment) {
+        Ok(parsed) => source.postgres = Some(parsed),
+        Err(error) => fields.problems().push(
+            url.span,
+            format!("`source.url`: {error}"),
+            "expected postgres://user@host:5432/database",
+        ),
+    }
+    let modes = [("slot", Mode::Slot), ("outbox", Mode::Outbox)];
+    source.mode = fields.word("mode", &modes).unwrap_or(source.mode);
+    for (field, name) in [("slot", &mut source.slot), ("publication", &mut source.publication)] {
+        let Some(text) = fields.text(field) else { continue };
+        let advice = match field {
+            "slot" if !is_slot_name(&text.value) => "expected 1 to 63 lower-case letters, digits and `_`",
+            "publication" if !(1..=63).contains(&text.value.len()) => "expected 1 to 63 bytes",
+            _ => {
+                *name = text.value;
+                continue;
             }
-        }
-        for (name, field) in names.iter_mut().zip(["slot", "publication"]) {
-            let Some(text) = fields.text(field) else { continue };
-            let advice = match field {
-                "slot" if !is_slot_name(&text.value) => "expected 1 to 63 lower-case letters, digits and `_`",
-                "publication" if !(1..=63).contains(&text.value.len()) => "expected 1 to 63 bytes",
-                _ => {
-                    *name = text.value;
-                    continue;
-                }
-            };
-            fields.problems().push(text.span, format!("`{field}` is not a name PostgreSQL takes"), advice);
-        }
+        };
+        fields.problems().push(text.span, format!("`{field}` is not a name PostgreSQL takes"), advice);
+    }
+    let outbox = fields.take("outbox");
+    fields.finish(&[]);
+    if let Some(mut fields) = outbox.and_then(|node| Fields::of(node, "`outbox`", problems)) {
+        source.notify = fields.flag("notify").unwrap_or(true);
         fields.finish(&[]);
     }
-    let [slot, publication] = names;
-    (address, mode, slot, publication)
+    source
 }
 
 fn is_slot_name(name: &str) -> bool {
@@ -317,6 +323,18 @@ mod tests {
                 "c: add `table: NAME` or `event: NAME`",
             ]
         );
+    }
+
+    #[test]
+    fn the_outbox_is_a_mode_with_settings_of_its_own() {
+        let source = |text: &str| {
+            let settings = parse_with(&format!("version: 1\nsource: {text}\n{RULE}")).unwrap().settings;
+            (settings.mode, settings.notify)
+        };
+        assert_eq!(source("{mode: outbox}"), (Mode::Outbox, true));
+        assert_eq!(source("{mode: outbox, outbox: {notify: false}}"), (Mode::Outbox, false));
+        let text = format!("version: 1\nsource: {{mode: outbox, outbox: {{notfy: true, notify: 3}}}}\n{RULE}");
+        assert_eq!(problems(&text), ["notfy: did you mean `notify`?", "3: write `true` or `false`"]);
     }
 
     #[test]

@@ -54,6 +54,21 @@ impl Node {
 }
 
 impl Spanned<Node> {
+    /// The same text for the same value, wherever it stands and however it is written.
+    pub(super) fn canonical(&self) -> String {
+        match &self.value {
+            Node::Null => "null".to_owned(),
+            Node::Bool(flag) => flag.to_string(),
+            Node::Number(number) => number.to_string(),
+            Node::Text(text) => format!("{text:?}"),
+            Node::List(items) => format!("[{}]", items.iter().map(Self::canonical).collect::<Vec<_>>().join(",")),
+            Node::Map(entries) => {
+                let entry = |(key, value): &(Spanned<String>, Self)| format!("{:?}:{}", key.value, value.canonical());
+                format!("{{{}}}", entries.iter().map(entry).collect::<Vec<_>>().join(","))
+            }
+        }
+    }
+
     /// Replaces the variables in every text of the tree; keys stay as they are.
     pub(super) fn interpolate(&mut self, lookup: &impl Fn(&str) -> Option<String>, problems: &mut Problems) {
         match &mut self.value {
@@ -321,6 +336,19 @@ impl<'p> Fields<'p> {
     }
 
     /// Whether any of these fields is still there.
+    /// `true` or `false`, also where a variable says so.
+    pub(super) fn flag(&mut self, name: &'static str) -> Option<bool> {
+        let node = self.take(name)?;
+        match &node.value {
+            Node::Bool(flag) => return Some(*flag),
+            Node::Text(text) if text == "true" || text == "false" => return Some(text == "true"),
+            _ => {
+                self.problems.push(node.span, format!("`{name}` is neither true nor false"), "write `true` or `false`")
+            }
+        }
+        None
+    }
+
     pub(super) fn has_any(&self, names: &[&str]) -> bool {
         self.entries.iter().any(|(key, _)| names.contains(&key.value.as_str()))
     }

@@ -14,6 +14,8 @@ use crate::change::Operation;
 pub struct RawRule {
     /// Its name: the key in `rules:`.
     pub name: Spanned<String>,
+    /// All that it says, as a text that tells it from any other.
+    pub canonical: String,
     /// `table:` or `event:`.
     pub trigger: RawTrigger,
     /// `ops:`; all of them when the field is missing.
@@ -145,6 +147,7 @@ fn read_lookup(name: Spanned<String>, node: Spanned<Node>, problems: &mut Proble
 }
 
 fn read_rule(name: Spanned<String>, node: Spanned<Node>, problems: &mut Problems) -> Option<RawRule> {
+    let canonical = node.canonical();
     let mut fields = Fields::of(node, format!("rule `{}`", name.value), problems)?;
     let before = fields.problems().len();
     let trigger = read_trigger(&name, &mut fields);
@@ -162,6 +165,7 @@ fn read_rule(name: Spanned<String>, node: Spanned<Node>, problems: &mut Problems
         }
     }
     let rule = RawRule {
+        canonical,
         trigger: trigger.unwrap_or_else(|| RawTrigger::Table(Spanned { value: "?".to_owned(), span: 0..0 })),
         operations,
         changed,

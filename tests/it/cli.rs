@@ -184,7 +184,8 @@ fn bad_input_says_where_and_what() {
         &format!("version: 1\nsource: {{url: '${{NOT_SET_ANYWHERE}}'}}\n{rule}"),
         &["invalidation.yaml:2:16", "`NOT_SET_ANYWHERE` is not set"],
     );
-    check(&format!("version: 1\nsource: {{mode: outbox}}\n{rule}"), &["not supported by this version"]);
+    let switch = "source: {mode: outbox, outbox: {notify: perhaps}}";
+    check(&format!("version: 1\n{switch}\n{rule}"), &["`notify` is neither true nor false"]);
     check(
         "version: 1\nrules:\n  r: {table: t, delte: 'k:{a}'}\n",
         &["invalidation.yaml:3:17", "did you mean `delete`?"],
