@@ -37,6 +37,11 @@ impl Lsn {
         Self(self.0.saturating_add(1))
     }
 
+    /// The largest position before this one.
+    pub const fn just_before(self) -> Self {
+        Self(self.0.saturating_sub(1))
+    }
+
     /// Sixteen hexadecimal digits. As strings these sort like the positions do, which is how Lua
     /// scripts compare them: a Lua number loses exactness above 2^53.
     pub fn to_fixed_hex(self) -> String {

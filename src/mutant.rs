@@ -13,14 +13,28 @@ pub enum Mutant {
     AckBeforeRedis,
     /// A keepalive's position counts although work is pending.
     EagerKeepalive,
+    /// A claim is committed before Redis has what it asks for.
+    CommitBeforeRedis,
+    /// Entries are taken for done by their number: what was committed late under a lower one is lost.
+    CursorOverIds,
+    /// The watermark follows the log although entries are left.
+    EagerWatermark,
     /// The replica says where it is in the statement that also reads the value.
     ReplicaCheckTooLate,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::NoGate, Self::NoLease, Self::AckBeforeRedis, Self::EagerKeepalive, Self::ReplicaCheckTooLate];
+    pub const ALL: [Self; 8] = [
+        Self::NoGate,
+        Self::NoLease,
+        Self::AckBeforeRedis,
+        Self::EagerKeepalive,
+        Self::CommitBeforeRedis,
+        Self::CursorOverIds,
+        Self::EagerWatermark,
+        Self::ReplicaCheckTooLate,
+    ];
 
     /// Its name: the value of the environment variable `UNSTALE_MUTANT` that brings it to life.
     pub const fn name(self) -> &'static str {
@@ -29,6 +43,9 @@ impl Mutant {
             Self::NoLease => "no-lease",
             Self::AckBeforeRedis => "ack-before-redis",
             Self::EagerKeepalive => "eager-keepalive",
+            Self::CommitBeforeRedis => "commit-before-redis",
+            Self::CursorOverIds => "cursor-over-ids",
+            Self::EagerWatermark => "eager-watermark",
             Self::ReplicaCheckTooLate => "replica-check-too-late",
         }
     }

@@ -18,18 +18,25 @@ pub struct Origin {
     /// When the server last recovered from an unclean stop, as far as its statistics tell. Commits with
     /// `synchronous_commit = off` may have been visible before it, and gone since.
     pub recovered: String,
+    /// What tells the outbox that changes are read from from any other, or nothing for a slot, whose positions do.
+    pub source: String,
 }
 
 impl Origin {
     /// The form that is kept in Redis.
     pub fn encode(&self) -> String {
-        format!("{}/{}/{}", self.system, self.timeline, self.recovered)
+        let Self { system, timeline, recovered, source } = self;
+        match source.as_str() {
+            "" => format!("{system}/{timeline}/{recovered}"),
+            source => format!("{system}/{timeline}/{recovered}/{source}"),
+        }
     }
 
     /// Reads what [`Origin::encode`] wrote.
     pub fn decode(text: &str) -> Option<Self> {
-        let mut parts = text.splitn(3, '/').map(ToOwned::to_owned);
-        Some(Self { system: parts.next()?, timeline: parts.next()?, recovered: parts.next()? })
+        let mut parts = text.splitn(4, '/').map(ToOwned::to_owned);
+        let (system, timeline, recovered) = (parts.next()?, parts.next()?, parts.next()?);
+        Some(Self { system, timeline, recovered, source: parts.next().unwrap_or_default() })
     }
 }
 
@@ -42,6 +49,8 @@ pub struct Remembered {
     pub started: Option<Lsn>,
     /// The history those positions belong to.
     pub origin: Option<Origin>,
+    /// How many batches it counted.
+    pub batches: u64,
 }
 
 /// What PostgreSQL says, and what this process saw.
@@ -55,6 +64,8 @@ pub struct Present {
     pub end: Lsn,
     /// What Redis told this process it had recorded.
     pub recorded: Lsn,
+    /// How many batches an outbox was told that Redis had counted; none for a slot.
+    pub batches: Option<u64>,
 }
 
 /// Why history is not proven: a new epoch begins.
@@ -64,8 +75,10 @@ pub enum Doubt {
     Asked,
     /// Redis remembers nothing: it is new to this slot, it was emptied, or an earlier flush was not finished.
     NothingRemembered,
-    /// The slot belongs to another database cluster.
+    /// The source belongs to another database cluster.
     OtherSystem,
+    /// Changes came from another source, or the outbox was made anew.
+    OtherSource,
     /// The database was promoted or recovered to a point in time.
     OtherTimeline,
     /// The database server stopped uncleanly.
@@ -76,6 +89,13 @@ pub enum Doubt {
         applied: Lsn,
         /// Where the slot goes on.
         slot: Lsn,
+    },
+    /// Entries were taken out of the outbox that Redis does not know of.
+    Uncounted {
+        /// How many batches Redis counted.
+        counted: u64,
+        /// How many it had counted when entries were taken out last.
+        confirmed: u64,
     },
     /// Redis knows less than it did.
     RedisWentBack {
@@ -102,9 +122,10 @@ impl Doubt {
             Self::Asked => "asked",
             Self::NothingRemembered => "nothing-remembered",
             Self::OtherSystem => "other-system",
+            Self::OtherSource => "other-source",
             Self::OtherTimeline => "other-timeline",
             Self::UncleanRestart => "unclean-restart",
-            Self::Gap { .. } => "gap",
+            Self::Gap { .. } | Self::Uncounted { .. } => "gap",
             Self::RedisWentBack { .. } => "redis-went-back",
             Self::LogWentBack { .. } => "log-went-back",
             Self::DatasetReplaced => "dataset-replaced",
@@ -116,8 +137,16 @@ impl fmt::Display for Doubt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Asked => write!(f, "it was asked for"),
-            Self::NothingRemembered => write!(f, "Redis remembers nothing of this slot"),
-            Self::OtherSystem => write!(f, "the slot belongs to another database cluster than Redis remembers"),
+            Self::NothingRemembered => write!(f, "Redis remembers nothing of this source"),
+            Self::OtherSystem => write!(f, "the source belongs to another database cluster than Redis remembers"),
+            Self::OtherSource => {
+                write!(f, "changes come from elsewhere than Redis remembers, or the outbox was made anew")
+            }
+            Self::Uncounted { counted, confirmed } => write!(
+                f,
+                "Redis counted {counted} batches, but had counted {confirmed} when entries were last taken out of the \
+                 outbox: it lost writes"
+            ),
             Self::OtherTimeline => write!(f, "PostgreSQL was promoted or recovered to a point in time"),
             Self::UncleanRestart => {
                 write!(f, "PostgreSQL stopped uncleanly, so commits that were visible may be gone")
@@ -142,13 +171,16 @@ pub fn doubt(remembered: &Remembered, present: &Present) -> Option<Doubt> {
     else {
         return Some(Doubt::NothingRemembered);
     };
-    let Present { origin: now, slot, end, recorded } = present;
+    let Present { origin: now, slot, end, recorded, batches } = present;
+    let (counted, confirmed) = (remembered.batches, batches.unwrap_or_default());
     let doubts = [
         (origin.system != now.system, Doubt::OtherSystem),
         (origin.timeline != now.timeline, Doubt::OtherTimeline),
+        (origin.source != now.source, Doubt::OtherSource),
         (applied < *recorded, Doubt::RedisWentBack { applied, recorded: *recorded }),
         (started.max(applied) > *end, Doubt::LogWentBack { remembered: started.max(applied), end: *end }),
         (applied < *slot, Doubt::Gap { applied, slot: *slot }),
+        (counted < confirmed, Doubt::Uncounted { counted, confirmed }),
         (origin.recovered != now.recovered, Doubt::UncleanRestart),
     ];
     doubts.into_iter().find_map(|(holds, doubt)| holds.then_some(doubt))
@@ -167,9 +199,10 @@ mod tests {
             applied: Some(Lsn::new(applied)),
             started: Some(Lsn::new(applied)),
             origin: Some(origin(remembered)),
+            batches: 0,
         };
         let [slot, end, recorded] = [slot, end, recorded].map(Lsn::new);
-        let present = Present { origin: origin(now), slot, end, recorded };
+        let present = Present { origin: origin(now), slot, end, recorded, batches: None };
         assert_eq!(doubt(&remembered, &present).map(|doubt| doubt.word()), expected);
     }
 
@@ -184,21 +217,38 @@ mod tests {
         check(50, "s/1/0", [51, 90, 0], "s/1/0", Some("gap"));
         check(50, "s/1/0", [40, 90, 51], "s/1/0", Some("redis-went-back"));
         check(50, "s/1/0", [40, 49, 0], "s/1/0", Some("log-went-back"));
-        let ahead =
-            Remembered { applied: Some(Lsn::new(50)), started: Some(Lsn::new(91)), origin: Some(origin("s/1/0")) };
+        let (applied, started) = (Some(Lsn::new(50)), Some(Lsn::new(91)));
+        let ahead = Remembered { applied, started, origin: Some(origin("s/1/0")), batches: 0 };
         let [slot, end, recorded] = [40, 90, 0].map(Lsn::new);
-        let present = Present { origin: origin("s/1/0"), slot, end, recorded };
+        let present = Present { origin: origin("s/1/0"), slot, end, recorded, batches: None };
         assert_eq!(doubt(&ahead, &present).map(|doubt| doubt.word()), Some("log-went-back"));
         check(50, "s/1/0", [40, 90, 0], "t/1/0", Some("other-system"));
         check(50, "s/1/0", [40, 90, 0], "s/2/0", Some("other-timeline"));
         check(50, "s/1/0", [40, 90, 0], "s/1/7", Some("unclean-restart"));
+        check(50, "s/1/0", [40, 90, 0], "s/1/0/outbox 7", Some("other-source"));
+        check(50, "s/1/0/outbox 7", [0, 90, 0], "s/1/0/outbox 8", Some("other-source"));
+    }
+
+    #[test]
+    fn an_outbox_that_was_emptied_further_than_redis_knows_is_a_gap() {
+        let check = |counted, confirmed, expected: Option<&str>| {
+            let (applied, origin) = (Some(Lsn::new(5)), origin("s/1/0/outbox 7"));
+            let remembered = Remembered { applied, started: applied, origin: Some(origin.clone()), batches: counted };
+            let [slot, end, recorded] = [0, 9, 0].map(Lsn::new);
+            let present = Present { origin, slot, end, recorded, batches: Some(confirmed) };
+            assert_eq!(doubt(&remembered, &present).map(|doubt| doubt.word()), expected);
+        };
+        check(7, 7, None);
+        check(8, 7, None);
+        check(6, 7, Some("gap"));
     }
 
     #[test]
     fn what_is_missing_is_doubted() {
-        let present = Present { origin: origin("s/1/0"), slot: Lsn::ZERO, end: Lsn::ZERO, recorded: Lsn::ZERO };
-        let whole =
-            Remembered { applied: Some(Lsn::ZERO), started: Some(Lsn::ZERO), origin: Some(present.origin.clone()) };
+        let zero = Lsn::ZERO;
+        let present = Present { origin: origin("s/1/0"), slot: zero, end: zero, recorded: zero, batches: None };
+        let origin = Some(present.origin.clone());
+        let whole = Remembered { applied: Some(zero), started: Some(zero), origin, batches: 0 };
         assert_eq!(doubt(&whole, &present), None);
         for missing in [
             Remembered { applied: None, ..whole.clone() },
@@ -211,8 +261,9 @@ mod tests {
 
     #[test]
     fn an_origin_survives_redis() {
-        let origin = origin("7382/3/1763.25");
-        assert_eq!(Origin::decode(&origin.encode()), Some(origin));
+        for text in ["7382/3/1763.25", "7382/3/", "7382/3/1763.25/outbox 16390"] {
+            assert_eq!(origin(text).encode(), text);
+        }
         assert_eq!(Origin::decode("7382/3"), None);
     }
 }

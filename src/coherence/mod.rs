@@ -6,6 +6,7 @@
 pub mod epoch;
 pub mod gate;
 pub mod history;
+pub mod horizon;
 pub mod lease;
 pub mod primary;
 pub mod progress;

@@ -4,13 +4,16 @@
 //! Invariant: every answer comes from the very server that sends the log, because a replica, or the server
 //! that took over, sees other transactions.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
 use tokio_postgres::{Client, SimpleQueryMessage, Statement};
 
 use super::gate::Snapshot;
 use crate::change::{Lsn, Xid};
-use crate::postgres::{self, Address, ConnectError};
+use crate::postgres::{self, Address, ConnectError, Link, SESSION};
 
 /// How long one question may take: as long as a healthy server ever needs, and a silent one is noticed.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
@@ -26,6 +29,7 @@ const FRESH: &str = "select pg_current_snapshot()::text, pg_logical_emit_message
 /// An SQL connection to the server that sends the log.
 pub struct Primary {
     client: Client,
+    closer: AbortHandle,
     instance: String,
     snapshot: Statement,
 }
@@ -79,19 +83,37 @@ impl std::fmt::Debug for Primary {
 impl Primary {
     /// Connects to the server that a replication connection reached, which said it is `instance`.
     pub async fn connect(address: &Address, instance: &str) -> Result<Self, PrimaryError> {
+        within(async { Self::new(postgres::open(address).await?, Some(instance)).await }).await
+    }
+
+    /// Connects to whichever server it reaches first; another connection goes to the same one. The bell is that of
+    /// [`Link`].
+    pub async fn first(address: &Address) -> Result<(Self, Arc<Notify>), PrimaryError> {
         within(async {
-            let client = postgres::connect(address).await?;
-            let found: String = client.query_one(INSTANCE, &[]).await?.get(0);
-            if found != instance {
-                return Err(PrimaryError::OtherServer);
-            }
-            if client.query_one("select pg_is_in_recovery()", &[]).await?.get(0) {
-                return Err(PrimaryError::Standby);
-            }
-            let snapshot = client.prepare(SNAPSHOT).await?;
-            Ok(Self { client, instance: found, snapshot })
+            let opened = postgres::open(address).await?;
+            let bell = Arc::clone(&opened.bell);
+            Ok((Self::new(opened, None).await?, bell))
         })
         .await
+    }
+
+    async fn new(opened: Link, instance: Option<&str>) -> Result<Self, PrimaryError> {
+        let Link { client, closer, .. } = opened;
+        client.batch_execute(SESSION).await?;
+        let found: String = client.query_one(INSTANCE, &[]).await?.get(0);
+        if instance.is_some_and(|instance| found != instance) {
+            return Err(PrimaryError::OtherServer);
+        }
+        if client.query_one("select pg_is_in_recovery()", &[]).await?.get(0) {
+            return Err(PrimaryError::Standby);
+        }
+        let snapshot = client.prepare(SNAPSHOT).await?;
+        Ok(Self { client, closer, instance: found, snapshot })
+    }
+
+    /// Ends the connection, whoever still has a use for it.
+    pub fn close(&self) {
+        self.closer.abort();
     }
 
     /// Another connection to the same server.

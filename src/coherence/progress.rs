@@ -6,12 +6,13 @@
 //! never ahead of what [`Progress::recorded`] said is durable.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use crate::change::Lsn;
 use crate::mutant::{self, Mutant};
 
 /// The number of a transaction, in commit order, within one connection to the source.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(u64);
 
 /// The transactions of one connection that are not all in force yet.
@@ -76,6 +77,22 @@ impl Progress {
         if self.open.is_empty() || mutant::is(Mutant::EagerKeepalive) {
             self.idle = self.idle.max(position);
         }
+    }
+
+    /// Everything up to here is in force, whatever is open: an outbox proves that by itself, and its transactions have no
+    /// positions of their own.
+    pub fn proven(&mut self, position: Lsn) {
+        self.idle = self.idle.max(position);
+    }
+
+    /// Whether all of these transactions are in force.
+    pub fn are_done(&self, tickets: RangeInclusive<Ticket>) -> bool {
+        self.open.range(tickets).next().is_none()
+    }
+
+    /// The first transaction that is not in force.
+    pub fn first_open(&self) -> Option<Ticket> {
+        self.open.keys().next().copied()
     }
 
     /// Every invalidation up to here is in force: what the watermark in Redis may say.
@@ -151,6 +168,19 @@ mod tests {
         assert_eq!(progress.applied(), Lsn::new(10));
         progress.reached(Lsn::new(50));
         assert_eq!(progress.applied(), Lsn::new(50));
+    }
+
+    #[test]
+    fn what_an_outbox_proves_counts_whatever_is_open() {
+        let mut progress = Progress::default();
+        let [first, second, third] = [(); 3].map(|()| progress.received(Lsn::ZERO));
+        progress.proven(Lsn::new(7));
+        assert_eq!((progress.applied(), progress.first_open()), (Lsn::new(7), Some(first)));
+        progress.done(second);
+        assert!(progress.are_done(second..=second) && !progress.are_done(first..=second));
+        progress.done(first);
+        assert!(progress.are_done(first..=second) && !progress.are_done(first..=third));
+        assert_eq!((progress.applied(), progress.first_open()), (Lsn::new(7), Some(third)));
     }
 
     #[test]

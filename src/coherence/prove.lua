@@ -1,9 +1,13 @@
 #!lua flags=allow-oom
--- KEYS: applied, origin, epoch. ARGV: where the slot goes on, as 16 hexadecimal digits; the origin; the epoch
--- whose flush is finished. Another epoch means that another daemon is at work, or another dataset.
+-- KEYS: applied, origin, epoch, batches. ARGV: where the slot goes on, as 16 hexadecimal digits; the origin; the epoch
+-- whose flush is finished; how many batches an outbox knows of, or nothing for a slot. Another epoch means that
+-- another daemon is at work, or another dataset.
 if redis.call('GET', KEYS[3]) ~= ARGV[3] then
   return redis.error_reply('LOST the epoch ' .. ARGV[3])
 end
 redis.call('SET', KEYS[1], ARGV[1])
 redis.call('SET', KEYS[2], ARGV[2])
+if ARGV[4] ~= '' and (tonumber(redis.call('GET', KEYS[4]) or 0) or 0) < tonumber(ARGV[4]) then
+  redis.call('SET', KEYS[4], ARGV[4])
+end
 return 1

@@ -1,6 +1,11 @@
 #!lua flags=allow-oom
--- KEYS[1]: `applied`. ARGV[1]: a position as 16 hexadecimal digits, which sort as strings. ARGV[2]: what was
--- recorded before. A dataset that knows less has lost writes, and must not look as if it had not.
+-- KEYS: `applied`, the epoch. ARGV: a position as 16 hexadecimal digits, which sort as strings; what was recorded
+-- before; the epoch in which that was, or 0. A dataset that knows less has lost writes, and must not look as if it had
+-- not; in another epoch positions may be those of another history.
+local epoch = redis.call('GET', KEYS[2]) or '0'
+if epoch ~= ARGV[3] then
+  return redis.error_reply('LOST the epoch ' .. ARGV[3] .. ', found ' .. epoch)
+end
 local held = redis.call('GET', KEYS[1])
 if not held or #held ~= 16 or held < ARGV[2] then
   return redis.error_reply('LOST ' .. (held or 'nothing') .. ' is left of ' .. ARGV[2])

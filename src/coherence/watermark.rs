@@ -11,11 +11,14 @@ pub const RAISE: &str = include_str!("raise.lua");
 /// Raises `applied`, unless Redis went back behind what it recorded: then the error's code is [`LOST`].
 pub const RECORD: &str = include_str!("record.lua");
 
-/// The code of the error by which [`RECORD`] says that writes were lost.
+/// The code of the error by which [`RECORD`] and [`COUNT`] say that writes were lost.
 pub const LOST: &str = "LOST";
 
 /// Sets a key. Runs where memory is full.
 pub const SET: &str = include_str!("set.lua");
+
+/// Counts a batch that is in force, unless Redis went back behind what it counted: then the error's code is [`LOST`].
+pub const COUNT: &str = include_str!("count.lua");
 
 /// Begins an epoch: a new number, `started` at the end of the log, and nothing proven until [`PROVE`].
 pub const BEGIN: &str = include_str!("begin.lua");
@@ -56,6 +59,10 @@ pub struct Names {
     pub failures: CacheKey,
     /// The last position that was added to each stream, by the stream's name: a hash.
     pub streams: CacheKey,
+    /// How many batches of an outbox are in force: a number that only rises.
+    pub batches: CacheKey,
+    /// Stream entries that were added and whose entry in the outbox is not deleted yet: a hash.
+    pub added: CacheKey,
 }
 
 impl Names {
@@ -76,6 +83,8 @@ impl Names {
             dead: state("dead"),
             failures: state("failures"),
             streams: state("streams"),
+            batches: state("batches"),
+            added: state("added"),
             reserved,
         }
     }

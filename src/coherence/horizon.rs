@@ -1,0 +1,150 @@
+//! Up to where everything is in force that went through an outbox.
+//!
+//! Owns the judgement; surveys of the outbox go in, positions come out. Numbers of entries are not in the order of commits,
+//! and a commit is in the log before it is visible, so neither says by itself what is in force. This does: what was
+//! visible at a survey has gone when no entry is left that was there then. Synchronous; asks no server and no clock. Invariants: a
+//! position that a survey gives is past every transaction visible to whoever asked for it earlier; whoever sees a
+//! transaction that the survey did not see finds the log at that position or later, and so never before it.
+
+use std::time::Instant;
+
+use crate::change::Lsn;
+
+/// Up to where everything is in force.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Horizon {
+    /// A survey that found entries: where the log was, when that was asked, and the highest of their numbers.
+    waiting: Option<(Lsn, Instant, i64)>,
+    /// Where the log was at the last survey.
+    seen: Lsn,
+    /// The furthest that was given.
+    given: Lsn,
+}
+
+impl Horizon {
+    /// What a survey found: where the log was before, whether nobody was about to commit then, and the lowest and the
+    /// highest number of the entries that were left. Up to where everything is in force, and since when that is so at
+    /// the latest.
+    pub fn survey(
+        &mut self,
+        position: Lsn,
+        asked: Instant,
+        calm: bool,
+        entries: Option<(i64, i64)>,
+    ) -> Option<(Lsn, Instant)> {
+        self.seen = position;
+        let (proven, asked) = match entries {
+            None => {
+                self.waiting = None;
+                (if calm { position } else { position.just_before() }, asked)
+            }
+            Some((first, last)) => {
+                let gone = self.waiting.take_if(|(_, _, highest)| first > *highest);
+                self.waiting.get_or_insert((position, asked, last));
+                gone.map(|(position, asked, _)| (position.just_before(), asked))?
+            }
+        };
+        self.given = self.given.max(proven);
+        Some((self.given, asked))
+    }
+
+    /// Whether nothing has happened since the last survey that would not be in force, and only a commit under way could
+    /// speak against saying so: then it is worth asking whether there is one.
+    pub fn wants_calm(&self) -> bool {
+        self.waiting.is_none() && self.seen > self.given
+    }
+}
+
+/// Below which number no entry can come any more. Whoever draws one has an id as a transaction already, so a number that
+/// was given before some transaction began belongs to one with a lower id; once all of those have ended, what is left
+/// of it is visible. Looking for entries from there on passes by the remains of those that are gone, which PostgreSQL
+/// cannot remove while anybody's snapshot is old.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Floor {
+    at: i64,
+    /// The highest number that was given when that was last asked.
+    given: i64,
+    /// That at an earlier moment, and a transaction that began later.
+    waiting: Option<(i64, u64)>,
+}
+
+impl Floor {
+    /// The number.
+    pub fn at(&self) -> i64 {
+        self.at
+    }
+
+    /// The highest number that is known to have been given.
+    pub fn given(&self) -> i64 {
+        self.given
+    }
+
+    /// This transaction of our own began to write when only numbers up to `given` were known.
+    pub fn began(&mut self, given: i64, xid: u64) {
+        self.waiting.get_or_insert((given, xid));
+    }
+
+    /// What a survey found: the highest number given so far, then the oldest transaction that has not ended and the lowest
+    /// entry that is visible.
+    pub fn survey(&mut self, given: i64, oldest: u64, first: Option<i64>) {
+        if let Some((known, _)) = self.waiting.take_if(|(_, xid)| oldest >= *xid) {
+            let next = known.saturating_add(1);
+            self.at = self.at.max(first.map_or(next, |first| first.min(next)));
+        }
+        self.given = given;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_there_must_have_gone() {
+        let mut horizon = Horizon::default();
+        let mut survey = |position: u64, calm: bool, entries: Option<(i64, i64)>| {
+            horizon.survey(Lsn::new(position), Instant::now(), calm, entries).map(|(position, _)| position.offset())
+        };
+        assert_eq!(survey(100, false, None), Some(99));
+        assert_eq!(survey(100, true, None), Some(100));
+        assert_eq!(survey(100, false, None), Some(100), "it never goes back");
+        assert_eq!(survey(200, false, Some((5, 9))), None);
+        assert_eq!(survey(210, false, Some((8, 12))), None, "8 and 9 were there");
+        assert_eq!(survey(220, false, Some((10, 14))), Some(199));
+        // The next to wait for is what that one found.
+        assert_eq!(survey(230, false, Some((14, 20))), None);
+        assert_eq!(survey(240, false, Some((15, 21))), Some(219));
+        assert_eq!(survey(250, false, None), Some(249));
+    }
+
+    #[test]
+    fn the_floor_rises_only_over_what_has_ended() {
+        let mut floor = Floor::default();
+        floor.survey(10, 100, Some(3));
+        floor.began(floor.given(), 120);
+        floor.survey(20, 119, None);
+        assert_eq!(floor.at(), 0, "119 may have drawn 10, and write it yet");
+        floor.survey(30, 120, None);
+        assert_eq!(floor.at(), 11, "20 and 30 may have been drawn by whoever began since");
+        floor.began(floor.given(), 200);
+        floor.survey(40, 300, Some(15));
+        assert_eq!(floor.at(), 15, "it is still there");
+        floor.survey(50, 400, None);
+        assert_eq!(floor.at(), 15);
+    }
+
+    #[test]
+    fn late_numbers_only_hold_it_up() {
+        let (mut horizon, start) = (Horizon::default(), Instant::now());
+        let later = start + std::time::Duration::from_secs(1);
+        assert_eq!(horizon.survey(Lsn::new(10), start, false, Some((5, 5))), None);
+        // 3 was not visible then, and is now.
+        assert_eq!(horizon.survey(Lsn::new(20), later, false, Some((3, 3))), None);
+        assert!(!horizon.wants_calm());
+        assert_eq!(horizon.survey(Lsn::new(25), later, false, Some((6, 6))), Some((Lsn::new(9), start)));
+        assert_eq!(horizon.survey(Lsn::new(30), later, false, None), Some((Lsn::new(29), later)));
+        assert!(horizon.wants_calm());
+        assert_eq!(horizon.survey(Lsn::new(30), later, true, None), Some((Lsn::new(30), later)));
+        assert!(!horizon.wants_calm());
+    }
+}
