@@ -1,7 +1,7 @@
 //! The message that tells every instance what was invalidated.
 //!
-//! Owns its format and the chain of ids. It must not know how it is sent. Invariant: `prev` is the id of
-//! the message before, so whoever misses one sees a gap and flushes.
+//! Owns its format and its id. It must not know how it is sent. Invariant: `prev` is the id of the message before, which
+//! only Redis knows when the message is sent; so whoever misses one sees a gap and flushes.
 
 use std::time::SystemTime;
 
@@ -44,6 +44,16 @@ impl Broadcast {
     pub(super) fn ops(plan: &Plan) -> Vec<BroadcastOp> {
         plan.told().chain(plan.ops()).filter_map(|(_, op)| broadcast_op(op)).collect()
     }
+
+    /// The JSON on both sides of the value of `prev`.
+    pub(super) fn around_prev(&self) -> (String, String) {
+        const PREV: &str = "\"prev\":";
+        let json = serde_json::to_string(&Self { prev: None, ..self.clone() });
+        let json = json.expect("strings and numbers always serialize");
+        // Before it there are only a number and an id of hexadecimal digits.
+        let (head, tail) = json.split_once(PREV).expect("the field is always written");
+        (format!("{head}{PREV}"), tail.strip_prefix("null").unwrap_or(tail).to_owned())
+    }
 }
 
 fn broadcast_op(op: Op<'_>) -> Option<BroadcastOp> {
@@ -66,29 +76,27 @@ fn broadcast_op(op: Op<'_>) -> Option<BroadcastOp> {
     }
 }
 
-/// The ids of one daemon's messages, chained.
+/// Gives the messages of one process their ids.
 #[derive(Debug)]
-pub(super) struct Chain {
+pub(super) struct Numbering {
     instance: u64,
     sent: u64,
-    last: Option<String>,
 }
 
-impl Chain {
-    /// A chain that goes on after the message that Redis remembers.
-    pub(super) fn after(last: Option<String>) -> Self {
-        Self { instance: rand::random(), sent: 0, last }
+impl Default for Numbering {
+    fn default() -> Self {
+        Self { instance: rand::random(), sent: 0 }
     }
+}
 
-    /// The next message. Sending it twice is harmless: the id is the same.
+impl Numbering {
+    /// The next message, before it is known which one is before it.
     pub(super) fn next(&mut self, epoch: u64, lsn: Lsn, at: SystemTime, ops: Vec<BroadcastOp>) -> Broadcast {
         self.sent += 1;
-        let id = format!("{:016x}-{}", self.instance, self.sent);
-        let prev = self.last.replace(id.clone());
         Broadcast {
             v: 1,
-            id,
-            prev,
+            id: format!("{:016x}-{}", self.instance, self.sent),
+            prev: None,
             epoch,
             lsn: lsn.to_string(),
             at: humantime::format_rfc3339_micros(at).to_string(),

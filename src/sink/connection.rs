@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use super::pulse::Pulse;
 use super::redis::{SinkError, unusable};
-use crate::coherence::watermark::{BEGIN, DECIMAL, Names, PROVE, RAISE, RECORD, SET};
+use crate::coherence::watermark::{BEGIN, COUNT, DECIMAL, Names, PROVE, RAISE, RECORD, SET};
 use crate::key::{CacheKey, Glob};
 use crate::plan::{Plan, Removal, RuleId};
 
@@ -57,6 +57,11 @@ impl Dataset {
         Ok(Self { run_id: field("run_id"), replication_id: field("master_replid"), inherited })
     }
 
+    /// Which run of which server has it.
+    pub(super) fn server(&self) -> &str {
+        &self.run_id
+    }
+
     /// Whether it holds what `earlier` held a moment ago, and what was written since. A server takes a new replication id of its own
     /// when it gets its first replica, or after it had none for `repl-backlog-ttl`; one that took over another's
     /// values keeps the old id besides.
@@ -79,11 +84,13 @@ pub(super) struct Scripts {
     pub(super) untag: String,
     pub(super) append: String,
     pub(super) bury: String,
+    pub(super) tell: String,
+    pub(super) count: String,
 }
 
 impl Scripts {
     /// Every script, and where its hash goes.
-    fn each(&mut self) -> [(&mut String, String); 11] {
+    fn each(&mut self) -> [(&mut String, String); 13] {
         [
             (&mut self.raise, RAISE.to_owned()),
             (&mut self.record, RECORD.to_owned()),
@@ -96,6 +103,8 @@ impl Scripts {
             (&mut self.untag, include_str!("untag.lua").to_owned()),
             (&mut self.append, include_str!("append.lua").to_owned()),
             (&mut self.bury, include_str!("bury.lua").to_owned()),
+            (&mut self.tell, include_str!("tell.lua").to_owned()),
+            (&mut self.count, COUNT.to_owned()),
         ]
     }
 }

@@ -34,6 +34,10 @@ pub struct Batch {
     pub heartbeat: Option<Instant>,
     /// The dataset has to say again which one it is.
     pub probe: bool,
+    /// Redis is to count it, so that an outbox can tell whether it still knows it.
+    pub counts: bool,
+    /// Marks ([`StreamEntry::mark`]) that no entry of the outbox can have any more.
+    pub forget: Vec<String>,
 }
 
 /// A stream entry on its way.
@@ -49,6 +53,9 @@ pub struct StreamEntry {
     pub number: u64,
     /// When the transaction committed.
     pub at: SystemTime,
+    /// What tells it from any other, where its position does not: an entry of an outbox has another each time that it
+    /// is taken.
+    pub mark: Option<String>,
 }
 
 /// Under which names and by which scripts a batch is written.
@@ -72,15 +79,16 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(MILLIS_MAX).clamp(1, MILLIS_MAX)
 }
 
-/// What goes before the globs: records, and removals by name. `recorded` is what Redis must still know.
-pub(super) fn removals(batch: &Batch, recorded: Lsn, target: Target<'_>, pipeline: &mut Pipeline) {
+/// What goes before the globs: records, and removals by name. `recorded` is what Redis must still know, and in which epoch.
+pub(super) fn removals(batch: &Batch, recorded: (Lsn, &str), target: Target<'_>, pipeline: &mut Pipeline) {
     let Target { names, scripts, .. } = target;
     if let Some(applied) = batch.record {
-        let mut record = script(&scripts.record, &[&names.applied]);
-        record.arg(applied.to_fixed_hex()).arg(recorded.to_fixed_hex());
+        let (recorded, epoch) = recorded;
+        let mut record = script(&scripts.record, &[&names.applied, &names.epoch]);
+        record.arg(applied.to_fixed_hex()).arg(recorded.to_fixed_hex()).arg(epoch);
         pipeline.add_command(record);
     }
-    if batch.plan.is_empty() {
+    if batch.plan.is_empty() && batch.streams.is_empty() {
         return;
     }
     let mut raise = script(&scripts.raise, &[&names.started]);
@@ -118,18 +126,28 @@ pub(super) fn writes(batch: &Batch, now: u64, target: Target<'_>, pipeline: &mut
 
 /// Stream entries, in order. `history` tells whether positions can be compared with those of entries before.
 pub(super) fn streams(batch: &Batch, labels: &[Label], history: &str, target: Target<'_>, pipeline: &mut Pipeline) {
-    for StreamEntry { rule, entry, end, number, at } in &batch.streams {
+    for StreamEntry { rule, entry, end, number, at, mark } in &batch.streams {
         if target.names.owns(entry.stream.as_bytes()) {
             continue;
         }
-        let mut add = script(&target.scripts.stream, &[&entry.stream, &target.names.streams]);
+        let mut add = script(
+            &target.scripts.stream,
+            &[&entry.stream, &target.names.streams, &target.names.added, &target.names.started],
+        );
         add.arg(end.offset()).arg(*number).arg(entry.maxlen).arg(target.ttl_millis()).arg(history);
-        add.arg(end.to_fixed_hex());
+        add.arg(end.to_fixed_hex())
+            .arg(mark.as_deref().map(|mark| full_mark(history, mark)).unwrap_or_default())
+            .arg(batch.started.to_fixed_hex());
         add.arg("rule").arg(Label::name(labels, *rule));
         add.arg("at").arg(humantime::format_rfc3339_micros(*at).to_string());
         add.arg("data").arg(entry.data.as_slice());
         pipeline.add_command(add);
     }
+}
+
+/// Numbers of entries begin again in another outbox.
+fn full_mark(history: &str, mark: &str) -> String {
+    format!("{history}:{mark}")
 }
 
 /// Changes that a rule could not be held against.
@@ -177,13 +195,27 @@ pub(super) fn announcements(batch: &Batch, target: Target<'_>, message: Option<&
 
 /// Sends a broadcast and remembers its id.
 pub(super) fn broadcast(message: &Broadcast, target: Target<'_>, pipeline: &mut Pipeline) {
-    let json = serde_json::to_vec(message).expect("strings and numbers always serialize");
-    let mut publish = redis::cmd("PUBLISH");
-    publish.arg(target.names.invalidations.as_bytes()).arg(json);
-    pipeline.add_command(publish);
-    let mut remember = script(&target.scripts.set, &[&target.names.last_broadcast]);
-    remember.arg(&message.id);
-    pipeline.add_command(remember);
+    let (head, tail) = message.around_prev();
+    let mut tell = script(&target.scripts.tell, &[&target.names.last_broadcast]);
+    tell.arg(target.names.invalidations.as_bytes()).arg(&message.id).arg(head).arg(tail);
+    pipeline.add_command(tell);
+}
+
+/// Counts a batch, after everything that it does: how many are in force. `counted` is what Redis must still know.
+pub(super) fn count(counted: u64, target: Target<'_>, pipeline: &mut Pipeline) {
+    let mut count = script(&target.scripts.count, &[&target.names.batches]);
+    count.arg(counted);
+    pipeline.add_command(count);
+}
+
+/// Forgets marks of stream entries whose entries in the outbox are gone.
+pub(super) fn forget_marks(batch: &Batch, history: &str, target: Target<'_>, pipeline: &mut Pipeline) {
+    for marks in batch.forget.chunks(KEYS_PER_COMMAND) {
+        let mut forget = redis::cmd("HDEL");
+        let marks: Vec<_> = marks.iter().map(|mark| full_mark(history, mark)).collect();
+        forget.arg(target.names.added.as_bytes()).arg(marks);
+        pipeline.add_command(forget);
+    }
 }
 
 /// Says up to when everything is in force, in milliseconds since 1970 by the clock of Redis.

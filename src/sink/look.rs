@@ -1,8 +1,9 @@
-//! What Redis holds of one key, and what touched it last.
+//! What Redis holds of one key, and what touched it last; how far the whole of it is.
 //!
 //! Owns the questions and how their answers are read. It must not know rules. Invariant: nothing is written, and of a
 //! large value only the beginning is fetched.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
@@ -21,6 +22,9 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 
 /// How many bytes of a value are fetched: the line of its envelope, and some of its body.
 const VALUE_BYTES_MAX: usize = 64 << 10;
+
+/// How many streams are named.
+const STREAMS_NAMED: usize = 100;
 
 /// What there is to see of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,6 +73,31 @@ pub enum Held {
     },
 }
 
+/// How far a dataset is, and what went wrong on the way.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Every invalidation up to this position is in force.
+    pub applied: Option<Lsn>,
+    /// Some invalidation up to this position may be in force.
+    pub started: Option<Lsn>,
+    /// The generation of the cache.
+    pub epoch: Option<u64>,
+    /// How many began, by the word for the reason.
+    pub epochs: BTreeMap<String, u64>,
+    /// Everything that was durably committed so long ago is in force.
+    pub asof: Option<Duration>,
+    /// How many changes wait that a rule could not be held against.
+    pub dead: u64,
+    /// How many of them there were, by rule.
+    pub failures: BTreeMap<String, u64>,
+    /// How many streams were written.
+    pub streams: u64,
+    /// Some of their names.
+    pub stream_names: Vec<CacheKey>,
+    /// How many batches of an outbox are in force.
+    pub batches: Option<u64>,
+}
+
 impl Touch {
     /// Whether it touched this key.
     pub fn concerns(&self, key: &CacheKey) -> bool {
@@ -101,10 +130,68 @@ pub async fn look(info: &ConnectionInfo, names: &Names, key: &CacheKey) -> Resul
     ask(info, names, key).await.map_err(|error| unusable(&address, error))
 }
 
-async fn ask(info: &ConnectionInfo, names: &Names, key: &CacheKey) -> Result<Look, RedisError> {
+/// Looks how far the dataset is.
+///
+/// # Errors
+///
+/// Redis is away, or refuses one of the commands.
+pub async fn standing(info: &ConnectionInfo, names: &Names) -> Result<Standing, SinkError> {
+    let address = info.addr().to_string();
+    ask_standing(info, names).await.map_err(|error| unusable(&address, error))
+}
+
+async fn ask_standing(info: &ConnectionInfo, names: &Names) -> Result<Standing, RedisError> {
+    let mut link = connect(info).await?;
+    let mut state = redis::cmd("MGET");
+    for key in [&names.applied, &names.started, &names.epoch, &names.asof, &names.batches] {
+        state.arg(key.as_bytes());
+    }
+    let mut of_state = Pipeline::new();
+    of_state.add_command(redis::cmd("TIME")).add_command(state);
+    let ((seconds, micros), state): ((u64, u64), Vec<Option<String>>) = of_state.query_async(&mut link).await?;
+
+    let mut of_counts = Pipeline::new();
+    of_counts.add_command(command("HGETALL", &names.epochs)).add_command(command("HGETALL", &names.failures));
+    of_counts.add_command(command("XLEN", &names.dead)).add_command(command("HLEN", &names.streams));
+    let (epochs, failures, dead, streams): (Counts, Counts, u64, u64) = of_counts.query_async(&mut link).await?;
+
+    let mut stream_names = command("HSCAN", &names.streams);
+    stream_names.arg(0).arg("COUNT").arg(STREAMS_NAMED);
+    type Page = (u64, Vec<(Vec<u8>, Vec<u8>)>);
+    let (_, found): Page = stream_names.query_async(&mut link).await?;
+
+    let text = |at: usize| state.get(at).and_then(Option::as_deref);
+    let number = |at: usize| text(at).and_then(|number| number.parse::<u64>().ok());
+    let now = seconds.saturating_mul(1000).saturating_add(micros / 1000);
+    Ok(Standing {
+        applied: text(0).and_then(Lsn::from_fixed_hex),
+        started: text(1).and_then(Lsn::from_fixed_hex),
+        epoch: number(2),
+        epochs: counted(epochs),
+        asof: number(3).map(|asof| Duration::from_millis(now.saturating_sub(asof))),
+        dead,
+        failures: counted(failures),
+        streams,
+        stream_names: found.into_iter().take(STREAMS_NAMED).map(|(name, _)| CacheKey::new(name)).collect(),
+        batches: number(4),
+    })
+}
+
+/// A hash of counts, as it comes.
+type Counts = BTreeMap<String, String>;
+
+fn counted(counts: Counts) -> BTreeMap<String, u64> {
+    counts.into_iter().filter_map(|(name, count)| Some((name, count.parse().ok()?))).collect()
+}
+
+async fn connect(info: &ConnectionInfo) -> Result<MultiplexedConnection, RedisError> {
     let config =
         AsyncConnectionConfig::new().set_connection_timeout(Some(ANSWER_MAX)).set_response_timeout(Some(ANSWER_MAX));
-    let mut link = client(info)?.get_multiplexed_async_connection_with_config(&config).await?;
+    client(info)?.get_multiplexed_async_connection_with_config(&config).await
+}
+
+async fn ask(info: &ConnectionInfo, names: &Names, key: &CacheKey) -> Result<Look, RedisError> {
+    let mut link = connect(info).await?;
 
     let mut of_key = Pipeline::new();
     of_key.add_command(command("TYPE", key)).add_command(command("PTTL", key)).add_command(redis::cmd("TIME"));

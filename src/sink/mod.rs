@@ -19,7 +19,7 @@ mod sweep;
 pub use broadcast::{Broadcast, BroadcastOp};
 pub use connection::connect_subscriber;
 pub use encode::{Batch, StreamEntry};
-pub use look::{Held, Look, look};
+pub use look::{Held, Look, Standing, look, standing};
 pub use pulse::Pulse;
 pub use recent::{Label, Touch};
 pub use redis::{Scope, Sink, SinkError, Unproven};

@@ -200,8 +200,9 @@ pub fn refuses_command(error: &SinkError) -> bool {
     matches!(error, SinkError::Unusable { source, .. } if source.code() == Some("NOPERM"))
 }
 
-/// Every command that is used, on a key and a channel of the namespace, and what invalidates on a key of each removal.
-pub fn needs(namespace: &str, slot: &str, removals: &[Removal]) -> Vec<Need> {
+/// Every command that is used, on a key and a channel of the namespace, and what invalidates on a key of each removal; what only an
+/// outbox takes, if one is read.
+pub fn needs(namespace: &str, slot: &str, removals: &[Removal], outbox: bool) -> Vec<Need> {
     let key = format!("{namespace}{RESERVED}{{{slot}}}:probe").into_bytes();
     let key = key.as_slice();
     let channel = format!("{namespace}{INVALIDATIONS}").into_bytes();
@@ -238,10 +239,18 @@ pub fn needs(namespace: &str, slot: &str, removals: &[Removal]) -> Vec<Need> {
         look("GETRANGE", key, "0 0", true),
         look("SCARD", key, "", true),
         look("XLEN", key, "", true),
+        look("HGETALL", key, "", true),
+        look("HLEN", key, "", true),
+        look("HSCAN", key, "0 COUNT 1", true),
         look("LRANGE", key, "0 0", true),
         look("XRANGE", key, "- + COUNT 1", true),
         look("SUBSCRIBE", channel, "", false),
     ];
+    if outbox {
+        needs.push(daemon("INCR", key, "", false));
+        needs.push(daemon("HEXISTS", key, "field", true));
+        needs.push(daemon("HDEL", key, "field", true));
+    }
     let samples: BTreeSet<Vec<u8>> = removals.iter().map(sample).collect();
     for sample in &samples {
         // To the server it reads and writes the key, as everything does that invalidates.
@@ -324,7 +333,7 @@ mod tests {
 
     #[test]
     fn nothing_that_leaves_a_trace_is_called_harmless() {
-        for need in needs("v1:", "unstale", &[Removal::Key("v1:all".into())]) {
+        for need in needs("v1:", "unstale", &[Removal::Key("v1:all".into())], true) {
             let name = need.name();
             let named = need.command.args_iter().any(|argument| argument == Arg::Simple(&b"v1:all"[..]));
             assert!(!named || !need.harmless || name == "EVALSHA", "{need:?}");

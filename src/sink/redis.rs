@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 
 use redis::{Client, ConnectionInfo, Pipeline, RedisError, Value};
 
-use super::broadcast::{Broadcast, BroadcastOp, Chain};
+use super::broadcast::{Broadcast, BroadcastOp, Numbering};
 use super::connection::{Clock, Connection, Dataset, client, info, version};
-use super::encode::{Batch, Target, announcements, dead_letters, heartbeat, removals, streams, writes};
+use super::encode::{
+    Batch, Target, announcements, count, dead_letters, forget_marks, heartbeat, removals, streams, writes,
+};
 use super::pulse::Pulse;
 use super::recent::{Label, Recent};
 use super::refusal::explain;
@@ -80,8 +82,9 @@ pub struct Sink {
     pub(super) epoch_found: String,
     pub(super) allowance: Allowance,
     pub(super) pulse: Pulse,
-    /// A running daemon goes on with its own chain; a new one takes up what Redis remembers.
-    pub(super) chain: Option<Chain>,
+    pub(super) numbering: Numbering,
+    /// How many batches that dataset said it had counted.
+    pub(super) counted: u64,
 }
 
 /// What the sink has to know of the rules.
@@ -137,13 +140,24 @@ impl Sink {
             epoch_found: "0".to_owned(),
             allowance: Allowance::default(),
             pulse: Pulse::default(),
-            chain: None,
+            numbering: Numbering::default(),
+            counted: 0,
         })
     }
 
     /// Where Redis is, without credentials.
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// Which server has the dataset whose history is proven, until it is started anew.
+    pub fn dataset(&self) -> Option<&str> {
+        self.proven.as_ref().map(Dataset::server)
+    }
+
+    /// How many batches were in force, by Redis's own count, when the last one was.
+    pub fn counted(&self) -> u64 {
+        self.counted
     }
 
     /// What tells whether Redis takes what it is sent, also while the sink is busy.
@@ -216,14 +230,13 @@ impl Sink {
             return Err(Setback::Unproven);
         }
         if broadcast.is_none() && !ops.is_empty() {
-            let chain = self.chain.get_or_insert_with(|| Chain::after(None));
-            *broadcast = Some(chain.next(self.epoch, batch.started, batch.at, ops.to_vec()));
+            *broadcast = Some(self.numbering.next(self.epoch, batch.started, batch.at, ops.to_vec()));
         }
         let Some(connection) = &mut self.connection else { return Err(Setback::Unproven) };
         let scripts = connection.scripts.clone();
         let target = Target { names: &self.names, scripts: &scripts, ttl: self.scope.ttl };
         let mut pipeline = Pipeline::new();
-        removals(batch, self.recorded, target, &mut pipeline);
+        removals(batch, (self.recorded, &self.epoch_found), target, &mut pipeline);
         writes(batch, connection.clock.at(Instant::now()), target, &mut pipeline);
         announcements(batch, target, broadcast.as_ref(), &mut pipeline);
         let added_from = pipeline.len();
@@ -231,6 +244,11 @@ impl Sink {
         let added = added_from..pipeline.len();
         dead_letters(batch, &self.scope.labels, target, &mut pipeline);
         self.recent.write(batch.probe, &self.names, &scripts, &mut pipeline);
+        forget_marks(batch, &self.history, target, &mut pipeline);
+        let count_at = pipeline.len();
+        if batch.counts {
+            count(self.counted, target, &mut pipeline);
+        }
         if let Some(moment) = batch.heartbeat {
             heartbeat(connection.clock.at(moment), target, &mut pipeline);
         }
@@ -255,6 +273,9 @@ impl Sink {
             }
             self.proven = Some(dataset.clone());
             connection.dataset = dataset;
+        }
+        if let (true, Some(Value::Int(counted))) = (batch.counts, replies.get(count_at)) {
+            self.counted = self.counted.max(counted.cast_unsigned());
         }
         self.recorded = self.recorded.max(batch.record.unwrap_or_default());
         Ok(())

@@ -1,13 +1,12 @@
 //! Putting plans into force beside the daemon, or without one.
 //!
-//! Owns what differs from the daemon's way: nothing is recorded as applied, no attempt is repeated, and whoever follows
-//! the broadcasts sees a gap and flushes. Invariant: what is replayed can only make readers ask the database again.
+//! Owns what differs from the daemon's way: nothing is recorded as applied, and no attempt is repeated. Invariant: what is replayed can only make readers ask the database again.
 
 use std::time::SystemTime;
 
 use redis::{Pipeline, RedisError, Value};
 
-use super::broadcast::{Broadcast, Chain};
+use super::broadcast::Broadcast;
 use super::connection::script;
 use super::encode::{Batch, StreamEntry, Target, announcements, removals, streams};
 use super::redis::{Sink, SinkError, unusable};
@@ -43,22 +42,30 @@ impl Sink {
     }
 
     async fn try_replay(&mut self, mut plan: Plan, fresh: Lsn) -> Result<(), RedisError> {
-        if self.chain.is_none() {
-            self.read_place().await?;
-        }
+        self.read_place().await?;
         plan.raise_bumps(fresh);
         plan.doubt_sets(Lsn::new(u64::MAX));
         let entries = (0..).zip(plan.take_streams());
         let at = SystemTime::now();
         let entries =
-            entries.map(|(number, (rule, entry))| StreamEntry { rule, entry, end: fresh, number, at }).collect();
+            entries.map(|(number, (rule, entry))| StreamEntry { rule, entry, end: fresh, number, at, mark: None });
+        let entries = entries.collect();
         let sweeps = plan.take_sweeps();
         sweeps.iter().for_each(|(rule, removal)| plan.tell(*rule, removal.clone()));
-        let batch = Batch { plan, streams: entries, started: fresh, record: None, at, heartbeat: None, probe: false };
+        let batch = Batch {
+            plan,
+            streams: entries,
+            started: fresh,
+            record: None,
+            at,
+            heartbeat: None,
+            probe: false,
+            counts: false,
+            forget: Vec::new(),
+        };
         self.recent.remember(&batch, &self.scope.labels);
         let (epoch, ops) = (self.epoch, Broadcast::ops(&batch.plan));
-        let chain = self.chain.get_or_insert_with(|| Chain::after(None));
-        let broadcast = (!ops.is_empty()).then(|| chain.next(epoch, fresh, at, ops));
+        let broadcast = (!ops.is_empty()).then(|| self.numbering.next(epoch, fresh, at, ops));
 
         let (names, scope) = (self.names.clone(), self.scope.clone());
         let connection = self.open().await?;
@@ -68,7 +75,7 @@ impl Sink {
         let mut raise = script(&scripts.raise, &[&names.started]);
         raise.arg(fresh.to_fixed_hex());
         first.add_command(raise);
-        removals(&batch, Lsn::ZERO, target, &mut first);
+        removals(&batch, (Lsn::ZERO, "0"), target, &mut first);
         connection.send(&first).await?;
         connection.remove(&sweeps, &names, None).await?;
         let mut then = Pipeline::new();
@@ -80,17 +87,13 @@ impl Sink {
         Ok(())
     }
 
-    /// What Redis knows of the history and the chain of broadcasts that this takes part in.
+    /// What Redis knows of the history that this takes part in.
     async fn read_place(&mut self) -> Result<(), RedisError> {
-        let names = self.names.clone();
-        let mut place = redis::cmd("MGET");
-        for key in [&names.epoch, &names.last_broadcast] {
-            place.arg(key.as_bytes());
-        }
+        let mut place = redis::cmd("GET");
+        place.arg(self.names.epoch.as_bytes());
         let reply = self.open().await?.send(Pipeline::new().add_command(place)).await?.pop().unwrap_or(Value::Nil);
-        let (epoch, last): (Option<String>, Option<String>) = redis::from_redis_value(reply)?;
+        let epoch: Option<String> = redis::from_redis_value(reply)?;
         self.epoch = epoch.and_then(|epoch| epoch.parse().ok()).unwrap_or(0);
-        self.chain = Some(Chain::after(last));
         Ok(())
     }
 }

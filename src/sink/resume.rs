@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use redis::{Pipeline, RedisError, Value};
 use sha2::{Digest as _, Sha256};
 
-use super::broadcast::{Broadcast, Chain};
+use super::broadcast::Broadcast;
 use super::connection::script;
 use super::encode::{Target, broadcast};
 use super::redis::{Patience, Setback, Sink, Unproven};
@@ -50,6 +50,7 @@ impl Sink {
     /// History is proven: go on with the dataset that [`Sink::remembered`] read.
     pub fn go_on(&mut self, remembered: &Remembered) {
         self.recorded = remembered.applied.unwrap_or_default();
+        self.counted = remembered.batches;
         self.history = remembered.origin.as_ref().map(history).unwrap_or_default();
     }
 
@@ -89,7 +90,7 @@ impl Sink {
         let connection = self.open().await?;
         let dataset = connection.dataset.clone();
         let mut mget = redis::cmd("MGET");
-        for key in [&names.applied, &names.started, &names.origin, &names.epoch, &names.last_broadcast] {
+        for key in [&names.applied, &names.started, &names.origin, &names.epoch, &names.batches] {
             mget.arg(key.as_bytes());
         }
         let mut pipeline = Pipeline::new();
@@ -102,13 +103,18 @@ impl Sink {
         let texts: Vec<Option<String>> = redis::from_redis_value(reply)?;
         let text = |at: usize| texts.get(at).and_then(Option::as_deref);
         self.epoch_found = text(3).unwrap_or("0").to_owned();
-        self.epoch = self.epoch.max(text(3).and_then(|epoch| epoch.parse().ok()).unwrap_or(0));
-        self.chain.get_or_insert_with(|| Chain::after(text(4).map(ToOwned::to_owned)));
+        let epoch = text(3).and_then(|epoch| epoch.parse().ok()).unwrap_or(0);
+        if epoch > self.epoch {
+            // Somebody else began it: what was recorded before was recorded in another one.
+            (self.recorded, self.counted) = (Lsn::ZERO, 0);
+        }
+        self.epoch = self.epoch.max(epoch);
         self.proven = Some(dataset);
         Ok(Remembered {
             applied: text(0).and_then(Lsn::from_fixed_hex),
             started: text(1).and_then(Lsn::from_fixed_hex),
             origin: text(2).and_then(Origin::decode),
+            batches: text(4).and_then(|batches| batches.parse().ok()).unwrap_or(0),
         })
     }
 
@@ -128,8 +134,9 @@ impl Sink {
         self.epoch_found = epoch.to_string();
         let connection = self.open().await?;
         let deleted = connection.remove(&removals, &names, None).await?;
-        let mut prove = script(&scripts.prove, &[&names.applied, &names.origin, &names.epoch]);
+        let mut prove = script(&scripts.prove, &[&names.applied, &names.origin, &names.epoch, &names.batches]);
         prove.arg(present.slot.to_fixed_hex()).arg(present.origin.encode()).arg(epoch);
+        prove.arg(present.batches.map_or_else(String::new, |batches| batches.to_string()));
         connection.send(Pipeline::new().add_command(prove)).await?;
         let dataset = connection.dataset.clone();
 
@@ -138,14 +145,14 @@ impl Sink {
         if epoch > 1 {
             let mut plan = Plan::default();
             removals.into_iter().for_each(|(rule, removal)| plan.tell(rule, removal));
-            let chain = self.chain.get_or_insert_with(|| Chain::after(None));
-            let message = chain.next(epoch, present.end, SystemTime::now(), Broadcast::ops(&plan));
+            let message = self.numbering.next(epoch, present.end, SystemTime::now(), Broadcast::ops(&plan));
             let mut tell = Pipeline::new();
             broadcast(&message, Target { names: &names, scripts: &scripts, ttl: self.scope.ttl }, &mut tell);
             self.open().await?.send(&tell).await?;
         }
         self.history = history(&present.origin);
         (self.epoch, self.proven, self.recorded) = (epoch, Some(dataset), present.slot);
+        self.counted = present.batches.unwrap_or_default();
         Ok(deleted)
     }
 }
@@ -153,7 +160,7 @@ impl Sink {
 /// A short name of a history: positions of one can be compared, and only those. An unclean stop begins no other: only
 /// log that was safely written is ever streamed.
 fn history(origin: &Origin) -> String {
-    Sha256::digest(format!("{}/{}", origin.system, origin.timeline))
+    Sha256::digest(format!("{}/{}{}", origin.system, origin.timeline, origin.source))
         .iter()
         .take(4)
         .map(|byte| format!("{byte:02x}"))

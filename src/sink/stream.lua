@@ -1,14 +1,23 @@
 #!lua flags=allow-oom
--- KEYS: a stream, the hash that remembers the last position of each. ARGV: the end of the transaction in decimal
+-- KEYS: a stream, the hash that remembers the last position of each, the hash of marks, `started`. ARGV: the end of the transaction in decimal
 -- digits, the entry's number in it, about how many entries to keep, milliseconds until a stream that nobody writes
 -- goes, the history (empty: not one of the daemon's, so nothing is remembered), the position as 16 hexadecimal digits,
--- then fields and values. Within one history an entry that was added is not added again, whatever became of it. After
+-- the entry's mark (or nothing), `started` of the batch, then fields and values. An entry with a mark is known by that
+-- alone, since its position is another when another daemon sends it again; once that daemon has begun, nobody else
+-- may add it. Within one history an entry that was added is not added again, whatever became of it. After
 -- positions went back (another history) ids go on after the stream's last one. Returns -1 if the key is no stream.
 local kind = redis.call('TYPE', KEYS[1]).ok
 if kind ~= 'stream' and kind ~= 'none' then
   return -1
 end
-if ARGV[5] ~= '' then
+local marked = ARGV[7] ~= ''
+if marked and redis.call('GET', KEYS[4]) ~= ARGV[8] then
+  return redis.error_reply('LOST the turn: another daemon is at work')
+end
+if marked and redis.pcall('HEXISTS', KEYS[3], ARGV[7]) == 1 then
+  return 0
+end
+if ARGV[5] ~= '' and not marked then
   local seen = redis.pcall('HGET', KEYS[2], KEYS[1])
   if type(seen) ~= 'string' then
     if seen then
@@ -22,9 +31,9 @@ if ARGV[5] ~= '' then
   end
 end
 local function add(id)
-  return redis.pcall('XADD', KEYS[1], 'MAXLEN', '~', ARGV[3], id, unpack(ARGV, 7))
+  return redis.pcall('XADD', KEYS[1], 'MAXLEN', '~', ARGV[3], id, unpack(ARGV, 9))
 end
-local added = add(ARGV[1] .. '-' .. ARGV[2])
+local added = add(ARGV[1] .. '-' .. (marked and '*' or ARGV[2]))
 if type(added) == 'table' and added.err then
   local info, last = redis.call('XINFO', 'STREAM', KEYS[1]), nil
   for i = 1, #info, 2 do
@@ -38,7 +47,10 @@ if type(added) == 'table' and added.err then
   end
 end
 redis.call('PEXPIRE', KEYS[1], ARGV[4])
-if ARGV[5] ~= '' then
+if marked then
+  redis.call('HSET', KEYS[3], ARGV[7], 1)
+  redis.call('PEXPIRE', KEYS[3], ARGV[4])
+elseif ARGV[5] ~= '' then
   redis.call('HSET', KEYS[2], KEYS[1], ARGV[5] .. ' ' .. ARGV[6] .. '-' .. ARGV[2])
   redis.call('PEXPIRE', KEYS[2], ARGV[4])
 end
