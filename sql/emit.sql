@@ -1,5 +1,6 @@
 -- The schema `unstale` and its function by which an application emits an event of its own, in its transaction:
 -- select unstale.emit('product.updated', '{"id": 7}'). Who may call it needs no other privilege.
+-- Where events go to the outbox, sql/outbox_emit.sql makes it another.
 do $$
 begin
   if to_regnamespace('unstale') is null then
@@ -7,8 +8,9 @@ begin
     comment on schema unstale is 'made by unstale';
   end if;
   -- Not replaced where it is as it should be: that would take a lock on it and write to the catalog every time.
-  if to_regprocedure('unstale.emit(text, jsonb)') is null then
-    create function unstale.emit(name text, payload jsonb default '{}') returns void
+  if not exists (select from pg_proc where oid = to_regprocedure('unstale.emit(text, jsonb)')
+                    and prosrc like '%pg_logical_emit_message%') then
+    create or replace function unstale.emit(name text, payload jsonb default '{}') returns void
       language plpgsql volatile parallel unsafe
       set search_path = pg_catalog
     as $emit$

@@ -1,7 +1,8 @@
 -- Removes what setup made: the slot, the publication, the function `unstale.emit`, and the replica identity indexes
 -- with our name.
 -- A table that setup gave REPLICA IDENTITY FULL keeps it: whether that was there before, nobody knows.
--- Reads the settings unstale.slot and unstale.publication.
+-- The outbox is removed before, by sql/outbox_teardown.sql.
+-- Reads the settings unstale.slot, unstale.publication and unstale.emit: 'keep' if somebody else's outbox needs it.
 do $$
 declare
   slot name := current_setting('unstale.slot');
@@ -13,7 +14,9 @@ begin
   if exists (select from pg_publication where pubname = publication) then
     execute format('drop publication %I', publication);
   end if;
-  drop function if exists unstale.emit(text, jsonb);
+  if current_setting('unstale.emit', true) is distinct from 'keep' then
+    drop function if exists unstale.emit(text, jsonb);
+  end if;
   -- The schema goes with the last of what is in it.
   if to_regnamespace('unstale') is not null
      and not exists (select from pg_depend where refclassid = 'pg_namespace'::regclass

@@ -1,9 +1,10 @@
-//! `unstale teardown`: PostgreSQL as it was before `setup`.
+//! `unstale teardown`: PostgreSQL as it was before `setup`, in whichever mode that was.
 
 use std::path::Path;
 
 use super::{Failure, Loaded, print};
-use crate::postgres::{self, setup};
+use crate::postgres::setup::{self, Outbox};
+use crate::postgres::{self, outbox};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {}
@@ -11,7 +12,20 @@ pub(super) struct Args {}
 pub(super) async fn run(path: &Path, _: Args) -> Result<(), Failure> {
     let loaded = Loaded::read(path)?;
     let client = postgres::connect(&loaded.settings.postgres).await?;
-    setup::remove(&client, &loaded.settings).await?;
     let settings = &loaded.settings;
-    print(&format!("removed replication slot {} and publication {}\n", settings.slot, settings.publication))
+    let removed = setup::remove(&client, settings).await.map_err(|error| match outbox::is_locked(&error) {
+        true => Failure::unavailable(outbox::InstallError::Locked.to_string()),
+        false => error.into(),
+    })?;
+    print(&format!("removed replication slot {} and publication {}\n", settings.slot, settings.publication))?;
+    match removed {
+        Outbox::Absent => Ok(()),
+        Outbox::Removed(0) => print("removed the outbox and its triggers; it was empty\n"),
+        Outbox::Removed(entries) => {
+            print(&format!("removed the outbox and its triggers, and {entries} entries that nobody had read\n"))
+        }
+        Outbox::Others(consumer) => {
+            print(&format!("kept the outbox: it belongs to `{consumer}`, and source.slot is `{}`\n", settings.slot))
+        }
+    }
 }

@@ -8,12 +8,15 @@ use std::error::Error as _;
 use std::future::{Ready, ready};
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use secrecy::ExposeSecret as _;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
 use tokio_postgres::tls::{ChannelBinding as Bound, TlsConnect, TlsStream};
-use tokio_postgres::{Client, Config, config};
+use tokio_postgres::{AsyncMessage, Client, Config, config};
 
 use super::address::{Address, ChannelBinding};
 use super::error::{ConnectError, ServerError};
@@ -21,15 +24,37 @@ use super::transport::{Attempt, Transport, try_hosts};
 
 /// Connects; the connection is driven by a task that ends with the client.
 pub async fn connect(address: &Address) -> Result<Client, ConnectError> {
+    open(address).await.map(|opened| opened.client)
+}
+
+/// An open connection, and what else there is to it.
+#[derive(Debug)]
+pub struct Link {
+    /// What questions are asked by.
+    pub client: Client,
+    /// Rings whenever somebody notifies a channel that the client listens to.
+    pub bell: Arc<Notify>,
+    /// Ends the connection, however much is under way.
+    pub closer: AbortHandle,
+}
+
+/// Connects as [`connect`] does.
+pub async fn open(address: &Address) -> Result<Link, ConnectError> {
     let config = &config(address);
     let log_in = |transport| async move { config.connect_raw(transport, Ours).await.map_err(explain) };
-    let (client, connection) = try_hosts(address, log_in).await?;
-    tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "an SQL connection ended");
+    let (client, mut connection) = try_hosts(address, log_in).await?;
+    let bell = Arc::new(Notify::new());
+    let rung = Arc::clone(&bell);
+    let driver = tokio::spawn(async move {
+        while let Some(message) = std::future::poll_fn(|context| connection.poll_message(context)).await {
+            match message {
+                Ok(AsyncMessage::Notification(_)) => rung.notify_one(),
+                Ok(_) => {}
+                Err(error) => return tracing::debug!(%error, "an SQL connection ended"),
+            }
         }
     });
-    Ok(client)
+    Ok(Link { client, bell, closer: driver.abort_handle() })
 }
 
 fn config(address: &Address) -> Config {

@@ -6,12 +6,13 @@
 mod address;
 mod client;
 mod error;
+pub mod outbox;
 pub mod setup;
 mod tls;
 mod transport;
 
 pub use address::{Address, ChannelBinding, Host, InvalidAddress, SslMode};
-pub use client::connect;
+pub use client::{Link, connect, open};
 pub use error::{ConnectError, ServerError, advice};
 pub(crate) use error::{PREREQUISITE_STATE, UNDEFINED_OBJECT};
 pub(crate) use transport::{Attempt, Transport, try_hosts};
@@ -22,3 +23,10 @@ pub(crate) const NO_CHANNEL_BINDING: &str =
     "channel_binding=require, but the server does not use it over this connection; it takes TLS and scram-sha-256";
 pub(crate) const UNSUPPORTED: &str =
     "the server asks for a kind of authentication that is not supported; use scram-sha-256";
+
+/// What a connection is told first that is to last, so that no setting of its role ends it, or makes a writer fail: a
+/// serializable look at an outbox would abort serializable writers.
+pub(crate) const SESSION: &str = "select set_config(name, '0', false) from pg_settings where name in \
+     ('statement_timeout', 'lock_timeout', 'transaction_timeout', 'idle_session_timeout', \
+      'idle_in_transaction_session_timeout'); \
+     set default_transaction_isolation = 'read committed'; set default_transaction_read_only = off";

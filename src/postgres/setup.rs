@@ -1,6 +1,7 @@
 //! Installing in PostgreSQL what replication needs, and removing it.
 //!
-//! Owns the order of the scripts in `sql/`. It must not decide which tables or identities are needed.
+//! Owns the order of the scripts in `sql/`; those of the outbox have a module of their own. It must not decide which
+//! tables or identities are needed.
 //! Invariants: running twice changes nothing the second time; no step leaves an application's writes
 //! refused, so a table's identity is widened before the table is published.
 
@@ -54,11 +55,13 @@ pub async fn apply(
     let listed: Vec<_> = tables.iter().map(ToString::to_string).collect();
     steps.push(step(before != after, format!("publication {} carries {}", settings.publication, listed.join(", "))));
 
-    let installed = "select to_regprocedure('unstale.emit(text, jsonb)') is not null";
-    let before: bool = client.query_one(installed, &[]).await?.get(0);
-    if events || before {
+    // That of an outbox is replaced: nobody would read what it writes.
+    let installed = "select prosrc like '%pg_logical_emit_message%' from pg_proc \
+                     where oid = to_regprocedure('unstale.emit(text, jsonb)')";
+    let before: Option<bool> = client.query_opt(installed, &[]).await?.map(|row| row.get(0));
+    if events || before.is_some() {
         client.batch_execute(EMIT).await?;
-        steps.push(step(!before, "function unstale.emit".to_owned()));
+        steps.push(step(before != Some(true), "function unstale.emit".to_owned()));
     }
 
     let exists = "select exists (select from pg_replication_slots where slot_name = $1)";
@@ -80,10 +83,58 @@ fn step(changed: bool, text: String) -> Step {
     if changed { Step::Done(text) } else { Step::Unchanged(text) }
 }
 
-/// Removes the slot, the publication and our indexes.
-pub async fn remove(client: &Client, settings: &Settings) -> Result<(), Error> {
-    run_with(client, TEARDOWN, &[("unstale.slot", &settings.slot), ("unstale.publication", &settings.publication)])
-        .await
+/// What became of the outbox when everything was removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outbox {
+    /// There was none.
+    Absent,
+    /// It went, with this many entries that nobody had read.
+    Removed(i64),
+    /// It stays, because it is somebody else's: of the slot with this name.
+    Others(String),
+}
+
+/// Removes the slot, the publication and our indexes, and the outbox with its triggers, whatever the mode is.
+///
+/// # Errors
+///
+/// Also if a table could not be locked in time. Then the outbox is as it was, and the rest is not touched.
+pub async fn remove(client: &Client, settings: &Settings) -> Result<Outbox, Error> {
+    const CONSUMERS: &str = "select slot from unstale.consumer order by slot = $1 desc limit 1";
+    const PENDING: &str = "select count(*) from unstale.outbox";
+    let mut outbox = Outbox::Absent;
+    if super::outbox::is_installed(client).await? {
+        let consumer = exists(client, "consumer").await?;
+        let owner = match consumer {
+            true => client.query_opt(CONSUMERS, &[&settings.slot]).await?.map(|row| row.get::<_, String>(0)),
+            false => None,
+        };
+        if let Some(other) = owner.filter(|owner| *owner != settings.slot) {
+            outbox = Outbox::Others(other);
+        } else {
+            let pending: i64 = match exists(client, "outbox").await? {
+                true => client.query_one(PENDING, &[]).await?.get(0),
+                false => 0,
+            };
+            super::outbox::remove(client).await?;
+            outbox = Outbox::Removed(pending);
+        }
+    }
+    let emit = if matches!(outbox, Outbox::Others(_)) { "keep" } else { "drop" };
+    let parameters = [
+        ("unstale.slot", settings.slot.as_str()),
+        ("unstale.publication", settings.publication.as_str()),
+        ("unstale.emit", emit),
+    ];
+    run_with(client, TEARDOWN, &parameters).await?;
+    Ok(outbox)
+}
+
+/// Whether there is a table of ours with this name.
+async fn exists(client: &Client, table: &str) -> Result<bool, Error> {
+    const EXISTS: &str = "select exists (select from pg_class c join pg_namespace n on n.oid = c.relnamespace \
+                          where n.nspname = 'unstale' and c.relname = $1 and c.relkind = 'r')";
+    Ok(client.query_one(EXISTS, &[&table]).await?.get(0))
 }
 
 /// Creates the example domain with this many users.

@@ -3,11 +3,12 @@
 //! Owns [`RuleSet`]. It must not see YAML or changes. Invariant: a rule set exists only if all its rules
 //! are sound; finding the rules of a table does not depend on how many rules there are.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::time::Duration;
 
 use indexmap::IndexSet;
+use sha2::{Digest as _, Sha256};
 
 use super::condition::Condition;
 use super::for_each::ForEach;
@@ -86,6 +87,32 @@ impl RuleSet {
     /// Whether any rule waits for an event.
     pub fn has_events(&self) -> bool {
         !self.by_event.is_empty()
+    }
+
+    /// Whether what some rule does depends on the order of transactions: values that are written through, streams.
+    pub fn needs_order(&self) -> bool {
+        let ordered = |action: &Action| matches!(action, Action::Set { .. } | Action::Stream { .. });
+        self.rules.iter().any(|rule| rule.actions.iter().any(ordered))
+    }
+
+    /// For each table what tells its rules, and what they look up, from any others: a JSON object.
+    pub fn versions(&self) -> String {
+        let lookups: Vec<_> = self.lookups.iter().map(|lookup| (&lookup.name.value, &lookup.sql.value)).collect();
+        let version = |name: &TableName| {
+            let of_table = self.rules.iter().filter(|rule| rule.trigger == Trigger::Table && rule.table.value == *name);
+            let mut digest = Sha256::new();
+            for rule in of_table {
+                digest.update(&rule.canonical);
+                if rule.for_each.is_some() {
+                    digest.update(format!("{lookups:?}"));
+                }
+            }
+            digest.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+        };
+        let tables = self.tables();
+        let versions: BTreeMap<String, String> =
+            tables.into_iter().map(|name| (name.to_string(), version(name))).collect();
+        serde_json::to_string(&versions).expect("texts always serialize")
     }
 
     /// The names of the events that rules wait for, sorted.
@@ -208,6 +235,7 @@ impl Compiler<'_> {
             problems.push(table.span.clone(), "`table` is not a table's name", "expected `table` or `schema.table`");
         }
         Rule {
+            canonical: raw.canonical,
             span: raw.name.span,
             name: raw.name.value,
             trigger,

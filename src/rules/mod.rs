@@ -26,7 +26,7 @@ pub use for_each::ForEach;
 pub use inverse::Given;
 pub use lint::{Lint, lint};
 pub use planner::{Decision, PlanError, Planner};
-pub use requirements::Widening;
+pub use requirements::{Capture, Widening};
 pub use rule::{Lookup, Rule, Trigger};
 pub use template::{Image, InvalidTemplate, Part, Reference, Rendered, Resolved, Template};
 pub use trace::{Compared, Made, Named, Read, Verdict, trace};

@@ -151,6 +151,16 @@ impl Planner {
         planned.expect("a rule that is not asked cannot stop the plan");
     }
 
+    /// Something happened to the change's table, and nobody knows what: every rule of the table removes everything it may
+    /// ever have made.
+    pub fn resync(&mut self, change: &Change, plan: &mut Plan) {
+        let planned = self.each_rule(change, |_, rule, definition| {
+            definition.remove_all(rule.id, plan);
+            Ok(())
+        });
+        planned.expect("a rule that is not asked cannot stop the plan");
+    }
+
     fn each_rule(
         &mut self,
         change: &Change,

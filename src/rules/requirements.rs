@@ -53,6 +53,19 @@ impl Widening {
     }
 }
 
+/// What the rules want to know of a table's changes, where triggers write them down.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Capture {
+    /// The table that rules name.
+    pub table: TableName,
+    /// The columns that its rules read, in the table's own order.
+    pub columns: Vec<String>,
+    /// The operations that set a rule off, in the order of [`Operation::ALL`].
+    pub operations: Vec<Operation>,
+    /// An update sets a rule off only if one of `columns` changed.
+    pub only_changed: bool,
+}
+
 /// The longest name PostgreSQL keeps whole.
 const IDENTIFIER_BYTES_MAX: usize = 63;
 
@@ -111,6 +124,26 @@ impl RuleSet {
             widenings.push(widening);
         }
         widenings
+    }
+
+    /// What has to be written down of each table, sorted by its name.
+    pub fn captures(&self, catalog: &Catalog) -> Vec<Capture> {
+        let capture = |table: &Table| {
+            let of_table =
+                || self.rules().iter().filter(|rule| rule.trigger == Trigger::Table && rule.table.value == table.name);
+            let read: BTreeSet<&str> = of_table().flat_map(Rule::columns).collect();
+            let names = table.columns.iter().map(|column| &column.name);
+            let wanted = |operation: &Operation| of_table().any(|rule| rule.triggers_on(*operation));
+            Capture {
+                table: table.name.clone(),
+                columns: names.filter(|name| read.contains(name.as_str())).cloned().collect(),
+                operations: Operation::ALL.into_iter().filter(wanted).collect(),
+                only_changed: of_table()
+                    .filter(|rule| rule.triggers_on(Operation::Update))
+                    .all(|rule| !rule.changed.is_empty()),
+            }
+        };
+        self.tables().into_iter().filter_map(|name| catalog.find(name)).map(capture).collect()
     }
 
     /// Reports tables whose changes are not in the log at all.

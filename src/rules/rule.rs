@@ -85,6 +85,8 @@ pub struct Rule {
     pub name: String,
     /// Where the file says the name.
     pub span: Range<usize>,
+    /// All that the file says of it, as a text that tells it from any other.
+    pub canonical: String,
     /// Whether a table or an event sets it off.
     pub trigger: Trigger,
     /// The table that triggers it, or the event as a name without a schema, and where the file says so.

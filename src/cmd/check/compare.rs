@@ -5,11 +5,11 @@
 
 use super::finding::{Finding, Findings, Stage};
 use crate::catalog::Catalog;
-use crate::config::{Problem, Problems};
+use crate::config::{Mode, Problem, Problems};
 use crate::rules::{RuleSet, Widening};
 
 /// Compares rules with a catalog. The rules with the schema of every table filled in.
-pub(super) fn compare(rules: &RuleSet, catalog: &Catalog, findings: &mut Findings) -> RuleSet {
+pub(super) fn compare(rules: &RuleSet, catalog: &Catalog, mode: Mode, findings: &mut Findings) -> RuleSet {
     let mut unknown = Problems::default();
     let rules = rules.clone().resolve(catalog, &mut unknown);
     unknown.sort();
@@ -18,6 +18,14 @@ pub(super) fn compare(rules: &RuleSet, catalog: &Catalog, findings: &mut Finding
         format!("names: {tables} tables and their columns"),
         unknown.iter().map(|problem| Finding::problem("unknown-name", problem).why("the rule can do nothing")),
     );
+    if mode == Mode::Slot {
+        logged(&rules, catalog, findings);
+    }
+    rules
+}
+
+/// What holds only where the log is read: triggers see every table, and the whole row before.
+fn logged(rules: &RuleSet, catalog: &Catalog, findings: &mut Findings) {
     let mut unlogged = Problems::default();
     rules.check_logged(catalog, &mut unlogged);
     unlogged.sort();
@@ -26,8 +34,7 @@ pub(super) fn compare(rules: &RuleSet, catalog: &Catalog, findings: &mut Finding
     let widenings = rules.check_identities(catalog, &mut narrow);
     narrow.sort();
     findings.pass_or("replica identities", narrow.iter().map(|problem| identity(problem, &widenings)));
-    findings.found.extend(keyless(&rules, catalog));
-    rules
+    findings.found.extend(keyless(rules, catalog));
 }
 
 /// An identity that is too narrow, with the statements of its own table.
@@ -99,12 +106,15 @@ mod tests {
         };
         let catalog = Catalog { tables: vec![table], search_path: vec!["public".to_owned()] };
         let mut findings = Findings::default();
-        let compared = compare(&rules, &catalog, &mut findings);
+        let compared = compare(&rules, &catalog, Mode::Slot, &mut findings);
         assert!(compared.rules().iter().any(|rule| rule.table.value.schema == "public"));
         let found: Vec<_> =
             findings.found.iter().map(|f| (f.id, &text[f.place.clone().unwrap()], f.statements.len())).collect();
         assert_eq!(found, [("unknown-name", "usres", 0), ("replica-identity", "email", 2)]);
         let fix = &findings.found.last().unwrap().fix;
         assert!(fix.contains("unstale setup") && !fix.contains("CREATE"), "{fix}");
+        let mut findings = Findings::default();
+        compare(&rules, &catalog, Mode::Outbox, &mut findings);
+        assert_eq!(findings.found.iter().map(|f| f.id).collect::<Vec<_>>(), ["unknown-name"]);
     }
 }

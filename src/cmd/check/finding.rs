@@ -45,6 +45,8 @@ pub(super) enum Stage {
     Settings,
     /// Replica identities, before the table is published: else its updates would be refused.
     Identity,
+    /// The outbox and its triggers.
+    Outbox,
     /// What the role may do.
     Role,
     /// The publication.
@@ -147,10 +149,11 @@ impl Finding {
         costs.join("; ")
     }
 
-    /// What to do: in words, then as statements; a function that is installed whole is no advice.
+    /// What to do: in words, then as statements; functions that are installed whole are no advice.
     pub(super) fn advice(&self) -> String {
         let words = Some(self.fix.as_str()).filter(|fix| !fix.is_empty());
-        let statements = self.statements.iter().filter(|statement| statement.stage != Stage::Events);
+        let is_advice = |statement: &&Statement| !matches!(statement.stage, Stage::Events | Stage::Outbox);
+        let statements = self.statements.iter().filter(is_advice);
         let statements = statements.map(|statement| statement.text.as_str());
         words.into_iter().chain(statements).collect::<Vec<_>>().join("\n")
     }

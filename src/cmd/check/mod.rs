@@ -81,7 +81,7 @@ fn offline(loaded: &Loaded) -> Findings {
     match lock::read(&loaded.path) {
         Ok(Some(catalog)) => {
             let mut compared = Findings::default();
-            let rules = compare::compare(&loaded.rules, &catalog, &mut compared);
+            let rules = compare::compare(&loaded.rules, &catalog, loaded.settings.mode, &mut compared);
             for finding in &mut compared.found {
                 let note = "as the lock file has the tables; if they are otherwise now: unstale check --lock";
                 finding.why = if finding.why.is_empty() { note.to_owned() } else { format!("{}\n{note}", finding.why) };

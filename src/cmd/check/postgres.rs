@@ -4,6 +4,7 @@
 //! question that is refused is one finding, and the others are asked all the same.
 
 mod lookups;
+mod outbox;
 mod publication;
 mod replication;
 mod slot;
@@ -18,7 +19,7 @@ use super::finding::{Finding, Findings, Stage};
 use crate::catalog::Catalog;
 use crate::cmd::{Failure, Loaded};
 use crate::coherence::primary::PrimaryError;
-use crate::config::Settings;
+use crate::config::{Mode, Settings};
 use crate::postgres::{self, ConnectError, ServerError, setup};
 use crate::rules::RuleSet;
 use crate::source::replication::catalog;
@@ -93,16 +94,28 @@ async fn ask(
     }
     let primary = server.is_primary(findings);
     let catalog = catalog::read(client).await?;
-    let rules = compare(&loaded.rules, &catalog, findings);
+    let rules = compare(&loaded.rules, &catalog, loaded.settings.mode, findings);
     if primary {
-        server.log(findings);
-        let outcomes = [
-            server.replication(findings).await,
-            server.publication(&rules, &catalog, findings).await,
-            server.slot(findings).await,
-            server.lookups(&rules, findings).await,
-            server.events(&rules, findings).await,
-        ];
+        let outcomes = match loaded.settings.mode {
+            Mode::Slot => {
+                server.log(findings);
+                vec![
+                    server.replication(findings).await,
+                    server.publication(&rules, &catalog, findings).await,
+                    server.slot(findings).await,
+                    server.lookups(&rules, findings).await,
+                    server.events(&rules, findings).await,
+                    server.left_outbox(findings).await,
+                ]
+            }
+            Mode::Outbox => vec![
+                server.outbox(&rules, &catalog, findings).await,
+                server.doorbell(findings).await,
+                server.vacuum(findings).await,
+                server.lookups(&rules, findings).await,
+                server.left_slot(findings).await,
+            ],
+        };
         for error in outcomes.into_iter().filter_map(Result::err) {
             findings.add(interrupted(name, error));
         }
@@ -217,13 +230,15 @@ impl Server<'_> {
     /// Whether what rules wait for can be emitted.
     async fn events(&self, rules: &RuleSet, findings: &mut Findings) -> Result<(), tokio_postgres::Error> {
         const INSTALLED: &str = "select exists (select from pg_proc p join pg_namespace n on n.oid = p.pronamespace \
-             where n.nspname = 'unstale' and p.proname = 'emit' and oidvectortypes(p.proargtypes) = 'text, jsonb')";
+             where n.nspname = 'unstale' and p.proname = 'emit' and oidvectortypes(p.proargtypes) = 'text, jsonb' \
+             and p.prosrc like '%pg_logical_emit_message%')";
         if !rules.has_events() {
             return Ok(());
         }
         let installed: bool = self.client.query_one(INSTALLED, &[]).await?.get(0);
         let finding = (!installed).then(|| {
-            Finding::error("emit-missing", format!("{} has no function unstale.emit(text, jsonb)", self.name))
+            let message = format!("{} has no function unstale.emit(text, jsonb) that writes to the log", self.name);
+            Finding::error("emit-missing", message)
                 .why("rules with `event` wait for what applications emit by it")
                 .fix("run `unstale setup`, or sql/emit.sql")
                 .statement(Stage::Events, setup::EMIT.trim_end(), "locks nothing; makes a schema and a function in it")

@@ -9,6 +9,7 @@ use std::time::{Instant, SystemTime};
 use super::clock::{self, Reading, SAMPLES};
 use super::finding::{Finding, Findings, Stage};
 use crate::cmd::Loaded;
+use crate::config::Mode;
 use crate::key::Glob;
 use crate::rules::Rule;
 use crate::sink::SinkError;
@@ -138,7 +139,8 @@ async fn permissions(
     let settings = &loaded.settings;
     let user = server.user().await?;
     let (mut needed, mut to_look, mut untried) = (Vec::new(), Vec::new(), Vec::new());
-    for need in probe::needs(&settings.namespace, &settings.slot, &loaded.rules.removals()) {
+    let is_outbox = settings.mode == Mode::Outbox;
+    for need in probe::needs(&settings.namespace, &settings.slot, &loaded.rules.removals(), is_outbox) {
         match server.may(user.as_deref(), &need).await? {
             Verdict::Allowed => {}
             Verdict::Denied(reason) if need.only_to_look => to_look.push(reason),

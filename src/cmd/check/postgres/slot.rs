@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use serde::Deserialize;
 
 use super::{Finding, Findings, Server, Stage};
+use crate::cmd::display::size;
 
 /// Log that is kept for us beyond this is worth a word, in bytes.
 const RETAINED_MAX: i64 = 1 << 30;
@@ -184,28 +185,9 @@ impl Server<'_> {
 
 const RELOAD: &str = "locks nothing; takes effect after SELECT pg_reload_conf()";
 
-/// A size for people.
-fn size(bytes: i64) -> String {
-    const UNITS: [(&str, i64); 3] = [("GB", 1 << 30), ("MB", 1 << 20), ("kB", 1 << 10)];
-    let unit = UNITS.iter().find(|(_, unit)| bytes >= *unit);
-    match unit {
-        Some((name, unit)) => format!("{}.{} {name}", bytes / unit, bytes % unit * 10 / unit),
-        None => format!("{} bytes", bytes.max(0)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes_for_people() {
-        let check = |bytes: i64, expected: &str| assert_eq!(size(bytes), expected);
-        check(0, "0 bytes");
-        check(1023, "1023 bytes");
-        check(1536, "1.5 kB");
-        check(5 << 30, "5.0 GB");
-    }
 
     #[test]
     fn a_slot_of_any_version_is_read() {

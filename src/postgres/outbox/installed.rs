@@ -1,0 +1,210 @@
+//! What of an outbox is installed, and what the captured tables look like, as the catalog says.
+//!
+//! Owns the questions. It must not judge the answers. Invariants: nothing is locked and nothing is changed; a role that
+//! may not look into the schema is told what the catalog knows all the same.
+
+use std::collections::HashMap;
+
+use tokio_postgres::{Client, Error, Row};
+
+use super::capture::{CapturedColumn, Defaults, Member, Shape, Watched};
+use crate::change::TableName;
+use crate::rules::Capture;
+
+/// Which of our objects are there, who made them, and what may be read. By catalog: to look a name up in a schema, one
+/// needs a privilege.
+const OBJECTS: &str = "with ours as (select oid from pg_namespace where nspname = 'unstale'), \
+     class as (select c.* from pg_class c join ours on c.relnamespace = ours.oid), \
+     proc as (select p.* from pg_proc p join ours on p.pronamespace = ours.oid) \
+     select (select count(*) from class where (relname, relkind) in \
+              (('outbox', 'r'), ('shape', 'r'), ('consumer', 'r'), ('bell', 'S'), ('counted', 'S'))) = 5 \
+            and (select count(*) from proc where proname in ('ring', 'take_over', 'confirm')) = 3, \
+     (select p.prosecdef and p.prosrc like '%unstale.outbox%' from proc p \
+       where p.proname = 'emit' and oidvectortypes(p.proargtypes) = 'text, jsonb'), \
+     coalesce((select has_schema_privilege(oid, 'USAGE') from ours), false) \
+       and coalesce((select bool_and(has_table_privilege(oid, 'SELECT')) from class \
+                      where relname in ('shape', 'consumer') and relkind = 'r'), false), \
+     (select count(*) from class where relname in ('outbox', 'shape', 'consumer') and relkind = 'r'), \
+     (select reset_val from pg_settings where name = 'TimeZone'), \
+     (select reset_val from pg_settings where name = 'lc_monetary')";
+
+const FUNCTIONS: &str = "select p.proname::text, p.prosrc, \
+     p.prosecdef and l.lanname = 'plpgsql' and p.prorettype = 'trigger'::regtype, coalesce(p.proconfig, '{}'), \
+     has_function_privilege('public', p.oid, 'EXECUTE'), p.proowner = (select oid from pg_roles where rolname = current_user), \
+     pg_get_userbyid(p.proowner)::text, \
+     array(select pg_get_userbyid(a.grantee)::text from aclexplode(p.proacl) a \
+            where a.grantee <> 0 and a.privilege_type = 'EXECUTE'), \
+     coalesce((select has_table_privilege(p.proowner, c.oid, 'INSERT') from pg_class c \
+                where c.relnamespace = p.pronamespace and c.relname = 'outbox'), false) \
+     from pg_proc p join pg_namespace n on n.oid = p.pronamespace join pg_language l on l.oid = p.prolang \
+     where n.nspname = 'unstale' and p.proname like 'capture\\_%' and p.pronargs = 0 order by 1";
+
+const TRIGGERS: &str = "select t.tgrelid, n.nspname::text, c.relname::text, t.tgname::text, t.tgtype, \
+     t.tgenabled = 'A', t.tgparentid <> 0, p.proname::text, t.tgqual is null and t.tgnargs = 0 and t.tgattr = '' \
+     from pg_trigger t join pg_proc p on p.oid = t.tgfoid join pg_namespace s on s.oid = p.pronamespace \
+     join pg_class c on c.oid = t.tgrelid join pg_namespace n on n.oid = c.relnamespace \
+     where s.nspname = 'unstale' and p.proname like 'capture\\_%' order by 2, 3, 4";
+
+const COLUMNS: &str = "select a.attname::text, a.atttypid, e.oid, e.typtype = 'e', a.attgenerated = 'v' \
+     from pg_attribute a \
+     join pg_type t on t.oid = a.atttypid \
+     join pg_type e on e.oid = case when t.typcategory = 'A' and t.typelem <> 0 then t.typelem else t.oid end \
+     where a.attrelid = $1 and a.attnum > 0 and not a.attisdropped and a.attname::text = any($2) order by a.attnum";
+
+/// A table with everything below it, as partition or by inheritance; itself first.
+const MEMBERS: &str = "with recursive tree (oid, below) as ( \
+       select c.oid, false from pg_class c join pg_namespace n on n.oid = c.relnamespace \
+        where n.nspname = $1 and c.relname = $2 and c.relkind in ('r', 'p') \
+       union select i.inhrelid, true from pg_inherits i join tree on i.inhparent = tree.oid) \
+     select c.oid, n.nspname::text, c.relname::text, tree.below and c.relispartition, \
+       pg_get_userbyid(c.relowner)::text from tree \
+     join pg_class c on c.oid = tree.oid join pg_namespace n on n.oid = c.relnamespace \
+     where c.relkind in ('r', 'p') order by tree.below, 2, 3";
+
+/// What is there.
+#[derive(Debug)]
+pub(super) struct Installed {
+    /// The tables, the bell and its function.
+    pub(super) base: bool,
+    /// How many of the tables there are.
+    tables: i64,
+    /// Whether `unstale.emit` writes to the outbox; nothing if it is not there.
+    pub(super) emit: Option<bool>,
+    /// Who empties it, as far as the role may know.
+    pub(super) consumers: Vec<String>,
+    /// The shapes by their numbers, as far as the role may know.
+    pub(super) shapes: HashMap<i32, Shape>,
+    /// Whether the role may know.
+    pub(super) readable: bool,
+    pub(super) functions: Vec<InstalledFunction>,
+    pub(super) triggers: Vec<InstalledTrigger>,
+    pub(super) defaults: Defaults,
+}
+
+#[derive(Debug)]
+pub(super) struct InstalledFunction {
+    pub(super) name: String,
+    pub(super) body: String,
+    /// It runs with its owner's rights, in the language and with the result that it should have.
+    pub(super) is_definer: bool,
+    /// What it sets, as `name=value`.
+    pub(super) settings: Vec<String>,
+    /// Anybody may have it called for a table of theirs.
+    pub(super) is_public: bool,
+    /// The role that asks made it.
+    pub(super) is_own: bool,
+    pub(super) owner: String,
+    /// Who may have it called for tables of his.
+    pub(super) callers: Vec<String>,
+    /// The owner may write to the outbox.
+    pub(super) may_insert: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct InstalledTrigger {
+    pub(super) relation: u32,
+    pub(super) table: TableName,
+    pub(super) name: String,
+    pub(super) kind: i16,
+    pub(super) is_always: bool,
+    /// It is there because the table is a partition of one that has it.
+    pub(super) is_inherited: bool,
+    pub(super) function: String,
+    /// Nothing narrows it: no condition, no list of columns.
+    pub(super) is_whole: bool,
+}
+
+impl Installed {
+    /// Whether anything of an outbox is there.
+    pub(super) fn is_any(&self) -> bool {
+        self.base || self.tables > 0 || !self.functions.is_empty() || self.emit == Some(true)
+    }
+}
+
+pub(super) async fn read(client: &Client) -> Result<Installed, Error> {
+    let row = client.query_one(OBJECTS, &[]).await?;
+    let tables: i64 = row.get(3);
+    // What is not there can be read as well as anything.
+    let readable = row.get::<_, bool>(2) || tables == 0;
+    let defaults = Defaults {
+        time_zone: row.get::<_, Option<String>>(4).unwrap_or_default(),
+        monetary: row.get::<_, Option<String>>(5).unwrap_or_default(),
+    };
+    let (mut consumers, mut shapes) = (Vec::new(), HashMap::new());
+    if readable && tables == 3 {
+        let rows = client.query("select slot from unstale.consumer order by 1", &[]).await?;
+        consumers.extend(rows.iter().map(|row| row.get::<_, String>(0)));
+        let rows = client.query("select id, schema_name, table_name, columns, types from unstale.shape", &[]).await?;
+        shapes.extend(rows.iter().map(|row| (row.get::<_, i32>(0), shape(row))));
+    }
+    let functions = client.query(FUNCTIONS, &[]).await?;
+    let triggers = client.query(TRIGGERS, &[]).await?;
+    Ok(Installed {
+        base: row.get(0),
+        tables,
+        emit: row.get(1),
+        consumers,
+        shapes,
+        readable,
+        functions: functions.iter().map(function).collect(),
+        triggers: triggers.iter().map(trigger).collect(),
+        defaults,
+    })
+}
+
+/// What a table to capture looks like now; nothing if it is gone.
+pub(super) async fn watch(client: &Client, capture: &Capture) -> Result<Option<Watched>, Error> {
+    let rows = client.query(MEMBERS, &[&capture.table.schema, &capture.table.table]).await?;
+    let member = |row: &Row| Member {
+        oid: row.get(0),
+        name: TableName::new(row.get::<_, String>(1), row.get::<_, String>(2)),
+        is_partition: row.get(3),
+        owner: row.get(4),
+    };
+    let members: Vec<Member> = rows.iter().map(member).collect();
+    let Some(table) = members.first() else { return Ok(None) };
+    let rows = client.query(COLUMNS, &[&table.oid, &capture.columns]).await?;
+    let column = |row: &Row| CapturedColumn {
+        name: row.get(0),
+        type_oid: row.get(1),
+        element_oid: row.get(2),
+        is_enum: row.get(3),
+        is_virtual: row.get(4),
+    };
+    Ok(Some(Watched { capture: capture.clone(), columns: rows.iter().map(column).collect(), members }))
+}
+
+fn shape(row: &Row) -> Shape {
+    Shape {
+        table: TableName::new(row.get::<_, String>(1), row.get::<_, String>(2)),
+        columns: row.get(3),
+        types: row.get(4),
+    }
+}
+
+fn function(row: &Row) -> InstalledFunction {
+    InstalledFunction {
+        name: row.get(0),
+        body: row.get(1),
+        is_definer: row.get(2),
+        settings: row.get(3),
+        is_public: row.get(4),
+        is_own: row.get(5),
+        owner: row.get(6),
+        callers: row.get(7),
+        may_insert: row.get(8),
+    }
+}
+
+fn trigger(row: &Row) -> InstalledTrigger {
+    InstalledTrigger {
+        relation: row.get(0),
+        table: TableName::new(row.get::<_, String>(1), row.get::<_, String>(2)),
+        name: row.get(3),
+        kind: row.get(4),
+        is_always: row.get(5),
+        is_inherited: row.get(6),
+        function: row.get(7),
+        is_whole: row.get(8),
+    }
+}
