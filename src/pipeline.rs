@@ -21,10 +21,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backoff::{Backoff, Notices};
 use crate::coherence::primary::PrimaryError;
-use crate::config::Settings;
+use crate::config::{Mode, Settings};
 use crate::postgres::{ConnectError, ServerError, UNDEFINED_OBJECT};
 use crate::rules::{PlanError, Planner, RuleSet};
 use crate::sink::Sink;
+use crate::source::outbox::entry::OutboxError;
 use crate::source::replication::assemble::AssembleError;
 use crate::source::replication::connection::ConnectionError;
 use crate::source::replication::pgoutput;
@@ -54,6 +55,9 @@ pub enum RunError {
     /// The publication is gone.
     #[error("there is no publication `{0}` any more: run `unstale setup`")]
     Unpublished(String),
+    /// There is no outbox, or another daemon's.
+    #[error("there is no outbox that `{0}` reads: run `unstale setup`")]
+    NoOutbox(String),
     /// The server is not one that decides visibility.
     #[error(transparent)]
     NotPrimary(PrimaryError),
@@ -75,10 +79,16 @@ pub async fn run(
     let mut notices = Notices::default();
     let mut slot = Condition::default();
     loop {
+        let opening = async {
+            match settings.mode {
+                Mode::Slot => feed::slot::open(settings, with_messages, &mut slot).await,
+                Mode::Outbox => feed::outbox::open(settings, planner.rules(), &slot).await,
+            }
+        };
         let opened = tokio::select! {
             biased;
             () = stop.cancelled() => return Ok(()),
-            opened = feed::slot::open(settings, with_messages, &mut slot) => opened,
+            opened = opening => opened,
         };
         let trouble = match opened {
             Ok(source) => {
@@ -133,7 +143,11 @@ pub async fn run(
 /// Says why there is no replication, unless that was said a moment ago.
 fn say(settings: &Settings, trouble: &Trouble, notices: &mut Notices) {
     if notices.due() {
-        tracing::warn!(postgres = %settings.postgres, "no replication: {trouble}; trying again");
+        let what = match settings.mode {
+            Mode::Slot => "no replication",
+            Mode::Outbox => "the outbox is not read",
+        };
+        tracing::warn!(postgres = %settings.postgres, "{what}: {trouble}; trying again");
     }
 }
 
@@ -160,6 +174,16 @@ enum Trouble {
     Primary(#[from] PrimaryError),
     #[error("the catalog did not answer: {0}")]
     Catalog(String),
+    #[error(transparent)]
+    Outbox(OutboxError),
+    #[error("a daemon with other rules has taken over: this one stands by until that is gone")]
+    Superseded,
+    #[error("the outbox is not the one that it was")]
+    OutboxReplaced,
+    #[error(
+        "another daemon works on the outbox, and rules with `set` or `stream` need order: one works, others stand by"
+    )]
+    Taken,
     #[error("PostgreSQL has been silent for {} seconds", SILENCE_MAX.as_secs())]
     Silent,
     #[error("PostgreSQL does not answer")]

@@ -36,7 +36,7 @@ pub(super) async fn run(path: &Path, args: Args) -> Result<(), Failure> {
     }
     pipeline::run(&settings, Arc::new(rules), sink, &stop, args.drain_max).await.map_err(|error| match error {
         RunError::Plan(_) => Failure::findings(error.to_string()),
-        RunError::Slot { .. } | RunError::Unpublished(_) | RunError::NotPrimary(_) => {
+        RunError::Slot { .. } | RunError::Unpublished(_) | RunError::NoOutbox(_) | RunError::NotPrimary(_) => {
             Failure::configuration(error.to_string())
         }
         RunError::Refused(error) => error.into(),

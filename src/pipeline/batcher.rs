@@ -1,24 +1,27 @@
 //! What the loop knows: changes planned and not yet sent, the batch in flight, the ledger.
 //!
 //! Owns the pipeline's state. Synchronous; knows no socket and no clock. Invariants: nothing of a transaction is
-//! sent before the gate sees it; memory is bounded whatever the size of a transaction (rows are planned as
+//! sent before the gate sees it (what an outbox gives is visible already); memory is bounded whatever the size of a transaction (rows are planned as
 //! they arrive, and [`Batcher::is_full`] stops the reader); at most one batch is in flight, so order holds; a
 //! transaction is done only when the batch with its last row is in force.
 
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use super::aside::{Aside, Errand};
 use super::part::{Part, Size};
-use super::repeats::{Hold, Repeats};
-use super::streams::{BYTES_MAX, ENTRIES_MAX, Streams};
+use super::repeats::{Bound, Hold, Repeats};
+use super::streams::{BYTES_MAX, ENTRIES_MAX, Marked, Streams};
 use crate::change::{self, Begin, Change, Lsn, SourceEvent, Xid};
 use crate::coherence::gate::{Gate, Snapshot};
 use crate::coherence::progress::{Progress, Ticket};
 use crate::mutant::{self, Mutant};
-use crate::plan::{Entry, Plan, Removal, RuleId};
+use crate::plan::{Plan, Removal, RuleId};
 use crate::rules::{PlanError, Planner, Rule};
 use crate::sink::Batch;
+use crate::source::outbox::claim::Transaction;
+use crate::source::outbox::entry::EntryEvent;
 
 /// How many times as much may be held back until it is visible: what is stuck behind a synchronous standby.
 const HELD_FACTOR: usize = 4;
@@ -60,6 +63,8 @@ pub(super) struct Batcher {
     probe_due: bool,
     /// Everything committed before the moment lies before the position.
     caught_up: Option<(Lsn, Instant)>,
+    /// An outbox is read, which is told how many batches Redis counted.
+    counts: bool,
 }
 
 /// A transaction, whole, that the gate has not seen yet; or several that were collapsed.
@@ -77,7 +82,7 @@ struct Open {
     held: Option<Part>,
     /// The ops it has asked for so far.
     ops: usize,
-    streams: Vec<(RuleId, Entry)>,
+    streams: Vec<Marked>,
     stream_bytes: usize,
     /// The messages and entries that were dropped since it asked for too much.
     is_collapsed: bool,
@@ -105,7 +110,7 @@ pub(super) enum Question {
 
 impl Batcher {
     /// The state at the beginning of a connection.
-    pub(super) fn new(planner: Planner, max_keys: usize) -> Self {
+    pub(super) fn new(planner: Planner, max_keys: usize, counts: bool) -> Self {
         Self {
             planner,
             progress: Progress::default(),
@@ -126,6 +131,7 @@ impl Batcher {
             record_due: false,
             probe_due: false,
             caught_up: None,
+            counts,
         }
     }
 
@@ -154,16 +160,15 @@ impl Batcher {
         match event {
             SourceEvent::Begin(begin) => {
                 let passes = self.gate.sees(begin.xid) || mutant::is(Mutant::NoGate);
-                let held = (!passes).then(Part::default);
-                if held.is_some() {
+                if !passes {
                     self.gate.wait(now);
                 }
-                self.open =
-                    Some(Open { begin, held, ops: 0, streams: Vec::new(), stream_bytes: 0, is_collapsed: false });
-                self.open_part().plan.begin_transaction();
+                self.begin(begin, (!passes).then(Part::default));
             }
-            SourceEvent::Change(change) => self.take_change(&change)?,
-            SourceEvent::Commit { end_lsn } => self.take_commit(end_lsn),
+            SourceEvent::Change(change) => self.take_change(&change, None)?,
+            SourceEvent::Commit { end_lsn } => {
+                self.take_commit(end_lsn, end_lsn);
+            }
             SourceEvent::Progress { wal_end } => {
                 if self.open.is_none() {
                     self.progress.reached(wal_end);
@@ -173,7 +178,40 @@ impl Batcher {
         Ok(())
     }
 
-    fn take_change(&mut self, change: &Change) -> Result<(), PlanError> {
+    /// Takes in what a transaction wrote to an outbox, or a part of that. Everything in the claim was committed before
+    /// `position`. What has no higher number than `again_to` may have been applied before, and something newer since.
+    pub(super) fn take_entries(
+        &mut self,
+        transaction: &Transaction,
+        position: Lsn,
+        again_to: i64,
+    ) -> Result<Ticket, PlanError> {
+        #[expect(clippy::cast_possible_truncation, reason = "the epoch is cut off on purpose")]
+        let xid = Xid::new(transaction.xid as u32);
+        self.begin(Begin { xid, commit_lsn: position.just_before(), at: transaction.at }, None);
+        for (id, event) in &transaction.events {
+            match event {
+                EntryEvent::Change(change) => self.take_change(change, Some(*id))?,
+                EntryEvent::Unknown(change) => {
+                    self.planner.resync(change, &mut self.waiting.plan);
+                    self.waiting.first_bump.get_or_insert(position);
+                }
+            }
+        }
+        if transaction.first <= again_to {
+            self.waiting.plan.doubt_sets(position);
+        }
+        // Its own position is not known, and none is proven by it.
+        Ok(self.take_commit(position, Lsn::ZERO))
+    }
+
+    fn begin(&mut self, begin: Begin, held: Option<Part>) {
+        self.open = Some(Open { begin, held, ops: 0, streams: Vec::new(), stream_bytes: 0, is_collapsed: false });
+        self.open_part().plan.begin_transaction();
+    }
+
+    /// A change; with the number of its entry, if it comes from an outbox.
+    fn take_change(&mut self, change: &Change, entry: Option<i64>) -> Result<(), PlanError> {
         let Self { open: Some(open), waiting, planner, held_size, max_keys, .. } = self else { return Ok(()) };
         // The end of the commit record is not known before the commit arrives. No record ends
         // between its start and its end, so this position orders the same.
@@ -201,7 +239,9 @@ impl Batcher {
             planner.plan(change, &commit, &mut part.plan)?;
             let streams = part.plan.take_streams();
             open.stream_bytes += streams.iter().map(|(_, entry)| entry.data.len()).sum::<usize>();
-            open.streams.extend(streams);
+            let mark = |number: usize| entry.map(|entry| format!("{entry}-{number}"));
+            let marked = streams.into_iter().enumerate().map(|(at, (rule, entry))| (rule, entry, mark(at)));
+            open.streams.extend(marked);
         }
         // What a lookup finds out may be that a version key has to go.
         if part.plan.bumps().len() + part.plan.patterns().len() + part.plan.calls().len() > 0 {
@@ -216,14 +256,15 @@ impl Batcher {
         Ok(())
     }
 
-    fn take_commit(&mut self, end_lsn: Lsn) {
-        let ticket = self.progress.received(end_lsn);
+    /// The open transaction is whole. Once it and all before are in force, so is everything up to `proven`.
+    fn take_commit(&mut self, end_lsn: Lsn, proven: Lsn) -> Ticket {
+        let ticket = self.progress.received(proven);
         let part = self.open_part();
         part.changes += 1;
         part.plan.end_transaction(end_lsn);
         part.started = part.started.max(end_lsn);
         part.tickets.push(ticket);
-        let Some(Open { begin, held, streams, .. }) = self.open.take() else { return };
+        let Some(Open { begin, held, streams, .. }) = self.open.take() else { return ticket };
         if !streams.is_empty() {
             self.progress.split(ticket);
             self.streams.push(ticket, end_lsn, begin.at, streams);
@@ -240,6 +281,22 @@ impl Batcher {
             }
             None => self.waiting.at = begin.at,
         }
+        ticket
+    }
+
+    /// An outbox proves that everything up to here is in force.
+    pub(super) fn proven(&mut self, position: Lsn) {
+        self.progress.proven(position);
+    }
+
+    /// Whether these transactions of an outbox are in force, and whatever has to be done for them twice.
+    pub(super) fn are_settled(&self, tickets: &RangeInclusive<Ticket>) -> bool {
+        self.progress.are_done(tickets.clone()) && !self.repeats.hold_up(*tickets.end())
+    }
+
+    /// The entries of these transactions are gone from the outbox.
+    pub(super) fn are_gone(&mut self, tickets: &RangeInclusive<Ticket>) {
+        self.streams.are_gone(tickets);
     }
 
     /// Where the rows of the open transaction are collected.
@@ -366,7 +423,9 @@ impl Batcher {
         self.set_aside(&mut waiting);
         waiting.plan.doubt_sets(self.resumed_at);
         let again = waiting.plan.take_again();
-        if waiting.plan.is_empty() {
+        // An outbox may only forget what was counted afterwards.
+        let must_count = self.counts && !(waiting.tickets.is_empty() && waiting.holds.is_empty());
+        if waiting.plan.is_empty() && !must_count {
             for ticket in waiting.tickets.drain(..) {
                 self.progress.done(ticket);
                 self.record_due = true;
@@ -379,8 +438,9 @@ impl Batcher {
         let heartbeat = self.caught_up.take_if(|(position, _)| applied >= *position).map(|(_, moment)| moment);
         let probe = self.probe_due || heartbeat.is_some();
         let record = (applied > self.recording || probe).then_some(applied);
-        let is_still = waiting.plan.is_empty() && streams.is_empty();
+        let is_still = waiting.plan.is_empty() && streams.is_empty() && !must_count;
         if is_still && again.is_empty() && !probe && !(record.is_some() && (urgent || self.record_due)) {
+            self.record_due &= record.is_some();
             return None;
         }
         self.started = self.started.max(waiting.started);
@@ -388,7 +448,17 @@ impl Batcher {
         (self.record_due, self.probe_due) = (false, false);
         self.in_flight = Some(Flight { tickets: waiting.tickets, record, heartbeat, again, holds: waiting.holds });
         // The furthest ever, not the batch's own: `started` may have been evicted, and must not come back lower.
-        Some(Batch { plan: waiting.plan, streams, started: self.started, record, at: waiting.at, heartbeat, probe })
+        Some(Batch {
+            plan: waiting.plan,
+            streams,
+            started: self.started,
+            record,
+            at: waiting.at,
+            heartbeat,
+            probe,
+            counts: self.counts,
+            forget: self.streams.take_forgotten(),
+        })
     }
 
     /// Splits off what takes its time; its transactions are not done without it.
@@ -446,8 +516,9 @@ impl Batcher {
         let flight = self.in_flight.take()?;
         if !flight.again.is_empty() {
             // Not one of their transactions is done at this moment.
-            let confirmed = self.progress.confirmed();
-            self.repeats.schedule(flight.again, now, confirmed, self.planner.rules());
+            let since = self.progress.first_open().unwrap_or_default();
+            let bound = Bound { confirmed: self.progress.confirmed(), since };
+            self.repeats.schedule(flight.again, now, bound, self.planner.rules());
         }
         flight.holds.into_iter().for_each(|hold| self.repeats.done(hold));
         if let Some(applied) = flight.record {
@@ -504,7 +575,7 @@ mod tests {
         let text = "version: 1\nrules:\n  user: {table: users, delete: ['user:{id}'], bump: 'v:{id}'}\n";
         let document = Document::parse(text, &|_| None).unwrap();
         let rules = RuleSet::compile(document.rules, document.lookups, &document.settings).unwrap();
-        Batcher::new(Planner::new(Arc::new(rules)), document.settings.max_keys)
+        Batcher::new(Planner::new(Arc::new(rules)), document.settings.max_keys, false)
     }
 
     /// One that knows every transaction below 100 to be visible, which is what most of the tests are not about.

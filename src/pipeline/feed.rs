@@ -2,6 +2,7 @@
 //!
 //! Owns what differs between them as far as the loop is concerned. It must not know what becomes of a change.
 
+pub(super) mod outbox;
 pub(super) mod slot;
 
 use std::pin::Pin;
@@ -13,6 +14,7 @@ use super::batcher::Batcher;
 use crate::change::{Lsn, Relation};
 use crate::coherence::history::Present;
 use crate::coherence::primary::{Primary, PrimaryError};
+use crate::sink::Sink;
 
 /// A question to the primary, on its way.
 pub(super) type Asking<T> = Pin<Box<dyn Future<Output = Result<T, PrimaryError>> + Send>>;
@@ -27,6 +29,7 @@ pub(super) struct Source {
 /// A source that is being read.
 pub(super) enum Feed {
     Slot(Box<slot::Slot>),
+    Outbox(Box<outbox::Outbox>),
 }
 
 /// What a feed has to say.
@@ -35,13 +38,18 @@ pub(super) enum News {
     Arrived,
     /// The log was written up to here when that was asked.
     LogWritten(Lsn, Instant),
+    /// It was looked how far the outbox reaches.
+    Surveyed,
 }
 
 impl Feed {
-    /// Takes in everything that is here, until too much waits; whether that was all.
-    pub(super) async fn read(&mut self, batcher: &mut Batcher) -> Result<bool, SessionError> {
+    /// Takes in everything that is here, until too much waits; whether that was all. Without `may_read` only what was
+    /// taken out of the source already.
+    pub(super) async fn read(&mut self, batcher: &mut Batcher, may_read: bool) -> Result<bool, SessionError> {
         match self {
+            Self::Slot(_) if !may_read => Ok(true),
             Self::Slot(slot) => slot.read(batcher).await,
+            Self::Outbox(outbox) => outbox.read(batcher).map(|()| true),
         }
     }
 
@@ -49,6 +57,15 @@ impl Feed {
     pub(super) async fn wait(&mut self, may_read: bool) -> Result<News, SessionError> {
         match self {
             Self::Slot(slot) => slot.wait(may_read).await,
+            Self::Outbox(outbox) => outbox.wait().await,
+        }
+    }
+
+    /// Whether nothing more comes unless it is asked for more.
+    pub(super) fn is_drained(&self) -> bool {
+        match self {
+            Self::Slot(_) => true,
+            Self::Outbox(outbox) => outbox.is_drained(),
         }
     }
 
@@ -56,17 +73,28 @@ impl Feed {
     pub(super) fn is_urgent(&self) -> bool {
         match self {
             Self::Slot(slot) => slot.answer_due(),
+            // A writer may wait until it can read what it wrote.
+            Self::Outbox(_) => true,
         }
     }
 
-    /// Says what is in force, if that is waited for.
-    pub(super) fn answer(&mut self, batcher: &Batcher) {
+    /// Does what is due: says what is in force; with `may_read`, asks for more.
+    pub(super) fn work(&mut self, batcher: &mut Batcher, may_read: bool) {
         match self {
             Self::Slot(slot) => {
                 if slot.answer_due() {
                     slot.report(batcher.confirmed(), false);
                 }
             }
+            Self::Outbox(outbox) => outbox.work(batcher, may_read),
+        }
+    }
+
+    /// The sink is back, and what it did is not yet known to be done.
+    pub(super) fn on_landed(&mut self, sink: &Sink) {
+        match self {
+            Self::Slot(_) => {}
+            Self::Outbox(outbox) => outbox.on_landed(sink),
         }
     }
 
@@ -74,6 +102,7 @@ impl Feed {
     pub(super) fn on_tick(&mut self, batcher: &Batcher, reads: bool) -> Result<(), SessionError> {
         match self {
             Self::Slot(slot) => slot.on_tick(batcher.confirmed(), reads),
+            Self::Outbox(outbox) => outbox.on_tick(),
         }
     }
 
@@ -81,13 +110,16 @@ impl Feed {
     pub(super) fn measure(&mut self) {
         match self {
             Self::Slot(slot) => slot.measure(),
+            // Each look says that.
+            Self::Outbox(_) => {}
         }
     }
 
     /// Says what is in force and leaves.
-    pub(super) async fn finish(&mut self, batcher: &Batcher) {
+    pub(super) async fn finish(&mut self, batcher: &mut Batcher) {
         match self {
             Self::Slot(slot) => slot.finish(batcher.confirmed()).await,
+            Self::Outbox(outbox) => outbox.finish(batcher).await,
         }
     }
 }

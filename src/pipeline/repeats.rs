@@ -1,12 +1,13 @@
 //! Second deletes, for applications that store without a lease: `again_after`.
 //!
 //! Owns when each is due. Synchronous; time is an argument. Invariant: what is not repeated yet is not confirmed to
-//! the slot, so a crash repeats all of it.
+//! the source, so a crash repeats all of it.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::change::Lsn;
+use crate::coherence::progress::Ticket;
 use crate::plan::{Plan, Removal, RuleId};
 use crate::rules::{Rule, RuleSet};
 
@@ -20,22 +21,31 @@ const TOGETHER: Duration = Duration::from_millis(10);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Hold(u64);
 
+/// What may be confirmed meanwhile.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bound {
+    /// To a slot: no more than this.
+    pub(super) confirmed: Lsn,
+    /// To an outbox: nothing from this transaction on, as far as it was received then.
+    pub(super) since: Ticket,
+}
+
 /// Second deletes.
 #[derive(Debug, Default)]
 pub(super) struct Repeats {
     due: BTreeMap<(Instant, Hold), Plan>,
-    holds: BTreeMap<Hold, Lsn>,
+    holds: BTreeMap<Hold, Bound>,
     next: u64,
     keys: usize,
 }
 
 impl Repeats {
-    /// What was removed now is to be removed once more; until then no more than `confirmed` is confirmed.
+    /// What was removed now is to be removed once more; until then no more than `bound` is confirmed.
     pub(super) fn schedule(
         &mut self,
         removed: Vec<(Duration, RuleId, Removal)>,
         now: Instant,
-        confirmed: Lsn,
+        bound: Bound,
         rules: &RuleSet,
     ) {
         let mut by_delay: BTreeMap<Duration, Plan> = BTreeMap::new();
@@ -52,13 +62,16 @@ impl Repeats {
                 self.keys -= near.len();
                 near.append(plan);
                 self.keys += near.len();
-                self.holds.entry(hold).and_modify(|limit| *limit = confirmed.min(*limit));
+                self.holds.entry(hold).and_modify(|held| {
+                    held.confirmed = held.confirmed.min(bound.confirmed);
+                    held.since = held.since.min(bound.since);
+                });
                 continue;
             }
             self.keys += plan.len();
             let hold = Hold(self.next);
             self.next += 1;
-            self.holds.insert(hold, confirmed);
+            self.holds.insert(hold, bound);
             self.due.insert((at + TOGETHER, hold), plan);
         }
     }
@@ -83,7 +96,12 @@ impl Repeats {
 
     /// No more than this may be confirmed, if anything waits.
     pub(super) fn limit(&self) -> Option<Lsn> {
-        self.holds.values().min().copied()
+        self.holds.values().map(|bound| bound.confirmed).min()
+    }
+
+    /// Whether something of a transaction, or of one before it, may wait.
+    pub(super) fn hold_up(&self, ticket: Ticket) -> bool {
+        self.holds.values().any(|bound| bound.since <= ticket)
     }
 }
 
@@ -98,18 +116,20 @@ mod tests {
         let rules = RuleSet::compile(document.rules, document.lookups, &document.settings).unwrap();
         let now = Instant::now();
         let mut repeats = Repeats::default();
+        let bound = |lsn| Bound { confirmed: Lsn::new(lsn), since: Ticket::default() };
         let key = |name: &str| Removal::Key(name.into());
         let second = Duration::from_secs(1);
         let removed = vec![(second, RuleId::new(0), key("a")), (2 * second, RuleId::new(0), key("b"))];
-        repeats.schedule(removed, now, Lsn::new(7), &rules);
+        repeats.schedule(removed, now, bound(7), &rules);
         let close = now + Duration::from_millis(1);
-        repeats.schedule(vec![(second, RuleId::new(0), key("c"))], close, Lsn::new(9), &rules);
-        repeats.schedule(vec![(second, RuleId::new(0), key("d"))], now + second / 2, Lsn::new(9), &rules);
+        repeats.schedule(vec![(second, RuleId::new(0), key("c"))], close, bound(9), &rules);
+        repeats.schedule(vec![(second, RuleId::new(0), key("d"))], now + second / 2, bound(9), &rules);
         assert_eq!((repeats.limit(), repeats.next_due()), (Some(Lsn::new(7)), Some(now + second + TOGETHER)));
         assert!(repeats.take_due(now + second).is_none());
         let (hold, plan) = repeats.take_due(now + second + TOGETHER).unwrap();
         assert_eq!(plan.deletes().map(ToString::to_string).collect::<Vec<_>>(), ["a", "c"]);
         assert_eq!(repeats.limit(), Some(Lsn::new(7)), "on its way");
+        assert!(repeats.hold_up(Ticket::default()));
         repeats.done(hold);
         let end = now + 3 * second;
         let rest: Vec<_> = std::iter::from_fn(|| repeats.take_due(end)).collect();
@@ -117,5 +137,6 @@ mod tests {
         assert_eq!(names.collect::<Vec<_>>(), ["d", "b"]);
         rest.into_iter().for_each(|(hold, _)| repeats.done(hold));
         assert_eq!((repeats.limit(), repeats.next_due(), repeats.keys), (None, None, 0));
+        assert!(!repeats.hold_up(Ticket::default()));
     }
 }

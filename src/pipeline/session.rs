@@ -20,10 +20,11 @@ use crate::backoff::Notices;
 use crate::change::Lsn;
 use crate::coherence::gate::Snapshot;
 use crate::coherence::primary::{Primary, PrimaryError};
-use crate::config::Settings;
+use crate::config::{Mode, Settings};
 use crate::plan::Plan;
 use crate::rules::Planner;
 use crate::sink::{Batch, Pulse, Sink, Unproven};
+use crate::source::outbox::entry::OutboxError;
 
 /// How often the loop looks after what no event tells.
 const TICK_EVERY: Duration = Duration::from_millis(100);
@@ -36,15 +37,6 @@ const STUCK_MAX: Duration = Duration::from_secs(1);
 
 /// A lag of this many seconds is worth a line in the log.
 const LAG_NOTABLE: Duration = Duration::from_secs(10);
-
-/// How far the slot is behind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Lag {
-    /// Bytes of log that are written and not confirmed.
-    bytes: u64,
-    /// How long ago everything was in force.
-    time: Duration,
-}
 
 /// The sink, on its way with something; comes back when that is done.
 type Flight = Pin<Box<dyn Future<Output = (Box<Sink>, Landing)> + Send>>;
@@ -59,6 +51,8 @@ pub(super) enum Landing {
     Unproven,
     /// Nothing was begun: PostgreSQL did not answer.
     Unasked(PrimaryError),
+    /// The same, where an outbox is read.
+    Unread(OutboxError),
 }
 
 /// Somebody, on his way; comes back when the errand is done.
@@ -117,12 +111,16 @@ impl<'a> Session<'a> {
         let helper = sink.as_deref().map(|sink| {
             Box::new(Helper::new(Arc::clone(planner.rules()), settings, Arc::clone(&primary), sink.sweeper()))
         });
-        let flight = sink.map(|sink| -> Flight { Box::pin(resume(sink, Arc::clone(&primary), present)) });
+        let consumer = match &feed {
+            Feed::Slot(_) => None,
+            Feed::Outbox(outbox) => Some(outbox.consumer()),
+        };
+        let flight = sink.map(|sink| -> Flight { Box::pin(resume(sink, Arc::clone(&primary), consumer, present)) });
         Self {
             settings,
             feed,
             primary,
-            batcher: Batcher::new(planner, settings.max_keys),
+            batcher: Batcher::new(planner, settings.max_keys, settings.mode == Mode::Outbox),
             helper,
             outing: None,
             sink: None,
@@ -142,6 +140,7 @@ impl<'a> Session<'a> {
     pub(super) fn slot_at(&self) -> Option<Lsn> {
         match &self.feed {
             Feed::Slot(slot) => Some(slot.confirmed(&self.batcher)),
+            Feed::Outbox(_) => None,
         }
     }
 
@@ -149,6 +148,8 @@ impl<'a> Session<'a> {
     /// next connection sends. Without the sink if told to stop meanwhile.
     pub(super) async fn into_parts(self, stop: &CancellationToken) -> (Planner, Option<Box<Sink>>) {
         drop(self.feed);
+        // Also from what is in flight: whoever stands by may have its locks.
+        self.primary.close();
         let sink = match self.flight {
             None => self.sink,
             Some(flight) => tokio::select! {
@@ -167,13 +168,14 @@ impl<'a> Session<'a> {
         let mut draining_until: Option<tokio::time::Instant> = None;
         loop {
             let may_read = draining_until.is_none() && self.resumed;
-            let drained = !may_read || self.feed.read(&mut self.batcher).await?;
+            let drained = self.feed.read(&mut self.batcher, may_read).await?;
             let asked = self.ask();
             self.send_off(self.feed.is_urgent());
             self.send_on_errand();
-            self.feed.answer(&self.batcher);
-            if draining_until.is_some() && (self.batcher.is_drained() || !self.resumed) {
-                self.feed.finish(&self.batcher).await;
+            self.feed.work(&mut self.batcher, may_read);
+            let is_drained = self.batcher.is_drained() && self.feed.is_drained();
+            if draining_until.is_some() && (is_drained || !self.resumed) {
+                self.feed.finish(&mut self.batcher).await;
                 return Ok(());
             }
             if !drained && !self.batcher.is_full() {
@@ -186,7 +188,7 @@ impl<'a> Session<'a> {
                 () = stop.cancelled(), if draining_until.is_none() => Event::Stop,
                 () = until(draining_until) => {
                     tracing::warn!(seconds = drain_max.as_secs_f64(), "stopped before everything received was in force; it will be sent again");
-                    self.feed.finish(&self.batcher).await;
+                    self.feed.finish(&mut self.batcher).await;
                     return Ok(());
                 }
                 // Before the source, which may always have something: the timer may not starve.
@@ -214,6 +216,7 @@ impl<'a> Session<'a> {
                 Event::MayAsk => {}
                 Event::News(News::Arrived) => {}
                 Event::News(News::LogWritten(position, asked)) => self.on_log_written(position, asked),
+                Event::News(News::Surveyed) => self.say_lag(None),
                 Event::Tick => self.on_tick()?,
             }
         }
@@ -288,6 +291,7 @@ impl<'a> Session<'a> {
 
     fn on_landed(&mut self, sink: Box<Sink>, landing: Landing) -> Result<(), SessionError> {
         self.flight = None;
+        self.feed.on_landed(&sink);
         match landing {
             Landing::Resumed(started) => {
                 let postgres = &self.settings.postgres;
@@ -314,6 +318,10 @@ impl<'a> Session<'a> {
                 self.sink = Some(sink);
                 return Err(error.into());
             }
+            Landing::Unread(error) => {
+                self.sink = Some(sink);
+                return Err(Trouble::Outbox(error).into());
+            }
         }
         self.sink = Some(sink);
         Ok(())
@@ -323,9 +331,15 @@ impl<'a> Session<'a> {
     fn on_log_written(&mut self, position: Lsn, asked: Instant) {
         self.batcher.caught_up(position, asked);
         let bytes = position.offset().saturating_sub(self.slot_at().unwrap_or(position).offset());
-        let lag = Lag { bytes, time: self.current.elapsed() };
-        if lag.time >= LAG_NOTABLE && self.lag_notices.due() {
-            let (bytes, seconds) = (lag.bytes, lag.time.as_secs());
+        self.say_lag(Some(bytes));
+    }
+
+    /// Says how far we are behind, if that is notable: for how long not everything was in force, and how many bytes of
+    /// log are written and not confirmed to a slot.
+    fn say_lag(&mut self, bytes: Option<u64>) {
+        let behind = self.current.elapsed();
+        if behind >= LAG_NOTABLE && self.lag_notices.due() {
+            let seconds = behind.as_secs();
             match self.batcher.stuck() {
                 None => tracing::warn!(bytes, seconds, "invalidations lag behind PostgreSQL"),
                 Some(xid) => tracing::warn!(

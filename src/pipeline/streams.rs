@@ -1,9 +1,11 @@
 //! Stream entries, which keep the order of commits.
 //!
-//! Owns the entries whose turn has not come. Synchronous. Invariant: an entry goes on its way only when every
-//! transaction before its own is in force, and everything else of its own.
+//! Owns the entries whose turn has not come, and the marks by which Redis knows those that an outbox may send again.
+//! Synchronous. Invariants: an entry goes on its way only when every transaction before its own is in force, and
+//! everything else of its own; a mark is forgotten only when its entry is gone from the outbox.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::RangeInclusive;
 use std::time::SystemTime;
 
 use crate::change::Lsn;
@@ -23,6 +25,9 @@ const ENTRIES_AT_ONCE: usize = 1000;
 /// The most bytes of entries of one batch, more or less.
 const BYTES_AT_ONCE: usize = 4 << 20;
 
+/// An entry that a rule asks for, and its mark if it has one.
+pub(super) type Marked = (RuleId, Entry, Option<String>);
+
 /// The entries of one transaction.
 #[derive(Debug)]
 struct Entries {
@@ -36,14 +41,22 @@ pub(super) struct Streams {
     waiting: VecDeque<Entries>,
     len: usize,
     bytes: usize,
+    /// The marks of a transaction's entries, also of those on their way.
+    marks: BTreeMap<Ticket, Vec<String>>,
+    /// Those that no entry of the outbox can have any more.
+    forget: Vec<String>,
 }
 
 impl Streams {
-    /// A transaction's entries, in order; their ids are its end and their number in it.
-    pub(super) fn push(&mut self, ticket: Ticket, end: Lsn, at: SystemTime, entries: Vec<(RuleId, Entry)>) {
+    /// A transaction's entries, in order, with their marks; their ids are its end and their number in it.
+    pub(super) fn push(&mut self, ticket: Ticket, end: Lsn, at: SystemTime, entries: Vec<Marked>) {
+        let marks: Vec<_> = entries.iter().filter_map(|(_, _, mark)| mark.clone()).collect();
+        if !marks.is_empty() {
+            self.marks.insert(ticket, marks);
+        }
         let numbered = (0..).zip(entries);
         let entries: VecDeque<_> =
-            numbered.map(|(number, (rule, entry))| StreamEntry { rule, entry, end, number, at }).collect();
+            numbered.map(|(number, (rule, entry, mark))| StreamEntry { rule, entry, end, number, at, mark }).collect();
         self.len += entries.len();
         self.bytes += entries.iter().map(|entry| entry.entry.data.len()).sum::<usize>();
         self.waiting.push_back(Entries { ticket, entries });
@@ -71,6 +84,16 @@ impl Streams {
         (tickets, entries)
     }
 
+    /// The entries of these transactions are gone from the outbox.
+    pub(super) fn are_gone(&mut self, tickets: &RangeInclusive<Ticket>) {
+        self.forget.extend(self.marks.extract_if(tickets.clone(), |_, _| true).flat_map(|(_, marks)| marks));
+    }
+
+    /// The marks that Redis may forget.
+    pub(super) fn take_forgotten(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.forget)
+    }
+
     /// Whether more wait than may be kept.
     pub(super) fn is_full(&self) -> bool {
         self.len >= ENTRIES_MAX || self.bytes >= BYTES_MAX
@@ -95,7 +118,7 @@ mod tests {
     #[test]
     fn entries_go_in_order_and_not_too_many_at_once() {
         let (mut progress, mut streams) = (Progress::default(), Streams::default());
-        let entry = || (RuleId::new(0), Entry { stream: "s".into(), data: b"{}".to_vec(), maxlen: 1 });
+        let entry = || (RuleId::new(0), Entry { stream: "s".into(), data: b"{}".to_vec(), maxlen: 1 }, None);
         let mut push = |progress: &mut Progress, lsn, count| {
             let ticket = progress.received(Lsn::new(lsn));
             progress.split(ticket);
@@ -113,5 +136,24 @@ mod tests {
             seen.extend(entries.into_iter().map(|entry| (entry.end, entry.number)));
         }
         assert!(seen.is_sorted() && streams.is_empty() && streams.bytes == 0);
+    }
+
+    #[test]
+    fn marks_are_forgotten_when_the_outbox_has_no_such_entry() {
+        let (mut progress, mut streams) = (Progress::default(), Streams::default());
+        let entry = |mark: &str| {
+            let entry = Entry { stream: "s".into(), data: b"{}".to_vec(), maxlen: 1 };
+            (RuleId::new(0), entry, Some(mark.to_owned()))
+        };
+        let [first, second] = ["7-0", "8-0"].map(|mark| {
+            let ticket = progress.received(Lsn::ZERO);
+            streams.push(ticket, Lsn::new(1), SystemTime::UNIX_EPOCH, vec![entry(mark)]);
+            ticket
+        });
+        streams.are_gone(&(second..=second));
+        assert_eq!(streams.take_forgotten(), ["8-0"]);
+        streams.are_gone(&(first..=second));
+        assert_eq!(streams.take_forgotten(), ["7-0"]);
+        assert!(streams.take_forgotten().is_empty());
     }
 }

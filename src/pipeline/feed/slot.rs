@@ -117,10 +117,11 @@ pub(in crate::pipeline) async fn open(
     let mut columns = identity.into_iter().flatten().map(Option::unwrap_or_default);
     let (system, timeline) = (columns.next().unwrap_or_default(), columns.next().unwrap_or_default());
     let present = Present {
-        origin: Origin { system, timeline, recovered },
+        origin: Origin { system, timeline, recovered, source: String::new() },
         slot: confirmed.unwrap_or(end),
         end,
         recorded: Lsn::ZERO,
+        batches: None,
     };
     let slot = Slot::new(stream, Arc::clone(&primary), present.slot);
     Ok(Source { feed: super::Feed::Slot(Box::new(slot)), primary, present })

@@ -1,0 +1,175 @@
+//! Looking at the outbox without taking anything: how far it reaches, who reads it, to which history it belongs.
+//!
+//! Owns these questions. It must not judge the answers. Invariant: a position is asked for before the entries are
+//! looked at, so that whatever was visible when the log was there is seen.
+
+use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
+
+use super::entry::{FullXid, OutboxError};
+use super::{Consumer, MORTAL};
+use crate::change::Lsn;
+use crate::postgres::outbox::locks::{HISTORY, LANES, LOCKS, WORK};
+
+/// Which outbox this is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// The number of the table's file: one that was made anew, truncated or restored has another.
+    pub file: u32,
+    /// The highest number that was given to an entry.
+    pub last: i64,
+    /// The identifier of the database cluster.
+    pub system: String,
+    /// Its timeline, as `IDENTIFY_SYSTEM` says it.
+    pub timeline: String,
+    /// When the server last had to discard its statistics, which it does after every unclean stop.
+    pub recovered: String,
+    /// The end of the log.
+    pub end: Lsn,
+}
+
+/// How far the outbox reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Survey {
+    /// The number of the table's file; none if there is no such table.
+    pub file: Option<u32>,
+    /// Where the log was before the rest was asked.
+    pub position: Lsn,
+    /// The highest number that was given to an entry by then.
+    pub given: i64,
+    /// Nobody was about to commit anything then. Not known unless it was asked.
+    pub calm: bool,
+    /// The oldest transaction that has not ended.
+    pub oldest: u64,
+    /// The lowest and the highest number of an entry that is visible, if there is any.
+    pub entries: Option<(i64, i64)>,
+}
+
+/// What an outbox says of itself; none if nobody by that name reads it, or it is not installed.
+pub async fn facts(client: &Client, consumer: &str) -> Result<Option<Facts>, OutboxError> {
+    const FACTS: &str = "select pg_relation_filenode('unstale.outbox'::regclass), \
+         (select case when is_called then last_value else 0 end from unstale.outbox_id_seq), \
+         (select system_identifier::text from pg_control_system()), \
+         substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8), \
+         (select coalesce(extract(epoch from stats_reset)::text, '') from pg_stat_archiver), \
+         pg_current_wal_insert_lsn()::text \
+         from unstale.consumer c where c.slot = $1";
+    let row = match client.query_opt(FACTS, &[&consumer]).await {
+        Ok(row) => row,
+        Err(error) if is_missing(&error) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let Some(row) = row else { return Ok(None) };
+    Ok(Some(Facts {
+        file: row.try_get(0)?,
+        last: row.try_get(1)?,
+        system: row.try_get(2)?,
+        timeline: timeline(row.try_get(3)?),
+        recovered: row.try_get(4)?,
+        end: position(row.try_get(5)?)?,
+    }))
+}
+
+/// Whether the server says that a table or schema is not there.
+pub fn is_missing(error: &tokio_postgres::Error) -> bool {
+    let missing = [SqlState::UNDEFINED_TABLE, SqlState::INVALID_SCHEMA_NAME, SqlState::UNDEFINED_OBJECT];
+    error.code().is_some_and(|code| missing.contains(code))
+}
+
+/// Looks how far the outbox reaches, from the number `floor` on. If asked to be `thorough`, also whether anybody is about to commit: a transaction
+/// has the lock on its own id until after it is visible.
+pub async fn survey(client: &Client, floor: i64, thorough: bool) -> Result<Survey, OutboxError> {
+    const POSITION: &str = "select pg_current_wal_insert_lsn()::text, \
+         (select case when is_called then last_value else 0 end from unstale.outbox_id_seq), pg_relation_filenode(to_regclass('unstale.outbox'))";
+    const CALM: &str = "select not exists (select from pg_locks where locktype = 'transactionid' \
+         and mode = 'ExclusiveLock')";
+    const ENTRIES: &str = "select (select min(id) from unstale.outbox where id >= $1), \
+         (select max(id) from unstale.outbox where id >= $1), pg_snapshot_xmin(pg_current_snapshot())";
+    let row = client.query_one(POSITION, &[]).await?;
+    let (at, given, file) = (position(row.try_get(0)?)?, row.try_get(1)?, row.try_get(2)?);
+    let calm = thorough && client.query_one(CALM, &[]).await?.try_get(0)?;
+    let row = client.query_one(ENTRIES, &[&floor]).await?;
+    let (first, last): (Option<i64>, Option<i64>) = (row.try_get(0)?, row.try_get(1)?);
+    let FullXid(oldest) = row.try_get(2)?;
+    Ok(Survey { file, position: at, given, calm, oldest, entries: first.zip(last) })
+}
+
+/// Moves the log on by one message that nobody reads, so that later positions are past all that were asked for before; the
+/// position after it.
+pub async fn seal(client: &Client) -> Result<Lsn, OutboxError> {
+    const SEAL: &str = "select pg_logical_emit_message(false, 'unstale', 'position')::text";
+    position(client.query_one(SEAL, &[]).await?.try_get(0)?)
+}
+
+/// Asks whoever writes next to ring; whether nobody was asked before.
+pub async fn arm(client: &Client) -> Result<bool, OutboxError> {
+    // Each call of setval is logged: only where that changes anything.
+    const ARM: &str = "select setval('unstale.bell', 2) \
+         where pg_sequence_last_value('unstale.bell'::regclass) is distinct from 2";
+    Ok(!client.query(ARM, &[]).await?.is_empty())
+}
+
+/// Whether transactions may be prepared on this server (`max_prepared_transactions`).
+pub async fn prepares(client: &Client) -> Result<bool, OutboxError> {
+    const PREPARES: &str = "select current_setting('max_prepared_transactions') <> '0'";
+    Ok(client.query_one(PREPARES, &[]).await?.try_get(0)?)
+}
+
+/// Takes the right to work on the outbox, for as long as the connection lives; whether it could be had. `alone` if
+/// nobody else may work meanwhile: then those who did have no connection left over which they could.
+pub async fn enter(client: &Client, alone: bool) -> Result<bool, OutboxError> {
+    client.batch_execute(MORTAL).await?;
+    if !alone {
+        return lock(client, "pg_try_advisory_lock_shared", WORK).await;
+    }
+    Ok(lock(client, "pg_try_advisory_lock", WORK).await?
+        && lock(client, "pg_try_advisory_lock", LANES).await?
+        && lock(client, "pg_advisory_unlock", LANES).await?)
+}
+
+async fn lock(client: &Client, how: &str, which: i32) -> Result<bool, OutboxError> {
+    Ok(client.query_one(&format!("select {how}($1, $2)"), &[&LOCKS, &which]).await?.try_get(0)?)
+}
+
+/// Whether a daemon with other rules took over from one of these, and is still at work.
+pub async fn is_superseded(client: &Client, consumer: &Consumer) -> Result<bool, OutboxError> {
+    const SUPERSEDED: &str = "select exists (select from unstale.consumer \
+           where slot = $1 and rules is distinct from $2::text::jsonb) \
+         and exists (select from pg_locks where locktype = 'advisory' and granted and pid <> pg_backend_pid() \
+           and classid::int4 = $3 and objid::int4 = $4 \
+           and database = (select oid from pg_database where datname = current_database()))";
+    let row = client.query_one(SUPERSEDED, &[&consumer.name, &consumer.rules, &LOCKS, &WORK]).await?;
+    Ok(row.try_get(0)?)
+}
+
+/// How many batches Redis had counted when entries were last taken out. From then on nobody confirms a batch that went
+/// into another dataset, or was made by other rules.
+pub async fn take_over(client: &Client, consumer: &Consumer, dataset: &str) -> Result<u64, OutboxError> {
+    const TAKE_OVER: &str = "select unstale.take_over($1, $2, $3::text::jsonb)";
+    let row = client.query_one(TAKE_OVER, &[&consumer.name, &dataset, &consumer.rules]).await?;
+    Ok(row.try_get::<_, i64>(0)?.cast_unsigned())
+}
+
+/// Where the log ends.
+pub async fn end(client: &Client) -> Result<Lsn, OutboxError> {
+    position(client.query_one("select pg_current_wal_insert_lsn()::text", &[]).await?.try_get(0)?)
+}
+
+/// Keeps everybody else from comparing or beginning history; whether that could be had.
+pub async fn lock_history(client: &Client) -> Result<bool, OutboxError> {
+    lock(client, "pg_try_advisory_lock", HISTORY).await
+}
+
+/// Lets the next one.
+pub async fn unlock_history(client: &Client) -> Result<(), OutboxError> {
+    lock(client, "pg_advisory_unlock", HISTORY).await.map(|_| ())
+}
+
+/// From the hexadecimal digits with which the name of a piece of log begins.
+fn timeline(digits: &str) -> String {
+    u32::from_str_radix(digits, 16).map_or_else(|_| digits.to_owned(), |number| number.to_string())
+}
+
+fn position(text: &str) -> Result<Lsn, OutboxError> {
+    text.parse().map_err(|_| OutboxError::Position(text.to_owned()))
+}
