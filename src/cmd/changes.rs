@@ -11,15 +11,19 @@ use std::io::{self, Seek as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use tokio_postgres::Client;
+
 use self::desk::{Desk, Lookups, Strangers};
 use self::source::{Item, Origin, Source, Way};
 use super::{Failure, Loaded};
 use crate::catalog::{Catalog, Table};
 use crate::change::{Lsn, TableName};
-use crate::config::{Problems, Settings, nearest};
+use crate::config::{Mode, Problems, Settings, nearest};
 use crate::plan::Plan;
 use crate::postgres;
 use crate::rules::RuleSet;
+use crate::source::outbox::entry::OutboxError;
+use crate::source::outbox::pending::{self, Moment};
 use crate::source::replication::catalog;
 
 /// A transaction with more ops is planned in parts, so that memory stays bounded.
@@ -50,7 +54,7 @@ struct Which {
     /// The rows of a table as they are now, whatever the rules' `ops`, `changed` and `when` say
     #[arg(long, value_name = "TABLE")]
     table: Option<String>,
-    /// What is pending in the replication slot; it stays there
+    /// What is pending in the replication slot, or in the outbox; it stays there
     #[arg(long)]
     slot: bool,
     /// The changes that a rule could not be held against when the daemon met them
@@ -81,18 +85,22 @@ impl Changes {
         if condition.is_some() && which.table.is_none() {
             return Err(Failure::usage("--where chooses among the rows of a table; name it with --table"));
         }
-        let (mut catalog, mut found) = (None, None);
+        let (mut catalog, mut found, mut moment) = (None, None, None);
         if which.slot || which.table.is_some() {
             let client = postgres::connect(&settings.postgres).await?;
             let read = catalog::read(&client).await?;
             found = which.table.as_deref().map(|table| find_table(table, &read)).transpose()?;
             catalog = Some(read);
+            if which.slot && settings.mode == Mode::Outbox {
+                require_outbox(&client, settings).await?;
+                moment = Some(Moment::now(&client).await?);
+            }
         }
         let origin = match (&which.file, found) {
             (Some(_), _) if args.reads_input() => Origin::Input(None),
             (Some(file), _) => Origin::File(file.clone()),
             (None, Some((table, root))) => Origin::Table { table: Box::new(table), root, condition: condition.clone() },
-            (None, None) if which.slot => Origin::Slot,
+            (None, None) if which.slot => moment.map_or(Origin::Slot, Origin::Outbox),
             (None, None) => Origin::Dead,
         };
         Ok(Self { origin, catalog, limit: *limit, no_lookups: *no_lookups })
@@ -178,6 +186,25 @@ pub(super) fn no_table(name: &TableName, catalog: &Catalog) -> Failure {
         None => "name it as `table` or `schema.table`".to_owned(),
     };
     Failure::usage(format!("there is no table `{}` in the database; {advice}", printable(&name.to_string())))
+}
+
+/// Fails if the database has no outbox.
+pub(super) async fn require_outbox(client: &Client, settings: &Settings) -> Result<(), Failure> {
+    match pending::is_there(client).await? {
+        true => Ok(()),
+        false => Err(Failure::configuration(format!(
+            "{}: there is no outbox (table unstale.outbox); run `unstale setup`",
+            settings.postgres
+        ))),
+    }
+}
+
+/// Why what is in the outbox is not to be had.
+pub(super) fn unseen(error: OutboxError) -> Failure {
+    match error {
+        OutboxError::Query(error) => error.into(),
+        OutboxError::Entry { .. } | OutboxError::Position(_) => Failure::findings(printable(&error.to_string())),
+    }
 }
 
 /// What several changes of one transaction come to, by each of the rule sets.

@@ -82,6 +82,15 @@ pub(super) fn line(value: Value) -> String {
     format!("{value}\n")
 }
 
+/// So many bytes, for people.
+pub(super) fn size(bytes: i64) -> String {
+    const UNITS: [(&str, i64); 3] = [("GB", 1 << 30), ("MB", 1 << 20), ("kB", 1 << 10)];
+    match UNITS.iter().find(|(_, unit)| bytes >= *unit) {
+        Some((name, unit)) => format!("{}.{} {name}", bytes / unit, bytes % unit * 10 / unit),
+        None => format!("{} bytes", bytes.max(0)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -111,5 +120,14 @@ mod tests {
         assert_eq!(time(Duration::from_micros(1_234_567)), "1s 234ms");
         assert_eq!(time(Duration::from_millis(62_345)), "1m 2s");
         assert_eq!(time(Duration::ZERO), "0s");
+    }
+
+    #[test]
+    fn sizes_for_people() {
+        let check = |bytes: i64, expected: &str| assert_eq!(size(bytes), expected);
+        check(0, "0 bytes");
+        check(1023, "1023 bytes");
+        check(1536, "1.5 kB");
+        check(5 << 30, "5.0 GB");
     }
 }

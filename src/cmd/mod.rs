@@ -20,6 +20,7 @@ mod replay;
 mod run;
 mod schema;
 mod setup;
+mod status;
 mod teardown;
 mod test;
 
@@ -77,6 +78,8 @@ enum Command {
     Replay(replay::Args),
     /// Tell which rules make a key, what it holds and what touched it last; or what rules make of a change
     Explain(explain::Args),
+    /// Tell how far invalidations are in force, and what waits
+    Status(status::Args),
     /// Print the JSON Schema of the file, for editors
     Schema(schema::Args),
     /// Print a completion script for a shell
@@ -182,6 +185,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Init(args) => init::run(&cli.config, args).await,
         Command::Test(args) => test::run(&cli.config, args),
         Command::Explain(args) => explain::run(&cli.config, args).await,
+        Command::Status(args) => status::run(&cli.config, args).await,
         Command::Schema(args) => schema::run(args),
         Command::Completions(args) => completions::run(args),
         Command::Man(args) => man::run(args),

@@ -1,49 +1,32 @@
 //! `unstale record`: changes as they come, written down.
 //!
-//! Owns when the slot is told that changes are safe. It must not know what a line looks like. Invariants: a transaction
-//! is written whole or not at all; nothing is confirmed that is not on its way to the disk or the reader for good.
+//! Owns the arguments, and which source is read until when. It must not know what a line looks like. Invariant: no change
+//! is taken from the daemon.
 
+mod journal;
+mod outbox;
 mod output;
 mod scope;
 mod slot;
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
-use tokio::time::MissedTickBehavior;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
+use self::journal::Journal;
+use self::outbox::Watch;
 use self::output::{Output, Rotation, size};
 use self::scope::Scope;
-use self::slot::unread;
-use super::changes::printable;
+use self::slot::Tap;
+use super::changes::require_outbox;
 use super::run::stop_on_signals;
 use super::{Failure, Loaded, duration};
-use crate::change::{Change, Lsn, SourceEvent, TableName};
+use crate::config::{Mode, Settings};
 use crate::postgres;
-use crate::rules::Planner;
-use crate::source::peek::find_root;
-use crate::source::recording::write::Transaction;
-use crate::source::replication::assemble::Assembler;
 use crate::source::replication::catalog;
-use crate::source::replication::connection::Connection;
-use crate::source::replication::pgoutput::{self, Message};
-use crate::source::replication::stream::{Frame, Stream};
-
-/// How often what is written is made safe and confirmed.
-const STATUS_EVERY: Duration = Duration::from_secs(1);
-
-/// After this much silence the server is asked for a sign of life.
-const SILENCE_BEFORE_ASKING: Duration = Duration::from_secs(20);
-
-/// After this much silence the connection counts as dead.
-const SILENCE_MAX: Duration = Duration::from_secs(60);
-
-/// The longest goodbye.
-const GOODBYE_MAX: Duration = Duration::from_secs(2);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -79,19 +62,67 @@ pub(super) struct Args {
 pub(super) async fn run(path: &Path, args: Args) -> Result<(), Failure> {
     let stop = stop_on_signals()?;
     let loaded = Loaded::read(path)?;
-    let mut recorder = tokio::select! {
+    let (mut source, mut journal) = tokio::select! {
         biased;
         () = stop.cancelled() => return Ok(()),
-        opened = Recorder::open(&loaded, &args) => opened?,
+        opened = open(&loaded, &args) => opened?,
     };
-    let ended = match recorder.run(&stop, args.limit).await {
-        Ok(()) | Err(Halt::Enough) => recorder.finish().await,
-        Err(halt) => Err(halt),
-    };
-    eprintln!("recorded {} changes of {} transactions", recorder.changes, recorder.transactions);
+    let deadline = args.limit.and_then(|limit| tokio::time::Instant::now().checked_add(limit));
+    let ended = source.run(&mut journal, &Ending { stop, deadline }).await;
+    eprintln!("{}", journal.summary());
     match ended {
         Ok(()) | Err(Halt::Enough | Halt::ReaderLeft) => Ok(()),
         Err(Halt::Failed(failure)) => Err(failure),
+    }
+}
+
+async fn open(loaded: &Loaded, args: &Args) -> Result<(Source, Journal), Failure> {
+    let settings = &loaded.settings;
+    args.require_fit(settings)?;
+    let client = postgres::connect(&settings.postgres).await?;
+    match settings.mode {
+        Mode::Slot => {
+            let publication = args.publication.as_deref().unwrap_or(&settings.publication);
+            slot::require_publication(&client, publication).await?;
+            let journal = args.journal(&client).await?;
+            let tap = Tap::open(loaded, client, args.slot.as_deref(), publication).await?;
+            Ok((Source::Slot(Box::new(tap)), journal))
+        }
+        Mode::Outbox => {
+            require_outbox(&client, settings).await?;
+            let journal = args.journal(&client).await?;
+            Ok((Source::Outbox(Box::new(Watch::open(client).await?)), journal))
+        }
+    }
+}
+
+impl Args {
+    /// Fails if what is named is the daemon's, or is not there in this mode.
+    fn require_fit(&self, settings: &Settings) -> Result<(), Failure> {
+        match settings.mode {
+            Mode::Slot if self.slot.as_ref() == Some(&settings.slot) => Err(Failure::usage(format!(
+                "the replication slot `{}` is the daemon's, which would miss what is recorded from it; \
+                 leave --slot out to record from now on",
+                settings.slot
+            ))),
+            Mode::Outbox if self.slot.is_some() => Err(Failure::usage(
+                "--slot names a replication slot, and with `mode: outbox` none is read; \
+                 leave it out to record what is in the outbox and what comes",
+            )),
+            Mode::Outbox if self.publication.is_some() => Err(Failure::usage(
+                "--publication chooses what a replication slot sends, and with `mode: outbox` none is read; \
+                 choose among the tables of the rules with --tables",
+            )),
+            Mode::Slot | Mode::Outbox => Ok(()),
+        }
+    }
+
+    /// Opens what is written to.
+    async fn journal(&self, client: &Client) -> Result<Journal, Failure> {
+        let scope = Scope::new(&self.tables, &self.redact, &catalog::read(client).await?)?;
+        let rotation = self.rotate_size.map(|bytes_max| Rotation { bytes_max, keep: self.keep });
+        let output = Output::open(self.output.as_deref(), rotation)?;
+        Ok(Journal::new(scope, output, self.count))
     }
 }
 
@@ -119,212 +150,49 @@ impl From<io::Error> for Halt {
     }
 }
 
-/// A slot that is being read, and what is written.
-struct Recorder {
-    stream: Stream,
-    slot: String,
-    /// For questions to the catalog.
-    client: Client,
-    assembler: Assembler,
-    /// Knows which tables the rules name: a partition is recorded under the name by which rules know it.
-    planner: Planner,
-    scope: Scope,
-    output: Output,
-    transaction: Option<Transaction>,
-    /// Everything up to here is written, or not to be written.
-    written: Lsn,
-    changes: u64,
-    transactions: u64,
-    count: Option<u64>,
-    /// That a value could not be written exactly was said.
-    said_inexact: bool,
-    heard: Instant,
-    ticked: Instant,
+/// When the recording ends if nothing else ends it.
+struct Ending {
+    stop: CancellationToken,
+    deadline: Option<tokio::time::Instant>,
 }
 
-impl Recorder {
-    async fn open(loaded: &Loaded, args: &Args) -> Result<Self, Failure> {
-        let settings = &loaded.settings;
-        if args.slot.as_ref() == Some(&settings.slot) {
-            return Err(Failure::usage(format!(
-                "the replication slot `{}` is the daemon's, which would miss what is recorded from it; \
-                 leave --slot out to record from now on",
-                settings.slot
-            )));
-        }
-        let publication = args.publication.as_deref().unwrap_or(&settings.publication);
-        let client = postgres::connect(&settings.postgres).await?;
-        require_publication(&client, publication).await?;
-        let scope = Scope::new(&args.tables, &args.redact, &catalog::read(&client).await?)?;
-        let rotation = args.rotate_size.map(|bytes_max| Rotation { bytes_max, keep: args.keep });
-        let output = Output::open(args.output.as_deref(), rotation)?;
-        let mut connection = Connection::open(&settings.postgres).await?;
-        let slot = match &args.slot {
-            Some(slot) => slot.clone(),
-            None => slot::create(&mut connection).await?,
-        };
-        let stream = Stream::start(connection, &slot, publication, true).await;
-        let stream = stream.map_err(|error| unread(&slot, error))?;
-        Ok(Self {
-            stream,
-            slot,
-            client,
-            assembler: Assembler::default(),
-            planner: Planner::new(Arc::new(loaded.rules.clone())),
-            scope,
-            output,
-            transaction: None,
-            written: Lsn::ZERO,
-            changes: 0,
-            transactions: 0,
-            count: args.count,
-            said_inexact: false,
-            heard: Instant::now(),
-            ticked: Instant::now(),
-        })
-    }
-
-    /// Records until told to stop, for so long at most.
-    async fn run(&mut self, stop: &CancellationToken, limit: Option<Duration>) -> Result<(), Halt> {
-        let deadline = limit.and_then(|limit| tokio::time::Instant::now().checked_add(limit));
-        let mut tick = tokio::time::interval(STATUS_EVERY);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            while let Some(frame) = self.stream.next_frame().map_err(|error| unread(&self.slot, error))? {
-                self.take(frame).await?;
-            }
-            self.output.pass_on()?;
-            if self.stream.answer_due() {
-                self.report(false)?;
-            }
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => return Ok(()),
-                () = until(deadline) => return Ok(()),
-                // Before the source, which may always have something.
-                _ = tick.tick() => self.on_tick()?,
-                received = self.stream.exchange(true) => {
-                    received.map_err(|error| unread(&self.slot, error))?;
-                    self.heard = Instant::now();
-                }
-            }
-        }
-    }
-
-    async fn take(&mut self, frame: Frame) -> Result<(), Halt> {
-        let bytes = match frame {
-            Frame::Log(bytes) => bytes,
-            Frame::Keepalive { wal_end } => {
-                if self.transaction.is_none() {
-                    self.written = self.written.max(wal_end);
-                }
-                return Ok(());
-            }
-            Frame::Skipped => {
-                let slot = &self.slot;
-                let message = format!("the publication is not there for all of slot `{slot}`: changes are missing");
-                return Err(Failure::configuration(message).into());
+impl Ending {
+    /// Until somebody says so, or the time is over.
+    async fn reached(&self) {
+        let time_is_over = async {
+            match self.deadline {
+                Some(deadline) => tokio::time::sleep_until(deadline).await,
+                None => std::future::pending().await,
             }
         };
-        let unreadable = |error: &dyn std::fmt::Display| Failure::findings(format!("the log cannot be read: {error}"));
-        let message = pgoutput::decode(bytes).map_err(|error| unreadable(&error))?;
-        if let Message::Relation(body) = &message {
-            let root = match self.planner.has_rules_for(&TableName::new(&body.schema, &body.table)) {
-                true => None,
-                false => find_root(&self.client, body.id).await.map_err(Failure::from)?,
-            };
-            self.assembler.set_root(body.id, root);
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => {}
+            () = time_is_over => {}
         }
-        self.assembler.take(message).map_err(|error| unreadable(&error))?;
-        while let Some(event) = self.assembler.next_event() {
-            self.on_event(event)?;
-        }
-        Ok(())
-    }
-
-    fn on_event(&mut self, event: SourceEvent) -> Result<(), Halt> {
-        match event {
-            SourceEvent::Begin(begin) => self.transaction = Some(Transaction::new(begin)),
-            SourceEvent::Change(change) => self.on_change(&change)?,
-            SourceEvent::Progress { wal_end } => self.written = self.written.max(wal_end),
-            SourceEvent::Commit { end_lsn } => {
-                if let Some(transaction) = self.transaction.take()
-                    && transaction.lines() > 0
-                {
-                    self.changes += transaction.lines();
-                    self.transactions += 1;
-                    self.output.write(transaction, end_lsn)?;
-                }
-                self.written = self.written.max(end_lsn);
-                if self.count.is_some_and(|count| self.changes >= count) {
-                    return Err(Halt::Enough);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn on_change(&mut self, change: &Change) -> Result<(), Halt> {
-        let Some(transaction) = &mut self.transaction else { return Ok(()) };
-        if !self.scope.includes(change) {
-            return Ok(());
-        }
-        let exact = transaction.push(change, &self.scope.redaction)?;
-        if !exact && !self.said_inexact {
-            self.said_inexact = true;
-            let table = printable(&change.relation.name.to_string());
-            eprintln!("warning: a value of {table} is not UTF-8; bytes that are no text are written as U+FFFD");
-        }
-        Ok(())
-    }
-
-    fn on_tick(&mut self) -> Result<(), Halt> {
-        if self.ticked.elapsed() > SILENCE_BEFORE_ASKING {
-            // Whoever takes the output made us wait: the silence is our own.
-            self.heard = Instant::now();
-        }
-        self.ticked = Instant::now();
-        let silence = self.heard.elapsed();
-        if silence > SILENCE_MAX {
-            let seconds = SILENCE_MAX.as_secs();
-            return Err(Failure::unavailable(format!("PostgreSQL has been silent for {seconds} seconds")).into());
-        }
-        self.report(silence > SILENCE_BEFORE_ASKING)
-    }
-
-    /// Makes safe what is written, then tells the slot.
-    fn report(&mut self, ask: bool) -> Result<(), Halt> {
-        self.output.settle()?;
-        self.stream.report(self.written, SystemTime::now(), ask);
-        Ok(())
-    }
-
-    /// Makes everything safe, tells the slot and leaves. A transaction of which only a part came is not written.
-    async fn finish(&mut self) -> Result<(), Halt> {
-        self.report(false)?;
-        if let Err(error) = self.stream.close(GOODBYE_MAX).await {
-            tracing::debug!(%error, "the goodbye to PostgreSQL was not heard");
-        }
-        Ok(())
     }
 }
 
-/// Fails if there is no such publication.
-async fn require_publication(client: &Client, publication: &str) -> Result<(), Failure> {
-    const PUBLISHED: &str = "select exists (select from pg_publication where pubname = $1)";
-    if client.query_one(PUBLISHED, &[&publication]).await?.try_get::<_, bool>(0)? {
-        return Ok(());
-    }
-    Err(Failure::configuration(format!(
-        "there is no publication `{}`: run `unstale setup`, or name another with --publication",
-        printable(publication)
-    )))
+/// What is recorded.
+enum Source {
+    Slot(Box<Tap>),
+    Outbox(Box<Watch>),
 }
 
-/// Until a moment, if there is one.
-async fn until(moment: Option<tokio::time::Instant>) {
-    match moment {
-        Some(moment) => tokio::time::sleep_until(moment).await,
-        None => std::future::pending().await,
+impl Source {
+    /// Records to the end, and makes safe what was written.
+    async fn run(&mut self, journal: &mut Journal, ending: &Ending) -> Result<(), Halt> {
+        let recorded = match self {
+            Self::Slot(tap) => tap.run(journal, ending).await,
+            Self::Outbox(watch) => watch.run(journal, ending).await,
+        };
+        match recorded {
+            Ok(()) | Err(Halt::Enough) => {}
+            Err(halt) => return Err(halt),
+        }
+        match self {
+            Self::Slot(tap) => tap.finish(journal).await,
+            Self::Outbox(_) => Ok(journal.settle()?),
+        }
     }
 }

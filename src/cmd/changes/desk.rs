@@ -69,6 +69,7 @@ impl Desk {
                 planned.map_err(|error| Failure::findings(printable(&error.to_string())))?;
             }
             Way::Whatever => self.planner.plan_row_whatever(&item.change, &item.commit, plan),
+            Way::Resync => self.planner.resync(&item.change, plan),
             Way::Only(letter) => self.planner.plan_only(&letter.rule, &item.change, &item.commit, plan),
         }
         Ok(())

@@ -10,12 +10,14 @@ use std::path::PathBuf;
 use tokio_postgres::error::SqlState;
 
 use super::letters::{Letter, Letters};
-use super::printable;
+use super::{printable, unseen};
 use crate::catalog::Table;
-use crate::change::{Begin, Change, Commit, SourceEvent, TableName};
+use crate::change::{Begin, Change, Commit, Lsn, SourceEvent, TableName};
 use crate::cmd::{Failure, malformed};
 use crate::config::Settings;
 use crate::postgres::{self, ServerError};
+use crate::source::outbox::entry::EntryEvent;
+use crate::source::outbox::pending::{Moment, Pending};
 use crate::source::peek::{Peek, PeekError};
 use crate::source::recording::Recording;
 use crate::source::table::TableRows;
@@ -32,6 +34,8 @@ pub(super) enum Origin {
         condition: Option<String>,
     },
     Slot,
+    /// What waited in the outbox at this moment.
+    Outbox(Moment),
     Dead,
 }
 
@@ -50,6 +54,8 @@ pub(super) enum Way {
     AsItCame,
     /// By every rule of its table.
     Whatever,
+    /// By every rule of its table, for all of its rows: nobody knows what happened.
+    Resync,
     /// By one rule.
     Only(Letter),
 }
@@ -59,6 +65,7 @@ pub(super) enum Source {
     Lines { recording: Recording<Box<dyn BufRead>>, name: String },
     Rows { rows: TableRows, table: TableName, first: bool },
     Slot { peek: Box<Peek>, slot: String, begin: Option<Begin>, first: bool },
+    Outbox { pending: Box<Pending>, transaction: Option<u64> },
     Dead(Letters),
 }
 
@@ -92,6 +99,12 @@ impl Source {
                 let peek = Peek::open(client, catalog, &slot, &settings.publication, limit).await;
                 let peek = peek.map_err(|error| unpeeked(&slot, error))?;
                 Ok(Self::Slot { peek: Box::new(peek), slot, begin: None, first: true })
+            }
+            Origin::Outbox(moment) => {
+                let client = postgres::connect(&settings.postgres).await?;
+                let mut pending = Pending::new(client);
+                pending.look(None, Some(moment)).await.map_err(unseen)?;
+                Ok(Self::Outbox { pending: Box::new(pending), transaction: None })
             }
             Origin::Dead => Ok(Self::Dead(Letters::open(settings).await?)),
         }
@@ -127,6 +140,16 @@ impl Source {
                     Some(SourceEvent::Commit { .. } | SourceEvent::Progress { .. }) => {}
                 }
             },
+            Self::Outbox { pending, transaction } => {
+                let Some(entry) = pending.next().await.map_err(unseen)? else { return Ok(None) };
+                let continues = transaction.replace(entry.xid) == Some(entry.xid);
+                let commit = Commit { lsn: Lsn::ZERO, at: Some(entry.at) };
+                let (change, way) = match entry.event {
+                    EntryEvent::Change(change) => (change, Way::AsItCame),
+                    EntryEvent::Unknown(change) => (change, Way::Resync),
+                };
+                Ok(Some(Item { change, commit, continues, way }))
+            }
             Self::Dead(letters) => loop {
                 let Some((letter, text)) = letters.next().await? else { return Ok(None) };
                 match Recording::new(text.as_slice()).next() {

@@ -1,20 +1,202 @@
-//! The replication slot that is recorded from: making one, naming one, and why one cannot be read.
+//! The replication slot as what is recorded: one that is there, or one of our own.
 //!
-//! Owns what the user is told about slots. It must not read one. Invariant: a name that gets here is safe inside of the
-//! replication protocol's quotes.
+//! Owns the connection that keeps it alive, when it is told that changes are safe, and what the user is told about
+//! slots. It must not know what becomes of a change. Invariants: nothing is confirmed that is not on its way to the disk
+//! or the reader for good; a name that gets here is safe inside of the replication protocol's quotes.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
 
-use crate::cmd::Failure;
+use tokio::time::MissedTickBehavior;
+use tokio_postgres::Client;
+
+use super::journal::Journal;
+use super::{Ending, Halt};
+use crate::change::{Lsn, SourceEvent, TableName};
 use crate::cmd::changes::printable;
+use crate::cmd::{Failure, Loaded};
 use crate::postgres::{PREREQUISITE_STATE, UNDEFINED_OBJECT};
+use crate::rules::Planner;
+use crate::source::peek::find_root;
+use crate::source::replication::assemble::Assembler;
 use crate::source::replication::connection::{Connection, ConnectionError};
+use crate::source::replication::pgoutput::{self, Message};
+use crate::source::replication::stream::{Frame, Stream};
 
 /// SQLSTATE: somebody else reads the slot.
 const IN_USE: &str = "55006";
 
+/// How often what is written is made safe and confirmed.
+const STATUS_EVERY: Duration = Duration::from_secs(1);
+
+/// After this much silence the server is asked for a sign of life.
+const SILENCE_BEFORE_ASKING: Duration = Duration::from_secs(20);
+
+/// After this much silence the connection counts as dead.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+
+/// The longest goodbye.
+const GOODBYE_MAX: Duration = Duration::from_secs(2);
+
+/// A slot that is being read.
+pub(super) struct Tap {
+    stream: Stream,
+    slot: String,
+    /// For questions to the catalog.
+    client: Client,
+    assembler: Assembler,
+    /// Knows which tables the rules name: a partition is recorded under the name by which rules know it.
+    planner: Planner,
+    /// Everything up to here is written, or not to be written.
+    written: Lsn,
+    heard: Instant,
+    ticked: Instant,
+}
+
+impl Tap {
+    /// Begins to read a slot; without a name, one of our own, from now on.
+    pub(super) async fn open(
+        loaded: &Loaded,
+        client: Client,
+        slot: Option<&str>,
+        publication: &str,
+    ) -> Result<Self, Failure> {
+        let mut connection = Connection::open(&loaded.settings.postgres).await?;
+        let slot = match slot {
+            Some(slot) => slot.to_owned(),
+            None => create(&mut connection).await?,
+        };
+        let stream = Stream::start(connection, &slot, publication, true).await;
+        let stream = stream.map_err(|error| unread(&slot, error))?;
+        Ok(Self {
+            stream,
+            slot,
+            client,
+            assembler: Assembler::default(),
+            planner: Planner::new(Arc::new(loaded.rules.clone())),
+            written: Lsn::ZERO,
+            heard: Instant::now(),
+            ticked: Instant::now(),
+        })
+    }
+
+    /// Records until the end.
+    pub(super) async fn run(&mut self, journal: &mut Journal, ending: &Ending) -> Result<(), Halt> {
+        let mut tick = tokio::time::interval(STATUS_EVERY);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            while let Some(frame) = self.stream.next_frame().map_err(|error| unread(&self.slot, error))? {
+                self.take(frame, journal).await?;
+            }
+            journal.pass_on()?;
+            if self.stream.answer_due() {
+                self.report(journal, false)?;
+            }
+            tokio::select! {
+                biased;
+                () = ending.reached() => return Ok(()),
+                // Before the source, which may always have something.
+                _ = tick.tick() => self.on_tick(journal)?,
+                received = self.stream.exchange(true) => {
+                    received.map_err(|error| unread(&self.slot, error))?;
+                    self.heard = Instant::now();
+                }
+            }
+        }
+    }
+
+    async fn take(&mut self, frame: Frame, journal: &mut Journal) -> Result<(), Halt> {
+        let bytes = match frame {
+            Frame::Log(bytes) => bytes,
+            Frame::Keepalive { wal_end } => {
+                if !journal.is_inside_transaction() {
+                    self.written = self.written.max(wal_end);
+                }
+                return Ok(());
+            }
+            Frame::Skipped => {
+                let slot = &self.slot;
+                let message = format!("the publication is not there for all of slot `{slot}`: changes are missing");
+                return Err(Failure::configuration(message).into());
+            }
+        };
+        let unreadable = |error: &dyn std::fmt::Display| Failure::findings(format!("the log cannot be read: {error}"));
+        let message = pgoutput::decode(bytes).map_err(|error| unreadable(&error))?;
+        if let Message::Relation(body) = &message {
+            let root = match self.planner.has_rules_for(&TableName::new(&body.schema, &body.table)) {
+                true => None,
+                false => find_root(&self.client, body.id).await.map_err(Failure::from)?,
+            };
+            self.assembler.set_root(body.id, root);
+        }
+        self.assembler.take(message).map_err(|error| unreadable(&error))?;
+        while let Some(event) = self.assembler.next_event() {
+            self.on_event(event, journal)?;
+        }
+        Ok(())
+    }
+
+    fn on_event(&mut self, event: SourceEvent, journal: &mut Journal) -> Result<(), Halt> {
+        match event {
+            SourceEvent::Begin(begin) => journal.begin(begin),
+            SourceEvent::Change(change) => journal.add(&change)?,
+            SourceEvent::Progress { wal_end } => self.written = self.written.max(wal_end),
+            SourceEvent::Commit { end_lsn } => {
+                journal.commit(end_lsn)?;
+                self.written = self.written.max(end_lsn);
+                if journal.is_full() {
+                    return Err(Halt::Enough);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn on_tick(&mut self, journal: &mut Journal) -> Result<(), Halt> {
+        if self.ticked.elapsed() > SILENCE_BEFORE_ASKING {
+            // Whoever takes the output made us wait: the silence is our own.
+            self.heard = Instant::now();
+        }
+        self.ticked = Instant::now();
+        let silence = self.heard.elapsed();
+        if silence > SILENCE_MAX {
+            let seconds = SILENCE_MAX.as_secs();
+            return Err(Failure::unavailable(format!("PostgreSQL has been silent for {seconds} seconds")).into());
+        }
+        self.report(journal, silence > SILENCE_BEFORE_ASKING)
+    }
+
+    /// Makes safe what is written, then tells the slot.
+    fn report(&mut self, journal: &mut Journal, ask: bool) -> Result<(), Halt> {
+        journal.settle()?;
+        self.stream.report(self.written, SystemTime::now(), ask);
+        Ok(())
+    }
+
+    /// Makes everything safe, tells the slot and leaves. A transaction of which only a part came is not written.
+    pub(super) async fn finish(&mut self, journal: &mut Journal) -> Result<(), Halt> {
+        self.report(journal, false)?;
+        if let Err(error) = self.stream.close(GOODBYE_MAX).await {
+            tracing::debug!(%error, "the goodbye to PostgreSQL was not heard");
+        }
+        Ok(())
+    }
+}
+
+/// Fails if there is no such publication.
+pub(super) async fn require_publication(client: &Client, publication: &str) -> Result<(), Failure> {
+    const PUBLISHED: &str = "select exists (select from pg_publication where pubname = $1)";
+    if client.query_one(PUBLISHED, &[&publication]).await?.try_get::<_, bool>(0)? {
+        return Ok(());
+    }
+    Err(Failure::configuration(format!(
+        "there is no publication `{}`: run `unstale setup`, or name another with --publication",
+        printable(publication)
+    )))
+}
+
 /// Makes a slot that goes when the connection does. What was committed before is not in it.
-pub(super) async fn create(connection: &mut Connection) -> Result<String, Failure> {
+async fn create(connection: &mut Connection) -> Result<String, Failure> {
     /// A slot begins when the transactions that are under way have ended.
     const NOTE_AFTER: Duration = Duration::from_secs(2);
     let slot = format!("unstale_record_{:08x}", rand::random::<u32>());
@@ -34,7 +216,7 @@ pub(super) async fn create(connection: &mut Connection) -> Result<String, Failur
 }
 
 /// Why a slot cannot be read, or not any more.
-pub(super) fn unread(slot: &str, error: ConnectionError) -> Failure {
+fn unread(slot: &str, error: ConnectionError) -> Failure {
     let ConnectionError::Server(refusal) = &error else { return Failure::unavailable(error.to_string()) };
     let refused = printable(&refusal.to_string());
     match refusal.sqlstate.as_str() {

@@ -1,0 +1,311 @@
+//! What both servers say, as text and as JSON.
+//!
+//! Owns the form. It must not ask. Invariant: what came from a server cannot steer a terminal.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+
+use super::Status;
+use super::source::{Found, Outbox, Slot};
+use crate::cmd::display::{millis, printable, size, time};
+use crate::config::{Mode, Settings};
+use crate::key::CacheKey;
+use crate::sink::Standing;
+
+/// How many names of streams are printed.
+const STREAMS_SHOWN: usize = 5;
+
+/// Aligned lines: what it is about, and what there is to say.
+#[derive(Default)]
+struct Lines(String);
+
+impl Lines {
+    fn add(&mut self, label: &str, value: impl AsRef<str>) {
+        self.0.push_str(&format!("{label:<11}{}\n", value.as_ref()));
+    }
+}
+
+/// For people.
+pub(super) fn text(status: &Status<'_>) -> String {
+    let Status { settings, source, target } = status;
+    let mut lines = Lines::default();
+    match source {
+        Ok(Found::Slot(slot)) => show_slot(slot, settings, &mut lines),
+        Ok(Found::Outbox(outbox)) => {
+            let counted = target.as_ref().ok().map(|standing| standing.batches.unwrap_or(0));
+            show_outbox(outbox, settings, counted, &mut lines);
+        }
+        Err(failure) => lines.add("source", printable(failure.message.as_bytes())),
+    }
+    lines.0.push('\n');
+    match target {
+        Ok(standing) => show_standing(standing, settings, &mut lines),
+        Err(failure) => lines.add("target", printable(failure.message.as_bytes())),
+    }
+    lines.0
+}
+
+fn show_slot(slot: &Slot, settings: &Settings, lines: &mut Lines) {
+    lines.add("source", format!("replication slot `{}` at {}", settings.slot, settings.postgres));
+    lines.add("daemon", if slot.active { "reads it" } else { "none reads it" });
+    let confirmed = slot.confirmed.as_deref().unwrap_or("nothing");
+    let lag = slot.lag.map_or_else(String::new, |lag| format!(", {} before the end of the log", size(lag)));
+    lines.add("confirmed", format!("{}{lag}", printable(confirmed.as_bytes())));
+    let retained = slot.retained.map_or_else(|| "none".to_owned(), size);
+    let wal_status = printable(slot.wal_status.as_deref().unwrap_or("unknown").as_bytes());
+    lines.add("log kept", format!("{retained} ({wal_status})"));
+}
+
+fn show_outbox(outbox: &Outbox, settings: &Settings, counted: Option<u64>, lines: &mut Lines) {
+    lines.add("source", format!("outbox at {}", settings.postgres));
+    let daemons = if outbox.daemons == 0 { "none".to_owned() } else { outbox.daemons.to_string() };
+    lines.add("daemons", format!("{daemons} at work"));
+    let more = if outbox.deeper { "> " } else { "" };
+    let oldest = outbox.oldest.map_or_else(String::new, |age| format!(", the oldest {} old", time(age)));
+    lines.add("entries", format!("{more}{}{oldest}", outbox.depth));
+    lines.add("size", size(outbox.bytes));
+    let batches = match (outbox.batches, &outbox.consumer) {
+        (Some(batches), _) => {
+            let counted = counted.map_or_else(|| "unknown".to_owned(), |counted| counted.to_string());
+            format!("{batches} confirmed, {counted} in force")
+        }
+        (None, Some(other)) => {
+            format!("none: it was set up for `{}`, not for `{}`", printable(other.as_bytes()), settings.slot)
+        }
+        (None, None) => "none: it was set up for nobody".to_owned(),
+    };
+    lines.add("batches", batches);
+}
+
+fn show_standing(standing: &Standing, settings: &Settings, lines: &mut Lines) {
+    let namespace = printable(settings.namespace.as_bytes());
+    lines.add("target", format!("{}, namespace `{namespace}`", settings.redis.addr()));
+    let applied = match standing.applied {
+        Some(applied) => format!("{applied}: {}", meaning(settings.mode)),
+        None => "nowhere: no epoch has begun, or the cache is being emptied for one".to_owned(),
+    };
+    lines.add("applied", applied);
+    lines.add("started", standing.started.map_or_else(|| "nowhere".to_owned(), |started| started.to_string()));
+    let epoch = standing.epoch.map_or_else(|| "none".to_owned(), |epoch| epoch.to_string());
+    lines.add("epoch", epoch + &listed(&standing.epochs));
+    let asof = match standing.asof {
+        Some(age) => format!("{} ago", time(age)),
+        None => "unknown: no daemon has said so".to_owned(),
+    };
+    lines.add("as of", asof);
+    let failed = listed(&standing.failures);
+    let since = if failed.is_empty() { "" } else { "; failed" };
+    let s = if standing.dead == 1 { "" } else { "s" };
+    lines.add("dead", format!("{} letter{s}{since}{failed}", standing.dead));
+    let names: Vec<_> = standing.stream_names.iter().take(STREAMS_SHOWN).map(CacheKey::to_string).collect();
+    let more = if standing.streams > names.len() as u64 { ", …" } else { "" };
+    let names = if names.is_empty() { String::new() } else { format!(": {}{more}", names.join(", ")) };
+    lines.add("streams", format!("{}{names}", standing.streams));
+}
+
+/// What `applied` says.
+const fn meaning(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Slot => "every commit up to this position is in force",
+        Mode::Outbox => "every commit that was visible when the log was here is in force",
+    }
+}
+
+/// Counts by name, in parentheses.
+fn listed(counts: &BTreeMap<String, u64>) -> String {
+    if counts.is_empty() {
+        return String::new();
+    }
+    let each: Vec<_> = counts.iter().map(|(name, count)| format!("{} {count}", printable(name.as_bytes()))).collect();
+    format!(" ({})", each.join(", "))
+}
+
+/// For programs.
+pub(super) fn object(status: &Status<'_>) -> Value {
+    let Status { settings, source, target } = status;
+    let mode = match settings.mode {
+        Mode::Slot => "slot",
+        Mode::Outbox => "outbox",
+    };
+    let error = |message: &str| json!({"error": message.trim_end()});
+    let source = match source {
+        Ok(Found::Slot(slot)) => slot_object(slot),
+        Ok(Found::Outbox(outbox)) => outbox_object(outbox),
+        Err(failure) => error(&failure.message),
+    };
+    let target = match target {
+        Ok(standing) => standing_object(standing),
+        Err(failure) => error(&failure.message),
+    };
+    let mut object = Map::new();
+    object.insert("mode".to_owned(), mode.into());
+    object.insert("slot".to_owned(), settings.slot.as_str().into());
+    object.insert("source".to_owned(), source);
+    object.insert("target".to_owned(), target);
+    Value::Object(object)
+}
+
+fn slot_object(slot: &Slot) -> Value {
+    json!({
+        "active": slot.active,
+        "confirmed": slot.confirmed,
+        "lag_bytes": slot.lag,
+        "retained_bytes": slot.retained,
+        "wal_status": slot.wal_status,
+    })
+}
+
+fn outbox_object(outbox: &Outbox) -> Value {
+    json!({
+        "daemons": outbox.daemons,
+        "depth": outbox.depth,
+        "deeper": outbox.deeper,
+        "oldest_seconds": outbox.oldest.map(|age| age.as_secs_f64()),
+        "bytes": outbox.bytes,
+        "consumer": outbox.consumer,
+        "batches": outbox.batches,
+    })
+}
+
+fn standing_object(standing: &Standing) -> Value {
+    let names: Vec<_> =
+        standing.stream_names.iter().map(|name| String::from_utf8_lossy(name.as_bytes()).into_owned()).collect();
+    json!({
+        "applied": standing.applied.map(|applied| applied.to_string()),
+        "started": standing.started.map(|started| started.to_string()),
+        "epoch": standing.epoch,
+        "epochs": standing.epochs,
+        "asof_age_ms": standing.asof.map(millis),
+        "dead": standing.dead,
+        "failures": standing.failures,
+        "streams": standing.streams,
+        "stream_names": names,
+        "batches": standing.batches,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::change::Lsn;
+    use crate::cmd::{Failure, Loaded};
+
+    fn settings(mode: &str) -> Settings {
+        let rules = format!(
+            "version: 1\nsource: {{url: 'postgres://u:hunter2@db:5433/shop', mode: {mode}}}\n\
+             target: {{url: 'redis://:hunter2@cache:6380', namespace: 'v1:'}}\n\
+             rules:\n  user: {{table: users, delete: 'user:{{id}}'}}\n"
+        );
+        let loaded = Loaded::parse("f.yaml".as_ref(), rules, &|_| None);
+        loaded.map_err(|failure| failure.message).unwrap().settings
+    }
+
+    fn check(mode: &str, source: Result<Found, Failure>, target: Result<Standing, Failure>, expected: &str) {
+        let settings = settings(mode);
+        let status = Status { settings: &settings, source, target };
+        assert_eq!(text(&status), expected);
+        assert!(!object(&status).to_string().contains("hunter2"));
+    }
+
+    fn standing() -> Standing {
+        let counts = |counts: &[(&str, u64)]| counts.iter().map(|&(name, count)| (name.to_owned(), count)).collect();
+        Standing {
+            applied: Some(Lsn::new(0x16B_3748)),
+            started: Some(Lsn::new(0x16B_3800)),
+            epoch: Some(3),
+            epochs: counts(&[("gap", 1), ("nothing-remembered", 2)]),
+            asof: Some(Duration::from_millis(340)),
+            dead: 4,
+            failures: counts(&[("user", 7)]),
+            streams: 1,
+            stream_names: vec!["v1:user-changes".into()],
+            batches: Some(121),
+        }
+    }
+
+    #[test]
+    fn a_slot_is_shown_with_its_lag() {
+        let slot = Slot {
+            active: true,
+            confirmed: Some("0/16B3748".to_owned()),
+            lag: Some(1300),
+            retained: Some(16 << 20),
+            wal_status: Some("reserved".to_owned()),
+        };
+        let expected = "\
+source     replication slot `unstale` at db:5433 (database shop)
+daemon     reads it
+confirmed  0/16B3748, 1.2 kB before the end of the log
+log kept   16.0 MB (reserved)
+
+target     cache:6380, namespace `v1:`
+applied    0/16B3748: every commit up to this position is in force
+started    0/16B3800
+epoch      3 (gap 1, nothing-remembered 2)
+as of      340ms ago
+dead       4 letters; failed (user 7)
+streams    1: v1:user-changes
+";
+        check("slot", Ok(Found::Slot(slot)), Ok(standing()), expected);
+    }
+
+    #[test]
+    fn an_outbox_is_shown_with_what_waits() {
+        let outbox = Outbox {
+            depth: 12,
+            deeper: false,
+            oldest: Some(Duration::from_millis(1300)),
+            bytes: 114_688,
+            daemons: 2,
+            consumer: Some("unstale".to_owned()),
+            batches: Some(120),
+        };
+        let expected = "\
+source     outbox at db:5433 (database shop)
+daemons    2 at work
+entries    12, the oldest 1s 300ms old
+size       112.0 kB
+batches    120 confirmed, 121 in force
+
+target     cache:6380, namespace `v1:`
+applied    0/16B3748: every commit that was visible when the log was here is in force
+started    0/16B3800
+epoch      3 (gap 1, nothing-remembered 2)
+as of      340ms ago
+dead       4 letters; failed (user 7)
+streams    1: v1:user-changes
+";
+        check("outbox", Ok(Found::Outbox(outbox.clone())), Ok(standing()), expected);
+        let outbox = Outbox { depth: 1_000_000, deeper: true, daemons: 0, batches: None, oldest: None, ..outbox };
+        let outbox = Outbox { consumer: Some("other".to_owned()), ..outbox };
+        let expected = "\
+source     outbox at db:5433 (database shop)
+daemons    none at work
+entries    > 1000000
+size       112.0 kB
+batches    none: it was set up for `other`, not for `unstale`
+
+target     away
+";
+        check("outbox", Ok(Found::Outbox(outbox)), Err(Failure::unavailable("away")), expected);
+    }
+
+    #[test]
+    fn what_nobody_knows_yet_is_said() {
+        let expected = "\
+source     no\\u{1b}
+
+target     cache:6380, namespace `v1:`
+applied    nowhere: no epoch has begun, or the cache is being emptied for one
+started    nowhere
+epoch      none
+as of      unknown: no daemon has said so
+dead       0 letters
+streams    0
+";
+        check("slot", Err(Failure::unavailable("no\u{1b}")), Ok(Standing::default()), expected);
+    }
+}
