@@ -33,6 +33,8 @@ pub(crate) enum Fault {
     Delay(Duration),
     /// Each byte is written by itself; what a peer reads at once depends on how soon it reads.
     OneByte,
+    /// So many chunks go through, those of both directions and all connections counted together; then as `HalfOpen`.
+    HoldAfter(usize),
     /// Requests go through; the first byte that the server then answers cuts the connection and reaches nobody.
     CutAfterRequest,
 }
@@ -67,6 +69,7 @@ impl Proxy {
                 state.connections.values_mut().for_each(|connection| connection.requested = false);
             }
             state.fault = fault;
+            (state.passed, state.holds) = (0, false);
             if fault == Fault::Refuse {
                 state.cut_all();
             }
@@ -86,6 +89,11 @@ impl Proxy {
     /// How many connections were accepted and are not yet closed by both ends.
     pub(crate) fn connections(&self) -> usize {
         self.shared.lock().connections.len()
+    }
+
+    /// Whether `HoldAfter` has come to hold something back.
+    pub(crate) fn holds(&self) -> bool {
+        self.shared.lock().holds
     }
 
     /// How many replies `CutAfterRequest` has swallowed so far.
@@ -132,7 +140,9 @@ impl Fault {
             Self::Delay(delay) if waited < delay => Step::Hold(delay - waited),
             Self::OneByte => Step::Pass(1),
             Self::CutAfterRequest if direction == Direction::ToClient && requested => Step::Cut,
-            Self::None | Self::Refuse | Self::Delay(_) | Self::CutAfterRequest => Step::Pass(CHUNK_BYTES_MAX),
+            Self::None | Self::Refuse | Self::Delay(_) | Self::HoldAfter(_) | Self::CutAfterRequest => {
+                Step::Pass(CHUNK_BYTES_MAX)
+            }
         }
     }
 }
@@ -142,6 +152,9 @@ struct State {
     fault: Fault,
     closing: bool,
     cuts: usize,
+    /// Chunks that went through since the fault was set.
+    passed: usize,
+    holds: bool,
     opened: u64,
     /// By number. A pump whose connection is not in here has nothing left to do.
     connections: BTreeMap<u64, Connection>,
@@ -158,6 +171,17 @@ struct Connection {
 impl State {
     fn admits(&self) -> bool {
         !self.closing && self.fault != Fault::Refuse
+    }
+
+    /// The fault as it now concerns a chunk; a full count is noted.
+    fn in_force(&mut self, has_bytes: bool) -> Fault {
+        match self.fault {
+            Fault::HoldAfter(chunks) if self.passed >= chunks => {
+                self.holds |= has_bytes;
+                Fault::HalfOpen
+            }
+            fault => fault,
+        }
     }
 
     fn insert(&mut self, client: Arc<TcpStream>, server: Arc<TcpStream>) -> Option<u64> {
@@ -270,7 +294,7 @@ impl Shared {
         let ends = chunk.is_empty();
         let mut state = self.lock();
         loop {
-            let fault = state.fault;
+            let fault = state.in_force(!ends);
             let Some(connection) = state.connections.get_mut(&id) else { return false };
             match fault.step(direction, connection.requested && !ends, arrived.elapsed()) {
                 Step::Hold(time_max) => state = self.wait(state, time_max),
@@ -288,6 +312,7 @@ impl Shared {
                         connection.requested |= fault == Fault::CutAfterRequest && direction == Direction::ToServer;
                         chunk = &chunk[written..];
                         if chunk.is_empty() {
+                            state.passed += 1;
                             return true;
                         }
                         // The lock is not fair: between two bytes, who waits for it gets a chance.
@@ -449,6 +474,29 @@ fn held_bytes_come_when_the_fault_is_over() {
         }
         proxy.set(Fault::None);
     }
+}
+
+#[test]
+fn what_comes_after_so_many_chunks_is_held_and_goes_with_its_connection() {
+    let (port, reads) = echo();
+    let proxy = Proxy::start(port);
+    let mut client = client(&proxy);
+    assert_echo(&mut client, b"before");
+    proxy.set(Fault::HoldAfter(3));
+    assert_echo(&mut client, b"two");
+    assert!(!proxy.holds());
+    client.write_all(b"three").unwrap();
+    crate::support::wait_until(EVENT_MAX, "the reply is held", || proxy.holds());
+    assert_silent(&mut client);
+    proxy.cut();
+    proxy.set(Fault::None);
+    assert!(!proxy.holds());
+    assert_cut(&mut client);
+    let mut read = Vec::new();
+    while !read.ends_with(b"three") {
+        read.extend(reads.recv_timeout(EVENT_MAX).unwrap());
+    }
+    assert_eq!(read, b"beforetwothree", "the request went through, and its reply did not");
 }
 
 #[test]

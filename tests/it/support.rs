@@ -42,6 +42,20 @@ impl World {
         Self::with(rules, &[], &[])
     }
 
+    /// The example domain with these tables beside it, set up with these rules for the outbox, on a server that has
+    /// no logical log.
+    pub(crate) fn outbox(rules: &str, tables: &str) -> Self {
+        Self::outbox_with(rules, tables, &[])
+    }
+
+    /// As [`World::outbox`], with these settings of the server.
+    pub(crate) fn outbox_with(rules: &str, tables: &str, settings: &[&str]) -> Self {
+        let world = Self::with(&in_outbox_mode(rules), &[settings, &["wal_level=replica"]].concat(), &[]);
+        world.sql(tables);
+        world.run_ok(&["setup"]);
+        world
+    }
+
     pub(crate) fn with(rules: &str, postgres: &[&str], redis: &[&str]) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let postgres = Postgres::start(postgres).unwrap();
@@ -72,6 +86,33 @@ impl World {
         let row =
             self.runtime.block_on(self.client.query_one(sql, &[])).unwrap_or_else(|error| panic!("{sql}: {error:?}"));
         row.get::<_, Option<String>>(0).unwrap_or_default()
+    }
+
+    /// A second session.
+    pub(crate) fn another_client(&self) -> tokio_postgres::Client {
+        self.runtime.block_on(connect(&self.postgres.url("postgres")))
+    }
+
+    /// Runs SQL in that session.
+    pub(crate) fn sql_on(&self, client: &tokio_postgres::Client, sql: &str) {
+        self.runtime.block_on(client.batch_execute(sql)).unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    }
+
+    /// How many entries of the outbox this session sees: those that nobody has put into force and confirmed.
+    pub(crate) fn entries(&self) -> u64 {
+        self.value("select count(*)::text from unstale.outbox").parse().unwrap()
+    }
+
+    /// How many of them somebody is at work on.
+    pub(crate) fn claimed(&self) -> u64 {
+        let sql = "select ((select count(*) from unstale.outbox) \
+                   - (select count(*) from (select from unstale.outbox for update skip locked) free))::text";
+        self.value(sql).parse().unwrap()
+    }
+
+    /// Where the log ends: everything committed so far is before it.
+    pub(crate) fn token(&self) -> Lsn {
+        self.value("select pg_current_wal_insert_lsn()::text").parse().unwrap()
     }
 
     /// Connects anew, after the server was away.
@@ -180,6 +221,14 @@ impl World {
         let confirmed = "select confirmed_flush_lsn::text from pg_replication_slots where slot_name = 'unstale'";
         self.value(confirmed).parse().unwrap()
     }
+}
+
+/// The same rules for the other source.
+pub(crate) fn in_outbox_mode(rules: &str) -> String {
+    let inline = rules.replace("source: {url: \"${DATABASE_URL}\"", "source: {mode: outbox, url: \"${DATABASE_URL}\"");
+    let changed = inline.replace("\nsource:\n", "\nsource:\n  mode: outbox\n");
+    assert_ne!(changed, rules, "these rules name no source");
+    changed
 }
 
 /// Connects to a database as a test does: as superuser, without TLS.

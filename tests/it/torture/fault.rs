@@ -3,6 +3,7 @@
 //! Owns the faults, what each may do to history, and how it is brought about. Each strikes for a fraction of a
 //! cycle, beside others and beside the kill of the daemon; what one cannot end because of another, [`Stage::calm`] ends.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rand::RngExt as _;
@@ -11,7 +12,8 @@ use tokio::time::sleep;
 use unstale::mutant::Mutant;
 use unstale::sandbox::signal;
 
-use super::stage::{Ground, Stage};
+use super::mode::Mode;
+use super::stage::{Ground, SESSIONS, Stage};
 use crate::proxy;
 
 /// One thing that goes wrong.
@@ -45,6 +47,11 @@ pub(super) enum Fault {
     FailOverRedis,
     EmptyRedis,
     AdvanceSlot,
+    /// One of the daemon's sessions, wherever it is in a claim.
+    FreezeSession,
+    TerminateSessions,
+    /// The outbox is dropped and made anew, and what was written meanwhile is in none.
+    RemakeOutbox,
 }
 
 const ORDINARY: [Fault; 21] = [
@@ -82,14 +89,31 @@ const GRAVE: [Fault; 5] = [
 
 impl Fault {
     /// The next one; for a mutant, one that may bring it out. A grave one would hide what a mutant did.
-    pub(super) fn draw(mutant: Option<Mutant>, random: &mut StdRng) -> Self {
+    pub(super) fn draw(mode: Mode, mutant: Option<Mutant>, random: &mut StdRng) -> Self {
+        let fault = Self::draw_for_slot(mutant, random);
+        if mode.is_outbox() { fault.in_outbox_mode() } else { fault }
+    }
+
+    /// What comes nearest where there is no slot.
+    fn in_outbox_mode(self) -> Self {
+        match self {
+            Self::FreezePostgres => Self::FreezeSession,
+            Self::TerminateWalsender => Self::TerminateSessions,
+            Self::AdvanceSlot => Self::RemakeOutbox,
+            other => other,
+        }
+    }
+
+    fn draw_for_slot(mutant: Option<Mutant>, random: &mut StdRng) -> Self {
         let pick = |faults: &[Self], random: &mut StdRng| faults[random.random_range(0..faults.len())];
         match mutant {
             None if random.random_range(0..12) == 0 => pick(&GRAVE, random),
             None => pick(&ORDINARY, random),
             Some(Mutant::NoGate) => Self::StuckCommits,
-            Some(Mutant::NoLease) => pick(&ORDINARY, random),
-            Some(Mutant::AckBeforeRedis | Mutant::EagerKeepalive) => {
+            Some(Mutant::NoLease | Mutant::CursorOverIds) => pick(&ORDINARY, random),
+            // Between what is claimed and what is in force there must be time.
+            Some(Mutant::EagerWatermark) => pick(&[Self::SlowPostgres, Self::SlowRedis, Self::OneBytePostgres], random),
+            Some(Mutant::AckBeforeRedis | Mutant::EagerKeepalive | Mutant::CommitBeforeRedis) => {
                 pick(&[Self::FreezeRedis, Self::PauseRedisWrites, Self::SlowRedis, Self::SilentRedis], random)
             }
             Some(Mutant::ReplicaCheckTooLate) => Self::LaggingReplica,
@@ -124,30 +148,42 @@ impl Fault {
             Self::FailOverRedis => "Redis failed over",
             Self::EmptyRedis => "Redis emptied",
             Self::AdvanceSlot => "slot advanced",
+            Self::FreezeSession => "session frozen",
+            Self::TerminateSessions => "sessions terminated",
+            Self::RemakeOutbox => "outbox made anew",
         }
     }
 
-    /// Whether an epoch for this reason may follow.
-    pub(super) fn explains(self, reason: &str, has_crashed: bool) -> bool {
+    /// Whether an epoch for this reason may follow, after all that has struck so far.
+    pub(super) fn explains(self, reason: &str, mode: Mode, struck: &BTreeMap<&'static str, u64>) -> bool {
         // A flush that is cut short by the kill is begun again for want of anything remembered.
         let own: &[&str] = match self {
+            // The outbox shows what is visible, and with `synchronous_commit = off` that is before it is durable.
+            Self::CrashPostgres if mode.is_outbox() => &["unclean-restart", "nothing-remembered", "log-went-back"],
             Self::CrashPostgres => &["unclean-restart", "nothing-remembered"],
             Self::RestartRedisFromSnapshot | Self::FailOverRedis => {
                 &["redis-went-back", "gap", "nothing-remembered", "dataset-replaced"]
             }
             Self::EmptyRedis | Self::EvictStarted => &["nothing-remembered"],
             Self::AdvanceSlot => &["gap", "nothing-remembered"],
+            Self::RemakeOutbox => &["other-source", "gap", "nothing-remembered"],
             _ => &[],
         };
-        // What Redis went back to may be from before PostgreSQL stopped uncleanly, some cycles ago.
+        // What Redis went back to may be from before PostgreSQL stopped uncleanly, or from before the outbox was made
+        // anew, some cycles ago.
         let went_back = matches!(self, Self::RestartRedisFromSnapshot | Self::FailOverRedis);
-        own.contains(&reason) || went_back && has_crashed && reason == "unclean-restart"
+        let of_old = match reason {
+            "unclean-restart" => struck.contains_key(Self::CrashPostgres.name()),
+            "other-source" => struck.contains_key(Self::RemakeOutbox.name()),
+            _ => false,
+        };
+        own.contains(&reason) || went_back && of_old
     }
 
     /// Whether values may come back, or commits go, without a change that anybody could see: until the next epoch
     /// nothing is promised. These take the servers or the daemon away, so that nothing else can do so meanwhile.
     pub(super) fn is_grave(self) -> bool {
-        GRAVE.contains(&self)
+        GRAVE.contains(&self) || self == Self::RemakeOutbox
     }
 
     /// Strikes beside whatever else happens, the kill included, and is over when this returns. Whether it struck: what
@@ -163,6 +199,22 @@ impl Fault {
                 let row = ground.admin().await.query_one(sql, &[]).await;
                 let pid = row.ok().and_then(|row| u32::try_from(row.get::<_, i32>(0)).ok()).filter(|pid| *pid > 0);
                 return freeze(pid, while_it_lasts).await;
+            }
+            Self::FreezeSession => {
+                let sql =
+                    format!("select pid from pg_stat_activity where application_name = '{SESSIONS}' order by pid");
+                let rows = ground.admin().await.query(&sql, &[]).await.unwrap_or_default();
+                let pids: Vec<u32> = rows.iter().filter_map(|row| u32::try_from(row.get::<_, i32>(0)).ok()).collect();
+                if pids.is_empty() {
+                    return false;
+                }
+                return freeze(Some(pids[random.random_range(0..pids.len())]), while_it_lasts).await;
+            }
+            Self::TerminateSessions => {
+                let sql = format!(
+                    "select pg_terminate_backend(pid) from pg_stat_activity where application_name = '{SESSIONS}'"
+                );
+                return ground.admin().await.query(&sql, &[]).await.is_ok_and(|rows| !rows.is_empty());
             }
             Self::CutRedis => to_redis.cut(),
             Self::CutPostgres => to_postgres.cut(),
@@ -221,7 +273,8 @@ impl Fault {
             | Self::RestartRedisFromSnapshot
             | Self::FailOverRedis
             | Self::EmptyRedis
-            | Self::AdvanceSlot => unreachable!("these have the stage to themselves"),
+            | Self::AdvanceSlot
+            | Self::RemakeOutbox => unreachable!("these have the stage to themselves"),
         }
         true
     }
@@ -250,6 +303,12 @@ impl Fault {
                 let struck = stage.ground.advance_slot().await;
                 stage.start_daemon();
                 return struck;
+            }
+            Self::RemakeOutbox => {
+                stage.kill_daemon();
+                stage.kill_second();
+                stage.remake_outbox();
+                stage.start_daemon();
             }
             _ => unreachable!("these strike beside others"),
         }

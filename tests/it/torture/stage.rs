@@ -18,6 +18,7 @@ use unstale::postgres::{self, Address};
 use unstale::sandbox::{Postgres, Redis, signal};
 
 use super::Report;
+use super::mode::Mode;
 use crate::proxy::{Fault, Proxy};
 use crate::support::Daemon;
 
@@ -25,41 +26,23 @@ use crate::support::Daemon;
 pub(super) const ITEMS: i32 = 60;
 pub(super) const GROUPS: i32 = 12;
 
+/// What the daemon's sessions are called in PostgreSQL.
+pub(super) const SESSIONS: &str = "daemon";
+
 /// How long everything may take to come to rest once nothing fails any more.
 const CALM_MAX: Duration = Duration::from_secs(60);
-
-const RULES: &str = r#"
-version: 1
-source: {url: "${DATABASE_URL}"}
-target: {url: "${REDIS_URL}", namespace: "t:", redis_down_max: 2s}
-lookups:
-  peers: {sql: "select id from items where grp = $1"}
-rules:
-  item:
-    table: items
-    delete: ["item:{id}", "alias:{alias}", "group:{grp}", "peer:{id}"]
-    bump: "version:{grp}"
-    publish: {channel: items, data: {id: "{id}"}}
-    stream: {name: log, data: {id: "{id}", v: "{v}"}, maxlen: 1000}
-  swept:
-    table: items
-    tags: "group:{grp}"
-    pattern: "listed:{grp}:*"
-  written:
-    table: items
-    when: "old.v != new.v || op != 'update'"
-    set: {key: "card:{id}", columns: [v]}
-  asked:
-    table: items
-    for_each: peers({grp}) as p
-    delete: "peer:{p.id}"
-"#;
 
 const SCHEMA: &str = "
 create sequence versions;
 create table items (id int primary key, alias text not null unique, grp int not null, v bigint not null default nextval('versions'));
 create table unpublished (n int);
 insert into items (id, alias, grp) select n, 'a' || n, n % 12 from generate_series(1, 60) n";
+
+/// A table whose rows take items with them, where triggers are what sees it.
+const CASCADES: &str = "
+create table groups (id int primary key);
+insert into groups select generate_series(0, 11);
+alter table items add foreign key (grp) references groups on delete cascade";
 
 /// What a writer knows of a commit once it returned.
 pub(super) struct Committed {
@@ -72,6 +55,7 @@ pub(super) struct Committed {
 
 /// What every actor needs, and how they are told to pause.
 pub(super) struct Setting {
+    pub(super) mode: Mode,
     pub(super) primary: String,
     pub(super) replica: String,
     redis: Mutex<redis::Client>,
@@ -298,25 +282,31 @@ pub(super) struct Stage {
     mutant: Option<Mutant>,
     directory: TempDir,
     daemon: Option<Daemon>,
+    /// Another one, in the modes that have several.
+    second: Option<Daemon>,
 }
 
 impl Stage {
-    pub(super) async fn set(mutant: Option<Mutant>) -> Self {
-        let settings =
-            ["max_prepared_transactions=20", "max_connections=200", "wal_sender_timeout=10s", "wal_keep_size=256MB"];
+    pub(super) async fn set(mode: Mode, mutant: Option<Mutant>) -> Self {
+        let fixed = ["max_connections=200", "wal_sender_timeout=10s", "wal_keep_size=256MB"];
+        let settings = [&fixed[..], mode.server_settings()].concat();
         let mut postgres = Postgres::start(&settings).unwrap();
         let client = crate::support::connect(&postgres.url("postgres")).await;
         client.batch_execute(SCHEMA).await.unwrap();
+        if mode.is_outbox() {
+            client.batch_execute(CASCADES).await.unwrap();
+        }
         drop(client);
         let standby =
             postgres.standby(&[&settings[..], &["hot_standby=on", "max_standby_streaming_delay=-1"]].concat()).unwrap();
         let (redis, spare) = (Redis::start(&[]).unwrap(), Redis::start(&[]).unwrap());
         let (to_postgres, to_redis) = (Proxy::start(postgres.port()), Proxy::start(redis.port()));
         let directory = TempDir::new().unwrap();
-        std::fs::write(directory.path().join("invalidation.yaml"), RULES).unwrap();
+        std::fs::write(directory.path().join("invalidation.yaml"), mode.rules()).unwrap();
         let url = format!("redis://127.0.0.1:{}", to_redis.port());
         let names = Names::new("t:", "unstale");
         let setting = Setting {
+            mode,
             primary: postgres.url("postgres"),
             replica: standby.url("postgres"),
             redis: Mutex::new(redis::Client::open(url).unwrap()),
@@ -337,7 +327,7 @@ impl Stage {
         };
         let ground = Ground { setting: Arc::new(setting), to_postgres, to_redis, now: Mutex::default() };
         let ground = Arc::new(ground);
-        let mut stage = Self { ground, postgres, standby, redis, spare, mutant, directory, daemon: None };
+        let mut stage = Self { ground, postgres, standby, redis, spare, mutant, directory, daemon: None, second: None };
         stage.follow();
         let setup = stage.command(&["setup"]).output().unwrap();
         assert!(setup.status.success(), "{}", crate::support::text(&setup));
@@ -349,8 +339,9 @@ impl Stage {
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_unstale"));
         command.args(arguments).current_dir(self.directory.path()).env_remove("RUST_LOG");
-        command
-            .env("DATABASE_URL", format!("postgres://postgres@127.0.0.1:{}/postgres", self.ground.to_postgres.port()));
+        let port = self.ground.to_postgres.port();
+        let url = format!("postgres://postgres@127.0.0.1:{port}/postgres?application_name={SESSIONS}");
+        command.env("DATABASE_URL", url);
         command.env("REDIS_URL", format!("redis://127.0.0.1:{}", self.ground.to_redis.port()));
         if let Some(mutant) = self.mutant {
             command.env("UNSTALE_MUTANT", mutant.name());
@@ -411,6 +402,33 @@ impl Stage {
         self.daemon = Some(daemon);
     }
 
+    pub(super) fn kill_second(&mut self) {
+        self.second = None;
+    }
+
+    /// Starts the second one if there is none.
+    pub(super) fn start_second(&mut self) {
+        if self.second.as_mut().is_none_or(Daemon::has_ended) {
+            self.second = Some(Daemon::start(self.command(&["run"])));
+        }
+    }
+
+    /// The outbox goes with all that is in it, and comes back empty. Nobody may read it meanwhile.
+    pub(super) fn remake_outbox(&self) {
+        let deadline = Instant::now() + CALM_MAX;
+        for verb in ["teardown", "setup"] {
+            loop {
+                let mut command = self.command(&[verb]);
+                let output = command.env("DATABASE_URL", &self.ground.setting.primary).output().unwrap();
+                if output.status.success() {
+                    break;
+                }
+                // It takes locks that writers have, and may lose a deadlock.
+                assert!(Instant::now() < deadline, "{verb}: {}", crate::support::text(&output));
+            }
+        }
+    }
+
     /// Ends every fault that lasts.
     pub(super) async fn calm(&mut self) {
         let ground = Arc::clone(&self.ground);
@@ -445,8 +463,8 @@ impl Stage {
                 self.start_daemon();
             }
             if Instant::now() > deadline {
-                let log = self.daemon.as_ref().map(Daemon::log).unwrap_or_default();
-                return Err(format!("the watermark never passed {fence}; the daemon says {log:#?}"));
+                let logs: Vec<_> = [&self.daemon, &self.second].into_iter().flatten().map(Daemon::log).collect();
+                return Err(format!("the watermark never passed {fence}; the daemons say {logs:#?}"));
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }

@@ -17,6 +17,9 @@ use super::stage::{Committed, ITEMS, Setting};
 
 const WRITERS: usize = 4;
 
+/// Every item that is missing.
+const RESTORE: &str = "insert into items (id, alias, grp) select n, 'a' || n, n % 12 from generate_series(1, 60) n on conflict do nothing";
+
 pub(super) fn start(setting: &Arc<Setting>, random: &mut StdRng) -> Vec<JoinHandle<()>> {
     let start = |number| tokio::spawn(write(Arc::clone(setting), number, StdRng::from_rng(random)));
     (0..WRITERS).map(start).collect()
@@ -52,7 +55,8 @@ async fn change(
 ) -> Result<(), tokio_postgres::Error> {
     let (a, b) = (item(random), item(random));
     let pause = random.random_range(0..4) * random.random_range(0..5);
-    let sql = match random.random_range(0..20) {
+    let kinds = if setting.mode.is_outbox() { 23 } else { 20 };
+    let sql = match random.random_range(0..kinds) {
         0..8 => return single(setting, client, a).await,
         8..11 => format!("begin; {}; select pg_sleep({pause} / 1000.0); {}; commit", touch(a.min(b)), touch(a.max(b))),
         11 => format!("begin; {}; savepoint s; {}; rollback to s; {}; commit", touch(a), touch(b), touch(a)),
@@ -70,7 +74,7 @@ async fn change(
             tokio::time::sleep(Duration::from_millis(pause)).await;
             format!("insert into items (id, alias, grp) values ({a}, 'a{a}', {}) on conflict do nothing", a % 12)
         }
-        16 => {
+        16 if setting.mode.prepares() => {
             let name = format!("p{writer}");
             let prepare = format!("begin; {}; prepare transaction '{name}'", touch(a));
             client.batch_execute(&prepare).await?;
@@ -79,6 +83,21 @@ async fn change(
         }
         17 => "update items set v = nextval('versions')".to_owned(),
         18 => format!("set synchronous_commit = off; {}; reset synchronous_commit", touch(a)),
+        20 => format!("set session_replication_role = replica; {}; reset session_replication_role", touch(a)),
+        21 => format!(
+            "begin; delete from items where id = {a};
+             copy items (id, alias, grp) from program 'echo {a},a{a},{}' with (format csv); commit",
+            b % 12
+        ),
+        22 => match random.random_range(0..8) {
+            // Rarely: what these delete hides what others missed.
+            0 => format!("begin; truncate items; {RESTORE}; commit"),
+            1 => format!(
+                "begin; delete from groups where id = {0}; insert into groups values ({0}); {RESTORE}; commit",
+                a % 12
+            ),
+            _ => format!("begin; {}; select pg_sleep({pause} / 100.0); commit", touch(a)),
+        },
         _ => "insert into unpublished select generate_series(1, 50)".to_owned(),
     };
     client.batch_execute(&sql).await?;

@@ -1,0 +1,99 @@
+//! The doorbell: it wakes a daemon that sleeps, and is nothing that anybody has to wait for.
+
+use unstale::sandbox::signal;
+
+use super::{USERS, check, freeze_between_claims};
+use crate::support::{EVENT_MAX, World, wait_until};
+
+const BELL: &str = "select last_value::text from unstale.bell";
+
+const USAGE: &str = "select pg_notification_queue_usage()::text";
+
+#[test]
+fn without_the_doorbell_nothing_is_lost() {
+    let world = World::outbox(&USERS.replace("URL}\"}\ntarget", "URL}\", outbox: {notify: false}}\ntarget"), "");
+    let daemon = world.daemon();
+    for round in 0..5 {
+        check(&world, &format!("update users set name = 'round {round}' where id = 'u1'"), &["v1:user:u1"], &[]);
+    }
+    let source = world.value("select string_agg(prosrc, '') from pg_proc where proname like 'capture%'");
+    assert!(!source.contains("bell"), "what writers run does not know of it: {source}");
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+/// Who rings though nobody sleeps makes every commit take the lock by which commits with a NOTIFY wait for one another.
+#[test]
+fn it_is_rung_once_for_each_time_the_daemon_goes_to_sleep() {
+    let world = World::outbox(USERS, "");
+    let daemon = world.daemon();
+    for round in 0..3 {
+        wait_until(EVENT_MAX, "the daemon wants to be rung", || world.value(BELL) == "2");
+        daemon.signal("STOP");
+        world.cache("v1:user:u1");
+        world.sql(&format!("update users set name = 'round {round}' where id = 'u1'"));
+        assert_eq!(world.value(BELL), "1", "the first one rings");
+        world.sql(&format!("update users set name = 'again {round}' where id = 'u1'"));
+        assert_eq!(world.value(BELL), "1");
+        daemon.signal("CONT");
+        world.settle();
+        assert!(!world.holds("v1:user:u1"));
+    }
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+/// Where transactions may be prepared nobody rings: one with a NOTIFY in it cannot be.
+#[test]
+fn it_is_never_rung_where_transactions_may_be_prepared() {
+    let world = World::outbox_with(USERS, "", &["max_prepared_transactions=5"]);
+    let daemon = world.daemon();
+    world.settle();
+    daemon.signal("STOP");
+    let (bell, usage) = (world.value(BELL), world.value(USAGE));
+    assert_ne!(bell, "2", "nobody is asked to ring");
+    world.sql("begin; update users set name = 'x' where id = 'u1'; prepare transaction 'p'");
+    world.sql("commit prepared 'p'");
+    assert_eq!((world.value(BELL), world.value(USAGE)), (bell, usage));
+    daemon.signal("CONT");
+    world.settle();
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+/// A full queue aborts every transaction with a NOTIFY. Without the bell each of these commits would leave an entry
+/// that the frozen session never reads: some ten pages of the queue.
+#[test]
+fn a_frozen_daemon_does_not_let_the_queue_of_notifications_grow() {
+    let mut world = World::outbox(USERS, "");
+    world.database_url.push_str("?application_name=daemon");
+    let daemon = world.daemon();
+    wait_until(EVENT_MAX, "the daemon wants to be rung", || world.value(BELL) == "2");
+    freeze_between_claims(&world, &daemon);
+    // Its sessions too: they would read on for it for as long as its sockets take what they send.
+    let sessions = "select string_agg(pid::text, ' ') from pg_stat_activity where application_name = 'daemon'";
+    let sessions: Vec<u32> = world.value(sessions).split(' ').map(|pid| pid.parse().unwrap()).collect();
+    assert!(sessions.iter().all(|pid| signal(*pid, "STOP")));
+    world.cache("v1:user:u1");
+    // Each in a transaction of its own.
+    world.sql(
+        "do $$ begin for n in 1..3000 loop update users set name = n::text where id = 'u1'; commit; end loop; end $$",
+    );
+    assert_eq!(world.value(USAGE), "0");
+    assert!(sessions.iter().all(|pid| signal(*pid, "CONT")));
+    daemon.signal("CONT");
+    world.settle();
+    assert!(!world.holds("v1:user:u1"));
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+/// The session that listens is another than those that claim: without it the poll goes on.
+#[test]
+fn a_daemon_whose_connections_are_ended_connects_again_and_sleeps_again() {
+    let mut world = World::outbox(USERS, "");
+    world.database_url.push_str("?application_name=daemon");
+    let daemon = world.daemon();
+    for round in 0..3 {
+        wait_until(EVENT_MAX, "the daemon wants to be rung", || world.value(BELL) == "2");
+        world.sql("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'daemon'");
+        check(&world, &format!("update users set name = 'round {round}' where id = 'u1'"), &["v1:user:u1"], &[]);
+    }
+    assert_eq!(daemon.stop(), Some(0));
+}

@@ -1,0 +1,199 @@
+//! Several daemons on one outbox.
+
+use redis::Commands as _;
+use unstale::sandbox::signal;
+
+use super::{ORDERED, USERS, card, check, streamed, wait_until_drained};
+use crate::proxy::{Fault, Proxy};
+use crate::support::{Daemon, EVENT_MAX, World, in_outbox_mode, wait_until};
+
+/// What becomes of a daemon that stopped in the middle of a claim.
+#[derive(Clone, Copy, Debug)]
+enum Then {
+    Killed,
+    Thawed,
+}
+
+/// Without SKIP LOCKED the second waits for the first one's locks; with a watermark of its own alone it passes what
+/// the first one holds.
+#[test]
+fn what_one_holds_and_does_not_finish_stops_nobody_else() {
+    for then in [Then::Killed, Then::Thawed] {
+        let mut world = World::outbox(USERS, "");
+        let proxy = Proxy::start(world.redis.port());
+        let direct = std::mem::replace(&mut world.redis_url, format!("redis://127.0.0.1:{}", proxy.port()));
+        let first = world.daemon();
+        world.redis_url = direct;
+        world.cache("v1:user:u1");
+        proxy.set(Fault::HalfOpen);
+        world.sql("update users set name = 'held' where id = 'u1'");
+        let token = world.token();
+        wait_until(EVENT_MAX, "the first one is in the middle of a claim", || world.claimed() == 1);
+        first.signal("STOP");
+        assert_eq!(world.claimed(), 1, "it still has it");
+
+        let second = world.daemon();
+        for round in 0..3 {
+            world.cache("v1:user:u2");
+            world.sql(&format!("update users set name = 'round {round}' where id = 'u2'"));
+            wait_until(EVENT_MAX, "the second one goes on with the rest", || !world.holds("v1:user:u2"));
+        }
+        assert!(world.holds("v1:user:u1") && world.applied() < token, "{then:?}: {:?}", second.log());
+        match then {
+            Then::Killed => first.signal("KILL"),
+            Then::Thawed => {
+                proxy.set(Fault::None);
+                first.signal("CONT");
+            }
+        }
+        world.settle();
+        assert!(!world.holds("v1:user:u1"), "{then:?}");
+        wait_until_drained(&world);
+        assert_eq!(world.epoch(), 1, "{then:?}");
+        assert_eq!(second.stop(), Some(0));
+        if let Then::Thawed = then {
+            assert_eq!(first.stop(), Some(0));
+        }
+    }
+}
+
+/// Where rules need the order of commits two at work would mix it.
+#[test]
+fn where_order_matters_the_second_stands_by_and_takes_over() {
+    let world = World::outbox(ORDERED, "");
+    let first = world.daemon();
+    let second = world.daemon_unready();
+    for round in 0..5 {
+        check(&world, &format!("update users set name = 'round {round}' where id = 'u1'"), &["v1:user:u1"], &[]);
+    }
+    assert!(!second.log().iter().any(|line| line.contains("streaming")), "{:?}", second.log());
+    first.signal("KILL");
+    drop(first);
+    second.wait_for_log("streaming");
+    check(&world, "update users set name = 'taken over' where id = 'u1'", &["v1:user:u1"], &[]);
+    assert_eq!(second.stop(), Some(0));
+}
+
+/// Applied again without a guard an entry comes twice, or an old value comes back; the kill comes whenever it comes,
+/// also while the other one takes over.
+#[test]
+fn with_one_killed_all_the_time_each_entry_comes_once_in_order_and_no_value_is_old() {
+    let world = World::outbox(ORDERED, "");
+    let mut daemons = vec![world.daemon(), world.daemon_unready()];
+    let mut written = Vec::new();
+    for round in 0..12 {
+        for number in 0..20 {
+            let name = format!("{round}.{number}");
+            world.sql(&format!("update users set name = '{name}' where id = 'u1'"));
+            written.push(name);
+            if number == round {
+                let killed: Daemon = daemons.remove(0);
+                killed.signal("KILL");
+                daemons.push(world.daemon_unready());
+            }
+        }
+        world.settle();
+        let (held, last) = (card(&world, "u1"), written.last().unwrap());
+        assert!(held.is_none() || held.as_ref() == Some(last), "round {round}: {held:?}, not {last}");
+        assert_eq!(streamed(&world), written, "round {round}");
+    }
+    assert_eq!(world.epoch(), 1);
+    drop(daemons);
+}
+
+/// A daemon that was frozen when it had sent nothing yet sends it when others have long put into force what came later.
+#[test]
+fn a_daemon_that_wakes_late_brings_no_old_value_back() {
+    let mut world = World::outbox(ORDERED, "");
+    let proxy = Proxy::start(world.redis.port());
+    let direct = std::mem::replace(&mut world.redis_url, format!("redis://127.0.0.1:{}", proxy.port()));
+    let first = world.daemon();
+    world.redis_url = direct;
+    world.sql("update users set name = 'in force' where id = 'u1'");
+    world.settle();
+    // What it sends is on its way, and stays there.
+    proxy.set(Fault::HalfOpen);
+    world.sql("update users set name = 'old' where id = 'u1'");
+    wait_until(EVENT_MAX, "it is in the middle of a claim", || world.claimed() == 1);
+    first.signal("STOP");
+    // The server takes it for dead, which ends its claim and its turn.
+    world.sql("select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid() and datname is not null and application_name = 'unstale'");
+    let second = world.daemon();
+    world.sql("update users set name = 'new' where id = 'u1'");
+    world.settle();
+    assert_eq!(card(&world, "u1").as_deref(), Some("new"));
+    proxy.set(Fault::None);
+    first.signal("CONT");
+    // It has noticed when it is back among those who wait for their turn, at the latest when it has that.
+    assert_eq!(second.stop(), Some(0));
+    first.wait_for_log("streaming");
+    world.settle();
+    let held = card(&world, "u1");
+    assert!(held.is_none() || held.as_deref() == Some("new"), "{held:?}");
+    assert_eq!(streamed(&world), ["in force", "old", "new"]);
+    assert_eq!(first.stop(), Some(0));
+}
+
+/// Each takes what the others left: whatever the mix, all of it is in force in the end.
+#[test]
+fn many_share_a_long_queue_and_some_are_killed_on_the_way() {
+    let world = World::outbox(
+        USERS,
+        "insert into users (id, email, name) select 'n' || n, 'n' || n, 'n' from generate_series(1, 20000) n",
+    );
+    let mut daemons: Vec<_> = (0..3).map(|_| world.daemon()).collect();
+    for round in 0..4 {
+        for number in (1..=20_000).step_by(97) {
+            world.cache(&format!("v1:user:n{number}"));
+        }
+        world.sql(&format!("update users set name = 'round {round}'"));
+        let killed = daemons.remove(0);
+        wait_until(EVENT_MAX, "somebody is at work", || world.claimed() > 0 || world.entries() == 0);
+        assert!(signal(killed.pid(), "KILL"));
+        drop(killed);
+        daemons.push(world.daemon_unready());
+        world.settle();
+        let left: Vec<String> = world.redis().keys("v1:user:n*").unwrap();
+        assert_eq!(left, [""; 0], "round {round}");
+    }
+    wait_until_drained(&world);
+    assert_eq!(world.epoch(), 1);
+}
+
+/// A rolling change of the rules: what the daemon of before takes out by its own rules is not lost for the new ones, whether
+/// it does so before or after the new daemon begins. Fails without `consumer.rules`.
+#[test]
+fn who_has_new_rules_takes_over_and_misses_nothing() {
+    let world = World::outbox(USERS, "");
+    let before = world.daemon();
+    let rules = USERS.replace("delete: [", "delete: [\"profile:{id}\", ")
+        + "  org: {table: organizations, delete: \"org:{id}\"}\n";
+    world.write_rules(&in_outbox_mode(&rules));
+    world.run_ok(&["setup"]);
+    for key in ["v1:profile:u1", "v1:org:o1"] {
+        world.cache(key);
+    }
+    world.sql("update users set name = 'by the rules of before' where id = 'u1'; update organizations set name = 'x'");
+    wait_until_drained(&world);
+    assert!(world.holds("v1:profile:u1") && world.holds("v1:org:o1"), "the daemon of before knows nothing of them");
+    let after = world.daemon();
+    world.settle();
+    assert!(!world.holds("v1:profile:u1") && !world.holds("v1:org:o1"), "{:?}", after.log());
+    for round in 0..30 {
+        world.cache("v1:profile:u1");
+        world.cache("v1:org:o1");
+        world.sql(&format!(
+            "update users set name = 'round {round}' where id = 'u1'; update organizations set name = 'y'"
+        ));
+        world.settle();
+        assert!(!world.holds("v1:profile:u1") && !world.holds("v1:org:o1"), "round {round}: {:?}", before.log());
+    }
+    before.wait_for_log("this one stands by");
+    assert_eq!(world.epoch(), 1);
+    // It goes on when nobody else does.
+    assert_eq!(after.stop(), Some(0));
+    world.cache("v1:user:u1");
+    world.sql("update users set name = 'again by those of before' where id = 'u1'");
+    wait_until(EVENT_MAX, "the daemon of before works again", || !world.holds("v1:user:u1"));
+    assert_eq!(before.stop(), Some(0));
+}
