@@ -4,7 +4,7 @@ FUZZ_SECONDS ?= 60
 # PostgreSQL refuses to run as root, so the servers run as another user and must be able to read these.
 export UNSTALE_PG_BIN
 
-.PHONY: demo test lint bench fuzz torture servers
+.PHONY: demo test lint bench bench-outbox fuzz torture servers
 
 demo: servers
 	cargo run --locked --release --quiet -- demo $(ARGS)
@@ -20,6 +20,10 @@ lint:
 bench: servers
 	cargo bench --locked --bench drain
 	cargo bench --locked --bench planning
+
+# For example: make bench-outbox ARGS="--quick"
+bench-outbox: servers
+	cargo bench --locked --bench outbox -- $(ARGS)
 
 fuzz: servers
 	rustup toolchain list | grep -q nightly || rustup toolchain install nightly --profile minimal
