@@ -60,10 +60,10 @@ begin
     comment on sequence unstale.counted is 'made by unstale';
   end if;
 
-  -- The number of batches, after which nobody confirms one that went into another dataset or was made by other rules. What
-  -- a table's new rules missed is not known.
+  -- The number of batches, and the dataset that counted them; from now on nobody confirms one that went into another dataset
+  -- than this or was made by other rules. What a table's new rules missed is not known.
   if to_regprocedure('unstale.take_over(text, text, jsonb)') is null then
-    create function unstale.take_over(consumer text, dataset text, rules jsonb) returns bigint
+    create function unstale.take_over(consumer text, dataset text, rules jsonb, out counted bigint, out counted_by text)
       language plpgsql volatile parallel unsafe
       set search_path = pg_catalog, pg_temp
     as $take_over$
@@ -76,10 +76,11 @@ begin
           join unstale.shape s on s.schema_name || '.' || s.table_name = r.key
          where c.slot = take_over.consumer and c.rules is not null and c.rules ->> r.key is distinct from r.value
          group by r.key;
+      counted_by := (select c.dataset from unstale.consumer c where c.slot = take_over.consumer);
       update unstale.consumer c set dataset = take_over.dataset, rules = take_over.rules
         where c.slot = take_over.consumer
           and (c.dataset is distinct from take_over.dataset or c.rules is distinct from take_over.rules);
-      return (select case when is_called then last_value else 0 end from unstale.counted);
+      counted := (select case when is_called then last_value else 0 end from unstale.counted);
     end
     $take_over$;
     comment on function unstale.take_over(text, text, jsonb) is 'made by unstale';

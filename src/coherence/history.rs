@@ -18,7 +18,8 @@ pub struct Origin {
     /// When the server last recovered from an unclean stop, as far as its statistics tell. Commits with
     /// `synchronous_commit = off` may have been visible before it, and gone since.
     pub recovered: String,
-    /// What tells the outbox that changes are read from from any other, or nothing for a slot, whose positions do.
+    /// What tells the outbox that changes are read from, and into which dataset it went, from any other; nothing for a slot,
+    /// whose positions do.
     pub source: String,
 }
 
@@ -77,7 +78,7 @@ pub enum Doubt {
     NothingRemembered,
     /// The source belongs to another database cluster.
     OtherSystem,
-    /// Changes came from another source, or the outbox was made anew.
+    /// Changes came from another source, the outbox was made anew, or went into another dataset meanwhile.
     OtherSource,
     /// The database was promoted or recovered to a point in time.
     OtherTimeline,
@@ -140,7 +141,10 @@ impl fmt::Display for Doubt {
             Self::NothingRemembered => write!(f, "Redis remembers nothing of this source"),
             Self::OtherSystem => write!(f, "the source belongs to another database cluster than Redis remembers"),
             Self::OtherSource => {
-                write!(f, "changes come from elsewhere than Redis remembers, or the outbox was made anew")
+                write!(
+                    f,
+                    "the outbox is not the one that Redis remembers: it was made anew, or emptied into another Redis"
+                )
             }
             Self::Uncounted { counted, confirmed } => write!(
                 f,

@@ -54,7 +54,7 @@ impl Node {
 }
 
 impl Spanned<Node> {
-    /// The same text for the same value, wherever it stands and however it is written.
+    /// The same text for the same value, wherever it stands, however it is laid out and in whatever order its fields are.
     pub(super) fn canonical(&self) -> String {
         match &self.value {
             Node::Null => "null".to_owned(),
@@ -64,7 +64,9 @@ impl Spanned<Node> {
             Node::List(items) => format!("[{}]", items.iter().map(Self::canonical).collect::<Vec<_>>().join(",")),
             Node::Map(entries) => {
                 let entry = |(key, value): &(Spanned<String>, Self)| format!("{:?}:{}", key.value, value.canonical());
-                format!("{{{}}}", entries.iter().map(entry).collect::<Vec<_>>().join(","))
+                let mut entries: Vec<_> = entries.iter().map(entry).collect();
+                entries.sort();
+                format!("{{{}}}", entries.join(","))
             }
         }
     }

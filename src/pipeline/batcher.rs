@@ -239,8 +239,12 @@ impl Batcher {
             planner.plan(change, &commit, &mut part.plan)?;
             let streams = part.plan.take_streams();
             open.stream_bytes += streams.iter().map(|(_, entry)| entry.data.len()).sum::<usize>();
-            let mark = |number: usize| entry.map(|entry| format!("{entry}-{number}"));
-            let marked = streams.into_iter().enumerate().map(|(at, (rule, entry))| (rule, entry, mark(at)));
+            let rules = planner.rules();
+            let mark = |rule: RuleId, number: usize| {
+                let name = rules.rule(rule).map(|rule| rule.name.as_str()).unwrap_or_default();
+                entry.map(|entry| format!("{entry}-{number}-{name}"))
+            };
+            let marked = streams.into_iter().enumerate().map(|(at, (rule, entry))| (rule, entry, mark(rule, at)));
             open.streams.extend(marked);
         }
         // What a lookup finds out may be that a version key has to go.

@@ -7,85 +7,95 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::feed::outbox::Reader;
 use super::session::Landing;
-use crate::coherence::history::{Present, Remembered, doubt};
+use crate::coherence::history::{Origin, Present, Remembered, doubt};
 use crate::coherence::primary::{Primary, PrimaryError};
 use crate::sink::{Pulse, Sink, Unproven};
-use crate::source::outbox::Consumer;
 use crate::source::outbox::entry::OutboxError;
-use crate::source::outbox::survey::{self, unlock_history};
+use crate::source::outbox::survey;
 
 /// How long a flush waits for transactions that were in progress: one that committed already and waits for a
 /// synchronous standby may be among them.
 const IN_PROGRESS_MAX: Duration = Duration::from_secs(5);
 
-/// Goes on from what Redis remembers if that is proven to have no gap, and otherwise begins a new epoch. An outbox is
-/// read by this name, if one is.
+/// Goes on from what Redis remembers if that is proven to have no gap, and otherwise begins a new epoch. If an outbox is
+/// read, its reader is needed.
 pub(super) async fn resume(
     mut sink: Box<Sink>,
     primary: Arc<Primary>,
-    consumer: Option<Arc<Consumer>>,
+    reader: Option<Reader>,
     mut present: Present,
 ) -> (Box<Sink>, Landing) {
-    let landing = match consumer {
-        None => {
-            let remembered = sink.remembered().await;
-            compare(&mut sink, &primary, &remembered, present).await
-        }
-        Some(consumer) => {
-            // However long that takes: nobody else is to wait for a Redis that only we do not reach.
-            sink.remembered().await;
-            let landing = match take_over(&mut sink, &primary, &consumer, &mut present).await {
-                Ok(remembered) => {
-                    let dataset = sink.dataset().map(ToOwned::to_owned);
-                    match compare(&mut sink, &primary, &remembered, present).await {
-                        Landing::Resumed(_) if sink.dataset() != dataset.as_deref() => Landing::Unproven,
-                        landing => landing,
-                    }
-                }
-                Err(error) => Landing::Unread(error),
-            };
-            match unlock_history(primary.client()).await {
-                Ok(()) => landing,
-                Err(error) => Landing::Unread(error),
-            }
-        }
+    let remembered = sink.remembered().await;
+    let Some(reader) = reader else {
+        let landing = compare(&mut sink, &primary, &remembered, &present, &present.origin).await;
+        return (sink, landing);
     };
-    (sink, landing)
+    // Only now, however long that took: nobody else is to wait for a Redis that only we do not reach.
+    let landing = tokio::select! {
+        biased;
+        landing = take_turn(&mut sink, &primary, &reader, &mut present) => landing.unwrap_or_else(Landing::Unread),
+        // The locks go with the connection, which nobody else uses meanwhile.
+        never = survey::stay(primary.client()) => match never {},
+    };
+    match survey::unlock_history(primary.client()).await {
+        Ok(()) => (sink, landing),
+        Err(error) => (sink, Landing::Unread(error)),
+    }
 }
 
-/// Waits for its turn among the daemons that share an outbox. From then on the outbox takes no confirmation for another
-/// dataset, so what it says was counted can be held against what this one remembers.
-async fn take_over(
+/// Compares when it is its turn among the daemons that share an outbox. What the outbox says was counted can be held against
+/// what this dataset remembers only if it was this one that counted it; from then on it is.
+async fn take_turn(
     sink: &mut Sink,
     primary: &Primary,
-    consumer: &Consumer,
+    reader: &Reader,
     present: &mut Present,
-) -> Result<Remembered, OutboxError> {
+) -> Result<Landing, OutboxError> {
     const ASK_AGAIN_AFTER: Duration = Duration::from_millis(20);
     while !survey::lock_history(primary.client()).await? {
         // It is not Redis that we wait for.
         sink.pulse().begin();
         tokio::time::sleep(ASK_AGAIN_AFTER).await;
     }
-    loop {
-        let dataset = sink.dataset().unwrap_or_default().to_owned();
-        present.batches = Some(survey::take_over(primary.client(), consumer, &dataset).await?);
-        let remembered = sink.remembered().await;
-        if sink.dataset() == Some(&*dataset) {
-            // Whoever shares the work goes on meanwhile, with positions from after this one's beginning.
-            present.end = survey::end(primary.client()).await?;
-            return Ok(remembered);
-        }
+    let dataset = sink.dataset().unwrap_or_default();
+    let (counted, counted_by) = survey::take_over(primary.client(), &reader.consumer, &dataset).await?;
+    let remembered = sink.remembered().await;
+    if sink.dataset().as_ref() != Some(&dataset) {
+        return Ok(Landing::Unproven);
     }
+    present.batches = Some(counted);
+    present.origin.source = reader.source(counted_by.as_deref().unwrap_or_default());
+    // Whoever shares the work goes on meanwhile, with positions from after this one's beginning.
+    present.end = survey::end(primary.client()).await?;
+    let origin = Origin { source: reader.source(&dataset), ..present.origin.clone() };
+    let landing = compare(sink, primary, &remembered, present, &origin).await;
+    Ok(match landing {
+        Landing::Resumed(_) if sink.dataset() != Some(dataset) => Landing::Unproven,
+        landing => landing,
+    })
 }
 
-async fn compare(sink: &mut Sink, primary: &Primary, remembered: &Remembered, mut present: Present) -> Landing {
-    present.recorded = sink.recorded();
-    let found = sink.take_doubt().or_else(|| doubt(remembered, &present));
+/// Goes on, or begins a new epoch; from then on Redis remembers `origin`.
+async fn compare(
+    sink: &mut Sink,
+    primary: &Primary,
+    remembered: &Remembered,
+    present: &Present,
+    origin: &Origin,
+) -> Landing {
+    let present = Present { recorded: sink.recorded(), ..present.clone() };
+    let asked = sink.take_doubt();
+    let found = asked.clone().or_else(|| doubt(remembered, &present));
     let started = match &found {
         None => {
             sink.go_on(remembered);
+            if remembered.origin.as_ref() != Some(origin)
+                && let Err(Unproven) = sink.adopt(origin).await
+            {
+                return Landing::Unproven;
+            }
             remembered.started.unwrap_or_default()
         }
         Some(doubt) => {
@@ -93,7 +103,10 @@ async fn compare(sink: &mut Sink, primary: &Primary, remembered: &Remembered, mu
                 sink.doubt(doubt.clone());
                 return Landing::Unasked(error);
             }
+            let present = Present { origin: origin.clone(), ..present };
             if let Err(Unproven) = sink.flush(doubt, &present).await {
+                // No comparison would find it again.
+                asked.into_iter().for_each(|asked| sink.doubt(asked));
                 return Landing::Unproven;
             }
             present.end

@@ -111,11 +111,11 @@ impl<'a> Session<'a> {
         let helper = sink.as_deref().map(|sink| {
             Box::new(Helper::new(Arc::clone(planner.rules()), settings, Arc::clone(&primary), sink.sweeper()))
         });
-        let consumer = match &feed {
+        let reader = match &feed {
             Feed::Slot(_) => None,
-            Feed::Outbox(outbox) => Some(outbox.consumer()),
+            Feed::Outbox(outbox) => Some(outbox.reader()),
         };
-        let flight = sink.map(|sink| -> Flight { Box::pin(resume(sink, Arc::clone(&primary), consumer, present)) });
+        let flight = sink.map(|sink| -> Flight { Box::pin(resume(sink, Arc::clone(&primary), reader, present)) });
         Self {
             settings,
             feed,

@@ -95,24 +95,23 @@ impl RuleSet {
         self.rules.iter().any(|rule| rule.actions.iter().any(ordered))
     }
 
-    /// For each table what tells its rules, and what they look up, from any others: a JSON object.
-    pub fn versions(&self) -> String {
-        let lookups: Vec<_> = self.lookups.iter().map(|lookup| (&lookup.name.value, &lookup.sql.value)).collect();
-        let version = |name: &TableName| {
-            let of_table = self.rules.iter().filter(|rule| rule.trigger == Trigger::Table && rule.table.value == *name);
-            let mut digest = Sha256::new();
-            for rule in of_table {
-                digest.update(&rule.canonical);
-                if rule.for_each.is_some() {
-                    digest.update(format!("{lookups:?}"));
-                }
-            }
-            digest.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    /// For each table, as `schema.table`, and each event, as `event:name`, what tells its rules, and what they look up,
+    /// from any others.
+    pub fn versions(&self) -> BTreeMap<String, String> {
+        let lookups: BTreeMap<_, _> = self.lookups.iter().map(|found| (&found.name.value, &found.sql.value)).collect();
+        let mut parts: BTreeMap<String, BTreeMap<&str, String>> = BTreeMap::new();
+        for rule in &self.rules {
+            let subject = match rule.trigger {
+                Trigger::Table => rule.table.value.to_string(),
+                Trigger::Event => format!("event:{}", rule.table.value.table),
+            };
+            let asked = rule.for_each.as_ref().map(|_| format!("{lookups:?}")).unwrap_or_default();
+            parts.entry(subject).or_default().insert(&rule.name, format!("{}{asked}", rule.canonical));
+        }
+        let digest = |rules: BTreeMap<&str, String>| {
+            Sha256::digest(format!("{rules:?}")).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
         };
-        let tables = self.tables();
-        let versions: BTreeMap<String, String> =
-            tables.into_iter().map(|name| (name.to_string(), version(name))).collect();
-        serde_json::to_string(&versions).expect("texts always serialize")
+        parts.into_iter().map(|(subject, rules)| (subject, digest(rules))).collect()
     }
 
     /// The names of the events that rules wait for, sorted.

@@ -62,6 +62,8 @@ pub struct Unproven;
 pub struct Sink {
     client: Client,
     address: String,
+    /// The database and the namespace.
+    place: String,
     pub(super) names: Names,
     pub(super) scope: Scope,
     pub(super) recent: Recent,
@@ -121,10 +123,12 @@ impl Sink {
     /// A sink that is not yet connected.
     pub fn new(info: &ConnectionInfo, names: Names, scope: Scope) -> Result<Self, SinkError> {
         let address = info.addr().to_string();
+        let place = format!("{} {}", info.redis_settings().db(), names.last_broadcast);
         let client = client(info).map_err(|error| unusable(&address, error))?;
         Ok(Self {
             client,
             address,
+            place,
             names,
             scope,
             recent: Recent::default(),
@@ -150,9 +154,9 @@ impl Sink {
         &self.address
     }
 
-    /// Which server has the dataset whose history is proven, until it is started anew.
-    pub fn dataset(&self) -> Option<&str> {
-        self.proven.as_ref().map(Dataset::server)
+    /// Which dataset's history is proven: a run of a server, a database in it, a namespace.
+    pub fn dataset(&self) -> Option<String> {
+        self.proven.as_ref().map(|dataset| format!("{}/{}", dataset.server(), self.place))
     }
 
     /// How many batches were in force, by Redis's own count, when the last one was.

@@ -54,6 +54,33 @@ impl Sink {
         self.history = remembered.origin.as_ref().map(history).unwrap_or_default();
     }
 
+    /// Remembers that what is proven belongs to another origin from now on.
+    pub async fn adopt(&mut self, origin: &Origin) -> Result<(), Unproven> {
+        let mut patience = Patience::default();
+        loop {
+            let proven = self.proven.clone();
+            let names = self.names.clone();
+            let adopted = async {
+                let connection = self.open().await?;
+                if proven.as_ref() != Some(&connection.dataset) {
+                    return Err(Setback::Unproven);
+                }
+                let mut set = script(&connection.scripts.set, &[&names.origin]);
+                set.arg(origin.encode());
+                connection.send(Pipeline::new().add_command(set)).await?;
+                Ok(())
+            };
+            match adopted.await {
+                Ok(()) => {
+                    self.relieved(&patience);
+                    return Ok(());
+                }
+                Err(Setback::Refused(error)) => self.refused(&error, &mut patience).await,
+                Err(Setback::Unproven) => return Err(Unproven),
+            }
+        }
+    }
+
     /// Begins a new epoch: deletes every key that the rules can name, then lets history begin at `present`.
     /// Ends only when that is done, or when somebody else began one meanwhile: then whoever has the slot is to
     /// look again.
@@ -160,7 +187,9 @@ impl Sink {
 /// A short name of a history: positions of one can be compared, and only those. An unclean stop begins no other: only
 /// log that was safely written is ever streamed.
 fn history(origin: &Origin) -> String {
-    Sha256::digest(format!("{}/{}{}", origin.system, origin.timeline, origin.source))
+    // Not into which dataset an outbox went: what came twice because Redis was started anew came twice.
+    let source: String = origin.source.split(' ').take(2).collect();
+    Sha256::digest(format!("{}/{}{source}", origin.system, origin.timeline))
         .iter()
         .take(4)
         .map(|byte| format!("{byte:02x}"))

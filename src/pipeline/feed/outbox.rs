@@ -75,6 +75,23 @@ struct Look {
 
 type Step<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
+/// Who reads an outbox, and which.
+pub(in crate::pipeline) struct Reader {
+    pub(in crate::pipeline) consumer: Arc<Consumer>,
+    file: u32,
+}
+
+impl Reader {
+    /// What tells this outbox, as far as it went into this dataset in Redis, from any other source.
+    pub(in crate::pipeline) fn source(&self, dataset: &str) -> String {
+        source_of(self.file, dataset)
+    }
+}
+
+fn source_of(file: u32, dataset: &str) -> String {
+    format!("outbox {file} {dataset}")
+}
+
 /// An outbox that is being read.
 pub(in crate::pipeline) struct Outbox {
     primary: Arc<Primary>,
@@ -125,7 +142,7 @@ pub(in crate::pipeline) async fn open(
 }
 
 async fn try_open(settings: &Settings, rules: &RuleSet, condition: &Condition) -> Result<Source, SessionError> {
-    let consumer = Arc::new(Consumer { name: settings.slot.clone(), rules: rules.versions() });
+    let consumer = Arc::new(consumer(settings, rules));
     let (primary, bell) = Primary::first(&settings.postgres).await?;
     let primary = Arc::new(primary);
     if !survey::enter(primary.client(), rules.needs_order()).await.map_err(Trouble::Outbox)? {
@@ -145,7 +162,7 @@ async fn try_open(settings: &Settings, rules: &RuleSet, condition: &Condition) -
         listened.map_err(|error| Trouble::Outbox(error.into()))?;
     }
     let lanes = [Lane::open(settings, &primary).await?, Lane::open(settings, &primary).await?];
-    let origin = Origin { system, timeline, recovered, source: format!("outbox {file}") };
+    let origin = Origin { system, timeline, recovered, source: source_of(file, "") };
     // Nothing is proven yet: the first survey does that. Of batches and the end it is asked once more, later.
     let present = Present { origin, slot: Lsn::ZERO, end, recorded: Lsn::ZERO, batches: Some(0) };
     let now = Instant::now();
@@ -182,14 +199,14 @@ async fn try_open(settings: &Settings, rules: &RuleSet, condition: &Condition) -
 }
 
 impl Outbox {
-    /// Who reads it.
-    pub(in crate::pipeline) fn consumer(&self) -> Arc<Consumer> {
-        Arc::clone(&self.counted.consumer)
+    /// Who reads it, and what of its table.
+    pub(in crate::pipeline) fn reader(&self) -> Reader {
+        Reader { consumer: Arc::clone(&self.counted.consumer), file: self.file }
     }
 
     /// What the sink knows when it lands: everything that is known to be done is among the batches that were counted.
     pub(super) fn on_landed(&mut self, sink: &Sink) {
-        sink.dataset().unwrap_or_default().clone_into(&mut self.counted.dataset);
+        self.counted.dataset = sink.dataset().unwrap_or_default();
         self.counted.batches = sink.counted();
     }
 
@@ -438,6 +455,15 @@ impl Outbox {
             tracing::debug!("the outbox could not be told what is in force; it will be applied again");
         }
     }
+}
+
+/// Who reads the outbox: the name, the rules, and where to.
+fn consumer(settings: &Settings, rules: &RuleSet) -> Consumer {
+    let mut versions = rules.versions();
+    let (redis, db) = (settings.redis.addr(), settings.redis.redis_settings().db());
+    versions.insert("redis".to_owned(), format!("{redis}/{db} {}", settings.namespace));
+    let rules = serde_json::to_string(&versions).expect("texts always serialize");
+    Consumer { name: settings.slot.clone(), rules }
 }
 
 /// Says that something happened to a table that its trigger could not tell, at growing intervals.

@@ -1,6 +1,6 @@
 //! The advisory locks of an outbox.
 //!
-//! Owns their keys. Invariant: the first key is ours alone, so nobody else's locks are in our way.
+//! Owns their keys, but for 5: `unstale.take_over` and `unstale.confirm` hold that among themselves. Invariant: the first key is ours alone, so nobody else's locks are in our way.
 
 /// The first key of all of them: `unst` in ASCII.
 pub const LOCKS: i32 = 0x756E_7374;

@@ -135,7 +135,8 @@ impl Claimant {
         let taken_by = position.try_get::<_, Option<FullXid>>(1)?.map(|FullXid(xid)| xid);
         let position: &str = position.try_get(0)?;
         let position = position.parse().map_err(|_| OutboxError::Position(position.to_owned()))?;
-        let is_full = picked >= ENTRIES_MAX || picked > i64::try_from(entries.len()).unwrap_or(i64::MAX);
+        let is_full =
+            !entries.is_empty() && (picked >= ENTRIES_MAX || picked > i64::try_from(entries.len()).unwrap_or(i64::MAX));
         Ok(Claim { taken_by, entries: entries.len(), transactions: transactions(entries), position, is_full })
     }
 

@@ -3,6 +3,9 @@
 //! Owns these questions. It must not judge the answers. Invariant: a position is asked for before the entries are
 //! looked at, so that whatever was visible when the log was there is seen.
 
+use std::convert::Infallible;
+use std::time::Duration;
+
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
@@ -142,12 +145,27 @@ pub async fn is_superseded(client: &Client, consumer: &Consumer) -> Result<bool,
     Ok(row.try_get(0)?)
 }
 
-/// How many batches Redis had counted when entries were last taken out. From then on nobody confirms a batch that went
-/// into another dataset, or was made by other rules.
-pub async fn take_over(client: &Client, consumer: &Consumer, dataset: &str) -> Result<u64, OutboxError> {
-    const TAKE_OVER: &str = "select unstale.take_over($1, $2, $3::text::jsonb)";
+/// How many batches Redis had counted when entries were last taken out, and which dataset of it, if there was one. From
+/// then on nobody confirms a batch that went into another dataset than this, or was made by other rules.
+pub async fn take_over(
+    client: &Client,
+    consumer: &Consumer,
+    dataset: &str,
+) -> Result<(u64, Option<String>), OutboxError> {
+    const TAKE_OVER: &str = "select counted, counted_by from unstale.take_over($1, $2, $3::text::jsonb)";
     let row = client.query_one(TAKE_OVER, &[&consumer.name, &dataset, &consumer.rules]).await?;
-    Ok(row.try_get::<_, i64>(0)?.cast_unsigned())
+    Ok((row.try_get::<_, i64>(0)?.cast_unsigned(), row.try_get(1)?))
+}
+
+/// Says now and then that the connection is in use, for ever.
+pub async fn stay(client: &Client) -> Infallible {
+    const EVERY: Duration = Duration::from_secs(10);
+    loop {
+        tokio::time::sleep(EVERY).await;
+        if let Err(error) = client.batch_execute("").await {
+            tracing::debug!(%error, "the connection that waits is gone");
+        }
+    }
 }
 
 /// Where the log ends.

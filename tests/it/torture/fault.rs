@@ -162,21 +162,17 @@ impl Fault {
             Self::CrashPostgres if mode.is_outbox() => &["unclean-restart", "nothing-remembered", "log-went-back"],
             Self::CrashPostgres => &["unclean-restart", "nothing-remembered"],
             Self::RestartRedisFromSnapshot | Self::FailOverRedis => {
-                &["redis-went-back", "gap", "nothing-remembered", "dataset-replaced"]
+                // The outbox may have gone into another dataset since.
+                &["redis-went-back", "gap", "nothing-remembered", "dataset-replaced", "other-source"]
             }
             Self::EmptyRedis | Self::EvictStarted => &["nothing-remembered"],
             Self::AdvanceSlot => &["gap", "nothing-remembered"],
             Self::RemakeOutbox => &["other-source", "gap", "nothing-remembered"],
             _ => &[],
         };
-        // What Redis went back to may be from before PostgreSQL stopped uncleanly, or from before the outbox was made
-        // anew, some cycles ago.
+        // What Redis went back to may be from before PostgreSQL stopped uncleanly, some cycles ago.
         let went_back = matches!(self, Self::RestartRedisFromSnapshot | Self::FailOverRedis);
-        let of_old = match reason {
-            "unclean-restart" => struck.contains_key(Self::CrashPostgres.name()),
-            "other-source" => struck.contains_key(Self::RemakeOutbox.name()),
-            _ => false,
-        };
+        let of_old = reason == "unclean-restart" && struck.contains_key(Self::CrashPostgres.name());
         own.contains(&reason) || went_back && of_old
     }
 
