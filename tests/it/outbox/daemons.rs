@@ -197,3 +197,34 @@ fn who_has_new_rules_takes_over_and_misses_nothing() {
     wait_until(EVENT_MAX, "the daemon of before works again", || !world.holds("v1:user:u1"));
     assert_eq!(before.stop(), Some(0));
 }
+
+/// What went into another namespace is missing in this one. Fails if the place is no part of what tells daemons apart, and
+/// if the dataset that counted is no part of the origin: its own count has gone on while nothing happened.
+#[test]
+fn who_writes_elsewhere_takes_over_and_the_way_back_empties_the_cache() {
+    let world = World::outbox(USERS, "");
+    let first = world.daemon();
+    world.sql("update users set name = 'first' where id = 'u1'");
+    world.settle();
+    world.write_rules(&in_outbox_mode(&USERS.replace("\"v1:\"", "\"v2:\"")));
+    let second = world.daemon();
+    wait_until(EVENT_MAX, "the first one stands by", || {
+        world.sql("update users set name = 'second' where id = 'u1'");
+        first.log().iter().any(|line| line.contains("this one stands by"))
+    });
+    world.cache("v2:user:u1");
+    world.sql("update users set name = 'second alone' where id = 'u1'");
+    wait_until(EVENT_MAX, "the second one works", || !world.holds("v2:user:u1"));
+    assert!(signal(first.pid(), "KILL"));
+    drop(first);
+    world.cache("v1:user:u9");
+    world.sql("update users set name = 'for the second only' where id = 'u9'");
+    wait_until_drained(&world);
+    assert_eq!(second.stop(), Some(0));
+    world.write_rules(&in_outbox_mode(USERS));
+    let first = world.daemon();
+    world.settle();
+    assert!(!world.holds("v1:user:u9"), "{:?}", first.log());
+    assert_eq!(world.epochs_because("other-source"), 1, "{:?}", first.log());
+    assert_eq!(first.stop(), Some(0));
+}
