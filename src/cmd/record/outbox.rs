@@ -15,7 +15,8 @@ use crate::change::{Begin, Change, Lsn, Operation, Row, Xid};
 use crate::cmd::Failure;
 use crate::cmd::changes::{printable, unseen};
 use crate::source::outbox::entry::{Entry, EntryEvent};
-use crate::source::outbox::pending::{Moment, Pending, daemons};
+use crate::source::outbox::pending::{Moment, Pending};
+use crate::source::outbox::survey::daemons;
 
 /// The time between two looks. One that takes longer is followed by as long a pause.
 const LOOK_EVERY: Duration = Duration::from_millis(20);

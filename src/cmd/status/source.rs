@@ -11,7 +11,7 @@ use crate::cmd::Failure;
 use crate::cmd::changes::require_outbox;
 use crate::config::{Mode, Settings};
 use crate::postgres;
-use crate::source::outbox::pending::daemons;
+use crate::source::outbox::survey::daemons;
 
 /// How long PostgreSQL may take to answer all of it.
 const ANSWER_MAX: Duration = Duration::from_secs(10);

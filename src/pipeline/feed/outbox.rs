@@ -31,7 +31,7 @@ use crate::rules::RuleSet;
 use crate::sink::Sink;
 use crate::source::outbox::claim::{Claim, Transaction};
 use crate::source::outbox::entry::EntryEvent;
-use crate::source::outbox::survey::{self, Facts, Survey};
+use crate::source::outbox::survey::{self, Facts, Questions, Survey};
 use crate::source::outbox::{CHANNEL, Consumer};
 
 /// How often a quiet outbox is looked at, whether anybody rings or not.
@@ -95,6 +95,7 @@ fn source_of(file: u32, dataset: &str) -> String {
 /// An outbox that is being read.
 pub(in crate::pipeline) struct Outbox {
     primary: Arc<Primary>,
+    questions: Arc<Questions>,
     settings: Settings,
     /// Which file of which table it is.
     file: u32,
@@ -150,7 +151,7 @@ async fn try_open(settings: &Settings, rules: &RuleSet, condition: &Condition) -
     }
     let facts = survey::facts(primary.client(), &settings.slot).await.map_err(Trouble::Outbox)?;
     let Some(facts) = facts else { return Err(SessionError::Fatal(RunError::NoOutbox(settings.slot.clone()))) };
-    let Facts { file, last, system, timeline, recovered, end } = facts;
+    let Facts { file, last, system, timeline, recovered } = facts;
     // Whoever began last knows better; but one that comes back does not take over from him.
     if condition.streamed && survey::is_superseded(primary.client(), &consumer).await.map_err(Trouble::Outbox)? {
         return Err(Trouble::Superseded.into());
@@ -161,13 +162,15 @@ async fn try_open(settings: &Settings, rules: &RuleSet, condition: &Condition) -
         let listened = primary.client().batch_execute(&format!("listen {CHANNEL}")).await;
         listened.map_err(|error| Trouble::Outbox(error.into()))?;
     }
+    let questions = Arc::new(Questions::prepare(primary.client()).await.map_err(Trouble::Outbox)?);
     let lanes = [Lane::open(settings, &primary).await?, Lane::open(settings, &primary).await?];
     let origin = Origin { system, timeline, recovered, source: source_of(file, "") };
-    // Nothing is proven yet: the first survey does that. Of batches and the end it is asked once more, later.
-    let present = Present { origin, slot: Lsn::ZERO, end, recorded: Lsn::ZERO, batches: Some(0) };
+    // Nothing is proven yet: the first survey does that. The rest is asked when it is this daemon's turn.
+    let present = Present { origin, slot: Lsn::ZERO, end: Lsn::ZERO, recorded: Lsn::ZERO, batches: Some(0) };
     let now = Instant::now();
     let outbox = Outbox {
         primary: Arc::clone(&primary),
+        questions,
         settings: settings.clone(),
         file,
         lanes,
@@ -343,10 +346,10 @@ impl Outbox {
         let (thorough, floor) = (self.is_quiet && self.horizon.wants_calm(), self.floor.at());
         self.survey_due = false;
         self.asked = Instant::now();
-        let sealed = self.sealed;
+        let (questions, sealed) = (Arc::clone(&self.questions), self.sealed);
         let look = async move {
-            let armed = arm && survey::arm(primary.client()).await?;
-            let survey = survey::survey(primary.client(), floor, thorough).await?;
+            let armed = arm && questions.arm(primary.client()).await?;
+            let survey = questions.survey(primary.client(), floor, thorough).await?;
             // Somebody may be about to commit for long, and nothing else moves the log.
             let seal = thorough && !survey.calm && survey.position > sealed;
             let sealed = if seal { survey::seal(primary.client()).await? } else { sealed };

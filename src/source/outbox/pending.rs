@@ -10,7 +10,6 @@ use tokio_postgres::{Client, Error};
 
 use super::entry::{ENTRY_COLUMNS, Entry, OutboxError, Shapes};
 use crate::change::Lsn;
-use crate::postgres::outbox::locks::{LOCKS, WORK};
 
 /// How many entries are fetched at once.
 const PAGE: usize = 1000;
@@ -116,12 +115,4 @@ impl Pending {
 /// Whether there is an outbox to look at.
 pub async fn is_there(client: &Client) -> Result<bool, Error> {
     client.query_one("select to_regclass('unstale.outbox') is not null", &[]).await?.try_get(0)
-}
-
-/// How many daemons are at work on the outbox.
-pub async fn daemons(client: &Client) -> Result<i64, Error> {
-    const AT_WORK: &str = "select count(distinct pid) from pg_locks \
-         where locktype = 'advisory' and classid = $1::int4::oid and objid = $2::int4::oid and objsubid = 2 and granted \
-         and database = (select oid from pg_database where datname = current_database())";
-    client.query_one(AT_WORK, &[&LOCKS, &WORK]).await?.try_get(0)
 }

@@ -6,8 +6,8 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, Statement};
 
 use super::entry::{FullXid, OutboxError};
 use super::{Consumer, MORTAL};
@@ -27,8 +27,6 @@ pub struct Facts {
     pub timeline: String,
     /// When the server last had to discard its statistics, which it does after every unclean stop.
     pub recovered: String,
-    /// The end of the log.
-    pub end: Lsn,
 }
 
 /// How far the outbox reaches.
@@ -54,8 +52,7 @@ pub async fn facts(client: &Client, consumer: &str) -> Result<Option<Facts>, Out
          (select case when is_called then last_value else 0 end from unstale.outbox_id_seq), \
          (select system_identifier::text from pg_control_system()), \
          substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8), \
-         (select coalesce(extract(epoch from stats_reset)::text, '') from pg_stat_archiver), \
-         pg_current_wal_insert_lsn()::text \
+         (select coalesce(extract(epoch from stats_reset)::text, '') from pg_stat_archiver) \
          from unstale.consumer c where c.slot = $1";
     let row = match client.query_opt(FACTS, &[&consumer]).await {
         Ok(row) => row,
@@ -69,32 +66,60 @@ pub async fn facts(client: &Client, consumer: &str) -> Result<Option<Facts>, Out
         system: row.try_get(2)?,
         timeline: timeline(row.try_get(3)?),
         recovered: row.try_get(4)?,
-        end: position(row.try_get(5)?)?,
     }))
 }
 
 /// Whether the server says that a table or schema is not there.
-pub fn is_missing(error: &tokio_postgres::Error) -> bool {
+fn is_missing(error: &tokio_postgres::Error) -> bool {
     let missing = [SqlState::UNDEFINED_TABLE, SqlState::INVALID_SCHEMA_NAME, SqlState::UNDEFINED_OBJECT];
     error.code().is_some_and(|code| missing.contains(code))
 }
 
-/// Looks how far the outbox reaches, from the number `floor` on. If asked to be `thorough`, also whether anybody is about to commit: a transaction
-/// has the lock on its own id until after it is visible.
-pub async fn survey(client: &Client, floor: i64, thorough: bool) -> Result<Survey, OutboxError> {
-    const POSITION: &str = "select pg_current_wal_insert_lsn()::text, \
-         (select case when is_called then last_value else 0 end from unstale.outbox_id_seq), pg_relation_filenode(to_regclass('unstale.outbox'))";
-    const CALM: &str = "select not exists (select from pg_locks where locktype = 'transactionid' \
-         and mode = 'ExclusiveLock')";
-    const ENTRIES: &str = "select (select min(id) from unstale.outbox where id >= $1), \
-         (select max(id) from unstale.outbox where id >= $1), pg_snapshot_xmin(pg_current_snapshot())";
-    let row = client.query_one(POSITION, &[]).await?;
-    let (at, given, file) = (position(row.try_get(0)?)?, row.try_get(1)?, row.try_get(2)?);
-    let calm = thorough && client.query_one(CALM, &[]).await?.try_get(0)?;
-    let row = client.query_one(ENTRIES, &[&floor]).await?;
-    let (first, last): (Option<i64>, Option<i64>) = (row.try_get(0)?, row.try_get(1)?);
-    let FullXid(oldest) = row.try_get(2)?;
-    Ok(Survey { file, position: at, given, calm, oldest, entries: first.zip(last) })
+/// What is asked again and again, prepared for one connection.
+pub struct Questions {
+    position: Statement,
+    calm: Statement,
+    entries: Statement,
+    arm: Statement,
+}
+
+impl Questions {
+    /// Prepares them.
+    pub async fn prepare(client: &Client) -> Result<Self, OutboxError> {
+        const POSITION: &str = "select pg_current_wal_insert_lsn()::text, \
+             (select case when is_called then last_value else 0 end from unstale.outbox_id_seq), \
+             pg_relation_filenode(to_regclass('unstale.outbox'))";
+        const CALM: &str = "select not exists (select from pg_locks where locktype = 'transactionid' \
+             and mode = 'ExclusiveLock')";
+        const ENTRIES: &str = "select (select min(id) from unstale.outbox where id >= $1), \
+             (select max(id) from unstale.outbox where id >= $1), pg_snapshot_xmin(pg_current_snapshot())";
+        // Each call of setval is logged: only where that changes anything.
+        const ARM: &str = "select setval('unstale.bell', 2) \
+             where pg_sequence_last_value('unstale.bell'::regclass) is distinct from 2";
+        Ok(Self {
+            position: client.prepare(POSITION).await?,
+            calm: client.prepare(CALM).await?,
+            entries: client.prepare(ENTRIES).await?,
+            arm: client.prepare(ARM).await?,
+        })
+    }
+
+    /// Looks how far the outbox reaches, from the number `floor` on. If asked to be `thorough`, also whether anybody is
+    /// about to commit: a transaction has the lock on its own id until after it is visible.
+    pub async fn survey(&self, client: &Client, floor: i64, thorough: bool) -> Result<Survey, OutboxError> {
+        let row = client.query_one(&self.position, &[]).await?;
+        let (at, given, file) = (position(row.try_get(0)?)?, row.try_get(1)?, row.try_get(2)?);
+        let calm = thorough && client.query_one(&self.calm, &[]).await?.try_get(0)?;
+        let row = client.query_one(&self.entries, &[&floor]).await?;
+        let (first, last): (Option<i64>, Option<i64>) = (row.try_get(0)?, row.try_get(1)?);
+        let FullXid(oldest) = row.try_get(2)?;
+        Ok(Survey { file, position: at, given, calm, oldest, entries: first.zip(last) })
+    }
+
+    /// Asks whoever writes next to ring; whether nobody was asked before.
+    pub async fn arm(&self, client: &Client) -> Result<bool, OutboxError> {
+        Ok(!client.query(&self.arm, &[]).await?.is_empty())
+    }
 }
 
 /// Moves the log on by one message that nobody reads, so that later positions are past all that were asked for before; the
@@ -102,14 +127,6 @@ pub async fn survey(client: &Client, floor: i64, thorough: bool) -> Result<Surve
 pub async fn seal(client: &Client) -> Result<Lsn, OutboxError> {
     const SEAL: &str = "select pg_logical_emit_message(false, 'unstale', 'position')::text";
     position(client.query_one(SEAL, &[]).await?.try_get(0)?)
-}
-
-/// Asks whoever writes next to ring; whether nobody was asked before.
-pub async fn arm(client: &Client) -> Result<bool, OutboxError> {
-    // Each call of setval is logged: only where that changes anything.
-    const ARM: &str = "select setval('unstale.bell', 2) \
-         where pg_sequence_last_value('unstale.bell'::regclass) is distinct from 2";
-    Ok(!client.query(ARM, &[]).await?.is_empty())
 }
 
 /// Whether transactions may be prepared on this server (`max_prepared_transactions`).
@@ -134,15 +151,20 @@ async fn lock(client: &Client, how: &str, which: i32) -> Result<bool, OutboxErro
     Ok(client.query_one(&format!("select {how}($1, $2)"), &[&LOCKS, &which]).await?.try_get(0)?)
 }
 
-/// Whether a daemon with other rules took over from one of these, and is still at work.
+/// Whether a daemon with other rules took over from one of these, which has entered again, and others are at work.
 pub async fn is_superseded(client: &Client, consumer: &Consumer) -> Result<bool, OutboxError> {
-    const SUPERSEDED: &str = "select exists (select from unstale.consumer \
-           where slot = $1 and rules is distinct from $2::text::jsonb) \
-         and exists (select from pg_locks where locktype = 'advisory' and granted and pid <> pg_backend_pid() \
-           and classid::int4 = $3 and objid::int4 = $4 \
-           and database = (select oid from pg_database where datname = current_database()))";
-    let row = client.query_one(SUPERSEDED, &[&consumer.name, &consumer.rules, &LOCKS, &WORK]).await?;
-    Ok(row.try_get(0)?)
+    const OTHER_RULES: &str = "select exists (select from unstale.consumer \
+         where slot = $1 and rules is distinct from $2::text::jsonb)";
+    let others: bool = client.query_one(OTHER_RULES, &[&consumer.name, &consumer.rules]).await?.try_get(0)?;
+    Ok(others && daemons(client).await? > 1)
+}
+
+/// How many daemons are at work on the outbox.
+pub async fn daemons(client: &Client) -> Result<i64, tokio_postgres::Error> {
+    const AT_WORK: &str = "select count(distinct pid) from pg_locks \
+         where locktype = 'advisory' and classid = $1::int4::oid and objid = $2::int4::oid and objsubid = 2 and granted \
+         and database = (select oid from pg_database where datname = current_database())";
+    client.query_one(AT_WORK, &[&LOCKS, &WORK]).await?.try_get(0)
 }
 
 /// How many batches Redis had counted when entries were last taken out, and which dataset of it, if there was one. From
