@@ -450,10 +450,12 @@ impl Stage {
     /// daemon may end meanwhile when a server was away at its start, as a supervisor expects.
     pub(super) async fn fence(&mut self) -> Result<(), String> {
         let admin = self.ground.admin().await;
+        admin.batch_execute("update items set v = nextval('versions') where id = 1").await.unwrap();
         let row = admin.query_one("select pg_current_wal_insert_lsn()::text", &[]).await.unwrap();
         let fence: Lsn = row.get::<_, String>(0).parse().unwrap();
-        // Something published after it, so that the watermark moves there at once.
-        admin.batch_execute("update items set v = nextval('versions') where id = 1").await.unwrap();
+        // Something published after it, so that the watermark moves there at once. It makes no value stale: the
+        // watermark may be between the two when the values are compared.
+        admin.batch_execute("update items set grp = grp where id = 1").await.unwrap();
         let deadline = Instant::now() + CALM_MAX;
         loop {
             if self.applied().await.is_some_and(|applied| applied >= fence) {
