@@ -165,6 +165,8 @@ impl Fault {
                 // The outbox may have gone into another dataset since.
                 &["redis-went-back", "gap", "nothing-remembered", "dataset-replaced", "other-source"]
             }
+            // Whoever comes first begins at epoch 1 again, and to another daemon that looks like an old snapshot.
+            Self::EmptyRedis if mode == Mode::Shared => &["nothing-remembered", "redis-went-back"],
             Self::EmptyRedis | Self::EvictStarted => &["nothing-remembered"],
             Self::AdvanceSlot => &["gap", "nothing-remembered"],
             Self::RemakeOutbox => &["other-source", "gap", "nothing-remembered"],
