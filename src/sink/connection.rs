@@ -6,20 +6,18 @@
 use std::time::{Duration, Instant};
 
 use redis::aio::{MultiplexedConnection, PubSub};
-use redis::{AsyncConnectionConfig, Client, Cmd, ConnectionInfo, ErrorKind, Pipeline, RedisError, Value};
+use redis::{Client, Cmd, ConnectionInfo, ErrorKind, Pipeline, RedisError, Value};
 use tokio::sync::mpsc;
 
 use super::pulse::Pulse;
 use super::redis::{SinkError, unusable};
+use crate::cache;
 use crate::coherence::watermark::{BEGIN, COUNT, DECIMAL, Names, PROVE, RAISE, RECORD, SET};
 use crate::key::{CacheKey, Glob};
 use crate::plan::{Plan, Removal, RuleId};
 
 /// Runs where memory is full, as all that writes state does.
 const BUMP: [&str; 3] = ["#!lua flags=allow-oom\n", DECIMAL, include_str!("bump.lua")];
-
-/// How long to wait for a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long to wait for the replies of one pipeline, its queueing included.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -145,7 +143,7 @@ pub(super) struct Connection {
 
 impl Connection {
     pub(super) async fn open(client: &Client, pulse: Pulse) -> Result<Self, RedisError> {
-        let mut link = connect(client).await?;
+        let mut link = cache::connect(client, RESPONSE_TIMEOUT).await?;
         let mut first = Pipeline::new();
         first.add_command(info()).add_command(redis::cmd("TIME"));
         let mut scripts = Scripts::default();
@@ -298,27 +296,16 @@ pub(super) fn info() -> Cmd {
 /// A connection that only listens, for those who follow broadcasts.
 pub async fn connect_subscriber(info: &ConnectionInfo) -> Result<PubSub, SinkError> {
     let address = info.addr().to_string();
-    let opened = async { client(info)?.get_async_pubsub().await };
+    let opened = async { cache::subscriber(&cache::client(info)?).await };
     opened.await.map_err(|error| unusable(&address, error))
-}
-
-pub(super) fn client(info: &ConnectionInfo) -> Result<Client, RedisError> {
-    let settings = redis::io::tcp::TcpSettings::default().set_nodelay(true);
-    Client::open(info.clone().set_tcp_settings(settings))
 }
 
 /// Which version a server says it is.
 pub(super) async fn version(client: &Client) -> Result<String, RedisError> {
-    let info: String = redis::cmd("INFO").arg("server").query_async(&mut connect(client).await?).await?;
+    let info: String =
+        redis::cmd("INFO").arg("server").query_async(&mut cache::connect(client, RESPONSE_TIMEOUT).await?).await?;
     let version = info.lines().find_map(|line| line.strip_prefix("redis_version:"));
     Ok(version.unwrap_or("unknown").trim().to_owned())
-}
-
-async fn connect(client: &Client) -> Result<MultiplexedConnection, RedisError> {
-    let config = AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(CONNECT_TIMEOUT))
-        .set_response_timeout(Some(RESPONSE_TIMEOUT));
-    client.get_multiplexed_async_connection_with_config(&config).await
 }
 
 async fn send(link: &mut MultiplexedConnection, pipeline: &Pipeline) -> Result<Vec<Value>, RedisError> {

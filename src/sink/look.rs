@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Cmd, ConnectionInfo, Pipeline, RedisError};
+use redis::{Cmd, ConnectionInfo, Pipeline, RedisError};
 
-use super::connection::client;
 use super::recent::Touch;
 use super::redis::{SinkError, unusable};
+use crate::cache;
 use crate::change::Lsn;
 use crate::coherence::lease::{Envelope, Token};
 use crate::coherence::watermark::Names;
@@ -141,7 +141,7 @@ pub async fn standing(info: &ConnectionInfo, names: &Names) -> Result<Standing, 
 }
 
 async fn ask_standing(info: &ConnectionInfo, names: &Names) -> Result<Standing, RedisError> {
-    let mut link = connect(info).await?;
+    let mut link = cache::connect(&cache::client(info)?, ANSWER_MAX).await?;
     let mut state = redis::cmd("MGET");
     for key in [&names.applied, &names.started, &names.epoch, &names.asof, &names.batches] {
         state.arg(key.as_bytes());
@@ -184,14 +184,8 @@ fn counted(counts: Counts) -> BTreeMap<String, u64> {
     counts.into_iter().filter_map(|(name, count)| Some((name, count.parse().ok()?))).collect()
 }
 
-async fn connect(info: &ConnectionInfo) -> Result<MultiplexedConnection, RedisError> {
-    let config =
-        AsyncConnectionConfig::new().set_connection_timeout(Some(ANSWER_MAX)).set_response_timeout(Some(ANSWER_MAX));
-    client(info)?.get_multiplexed_async_connection_with_config(&config).await
-}
-
 async fn ask(info: &ConnectionInfo, names: &Names, key: &CacheKey) -> Result<Look, RedisError> {
-    let mut link = connect(info).await?;
+    let mut link = cache::connect(&cache::client(info)?, ANSWER_MAX).await?;
 
     let mut of_key = Pipeline::new();
     of_key.add_command(command("TYPE", key)).add_command(command("PTTL", key)).add_command(redis::cmd("TIME"));

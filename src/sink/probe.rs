@@ -7,10 +7,10 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{Arg, AsyncConnectionConfig, Cmd, ConnectionInfo, ErrorKind, RedisError, Value};
+use redis::{Arg, Cmd, ConnectionInfo, ErrorKind, RedisError, Value};
 
-use super::connection::client;
 use super::redis::{SinkError, unusable};
+use crate::cache;
 use crate::key::{INVALIDATIONS, RESERVED};
 use crate::plan::Removal;
 
@@ -71,10 +71,7 @@ impl Probe {
     /// Connects.
     pub async fn open(info: &ConnectionInfo) -> Result<Self, SinkError> {
         let address = info.addr().to_string();
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(ANSWER_MAX))
-            .set_response_timeout(Some(ANSWER_MAX));
-        let opened = async { client(info)?.get_multiplexed_async_connection_with_config(&config).await };
+        let opened = async { cache::connect(&cache::client(info)?, ANSWER_MAX).await };
         let link = opened.await.map_err(|error| unusable(&address, error))?;
         Ok(Self { link, address })
     }

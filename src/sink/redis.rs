@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use redis::{Client, ConnectionInfo, Pipeline, RedisError, Value};
 
 use super::broadcast::{Broadcast, BroadcastOp, Numbering};
-use super::connection::{Clock, Connection, Dataset, client, info, version};
+use super::connection::{Clock, Connection, Dataset, info, version};
 use super::encode::{
     Batch, Target, announcements, count, dead_letters, forget_marks, heartbeat, removals, streams, writes,
 };
@@ -20,6 +20,7 @@ use super::recent::{Label, Recent};
 use super::refusal::explain;
 use super::sweep::Sweeper;
 use crate::backoff::{Backoff, Notices};
+use crate::cache;
 use crate::change::Lsn;
 use crate::coherence::epoch::Allowance;
 use crate::coherence::history::Doubt;
@@ -33,7 +34,7 @@ const FULL: &str = "OOM";
 #[derive(Debug, thiserror::Error)]
 pub enum SinkError {
     /// It did not answer, or not as we need.
-    #[error("cannot use Redis at {address}: {}; {advice}", describe(.source))]
+    #[error("cannot use Redis at {address}: {}; {advice}", cache::describe(.source))]
     Unusable {
         /// Where, without credentials.
         address: String,
@@ -124,7 +125,7 @@ impl Sink {
     pub fn new(info: &ConnectionInfo, names: Names, scope: Scope) -> Result<Self, SinkError> {
         let address = info.addr().to_string();
         let place = format!("{} {}", info.redis_settings().db(), names.last_broadcast);
-        let client = client(info).map_err(|error| unusable(&address, error))?;
+        let client = cache::client(info).map_err(|error| unusable(&address, error))?;
         Ok(Self {
             client,
             address,
@@ -317,16 +318,14 @@ impl Sink {
         if refusal.reconnect {
             self.connection = None;
         }
-        notice(&self.address, error, patience);
+        notice("invalidations", &self.address, error, patience);
         tokio::time::sleep(patience.backoff.next_wait()).await;
     }
 
     /// Redis answered; says so if it was said that it did not.
     pub(super) fn relieved(&self, patience: &Patience) {
         self.pulse.begin();
-        if patience.notices.any() {
-            tracing::info!(redis = self.address, "Redis takes invalidations again");
-        }
+        relief("invalidations", &self.address, patience);
     }
 
     /// How long a new epoch has to wait.
@@ -335,23 +334,22 @@ impl Sink {
     }
 }
 
-/// Says what Redis refuses, and what helps, unless that was said a moment ago.
-pub(super) fn notice(address: &str, error: &RedisError, patience: &mut Patience) {
+/// Says that Redis refuses `what`, and what helps, unless that was said a moment ago.
+pub(super) fn notice(what: &str, address: &str, error: &RedisError, patience: &mut Patience) {
     if patience.notices.due() {
         let advice = explain(error).advice;
-        let error = describe(error);
-        tracing::warn!(redis = address, error, "invalidations wait for Redis; {advice}");
+        let error = cache::describe(error);
+        tracing::warn!(redis = address, error, "{what} wait for Redis; {advice}");
+    }
+}
+
+/// Says that Redis answers again, if it was said that it did not.
+pub(super) fn relief(what: &str, address: &str, patience: &Patience) {
+    if patience.notices.any() {
+        tracing::info!(redis = address, "Redis takes {what} again");
     }
 }
 
 pub(super) fn unusable(address: &str, source: RedisError) -> SinkError {
     SinkError::Unusable { address: address.to_owned(), advice: explain(&source).advice, source }
-}
-
-/// The error's own words; the library's full text may repeat arguments.
-fn describe(error: &RedisError) -> String {
-    match (error.code(), error.detail()) {
-        (Some(code), Some(detail)) => format!("{code} {detail}"),
-        _ => error.to_string(),
-    }
 }

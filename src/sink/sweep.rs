@@ -8,11 +8,14 @@ use tokio::sync::mpsc;
 
 use super::connection::{Connection, Dataset, script};
 use super::pulse::Pulse;
-use super::redis::{Patience, Unproven, notice};
+use super::redis::{Patience, Unproven, notice, relief};
 use super::refusal::explain;
 use crate::change::Lsn;
 use crate::coherence::watermark::Names;
 use crate::plan::{Plan, Removal, RuleId};
+
+/// What waits when it has to.
+const WHAT: &str = "removals by tag or pattern";
 
 /// Searches and removes.
 #[derive(Debug)]
@@ -43,13 +46,16 @@ impl Sweeper {
         }
         loop {
             match self.attempt(removals, started, found).await {
-                Ok(true) => return Ok(()),
+                Ok(true) => {
+                    relief(WHAT, &self.address, &patience);
+                    return Ok(());
+                }
                 Ok(false) => return Err(Unproven),
                 Err(error) => {
                     if explain(&error).reconnect {
                         self.connection = None;
                     }
-                    notice(&self.address, &error, &mut patience);
+                    notice(WHAT, &self.address, &error, &mut patience);
                     tokio::time::sleep(patience.backoff.next_wait()).await;
                 }
             }

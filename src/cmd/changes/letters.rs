@@ -81,11 +81,7 @@ impl Letters {
     }
 }
 
-/// The error's own words; the library's full text may repeat arguments.
 fn unread(address: &str, error: &RedisError) -> Failure {
-    let said = match (error.code(), error.detail()) {
-        (Some(code), Some(detail)) => format!("{code} {detail}"),
-        _ => error.to_string(),
-    };
+    let said = crate::cache::describe(error);
     Failure::unavailable(format!("cannot read the dead letters in Redis at {address}: {}", printable(&said)))
 }
