@@ -1,8 +1,8 @@
 //! The filler's side of the protocol: read, grant, fill, refresh, release.
 //!
 //! Owns what a leased key may hold, and the order of the steps. It must not know what is cached. Plain commands and
-//! short scripts, `fill.lua`, `release.lua` and `version.lua` (behind `decimal.lua`), so that a client in any language
-//! can do the same. Invariants: a value is stored only while the key still holds the token of its grant; the
+//! short scripts, `join.lua`, `fill.lua`, `release.lua` and `version.lua` (behind `decimal.lua`), so that a client in any
+//! language can do the same. Invariants: a value is stored only while the key still holds the token of its grant; the
 //! positions that a fill relies on are read after the grant; a replica answers where it is in a statement of its
 //! own, before the one that reads.
 //!
@@ -19,7 +19,7 @@ use std::time::Duration;
 use redis::aio::ConnectionLike;
 use redis::{Cmd, Pipeline, RedisError, Value};
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, Row};
+use tokio_postgres::{Client, Row, SimpleQueryMessage};
 
 use super::watermark::Names;
 use crate::change::Lsn;
@@ -28,6 +28,7 @@ use crate::mutant::{self, Mutant};
 pub use envelope::{Envelope, Token};
 
 const FILL: &str = include_str!("lease/fill.lua");
+const JOIN: &str = include_str!("lease/join.lua");
 const RELEASE: &str = include_str!("lease/release.lua");
 const VERSION: &str = concat!(include_str!("decimal.lua"), include_str!("lease/version.lua"));
 
@@ -90,9 +91,23 @@ impl Leases {
         let mut look = Pipeline::new();
         look.add_command(get(&self.names.applied)).add_command(get(key));
         let (applied, held): (Option<String>, Value) = look.query_async(connection).await?;
-        if held != Value::Nil {
-            return found(&held, position(applied), min);
+        match Found::of(&held, position(applied), min)? {
+            Some(found) => Ok(found),
+            None => self.ask(connection, key, min).await,
         }
+    }
+
+    /// Asks for the lease of a key at which nothing was found.
+    ///
+    /// # Errors
+    ///
+    /// Redis's; read the primary without filling then.
+    pub async fn ask(
+        &self,
+        connection: &mut impl ConnectionLike,
+        key: &CacheKey,
+        min: Option<Lsn>,
+    ) -> Result<Found, RedisError> {
         let token = Token::random();
         let mut ask = redis::cmd("SET");
         ask.arg(key.as_bytes()).arg(token.lease()).arg("NX").arg("GET").arg("PX").arg(millis(self.lease));
@@ -100,13 +115,11 @@ impl Leases {
         let mut grant = Pipeline::new();
         grant.add_command(ask).add_command(get(&self.names.applied)).add_command(get(&self.names.started));
         let (held, applied, started): (Value, Option<String>, Option<String>) = grant.query_async(connection).await?;
-        match held {
-            Value::Nil => {
-                let lo = position(applied).unwrap_or_default();
-                Ok(Found::Granted(Grant { key: key.clone(), token, lo, started: position(started) }))
-            }
-            held => found(&held, position(applied), min),
-        }
+        let applied = position(applied);
+        Ok(Found::of(&held, applied, min)?.unwrap_or_else(|| {
+            let lo = applied.unwrap_or_default();
+            Found::Granted(Grant { key: key.clone(), token, lo, started: position(started) })
+        }))
     }
 
     /// The right to replace a value that was just read, by its own nonce. Several readers may have it; the
@@ -121,6 +134,7 @@ impl Leases {
         key: &CacheKey,
         value: &Envelope,
     ) -> Result<Grant, RedisError> {
+        // After the value was read: an invalidation since then took its nonce away.
         let mut look = Pipeline::new();
         look.add_command(get(&self.names.applied)).add_command(get(&self.names.started));
         let (applied, started): (Option<String>, Option<String>) = look.query_async(connection).await?;
@@ -161,9 +175,33 @@ impl Leases {
         fill.query_async(connection).await
     }
 
+    /// Joins the sets of tags, by which rules find the key: after the grant and before the database is read, or an
+    /// invalidation in between finds neither. The sets live as long as the value may, which is `ttl` from the fill.
+    ///
+    /// # Errors
+    ///
+    /// Redis's; do not fill then.
+    pub async fn join(
+        &self,
+        connection: &mut impl ConnectionLike,
+        grant: &Grant,
+        tags: &[CacheKey],
+        ttl: Duration,
+    ) -> Result<(), RedisError> {
+        let mut join = Pipeline::new();
+        for tag in tags {
+            let mut one = redis::cmd("EVAL");
+            // However long the database takes to answer, the lease ends before that counts.
+            one.arg(JOIN).arg(1).arg(tag.as_bytes()).arg(grant.key.as_bytes()).arg(millis(ttl + self.lease));
+            join.add_command(one);
+        }
+        join.exec_async(connection).await
+    }
+
     /// The number under a version key, to become part of the keys that depend on it; read before the database. A
     /// missing one begins at `started`, because any lower number may have been in use before it was evicted.
-    /// None: Redis does not know how far invalidations have come; read without filling.
+    /// It lives for `ttl` if nobody bumps it, which is to be as long as what depends on it. None: Redis does not know how
+    /// far invalidations have come; read without filling.
     ///
     /// # Errors
     ///
@@ -172,9 +210,10 @@ impl Leases {
         &self,
         connection: &mut impl ConnectionLike,
         key: &CacheKey,
+        ttl: Duration,
     ) -> Result<Option<String>, RedisError> {
         let mut version = redis::cmd("EVAL");
-        version.arg(VERSION).arg(2).arg(key.as_bytes()).arg(self.names.started.as_bytes());
+        version.arg(VERSION).arg(2).arg(key.as_bytes()).arg(self.names.started.as_bytes()).arg(millis(ttl));
         version.query_async(connection).await
     }
 
@@ -210,28 +249,60 @@ impl Grant {
         sql: &str,
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<Option<Row>, tokio_postgres::Error> {
-        let Some(started) = self.started else { return Ok(None) };
-        let position = started.max(min.unwrap_or_default());
-        let check = format!("pg_is_in_recovery() and pg_last_wal_replay_lsn() >= '{position}'::pg_lsn");
-        if mutant::is(Mutant::ReplicaCheckTooLate) {
+        if mutant::is(Mutant::ReplicaCheckTooLate)
+            && let Some(check) = self.replica_check(min)
+        {
             let row = replica.query_one(&format!("select q.*, {check} from ({sql}) q"), parameters).await?;
             return Ok(row.get::<_, bool>(row.len() - 1).then_some(row));
         }
-        if !replica.query_one(&format!("select coalesce({check}, false)"), &[]).await?.get::<_, bool>(0) {
+        if !self.is_covered_by(replica, min).await? {
             return Ok(None);
         }
         replica.query_one(sql, parameters).await.map(Some)
     }
+
+    /// Whether a statement that begins now on this replica sees everything that the fill and the reader rely on. Ask it
+    /// on the very connection that is read by, and before the statement that reads.
+    ///
+    /// # Errors
+    ///
+    /// The replica's; read the primary then.
+    pub async fn is_covered_by(&self, replica: &Client, min: Option<Lsn>) -> Result<bool, tokio_postgres::Error> {
+        let Some(check) = self.replica_check(min) else { return Ok(false) };
+        let answer = replica.simple_query(&format!("select coalesce({check}, false)")).await?;
+        Ok(answer.iter().any(|message| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some("t"))))
+    }
+
+    fn replica_check(&self, min: Option<Lsn>) -> Option<String> {
+        let position = self.started?.max(min.unwrap_or_default());
+        Some(format!("pg_is_in_recovery() and pg_last_wal_replay_lsn() >= '{position}'::pg_lsn"))
+    }
 }
 
-fn found(held: &Value, applied: Option<Lsn>, min: Option<Lsn>) -> Result<Found, RedisError> {
-    let bytes: Vec<u8> = redis::from_redis_value_ref(held)?;
-    if Token::is_lease_of_somebody(&bytes) {
-        return Ok(Found::Busy);
+impl Found {
+    /// What a key holds that was looked at together with `applied`, not after it; nothing if it holds nothing. With
+    /// `min`, a value must contain every commit up to that position.
+    ///
+    /// # Errors
+    ///
+    /// What Redis answered is no text.
+    pub fn of(held: &Value, applied: Option<Lsn>, min: Option<Lsn>) -> Result<Option<Self>, RedisError> {
+        let copied: Vec<u8>;
+        let bytes = match held {
+            Value::Nil => return Ok(None),
+            Value::BulkString(bytes) => bytes,
+            other => {
+                copied = redis::from_redis_value_ref(other)?;
+                &copied
+            }
+        };
+        if Token::is_lease_of_somebody(bytes) {
+            return Ok(Some(Self::Busy));
+        }
+        let Some(value) = Envelope::decode(bytes) else { return Ok(Some(Self::Foreign)) };
+        let new_enough = min.is_none_or(|min| applied.is_some_and(|applied| applied >= min) || value.lo >= min);
+        Ok(Some(if new_enough { Self::Value(value) } else { Self::TooOld(value) }))
     }
-    let Some(value) = Envelope::decode(&bytes) else { return Ok(Found::Foreign) };
-    let new_enough = min.is_none_or(|min| applied.is_some_and(|applied| applied >= min) || value.lo >= min);
-    Ok(if new_enough { Found::Value(value) } else { Found::TooOld(value) })
 }
 
 fn get(key: &CacheKey) -> Cmd {

@@ -34,6 +34,8 @@ pub const DECIMAL: &str = include_str!("decimal.lua");
 pub struct Names {
     /// What all of them begin with, and those of other slots.
     reserved: String,
+    /// What this slot's begin with.
+    state: String,
     /// Every invalidation up to this position is in force; 16 hexadecimal digits.
     pub applied: CacheKey,
     /// Some invalidation up to this position may be in force already; the same form.
@@ -69,7 +71,8 @@ impl Names {
     /// The names for a slot in a namespace.
     pub fn new(namespace: &str, slot: &str) -> Self {
         let reserved = format!("{namespace}{RESERVED}");
-        let state = |word: &str| CacheKey::new(format!("{reserved}{{{slot}}}:{word}"));
+        let prefix = format!("{reserved}{{{slot}}}:");
+        let state = |word: &str| CacheKey::new(format!("{prefix}{word}"));
         Self {
             applied: state("applied"),
             started: state("started"),
@@ -86,7 +89,18 @@ impl Names {
             batches: state("batches"),
             added: state("added"),
             reserved,
+            state: prefix,
         }
+    }
+
+    /// Where a rate limit counts somebody's requests.
+    pub fn limit(&self, name: &str, who: &str) -> CacheKey {
+        CacheKey::new(format!("{}limit:{name}:{who}", self.state))
+    }
+
+    /// What stands there while the end of a session need not be moved on again.
+    pub fn touched(&self, session: &str) -> CacheKey {
+        CacheKey::new(format!("{}touched:{session}", self.state))
     }
 
     /// Whether a key is state of ours. A value in a row may be chosen so that a template makes such a name, and a

@@ -74,7 +74,9 @@ impl Cache {
 
     fn version(&self, name: &str) -> Option<String> {
         let mut connection = self.connection.clone();
-        self.runtime.block_on(self.leases.version(&mut connection, &CacheKey::from(name))).unwrap()
+        self.runtime
+            .block_on(self.leases.version(&mut connection, &CacheKey::from(name), Duration::from_secs(60)))
+            .unwrap()
     }
 }
 
@@ -191,6 +193,35 @@ fn without_a_watermark_no_replica_is_read() {
     let _: () = cache.plain().del("v1:unstale:{unstale}:started").unwrap();
     assert_eq!(cache.grant().started, None);
     assert_eq!(cache.version("v1:version:a"), None);
+}
+
+#[test]
+fn a_version_that_a_reader_made_goes_by_itself() {
+    let cache = Cache::start(Duration::from_secs(10));
+    cache.version("v1:version:a");
+    let left: i64 = cache.plain().pttl("v1:version:a").unwrap();
+    assert!((1..=60_000).contains(&left), "{left}");
+}
+
+#[test]
+fn the_set_of_a_tag_stays_as_long_as_its_last_member_may() {
+    let lease = Duration::from_secs(10);
+    let cache = Cache::start(lease);
+    let (grant, tag) = (cache.grant(), CacheKey::from("v1:tag:t"));
+    let join = |ttl: u64| {
+        let mut connection = cache.connection.clone();
+        let joined = cache.leases.join(&mut connection, &grant, std::slice::from_ref(&tag), Duration::from_secs(ttl));
+        cache.runtime.block_on(joined).unwrap();
+        cache.plain().pttl::<_, i64>("v1:tag:t").unwrap()
+    };
+    let first = join(600);
+    assert!((600_001..=610_000).contains(&first), "with the lease: {first}");
+    assert!(join(5) > 600_000, "never shorter");
+    assert!(join(1200) > 1_200_000);
+    let members: Vec<String> = cache.plain().smembers("v1:tag:t").unwrap();
+    assert_eq!(members, ["v1:user:u1"]);
+    let _: () = cache.plain().persist("v1:tag:t").unwrap();
+    assert_eq!(join(600), -1, "what somebody made to stay stays");
 }
 
 #[test]

@@ -149,7 +149,7 @@ async fn fill_once(setting: &Setting, links: &mut Links, random: &mut StdRng) ->
         13 => card(hot),
         _ => {
             let number = random.random_range(0..GROUPS);
-            let version = setting.leases.version(&mut redis, &version_key(number)).await.ok()?;
+            let version = setting.leases.version(&mut redis, &version_key(number), TTL).await.ok()?;
             stall(random).await;
             versioned(number, &version?)
         }
