@@ -28,6 +28,11 @@ impl CacheKey {
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
+
+    /// The same bytes, to be extended to another name.
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.0
+    }
 }
 
 impl From<&str> for CacheKey {
@@ -101,6 +106,46 @@ impl Glob {
                 _ => return false,
             }
         }
+    }
+
+    /// Whether there is a name that both match.
+    pub fn intersects(&self, other: &Self) -> bool {
+        let (ours, theirs) = (self.pieces(), other.pieces());
+        // Whether what is left of us and what is left of them have a name in common; by how much is left of them, and
+        // row by row by how much is left of us.
+        let mut row = vec![true];
+        for piece in theirs.iter().rev() {
+            row.push(piece.is_none() && row.last() == Some(&true));
+        }
+        for our in ours.iter().rev() {
+            let mut last = our.is_none() && row.first() == Some(&true);
+            let mut next = vec![last];
+            for (their, before) in theirs.iter().rev().zip(row.windows(2)) {
+                let &[beyond_both, beyond_ours] = before else { continue };
+                last = match (our, their) {
+                    (Some(our), Some(their)) => our == their && beyond_both,
+                    // A star takes one byte more of the other, or is done.
+                    _ => beyond_ours || last,
+                };
+                next.push(last);
+            }
+            row = next;
+        }
+        row.last() == Some(&true)
+    }
+
+    /// The bytes that stand for themselves; nothing is "anything".
+    fn pieces(&self) -> Vec<Option<u8>> {
+        let mut pieces = Vec::with_capacity(self.0.len());
+        let mut bytes = self.0.iter();
+        while let Some(&byte) = bytes.next() {
+            pieces.push(match byte {
+                b'*' => None,
+                b'\\' => Some(bytes.next().copied().unwrap_or(byte)),
+                _ => Some(byte),
+            });
+        }
+        pieces
     }
 
     /// A glob that matches what any of these match, and perhaps more: their common beginning, then anything.
@@ -206,6 +251,33 @@ mod tests {
         check("", "", true);
         check("", "x", false);
         check("x", "", false);
+    }
+
+    #[test]
+    fn two_globs_have_a_name_in_common_or_not() {
+        let check = |one: &str, other: &str, expected: bool| {
+            let (one, other) = (Glob(one.into()), Glob(other.into()));
+            assert_eq!((one.intersects(&other), other.intersects(&one)), (expected, expected), "{one} {other}");
+        };
+        check("user:*", "user:*", true);
+        check("user:*", "user-email:*", false);
+        check("user:*", "user:1", true);
+        check("user:*", "users", false);
+        check("user:*", "user:*:orgs", true);
+        check("flag:*:*", "flag:*", true);
+        check("flags:*", "flag:*", false);
+        check("*a", "b*", true);
+        check("a*b", "a*c", false);
+        check("a*b", "ab", true);
+        check("a*b*c", "*x*", true);
+        check(r"a\*", "ab", false);
+        check(r"a\*", "a*", true);
+        check(r"a\*", r"a\*", true);
+        check(r"a*\?*", r"a*@*", true);
+        check("", "", true);
+        check("", "*", true);
+        check("", "a", false);
+        check("**", "", true);
     }
 
     #[test]

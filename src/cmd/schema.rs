@@ -56,11 +56,17 @@ rules:
     set: {key: k, columns: [a], zzzzzzzzzzzzzzzz: 0}
     publish: {channel: c, zzzzzzzzzzzzzzzz: 0}
     stream: {name: s, zzzzzzzzzzzzzzzz: 0}
+reads: {r: {path: /r, key: r, sql: select 1, zzzzzzzzzzzzzzzz: 0, vary: {zzzzzzzzzzzzzzzz: 0}}}
+api:
+  zzzzzzzzzzzzzzzz: 0
+  cors: {origins: '*', zzzzzzzzzzzzzzzz: 0}
+  rate_limits: {l: {path: /l, limit: 1, window: 1m, zzzzzzzzzzzzzzzz: 0}}
+  session: {read: r, zzzzzzzzzzzzzzzz: 0, sliding: {sql: select 1, zzzzzzzzzzzzzzzz: 0}}
 tests:
   - {it: x, insert: t, row: {a: 1}, zzzzzzzzzzzzzzzz: 0, expect: {zzzzzzzzzzzzzzzz: 0}}
 ";
 
-    const MAPPINGS: [&str; 12] = [
+    const MAPPINGS: [&str; 19] = [
         "",
         "/$defs/source",
         "/$defs/outbox",
@@ -71,6 +77,13 @@ tests:
         "/$defs/set",
         "/$defs/publish",
         "/$defs/stream",
+        "/$defs/read",
+        "/$defs/vary",
+        "/$defs/api",
+        "/$defs/cors",
+        "/$defs/rate_limit",
+        "/$defs/session",
+        "/$defs/sliding",
         "/$defs/test",
         "/$defs/expect",
     ];
@@ -93,15 +106,20 @@ version: 1
 source: {mode: zzzzzzzzzzzzzzzz}
 defaults: {truncate: zzzzzzzzzzzzzzzz, unknown: zzzzzzzzzzzzzzzz}
 rules: {r: {table: t, ops: zzzzzzzzzzzzzzzz, delete: k}}
+api:
+  rate_limits:
+    l: {path: /l, limit: 1, window: 1m, by: zzzzzzzzzzzzzzzz, algorithm: zzzzzzzzzzzzzzzz, on_error: zzzzzzzzzzzzzzzz}
+  session: {read: r, on_error: zzzzzzzzzzzzzzzz}
 ";
         let advice = advice(text, "unknown value for");
         let schema = schema();
-        for (name, advice) in ["mode", "truncate", "unknown", "operation"].iter().zip(&advice) {
+        let names = ["mode", "truncate", "unknown", "operation", "by", "algorithm", "on_error", "on_error"];
+        for (name, advice) in names.iter().zip(&advice) {
             let known = schema.pointer(&format!("/$defs/{name}/enum")).and_then(Value::as_array).unwrap();
             let known: BTreeSet<_> = known.iter().map(|word| word.as_str().unwrap().to_owned()).collect();
             assert_eq!(known, words(advice), "{name}");
         }
-        assert_eq!(advice.len(), 4);
+        assert_eq!(advice.len(), names.len());
     }
 
     /// Calls `f` for every schema inside a schema.

@@ -1,14 +1,16 @@
 //! The shape of `invalidation.yaml`: which fields there are, and of what kind.
 //!
-//! Owns settings and raw rules. It must not know what templates or columns mean. Invariant: a
-//! [`Document`] exists only if the whole file has the right shape.
+//! Owns the sections, the daemon's settings and their defaults. It must not know what templates or columns mean.
+//! Invariant: a [`Document`] exists only if the whole file has the right shape.
 
 use std::time::Duration;
 
 use redis::IntoConnectionInfo as _;
 
+use super::api::{Api, read_api};
 use super::node::{Fields, Node, Spanned, parse};
 use super::problem::Problems;
+use super::read::{RawRead, read_reads};
 use super::rule::{RawLookup, RawRule, read_lookups, read_rules};
 use super::test::{RawTest, read_tests};
 use crate::postgres::Address;
@@ -16,12 +18,14 @@ use crate::postgres::Address;
 /// A whole file, read.
 #[derive(Debug)]
 pub struct Document {
-    /// Everything but the rules.
+    /// Everything but the rules and the reads.
     pub settings: Settings,
     /// The rules, not yet compiled, in the order of the file.
     pub rules: Vec<RawRule>,
     /// The queries that rules may ask.
     pub lookups: Vec<RawLookup>,
+    /// What the read API answers, not yet compiled, in the order of the file.
+    pub reads: Vec<RawRead>,
     /// What is expected of the rules.
     pub tests: Vec<RawTest>,
 }
@@ -54,6 +58,8 @@ pub struct Settings {
     pub ttl: Duration,
     /// The most ops of one transaction that are named one by one.
     pub max_keys: usize,
+    /// How the read API serves.
+    pub api: Api,
 }
 
 /// How changes are read from PostgreSQL.
@@ -92,9 +98,6 @@ const REDIS_DOWN_MAX: Duration = Duration::from_secs(30);
 const REDIS_DOWN_MAX_LEAST: Duration = Duration::from_secs(1);
 const DEFAULT_REDIS: &str = "redis://127.0.0.1:6379";
 
-/// Fields that the language has and this version does not read yet.
-const LATER: &[&str] = &["reads", "api"];
-
 const TTL: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// Below, version keys would go while readers use them.
 const TTL_LEAST: Duration = Duration::from_secs(60);
@@ -128,14 +131,17 @@ fn read_document(
         Some(node) => fields.problems().push(node.span, "unknown `version`", "expected `version: 1`"),
         None => fields.problems().push(start, "the file has no `version`", "begin it with `version: 1`"),
     }
-    let sections = ["source", "target", "defaults", "rules", "lookups", "tests"].map(|name| (name, fields.take(name)));
-    fields.finish(LATER);
-    let [source, target, defaults, rules, lookups, tests] = sections;
+    let names = ["source", "target", "defaults", "rules", "lookups", "reads", "api", "tests"];
+    let sections = names.map(|name| (name, fields.take(name)));
+    fields.finish(&[]);
+    let [source, target, defaults, rules, lookups, reads, api, tests] = sections;
 
     let Source { postgres, mode, notify, slot, publication } = read_source(source, environment, problems);
     let (redis, namespace, redis_down_max) = read_target(target, problems);
     let Defaults { truncate, unknown, ttl, max_keys } = read_defaults(defaults, problems);
     let (rules, lookups, tests) = read_sections([rules, lookups, tests], problems);
+    let reads = read_reads(open(reads, problems).map(Fields::rest).unwrap_or_default(), problems);
+    let api = open(api, problems).map(|fields| read_api(fields, environment)).unwrap_or_default();
     let settings = Settings {
         postgres: postgres?,
         mode,
@@ -149,8 +155,9 @@ fn read_document(
         unknown,
         ttl,
         max_keys,
+        api,
     };
-    Some(Document { settings, rules, lookups, tests })
+    Some(Document { settings, rules, lookups, reads, tests })
 }
 
 type Section = (&'static str, Option<Spanned<Node>>);
@@ -345,10 +352,12 @@ mod tests {
 
     #[test]
     fn a_secret_from_the_environment_is_never_repeated() {
-        let text =
-            format!("version: 1\nsource: {{url: \"${{U}}\", mode: \"${{U}}\"}}\ntarget: {{url: \"${{U}}\"}}\n{RULE}");
+        let text = format!(
+            "version: 1\nsource: {{url: \"${{U}}\", mode: \"${{U}}\"}}\ntarget: {{url: \"${{U}}\"}}\n{RULE}\
+             api:\n  replica_url: ${{U}}\n  listen: ${{U}}\n  trusted_proxies: ${{U}}\n  cors: {{origins: \"${{U}}\"}}\n"
+        );
         let found = Document::parse(&text, &|_| Some("postgres//user:hunter2@host".to_owned())).unwrap_err();
-        assert_eq!(found.iter().count(), 3);
+        assert_eq!(found.iter().count(), 7, "{found:?}");
         assert!(!found.render("f", &text, 1, false).contains("hunter2"), "{found:?}");
     }
 }

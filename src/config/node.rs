@@ -28,6 +28,15 @@ impl<T> Spanned<T> {
     }
 }
 
+impl Spanned<String> {
+    /// The place of a part of the text: exact when the file holds the text as it is, else (it has escapes or
+    /// variables) the whole.
+    pub fn part(&self, part: &Range<usize>) -> Range<usize> {
+        let exact = self.span.len() == self.value.len();
+        if exact { self.span.start + part.start..self.span.start + part.end } else { self.span.clone() }
+    }
+}
+
 /// Any YAML value.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Node {
@@ -337,8 +346,24 @@ impl<'p> Fields<'p> {
         }
     }
 
-    /// Whether any of these fields is still there.
-    /// `true` or `false`, also where a variable says so.
+    /// Takes a field that must be a share of something, `10%` or 0.1, within limits.
+    pub(super) fn share(&mut self, name: &'static str, limits: RangeInclusive<f64>) -> Option<f64> {
+        let node = self.take(name)?;
+        let share = match &node.value {
+            Node::Number(number) => number.as_f64(),
+            Node::Text(text) => parse_share(text),
+            _ => None,
+        };
+        let share = share.filter(|share| limits.contains(share));
+        if share.is_none() {
+            let (least, most) = (limits.start() * 100.0, limits.end() * 100.0);
+            let message = format!("`{name}` is not a share that it may be");
+            self.problems.push(node.span, message, format!("expected `{least}%` to `{most}%`"));
+        }
+        share
+    }
+
+    /// Takes a field that must be `true` or `false`, also where a variable says so.
     pub(super) fn flag(&mut self, name: &'static str) -> Option<bool> {
         let node = self.take(name)?;
         match &node.value {
@@ -351,6 +376,12 @@ impl<'p> Fields<'p> {
         None
     }
 
+    /// Where the value of a field is, if the field is still there.
+    pub(super) fn place(&self, name: &str) -> Option<Range<usize>> {
+        self.entries.iter().find(|(key, _)| key.value == name).map(|(_, value)| value.span.clone())
+    }
+
+    /// Whether any of these fields is still there.
     pub(super) fn has_any(&self, names: &[&str]) -> bool {
         self.entries.iter().any(|(key, _)| names.contains(&key.value.as_str()))
     }
@@ -380,6 +411,14 @@ impl<'p> Fields<'p> {
             };
             self.problems.push(key.span, format!("unknown field `{}` in {what}", key.value), advice);
         }
+    }
+}
+
+/// `10%`, `10 %` or `0.1`.
+fn parse_share(text: &str) -> Option<f64> {
+    match text.trim().strip_suffix('%') {
+        Some(percent) => percent.trim_end().parse::<f64>().ok().map(|percent| percent / 100.0),
+        None => text.trim().parse().ok(),
     }
 }
 

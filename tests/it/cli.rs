@@ -33,6 +33,7 @@ fn dry_run_prints_one_op_a_line() {
     let expected = r#"{"rule":"user","op":"delete","key":"v1:user:u1"}
 {"rule":"user","op":"delete","key":"v1:user-email:ann@y.io"}
 {"rule":"user","op":"delete","key":"v1:user-email:ann@x.io"}
+{"rule":"user-sessions","op":"tag","key":"v1:tag:user-sessions:u1"}
 {"rule":"user","op":"publish","key":"v1:users","data":{"id":"u1"}}
 {"rule":"feature-flag","op":"delete","key":"v1:flags:o1"}
 {"rule":"feature-flag","op":"delete","key":"v1:flag:o1:k"}

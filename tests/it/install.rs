@@ -87,7 +87,7 @@ fn names_that_the_database_does_not_have_are_shown_with_the_nearest() {
     );
     check("table: users", "table: other.users", &["no table `other.users`", "did you mean `public.users`?"]);
     check("[email, name", "[emial, name", &["no column `emial`", "did you mean `email`?", "invalidation.yaml:17:15"]);
-    check("user:{id}\"", "user:{idd}\"", &["no column `idd`", "did you mean `id`?", "invalidation.yaml:19:16"]);
+    check("- \"user:{id}\"", "- \"user:{idd}\"", &["no column `idd`", "did you mean `id`?", "invalidation.yaml:19:16"]);
     check("flag: \"{key}\"", "flag: \"{kye}\"", &["no column `kye`", "did you mean `key`?"]);
 }
 

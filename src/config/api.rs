@@ -1,0 +1,523 @@
+//! The section `api:`: how the read API serves.
+//!
+//! Owns its settings and their defaults. It must not know HTTP, Redis or what a read is. Invariant: every duration and
+//! count has a limit, so that sums of them cannot overflow.
+
+mod glob;
+
+use std::net::{IpAddr, Ipv6Addr};
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::node::{Fields, Node, Spanned, as_text};
+use super::problem::Problems;
+use crate::postgres::Address;
+pub use glob::PathGlob;
+
+/// How the read API serves.
+#[derive(Clone, Debug)]
+pub struct Api {
+    /// Where it listens: `host:port`, or `[v6]:port`.
+    pub listen: String,
+    /// A replica that reads may go to, if there is one.
+    pub replica: Option<Address>,
+    /// Cached values are served only while the daemon was heard of within this.
+    pub max_staleness: Duration,
+    /// When PostgreSQL is away, they may be that much older.
+    pub stale_if_error: Duration,
+    /// How long what a `Consistency-Token` asks for is waited for, before the primary is read.
+    pub consistency_wait: Duration,
+    /// How long a value is waited for that another reader is filling in.
+    pub fill_wait: Duration,
+    /// How long one request may take.
+    pub timeout: Duration,
+    /// Connections to each PostgreSQL, and so the most reads at once there.
+    pub database_connections: usize,
+    /// The most HTTP connections at once.
+    pub connections: usize,
+    /// Whether answers carry `X-Cache`, too.
+    pub x_cache: bool,
+    /// Whether answers carry `X-RateLimit-*`, too.
+    pub x_ratelimit: bool,
+    /// Which other origins may read, if any.
+    pub cors: Option<Cors>,
+    /// Who may say, in `X-Forwarded-For`, whose request it is.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Every one whose path matches holds for a request.
+    pub rate_limits: Vec<RateLimit>,
+    /// How bearer tokens are resolved, if they are.
+    pub session: Option<Session>,
+}
+
+/// Which other origins may read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cors {
+    /// `*` alone, or whole origins.
+    pub origins: Vec<String>,
+    /// How long a browser may keep the answer to a preflight.
+    pub max_age: Duration,
+}
+
+/// How many requests there may be.
+#[derive(Clone, Debug)]
+pub struct RateLimit {
+    /// The key in `rate_limits:`.
+    pub name: String,
+    /// The paths it holds for.
+    pub path: PathGlob,
+    /// So many requests …
+    pub limit: u64,
+    /// … within this.
+    pub window: Duration,
+    /// Whose requests are counted together.
+    pub by: By,
+    /// How they are counted.
+    pub algorithm: Algorithm,
+    /// What happens when they cannot be counted.
+    pub on_error: OnError,
+}
+
+/// Whose requests are counted together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// Those from one address.
+    Ip,
+    /// Those with one token; from one address, without a valid one.
+    Session,
+    /// Those of one user; from one address, where there is none.
+    UserOrIp,
+}
+
+/// How requests are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Algorithm {
+    /// Within the window that ends now.
+    Sliding,
+    /// Within windows that follow one another.
+    Fixed,
+}
+
+/// What happens when what decides cannot be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnError {
+    /// The request goes on.
+    Open,
+    /// It is refused.
+    Closed,
+}
+
+/// How bearer tokens are resolved.
+#[derive(Clone, Debug)]
+pub struct Session {
+    /// The read that resolves a token.
+    pub read: Spanned<String>,
+    /// The paths that need a session.
+    pub required: Vec<PathGlob>,
+    /// The field of the session's JSON that names the user; none: sessions have no user.
+    pub user: Option<String>,
+    /// What happens when a token cannot be resolved.
+    pub on_error: OnError,
+    /// How sessions in use are prolonged, if they are.
+    pub sliding: Option<Sliding>,
+}
+
+/// How sessions in use are prolonged.
+#[derive(Clone, Debug)]
+pub struct Sliding {
+    /// The statement; `$1` is the token's sha256 in hexadecimal digits.
+    pub sql: Spanned<String>,
+    /// Each session at most once in this time.
+    pub every: Duration,
+}
+
+/// The daemon says once a second that it is there.
+pub(super) const STALENESS_LEAST: Duration = Duration::from_secs(1);
+pub(super) const STALENESS_MAX: Duration = DAY;
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+const HOUR: Duration = Duration::from_secs(60 * 60);
+const SECOND: Duration = Duration::from_secs(1);
+
+/// The longest that a client is kept waiting.
+const WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// The largest number that a header may carry (RFC 9651, Integers).
+const LIMIT_MAX: u64 = 999_999_999_999_999;
+
+/// The most connections of either kind: what a process may open by default on large servers.
+const CONNECTIONS_MAX: u64 = 1 << 20;
+
+impl Default for Api {
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:8080".to_owned(),
+            replica: None,
+            max_staleness: Duration::from_secs(10),
+            stale_if_error: Duration::from_secs(5 * 60),
+            consistency_wait: Duration::from_millis(500),
+            fill_wait: Duration::from_secs(5),
+            timeout: Duration::from_secs(15),
+            database_connections: 8,
+            connections: 4096,
+            x_cache: false,
+            x_ratelimit: false,
+            cors: None,
+            trusted_proxies: Vec::new(),
+            rate_limits: Vec::new(),
+            session: None,
+        }
+    }
+}
+
+/// The settings; what is missing or wrong is as by default.
+pub(super) fn read_api(mut fields: Fields<'_>, environment: &impl Fn(&str) -> Option<String>) -> Api {
+    let mut api = Api::default();
+    if let Some(text) = fields.text("listen") {
+        if is_place(&text.value) {
+            api.listen = text.value;
+        } else {
+            fields.problems().push(text.span, "`listen` is not a place", "expected `host:port` or `[::1]:port`");
+        }
+    }
+    api.replica = read_replica(&mut fields, environment);
+    read_durations(&mut api, &mut fields);
+    let counts: [(&'static str, &mut usize); 2] =
+        [("database_connections", &mut api.database_connections), ("connections", &mut api.connections)];
+    for (field, count) in counts {
+        let given = at_most(&mut fields, field, CONNECTIONS_MAX);
+        *count = given.and_then(|given| usize::try_from(given).ok()).unwrap_or(*count);
+    }
+    api.x_cache = fields.flag("x_cache").unwrap_or(api.x_cache);
+    api.x_ratelimit = fields.flag("x_ratelimit").unwrap_or(api.x_ratelimit);
+    api.cors = fields.take("cors").and_then(|node| read_cors(node, fields.problems()));
+    for text in fields.texts("trusted_proxies") {
+        match network(&text.value) {
+            Some(network) => api.trusted_proxies.push(network),
+            None => fields.problems().push(
+                text.span,
+                "`trusted_proxies` are addresses and networks",
+                "expected `10.0.0.1` or `10.0.0.0/8`",
+            ),
+        }
+    }
+    let has_session = fields.has_any(&["session"]);
+    api.session = fields.take("session").and_then(|node| read_session(node, fields.problems()));
+    if let Some(node) = fields.take("rate_limits") {
+        api.rate_limits = read_limits(node, has_session, fields.problems());
+    }
+    fields.finish(&[]);
+    api
+}
+
+fn read_replica(fields: &mut Fields<'_>, environment: &impl Fn(&str) -> Option<String>) -> Option<Address> {
+    let url = fields.text("replica_url")?;
+    match Address::parse(&url.value, environment) {
+        Ok(address) => Some(address),
+        Err(error) => {
+            let message = format!("`api.replica_url`: {error}");
+            fields.problems().push(url.span, message, "expected postgres://user@host:5432/database");
+            None
+        }
+    }
+}
+
+fn read_durations(api: &mut Api, fields: &mut Fields<'_>) {
+    let settings: [(&'static str, RangeInclusive<Duration>, &mut Duration); 5] = [
+        ("max_staleness", STALENESS_LEAST..=STALENESS_MAX, &mut api.max_staleness),
+        ("stale_if_error", Duration::ZERO..=DAY, &mut api.stale_if_error),
+        ("consistency_wait", Duration::ZERO..=WAIT_MAX, &mut api.consistency_wait),
+        ("fill_wait", Duration::ZERO..=WAIT_MAX, &mut api.fill_wait),
+        ("timeout", Duration::from_millis(100)..=HOUR, &mut api.timeout),
+    ];
+    for (field, limits, setting) in settings {
+        *setting = fields.duration(field, limits).unwrap_or(*setting);
+    }
+}
+
+/// Takes a field that must be a number of things, from one to `most`.
+fn at_most(fields: &mut Fields<'_>, field: &'static str, most: u64) -> Option<u64> {
+    let span = fields.place(field).unwrap_or_default();
+    let count = fields.count(field)?;
+    if count > most {
+        fields.problems().push(span, format!("`{field}` is too large"), format!("expected at most {most}"));
+    }
+    (count <= most).then_some(count)
+}
+
+/// Whether a text is `host:port`, with the host of an IPv6 address in brackets.
+fn is_place(text: &str) -> bool {
+    let Some((host, port)) = text.rsplit_once(':') else { return false };
+    let host_is_right = match host.strip_prefix('[') {
+        Some(rest) => rest.strip_suffix(']').is_some_and(|address| address.parse::<Ipv6Addr>().is_ok()),
+        None => !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte)),
+    };
+    host_is_right && port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok()
+}
+
+fn network(text: &str) -> Option<IpNet> {
+    let address = |text: &str| text.parse::<IpAddr>().ok().map(IpNet::from);
+    text.parse().ok().or_else(|| address(text))
+}
+
+fn read_cors(node: Spanned<Node>, problems: &mut Problems) -> Option<Cors> {
+    let mut fields = Fields::of(node, "`cors`", problems)?;
+    let span = fields.span.clone();
+    let has_origins = fields.has_any(&["origins"]);
+    let origins = fields.texts("origins");
+    if !has_origins {
+        let advice = "add `origins: [\"https://app.example.com\"]`, or `\"*\"`";
+        fields.problems().push(span, "`cors` has no `origins`", advice);
+    }
+    let several = origins.len() > 1;
+    for origin in &origins {
+        let (message, advice) = match &*origin.value {
+            "*" if several => ("`*` stands for every origin", "remove the others, or this one"),
+            "*" => continue,
+            text if is_origin(text) => continue,
+            _ => ("`origins` are whole origins", "expected `https://app.example.com`, without a path"),
+        };
+        fields.problems().push(origin.span.clone(), message, advice);
+    }
+    let max_age = fields.duration("max_age", Duration::ZERO..=DAY).unwrap_or(Duration::from_secs(600));
+    fields.finish(&[]);
+    Some(Cors { origins: origins.into_iter().map(|origin| origin.value).collect(), max_age })
+}
+
+/// Whether a browser may send this text as its `Origin`.
+fn is_origin(text: &str) -> bool {
+    let Some((scheme, host)) = text.split_once("://") else { return false };
+    !scheme.is_empty() && !host.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic()) && !host.contains('/')
+}
+
+const ON_ERROR: [(&str, OnError); 2] = [("open", OnError::Open), ("closed", OnError::Closed)];
+
+fn read_session(node: Spanned<Node>, problems: &mut Problems) -> Option<Session> {
+    let of = |read| Session {
+        read,
+        required: Vec::new(),
+        user: Some("user_id".to_owned()),
+        on_error: OnError::Closed,
+        sliding: None,
+    };
+    let node = match node {
+        Spanned { value: Node::Text(value), span } => return Some(of(Spanned { value, span })),
+        node => node,
+    };
+    let mut fields = Fields::of(node, "`session`", problems)?;
+    let span = fields.span.clone();
+    if !fields.has_any(&["read"]) {
+        fields.problems().push(span, "`session` has no `read`", "add `read: NAME`, the read that resolves a token");
+    }
+    let read = fields.text("read");
+    let required: Vec<_> = fields
+        .texts("required")
+        .into_iter()
+        .filter_map(|text| path_glob(text, "required", fields.problems()))
+        .collect();
+    let user = match fields.take("user") {
+        None => Some("user_id".to_owned()),
+        Some(Spanned { value: Node::Null, .. }) => None,
+        Some(node) => as_text(node, "user", fields.problems()).map(|text| text.value),
+    };
+    let on_error = fields.word("on_error", &ON_ERROR).unwrap_or(OnError::Closed);
+    let sliding = fields.take("sliding").and_then(|node| read_sliding(node, fields.problems()));
+    fields.finish(&[]);
+    Some(Session { required, user, on_error, sliding, ..of(read?) })
+}
+
+fn read_sliding(node: Spanned<Node>, problems: &mut Problems) -> Option<Sliding> {
+    let mut fields = Fields::of(node, "`sliding`", problems)?;
+    let span = fields.span.clone();
+    if !fields.has_any(&["sql"]) {
+        let advice = "add `sql: update … where … = $1`; $1 is the token's sha256 in hexadecimal digits";
+        fields.problems().push(span, "`sliding` has no `sql`", advice);
+    }
+    let sql = fields.text("sql");
+    let every = fields.duration("every", SECOND..=DAY).unwrap_or(Duration::from_secs(60));
+    fields.finish(&[]);
+    Some(Sliding { sql: sql?, every })
+}
+
+fn read_limits(node: Spanned<Node>, has_session: bool, problems: &mut Problems) -> Vec<RateLimit> {
+    let entries = Fields::of(node, "`rate_limits`", problems).map(Fields::rest).unwrap_or_default();
+    entries.into_iter().filter_map(|(name, node)| read_limit(name, node, has_session, problems)).collect()
+}
+
+fn read_limit(
+    name: Spanned<String>,
+    node: Spanned<Node>,
+    has_session: bool,
+    problems: &mut Problems,
+) -> Option<RateLimit> {
+    let mut fields = Fields::of(node, format!("rate limit `{}`", name.value), problems)?;
+    if !is_limit_name(&name.value) {
+        let advice = "expected 1 to 64 letters, digits, `_` and `-`";
+        fields.problems().push(name.span.clone(), "the name of a rate limit becomes part of headers", advice);
+    }
+    for (field, example) in [("path", "/**"), ("limit", "600"), ("window", "1m")] {
+        if !fields.has_any(&[field]) {
+            let message = format!("rate limit `{}` has no `{field}`", name.value);
+            fields.problems().push(name.span.clone(), message, format!("add `{field}: {example}`"));
+        }
+    }
+    let path = fields.text("path").and_then(|text| path_glob(text, "path", fields.problems()));
+    let limit = at_most(&mut fields, "limit", LIMIT_MAX);
+    let window = fields.duration("window", SECOND..=DAY);
+    let kinds = [("ip", By::Ip), ("session", By::Session), ("user_or_ip", By::UserOrIp)];
+    let by = fields.word("by", &kinds).unwrap_or(By::Ip);
+    let algorithms = [("sliding", Algorithm::Sliding), ("fixed", Algorithm::Fixed)];
+    let algorithm = fields.word("algorithm", &algorithms).unwrap_or(Algorithm::Sliding);
+    let by_default = if by == By::Session { OnError::Closed } else { OnError::Open };
+    let on_error = fields.word("on_error", &ON_ERROR).unwrap_or(by_default);
+    if by == By::Session && !has_session {
+        let message = format!("rate limit `{}` is by session, and there are none", name.value);
+        fields.problems().push(name.span.clone(), message, "add `session: NAME` to `api`, or write `by: ip`");
+    }
+    fields.finish(&[]);
+    Some(RateLimit { name: name.value, path: path?, limit: limit?, window: window?, by, algorithm, on_error })
+}
+
+fn is_limit_name(name: &str) -> bool {
+    (1..=64).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte))
+}
+
+fn path_glob(text: Spanned<String>, field: &str, problems: &mut Problems) -> Option<PathGlob> {
+    match PathGlob::parse(&text.value) {
+        Ok(glob) => Some(glob),
+        Err(advice) => {
+            problems.push(text.span, format!("`{field}` is not a pattern of paths"), advice);
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Document;
+
+    const RULE: &str = "version: 1\nrules: {r: {table: t, delete: 'k:{a}'}}\n";
+
+    fn read(api: &str) -> Api {
+        let text = format!("{RULE}api: {api}\n");
+        Document::parse(&text, &|_| None).unwrap_or_else(|found| panic!("{api}: {found:?}")).settings.api
+    }
+
+    /// Every problem as `text at fault: advice`.
+    fn problems(api: &str) -> Vec<String> {
+        let text = format!("{RULE}api: {api}\n");
+        let found = Document::parse(&text, &|_| None).expect_err("the section has problems");
+        found.iter().map(|problem| format!("{}: {}", &text[problem.span.clone()], problem.advice)).collect()
+    }
+
+    #[test]
+    fn defaults_fill_what_is_missing() {
+        for api in [Document::parse(RULE, &|_| None).unwrap().settings.api, read("")] {
+            assert_eq!((api.listen.as_str(), api.max_staleness.as_secs()), ("127.0.0.1:8080", 10));
+            assert!(api.replica.is_none() && api.session.is_none() && api.rate_limits.is_empty() && api.cors.is_none());
+            assert!(!api.x_cache && !api.x_ratelimit && api.trusted_proxies.is_empty());
+        }
+    }
+
+    #[test]
+    fn every_field_is_read() {
+        let api = read(
+            "{listen: '[::]:0', replica_url: 'postgres://replica:5433/app', max_staleness: 3s, stale_if_error: 0s, \
+             consistency_wait: 1s, fill_wait: 0s, timeout: 5s, database_connections: 2, connections: 10, x_cache: true, \
+             x_ratelimit: true, cors: {origins: ['https://a.io', 'http://localhost:3000'], max_age: 1m}, \
+             trusted_proxies: [10.0.0.1, 10.1.0.0/16, 'fd00::/8']}",
+        );
+        assert_eq!((api.listen.as_str(), api.replica.unwrap().database.as_str()), ("[::]:0", "app"));
+        assert_eq!((api.max_staleness.as_secs(), api.stale_if_error.as_secs(), api.timeout.as_secs()), (3, 0, 5));
+        assert_eq!((api.consistency_wait.as_secs(), api.fill_wait.as_secs()), (1, 0));
+        assert_eq!((api.database_connections, api.connections, api.x_cache, api.x_ratelimit), (2, 10, true, true));
+        let cors = api.cors.unwrap();
+        assert_eq!((cors.origins.len(), cors.max_age.as_secs()), (2, 60));
+        let proxies: Vec<_> = api.trusted_proxies.iter().map(ToString::to_string).collect();
+        assert_eq!(proxies, ["10.0.0.1/32", "10.1.0.0/16", "fd00::/8"]);
+    }
+
+    #[test]
+    fn a_rate_limit_is_open_by_default_and_one_by_session_is_closed() {
+        let api = read(
+            "{session: s, rate_limits: {all: {path: '/**', limit: 600, window: 1m}, \
+             mine: {path: /me, limit: 1, window: 1s, by: session, algorithm: fixed}, \
+             user: {path: /me, limit: 1, window: 1s, by: user_or_ip, on_error: closed}}}",
+        );
+        let [all, mine, user] = &*api.rate_limits else { panic!("{api:?}") };
+        assert_eq!((all.name.as_str(), all.limit, all.window.as_secs()), ("all", 600, 60));
+        assert_eq!((all.by, all.algorithm, all.on_error), (By::Ip, Algorithm::Sliding, OnError::Open));
+        assert_eq!((mine.by, mine.algorithm, mine.on_error), (By::Session, Algorithm::Fixed, OnError::Closed));
+        assert_eq!((user.by, user.on_error), (By::UserOrIp, OnError::Closed));
+    }
+
+    #[test]
+    fn a_session_has_a_short_form() {
+        let session = read("{session: current}").session.unwrap();
+        assert_eq!((session.read.value.as_str(), session.user.as_deref()), ("current", Some("user_id")));
+        assert!(session.on_error == OnError::Closed && session.required.is_empty() && session.sliding.is_none());
+        let session = read(
+            "{session: {read: s, required: ['/me', '/users/**'], user: null, on_error: open, \
+             sliding: {sql: update, every: 1h}}}",
+        )
+        .session
+        .unwrap();
+        assert_eq!((session.required.len(), session.user, session.on_error), (2, None, OnError::Open));
+        let sliding = session.sliding.unwrap();
+        assert_eq!((sliding.sql.value.as_str(), sliding.every.as_secs()), ("update", 3600));
+    }
+
+    #[test]
+    fn every_problem_is_found_at_once() {
+        let check = |api: &str, expected: &[&str]| assert_eq!(problems(api), expected, "{api}");
+        check(
+            "{listn: x, max_staleness: 1ms, timeout: 1ms, connections: 0, x_cache: 1}",
+            &[
+                "listn: did you mean `listen`?",
+                "1ms: expected at least `1s`",
+                "1ms: expected at least `100ms`",
+                "0: expected a whole number from 1 on",
+                "1: write `true` or `false`",
+            ],
+        );
+        for listen in ["8080", ":8080", "localhost", "::1:80", "[::1:80", "[x]:80", "a:65536", "a:+1", "a b:1"] {
+            let expected = format!("{listen}: expected `host:port` or `[::1]:port`");
+            check(&format!("{{listen: '{listen}'}}"), &[expected.as_str()]);
+        }
+        check("{replica_url: 'http://x'}", &["http://x: expected postgres://user@host:5432/database"]);
+        check("{trusted_proxies: [10.0.0.0/33]}", &["10.0.0.0/33: expected `10.0.0.1` or `10.0.0.0/8`"]);
+        check("{cors: {max_age: 1s}}", &["{: add `origins: [\"https://app.example.com\"]`, or `\"*\"`"]);
+        check(
+            "{cors: {origins: ['*', 'https://a.io/']}}",
+            &["*: remove the others, or this one", "https://a.io/: expected `https://app.example.com`, without a path"],
+        );
+        check(
+            "{rate_limits: {a: {path: users, window: 1ms}, b b: {path: '/{id}', limit: 0, window: 1m, by: user}}}",
+            &[
+                "a: add `limit: 600`",
+                "users: begin it with `/`, as in `/users/*` or `/**`",
+                "1ms: expected at least `1s`",
+                "b b: expected 1 to 64 letters, digits, `_` and `-`",
+                "/{id}: write `*` for a segment, as in `/users/*`",
+                "0: expected a whole number from 1 on",
+                "user: expected one of `ip`, `session`, `user_or_ip`",
+            ],
+        );
+        check(
+            "{rate_limits: {a: {path: /a, limit: 1, window: 1m, by: session}}}",
+            &["a: add `session: NAME` to `api`, or write `by: ip`"],
+        );
+        check(
+            "{session: {requird: /, required: x, on_error: opn, sliding: {}}}",
+            &[
+                "{: add `read: NAME`, the read that resolves a token",
+                "requird: did you mean `required`?",
+                "x: begin it with `/`, as in `/users/*` or `/**`",
+                "opn: did you mean `open`?",
+                "{: add `sql: update … where … = $1`; $1 is the token's sha256 in hexadecimal digits",
+            ],
+        );
+    }
+}
