@@ -1,13 +1,14 @@
 //! `unstale check`: is the file right, and does it fit the servers?
 //!
-//! Thin: [`postgres`] and [`redis`] ask, [`compare`](mod@compare) and [`lock`] hold the rules against a catalog,
-//! [`report`] and [`script`] show. Invariant: everything that can be checked is checked before anything fails.
+//! Thin: [`postgres`], [`reads`] and [`redis`] ask, [`compare`](mod@compare) and [`lock`] hold the rules against a
+//! catalog, [`report`] and [`script`] show. Invariant: everything that can be checked is checked before anything fails.
 
 mod clock;
 mod compare;
 mod finding;
 pub(super) mod lock;
 mod postgres;
+mod reads;
 mod redis;
 mod report;
 mod script;
@@ -16,6 +17,7 @@ use std::io::Write as _;
 use std::path::Path;
 
 use self::finding::{Finding, Findings, Severity};
+pub(super) use self::reads::require_reads;
 use self::report::Report;
 use super::{Failure, Loaded, colours, print};
 use crate::catalog::Catalog;

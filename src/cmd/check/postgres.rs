@@ -96,7 +96,7 @@ async fn ask(
     let catalog = catalog::read(client).await?;
     let rules = compare(&loaded.rules, &catalog, loaded.settings.mode, findings);
     if primary {
-        let outcomes = match loaded.settings.mode {
+        let mut outcomes = match loaded.settings.mode {
             Mode::Slot => {
                 server.log(findings);
                 vec![
@@ -116,6 +116,7 @@ async fn ask(
                 server.left_slot(findings).await,
             ],
         };
+        outcomes.push(super::reads::check(client, loaded, &rules, findings).await);
         for error in outcomes.into_iter().filter_map(Result::err) {
             findings.add(interrupted(name, error));
         }

@@ -1,0 +1,196 @@
+//! How a query takes its parameters: as they are, in one case, or otherwise.
+//!
+//! Owns what of the text tells that. It must not know what the parameters are called. Invariant: what is not plainly a
+//! column that is equal to the parameter, or to its `lower` or `upper`, is told as something else.
+
+use super::scan::token_len;
+
+/// What a query does with a parameter in one place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Take {
+    /// A column is equal to it.
+    AsIs,
+    /// Something is equal to it in lower case.
+    Lower,
+    /// Something is equal to it in upper case.
+    Upper,
+    /// Whatever else.
+    Otherwise,
+}
+
+/// Every place where a parameter, numbered from 1, is taken; whether it is NULL says nothing of its notation.
+pub(super) fn takes(sql: &str) -> Vec<(usize, Take)> {
+    let folded = sql.to_ascii_lowercase();
+    let tokens = tokens(&folded);
+    let numbers = tokens.iter().enumerate().filter_map(|(at, token)| Some((at, number(token)?)));
+    let taken = numbers.filter_map(|(at, number)| {
+        let (before, rest) = tokens.split_at_checked(at)?;
+        Some((number, take(before, rest.get(1..)?)?))
+    });
+    taken.collect()
+}
+
+/// All but spaces and comments.
+fn tokens(sql: &str) -> Vec<&str> {
+    let (mut tokens, mut rest) = (Vec::new(), sql);
+    while !rest.is_empty() {
+        let (token, after) = rest.split_at(token_len(rest));
+        if !token.starts_with("--") && !token.starts_with("/*") && !token.trim().is_empty() {
+            tokens.push(token);
+        }
+        rest = after;
+    }
+    tokens
+}
+
+fn number(token: &str) -> Option<usize> {
+    token.strip_prefix('$')?.parse().ok()
+}
+
+fn take(before: &[&str], after: &[&str]) -> Option<Take> {
+    if let ["is", "null", ..] | ["is", "not", "null", ..] = uncast(after) {
+        return None;
+    }
+    Some(match (before, uncast(after)) {
+        ([before @ .., fold @ ("lower" | "upper"), "("], [")", after @ ..]) if is_equated(before, after) => {
+            if *fold == "lower" { Take::Lower } else { Take::Upper }
+        }
+        (_, after) if is_listed(before, after) || is_compared(before, after) => Take::AsIs,
+        ([before @ .., "("], [")", after @ ..]) if is_compared(before, after) => Take::AsIs,
+        _ => Take::Otherwise,
+    })
+}
+
+/// What is behind a cast to text, which changes nothing.
+fn uncast<'t, 's>(after: &'t [&'s str]) -> &'t [&'s str] {
+    match after {
+        [":", ":", "text" | "varchar", after @ ..] if !matches!(after, ["(" | "[", ..]) => after,
+        _ => after,
+    }
+}
+
+/// Whether something, whatever it is, is equal to what is between.
+fn is_equated(before: &[&str], after: &[&str]) -> bool {
+    match (before, after) {
+        ([.., left, "="], after) => !is_operator(left) && ends(after),
+        (before, ["=", ..]) => begins(before),
+        _ => false,
+    }
+}
+
+/// `column = $1`, or `$1 = column`.
+fn is_compared(before: &[&str], after: &[&str]) -> bool {
+    match (before, after) {
+        ([left @ .., "="], after) => is_column_last(left) && ends(after),
+        (before, ["=", right @ ..]) => begins(before) && is_column_first(right),
+        _ => false,
+    }
+}
+
+/// `column in ($1, $2)`.
+fn is_listed(mut before: &[&str], after: &[&str]) -> bool {
+    while let [rest @ .., token, ","] = before {
+        if number(token).is_none() {
+            return false;
+        }
+        before = rest;
+    }
+    match before {
+        [left @ .., "not", "in", "("] | [left @ .., "in", "("] => {
+            is_column_last(left) && matches!(after, ["," | ")", ..])
+        }
+        _ => false,
+    }
+}
+
+fn is_column_last(tokens: &[&str]) -> bool {
+    match tokens {
+        [rest @ .., ":", ":", "text" | "varchar"] => is_column_last(rest),
+        [qualifier @ .., ".", name] => is_name(name) && is_column_last(qualifier),
+        [rest @ .., name] => is_name(name) && begins(rest),
+        [] => false,
+    }
+}
+
+fn is_column_first(tokens: &[&str]) -> bool {
+    match tokens {
+        [name, ".", rest @ ..] if is_name(name) => is_column_first(rest),
+        [name, rest @ ..] => is_name(name) && !matches!(rest, ["(", ..]) && ends(uncast(rest)),
+        [] => false,
+    }
+}
+
+/// Whether an expression may begin behind this.
+fn begins(before: &[&str]) -> bool {
+    before.last().is_none_or(|token| matches!(*token, "(" | ",") || is_name(token) && !OPERATORS.contains(token))
+}
+
+/// Whether an expression ends before this.
+fn ends(after: &[&str]) -> bool {
+    after.first().is_none_or(|token| !is_operator(token) && *token != "[" && !OPERATORS.contains(token))
+}
+
+/// Those that are words, and bind more closely than `and`.
+const OPERATORS: [&str; 8] = ["at", "between", "collate", "ilike", "in", "like", "operator", "similar"];
+
+fn is_operator(token: &str) -> bool {
+    token.bytes().all(|byte| b"+-*/<>=~!@#%^&|`?:".contains(&byte))
+}
+
+fn is_name(token: &str) -> bool {
+    token.starts_with(|first: char| first.is_alphanumeric() || matches!(first, '_' | '"'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_plainly_equal_is_told() {
+        let check = |sql: &str, expected: &[Take]| {
+            let found: Vec<_> = takes(sql).into_iter().map(|(_, take)| take).collect();
+            assert_eq!(found, expected, "{sql}");
+        };
+        let as_is = [
+            "where id = $1",
+            "where u.id=$1 and true",
+            "where a.u.\"Id\" = $1::text order by id",
+            "where (id = $1)",
+            "where id = ($1)",
+            "where $1 = u.id limit 1",
+            "where $1::text = id",
+            "where id::text = $1",
+            "on (a, b.id = $1)",
+            "where x and id /* ' */ = $1 -- $2",
+            "where id = $1;",
+        ];
+        as_is.iter().for_each(|sql| check(sql, &[Take::AsIs]));
+        check("where id in ($1, $2)", &[Take::AsIs, Take::AsIs]);
+        check("where u.id not in ($1)", &[Take::AsIs]);
+        check("where lower(email) = LOWER($1) order by id", &[Take::Lower]);
+        check("where upper($1::text) = upper(email)", &[Take::Upper]);
+        check("where $1 is null or id = $2 or $3::text is not null", &[Take::AsIs]);
+        let otherwise = [
+            "where email ilike $1",
+            "where email like $1",
+            "where lower(email) = $1",
+            "where id = $1::text::int",
+            "where id = $1 || 'x'",
+            "where id || 'x' = $1",
+            "where a + u.id = $1",
+            "where id <= $1",
+            "where id <> $1",
+            "where id = f($1)",
+            "where lower($1) <> email",
+            "where email = lower($1) || 'x'",
+            "where id = $1 collate x",
+            "where $1 = f(id)",
+            "where id || $1 = id",
+            "where lower(id) in ($1)",
+            "where id in (f($1))",
+            "where id = $1::varchar(2)",
+            "select json_build_object('id', $1)",
+        ];
+        otherwise.iter().for_each(|sql| check(sql, &[Take::Otherwise]));
+    }
+}

@@ -1,0 +1,165 @@
+//! A query as PostgreSQL keeps it parsed: the text form of its node trees (`pg_node_tree`).
+//!
+//! Owns that text's lexical rules. It must not know what any node means. Invariant: total over any text; of one that is
+//! not well-formed, or nested too deep, there is nothing.
+
+use std::str::FromStr;
+
+/// Lists and nodes within one another: far more than anybody writes, and far from the end of the stack.
+const DEPTH_MAX: usize = 500;
+
+/// A piece of a tree.
+#[derive(Debug)]
+pub(super) enum Node<'a> {
+    /// `{NAME :field value …}`; of a field with several values the first.
+    Object(&'a str, Vec<(&'a str, Node<'a>)>),
+    /// `(… …)`
+    List(Vec<Node<'a>>),
+    /// A number, a text, or nothing at all: `<>`.
+    Word(&'a str),
+}
+
+impl<'a> Node<'a> {
+    /// The tree that a text begins with.
+    pub(super) fn parse(text: &'a str) -> Option<Self> {
+        Reader { rest: text }.node(DEPTH_MAX)
+    }
+
+    /// The name of a node, and nothing of what is none.
+    pub(super) fn name(&self) -> &'a str {
+        match self {
+            Self::Object(name, _) => name,
+            Self::List(_) | Self::Word(_) => "",
+        }
+    }
+
+    /// Whether it is a node of this name.
+    pub(super) fn is(&self, name: &str) -> bool {
+        self.name() == name
+    }
+
+    pub(super) fn field(&self, name: &str) -> Option<&Self> {
+        let Self::Object(_, fields) = self else { return None };
+        fields.iter().find(|(field, _)| *field == name).map(|(_, value)| value)
+    }
+
+    /// The field's word.
+    pub(super) fn word(&self, name: &str) -> Option<&'a str> {
+        match self.field(name)? {
+            Self::Word(word) => Some(*word),
+            Self::Object(..) | Self::List(_) => None,
+        }
+    }
+
+    pub(super) fn number<T: FromStr>(&self, name: &str) -> Option<T> {
+        self.word(name)?.parse().ok()
+    }
+
+    /// What the field's list has in it.
+    pub(super) fn items(&self, name: &str) -> &[Self] {
+        match self.field(name) {
+            Some(Self::List(items)) => items,
+            _ => &[],
+        }
+    }
+
+    /// What is right beneath it.
+    pub(super) fn children(&self) -> Vec<&Self> {
+        match self {
+            Self::Object(_, fields) => fields.iter().map(|(_, value)| value).collect(),
+            Self::List(items) => items.iter().collect(),
+            Self::Word(_) => Vec::new(),
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Reader<'a> {
+    rest: &'a str,
+}
+
+impl<'a> Reader<'a> {
+    fn node(&mut self, depth: usize) -> Option<Node<'a>> {
+        let depth = depth.checked_sub(1)?;
+        match self.token()? {
+            "(" => self.list(depth),
+            "{" => self.object(depth),
+            ")" | "}" => None,
+            word => Some(Node::Word(word)),
+        }
+    }
+
+    fn list(&mut self, depth: usize) -> Option<Node<'a>> {
+        let mut items = Vec::new();
+        while self.peek()? != ")" {
+            items.push(self.node(depth)?);
+        }
+        self.token()?;
+        Some(Node::List(items))
+    }
+
+    fn object(&mut self, depth: usize) -> Option<Node<'a>> {
+        let name = self.token()?;
+        let mut fields = Vec::new();
+        loop {
+            let field = match self.token()? {
+                "}" => return Some(Node::Object(name, fields)),
+                token => token.strip_prefix(':')?,
+            };
+            // The first value may begin with a colon, too, if it is a name.
+            fields.push((field, self.node(depth)?));
+            while !self.peek()?.starts_with([':', '}']) {
+                self.node(depth)?;
+            }
+        }
+    }
+
+    fn peek(&self) -> Option<&'a str> {
+        let mut ahead = *self;
+        ahead.token()
+    }
+
+    fn token(&mut self) -> Option<&'a str> {
+        let rest = self.rest.trim_start_matches([' ', '\n', '\t']);
+        let len = if rest.starts_with(['(', ')', '{', '}']) { 1 } else { word_len(rest) };
+        let (token, rest) = rest.split_at_checked(len).filter(|(token, _)| !token.is_empty())?;
+        self.rest = rest;
+        Some(token)
+    }
+}
+
+/// A backslash takes away what is special about the character behind it.
+fn word_len(text: &str) -> usize {
+    let mut is_escaped = false;
+    let ends = |character: char| {
+        let ends = !is_escaped && matches!(character, ' ' | '\n' | '\t' | '(' | ')' | '{' | '}');
+        is_escaped = !is_escaped && character == '\\';
+        ends
+    };
+    text.find(ends).unwrap_or(text.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tree_is_read() {
+        let text = r#"({A :n 7 :name :odd\ na\}me :list ({B :x <>} "q\)" (b 1 2)) :value 3 [ 1 2 0 ] :last true})"#;
+        let Some(Node::List(items)) = Node::parse(text) else { panic!("{text}") };
+        let node = &items[0];
+        assert!(node.is("A") && !node.is("B"), "{node:?}");
+        assert_eq!(node.number::<usize>("n"), Some(7));
+        assert_eq!(node.word("name"), Some(r":odd\ na\}me"));
+        assert_eq!((node.word("value"), node.word("last"), node.word("list")), (Some("3"), Some("true"), None));
+        assert!(node.items("list")[0].is("B") && node.items("list").len() == 3, "{node:?}");
+        assert_eq!((node.items("n").len(), node.children().len()), (0, 5));
+    }
+
+    #[test]
+    fn what_is_no_tree_is_nothing() {
+        for text in ["", "(", "{A :n", "{A n}", ")", "{A :n }", &"(".repeat(100_000)] {
+            assert!(Node::parse(text).is_none(), "{text:.20}");
+        }
+    }
+}
