@@ -19,6 +19,7 @@ mod record;
 mod replay;
 mod run;
 mod schema;
+mod serve;
 mod setup;
 mod status;
 mod teardown;
@@ -30,10 +31,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use indexmap::IndexSet;
 
 use crate::coherence::watermark::Names;
 use crate::config::{Document, Problems, RawTest, Settings};
 use crate::postgres::ConnectError;
+use crate::reads::ReadSet;
 use crate::rules::{Rule, RuleSet};
 use crate::sink::{Label, Scope, Sink, SinkError};
 use crate::source::recording::RecordingError;
@@ -70,6 +73,8 @@ enum Command {
     Teardown(teardown::Args),
     /// Keep Redis coherent until told to stop
     Run(run::Args),
+    /// Serve the file's reads over HTTP, from a cache that is never stale
+    Serve(serve::Args),
     /// Print what changes would do to Redis, touching nothing
     DryRun(dry_run::Args),
     /// Write changes down as they come, as NDJSON
@@ -111,6 +116,11 @@ impl Failure {
     /// A server is away.
     fn unavailable(message: impl Into<String>) -> Self {
         Self { code: 69, message: message.into() }
+    }
+
+    /// Whether it may succeed when a server is back.
+    fn is_unavailable(&self) -> bool {
+        self.code == 69
     }
 
     /// The configuration cannot be used.
@@ -193,6 +203,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Setup(args) => setup::run(&cli.config, args).await,
         Command::Teardown(args) => teardown::run(&cli.config, args).await,
         Command::Run(args) => run::run(&cli.config, args).await,
+        Command::Serve(args) => serve::run(&cli.config, args).await,
         Command::DryRun(args) => dry_run::run(&cli.config, args).await,
         Command::Record(args) => record::run(&cli.config, args).await,
         Command::Replay(args) => replay::run(&cli.config, args).await,
@@ -224,6 +235,7 @@ struct Loaded {
     text: String,
     settings: Settings,
     rules: RuleSet,
+    reads: ReadSet,
     tests: Vec<RawTest>,
 }
 
@@ -257,7 +269,8 @@ impl Loaded {
     fn compile(path: &Path, text: String, environment: &impl Fn(&str) -> Option<String>) -> Result<Self, Problems> {
         let document = Document::parse(&text, environment)?;
         let rules = RuleSet::compile(document.rules, document.lookups, &document.settings)?;
-        Ok(Self { path: path.to_owned(), text, settings: document.settings, rules, tests: document.tests })
+        let reads = ReadSet::compile(document.reads, &document.settings)?;
+        Ok(Self { path: path.to_owned(), text, settings: document.settings, rules, reads, tests: document.tests })
     }
 
     /// The line of a place in the file, from 1.
@@ -268,7 +281,13 @@ impl Loaded {
     /// What the sink has to know of these rules.
     fn scope(&self, rules: &RuleSet) -> Scope {
         let label = |rule: &Rule| Label { name: rule.name.clone(), line: self.line(rule.span.start) };
-        Scope { removals: rules.removals(), labels: rules.rules().iter().map(label).collect(), ttl: self.settings.ttl }
+        // Rules and reads name the same keys, mostly.
+        let removals: IndexSet<_> = rules.removals().into_iter().chain(self.reads.removals()).collect();
+        Scope {
+            removals: removals.into_iter().collect(),
+            labels: rules.rules().iter().map(label).collect(),
+            ttl: self.settings.ttl,
+        }
     }
 
     /// A sink for these rules, not yet connected.

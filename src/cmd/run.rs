@@ -4,10 +4,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::{Failure, Loaded, duration, preflight};
+use super::serve::{self, Listen};
+use super::{Failure, Loaded, check, duration, preflight};
+use crate::api::Server;
 use crate::coherence::history::Doubt;
 use crate::config::Settings;
 use crate::pipeline::{self, RunError};
@@ -22,38 +25,76 @@ pub(super) struct Args {
     /// Begin a new epoch: empty the cache of everything the rules can name, then go on
     #[arg(long)]
     flush: bool,
+    /// Serve the file's reads over HTTP in the same process
+    #[arg(long)]
+    pub(super) serve: bool,
+    #[command(flatten)]
+    listen: Listen,
 }
 
 pub(super) async fn run(path: &Path, args: Args) -> Result<(), Failure> {
+    if args.listen.listen.is_some() && !args.serve {
+        return Err(Failure::usage("--listen is for the read API: give --serve too"));
+    }
     let stop = stop_on_signals()?;
-    let (settings, rules, mut sink) = tokio::select! {
+    let Prepared { settings, rules, mut sink, api } = tokio::select! {
         biased;
         () = stop.cancelled() => return Ok(()),
-        prepared = prepare(path) => prepared?,
+        prepared = prepare(path, &args, &stop) => prepared?,
     };
     if args.flush {
         sink.doubt(Doubt::Asked);
     }
-    pipeline::run(&settings, Arc::new(rules), sink, &stop, args.drain_max).await.map_err(|error| match error {
+    let api = api.map(|(server, listener)| {
+        let stop = stop.clone();
+        tokio::spawn(async move {
+            let served = server.serve(listener, args.drain_max).await;
+            // One does not go on without the other.
+            stop.cancel();
+            served
+        })
+    });
+    let outcome = pipeline::run(&settings, Arc::new(rules), sink, &stop, args.drain_max).await;
+    stop.cancel();
+    // It ends by itself, within its drain.
+    let served = match api {
+        Some(api) => api.await.map_err(|error| Failure::findings(format!("the read API failed: {error}")))?,
+        None => Ok(()),
+    };
+    outcome.map_err(|error| match error {
         RunError::Plan(_) => Failure::findings(error.to_string()),
         RunError::Slot { .. } | RunError::Unpublished(_) | RunError::NoOutbox(_) | RunError::NotPrimary(_) => {
             Failure::configuration(error.to_string())
         }
         RunError::Refused(error) => error.into(),
     })?;
+    served?;
     tracing::info!("stopped");
     Ok(())
 }
 
+/// What the daemon begins with.
+struct Prepared {
+    settings: Settings,
+    rules: RuleSet,
+    sink: Sink,
+    api: Option<(Server, TcpListener)>,
+}
+
 /// Everything that must hold before the first change is read.
-async fn prepare(path: &Path) -> Result<(Settings, RuleSet, Sink), Failure> {
+async fn prepare(path: &Path, args: &Args, stop: &CancellationToken) -> Result<Prepared, Failure> {
     let loaded = Loaded::read(path)?;
     let compared = preflight::compare(&loaded).await?;
     compared.require_identities(&loaded)?;
     compared.require_setup(&loaded).await?;
     let mut sink = loaded.sink(&compared.rules)?;
     sink.connect().await?;
-    Ok((loaded.settings, compared.rules, sink))
+    let mut api = None;
+    if args.serve {
+        check::require_reads(&loaded, &compared).await?;
+        api = Some(serve::open(&loaded, &args.listen, stop).await?);
+    }
+    Ok(Prepared { settings: loaded.settings, rules: compared.rules, sink, api })
 }
 
 /// Cancelled at the first SIGTERM or SIGINT. A second one ends the process at once.

@@ -5,7 +5,9 @@
 
 #![allow(clippy::indexing_slicing, clippy::unwrap_used)]
 
+mod api;
 mod check;
+mod check_reads;
 mod cli;
 mod explain;
 mod faults;
