@@ -1,14 +1,17 @@
 //! `unstale demo`: all of it at work on throwaway servers.
 //!
-//! A writer changes rows of the example domain, the daemon runs in the same process, and a reader refills what
-//! was removed, as applications do. Each change is shown with the keys it removed; in the end every
-//! cached value is compared with the database.
+//! A writer changes rows of the example domain, the daemon and the read API run in the same process, and what was removed
+//! is read again by way of the API, as applications do. Each change is shown with the keys it removed; in the end
+//! every cached value is compared with the database.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use axum::body::Body;
+use axum::http::{Request, StatusCode};
+use http_body_util::BodyExt as _;
 use rand::RngExt as _;
 use redis::AsyncCommands as _;
 use redis::aio::MultiplexedConnection;
@@ -16,11 +19,16 @@ use tokio::sync::mpsc;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
+use super::serve::Listen;
 use super::{Failure, Loaded, duration, preflight, print};
+use crate::api::Front;
+use crate::coherence::lease::Envelope;
 use crate::coherence::watermark::Names;
 use crate::key::CacheKey;
 use crate::pipeline;
 use crate::postgres::setup;
+use crate::reads::{Read, ReadSet, Source};
+use crate::rules::Filter;
 use crate::sandbox::{Postgres, Redis};
 use crate::sink::{Broadcast, connect_subscriber};
 
@@ -53,7 +61,9 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         "REDIS_URL" => Some(redis.url()),
         _ => None,
     };
-    let loaded = Loaded::parse(Path::new("invalidation.yaml"), RULES.to_owned(), &environment)?;
+    let mut loaded = Loaded::parse(Path::new("invalidation.yaml"), RULES.to_owned(), &environment)?;
+    // One client asks for everybody.
+    loaded.settings.api.rate_limits.clear();
     let client = crate::postgres::connect(&loaded.settings.postgres).await?;
     setup::example(&client, USERS).await?;
     let compared = preflight::compare(&loaded).await?;
@@ -79,11 +89,20 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let daemon =
         tokio::spawn(async move { pipeline::run(&settings, rules, sink, &daemon_stop, Duration::from_secs(5)).await });
 
+    let listen = Listen { listen: Some("127.0.0.1:0".to_owned()) };
+    let (api, listener) = super::serve::open(&loaded, &listen, &stop_daemon).await?;
+    let address = listener.local_addr()?;
+    print(&format!("API on http://{address}; try curl -i http://{address}/users/u1\n\n"))?;
+    let front = api.front().map_err(redis_failure)?;
+    let served = tokio::spawn(api.serve(listener, Duration::from_secs(1)));
+
     let cache = redis::Client::open(loaded.settings.redis.clone()).map_err(redis_failure)?;
     let cache = cache.get_multiplexed_async_connection().await.map_err(redis_failure)?;
     let mut show = Show {
         client,
         cache,
+        front,
+        reads: loaded.reads.clone(),
         namespace: loaded.settings.namespace.clone(),
         latencies: Vec::new(),
         removed: 0,
@@ -98,6 +117,8 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     }
     let outcome = show.summary().await?;
     stop_daemon.cancel();
+    // It ends by itself, within its drain.
+    let _ = served.await;
     match daemon.await {
         Ok(Ok(())) => outcome,
         Ok(Err(error)) => Err(Failure::findings(error.to_string())),
@@ -132,23 +153,13 @@ fn redis_failure(error: redis::RedisError) -> Failure {
 struct Show {
     client: Client,
     cache: MultiplexedConnection,
+    front: Front,
+    reads: ReadSet,
     namespace: String,
     latencies: Vec<Duration>,
     removed: usize,
     missing: usize,
 }
-
-/// What the application caches: the prefix of the key, and the query for the value.
-const VIEWS: &[(&str, &str)] = &[
-    (
-        "user",
-        "select json_build_object('id', id, 'email', email, 'name', name, 'avatar', avatar_url)::text from users where id = $1",
-    ),
-    ("user-email", "select json_build_object('id', id, 'email', email)::text from users where lower(email) = $1"),
-    ("org", "select json_build_object('id', id, 'name', name, 'plan', plan)::text from organizations where id = $1"),
-    ("org-members", "select json_agg(user_id order by user_id)::text from memberships where organization_id = $1"),
-    ("flags", "select json_object_agg(key, enabled order by key)::text from feature_flags where organization_id = $1"),
-];
 
 impl Show {
     /// Waits until the daemon has begun its first epoch, which empties the cache.
@@ -167,31 +178,55 @@ impl Show {
     /// Fills the cache as traffic would.
     async fn warm(&mut self) -> Result<(), Failure> {
         for number in 1..=USERS / 5 {
-            self.fill(&format!("user:u{number}")).await?;
-            self.fill(&format!("user-email:user{number}@example.com")).await?;
+            self.read(&format!("user:u{number}")).await?;
+            self.read(&format!("user-email:user{number}@example.com")).await?;
         }
         for number in 1..=USERS / 10 {
             for prefix in ["org", "org-members", "flags"] {
-                self.fill(&format!("{prefix}:o{number}")).await?;
+                self.read(&format!("{prefix}:o{number}")).await?;
             }
         }
         Ok(())
     }
 
-    /// Reads a value from the database as it is now.
-    async fn current(&self, key: &str) -> Result<Option<String>, Failure> {
-        let Some((prefix, argument)) = key.split_once(':') else { return Ok(None) };
-        let Some((_, sql)) = VIEWS.iter().find(|(view, _)| *view == prefix) else { return Ok(None) };
-        let row = self.client.query_opt(*sql, &[&argument]).await?;
-        Ok(row.and_then(|row| row.get(0)))
-    }
-
-    async fn fill(&mut self, key: &str) -> Result<(), Failure> {
-        if let Some(value) = self.current(key).await? {
-            let name = format!("{}{key}", self.namespace);
-            self.cache.set::<_, _, ()>(name, value).await.map_err(redis_failure)?;
+    /// Reads what is cached under a key, by way of the API, if that is known to cache anything there.
+    async fn read(&self, key: &str) -> Result<(), Failure> {
+        if let Some(path) = self.path(key) {
+            self.get(&path, "max-age=60").await?;
         }
         Ok(())
+    }
+
+    /// The path of the read that a key is of.
+    fn path(&self, key: &str) -> Option<String> {
+        let name = format!("{}{key}", self.namespace);
+        let mut found = self.reads.reads().iter().filter_map(|read| Some((read, read.arguments(name.as_bytes())?)));
+        let (read, values) = found.next()?;
+        let mut path = read.path.as_str().to_owned();
+        for (parameter, value) in read.parameters.iter().zip(values) {
+            if parameter.source != Source::Path {
+                // What only the bearer of a token may ask for.
+                return None;
+            }
+            let value = String::from_utf8(Filter::Urlencode.apply(&value?)).ok()?;
+            path = path.replace(&format!("{{{}}}", parameter.name), &value);
+        }
+        Some(path)
+    }
+
+    /// The JSON at a path, if there is any.
+    async fn get(&self, path: &str, cache_control: &str) -> Result<Option<Vec<u8>>, Failure> {
+        let request = Request::get(path).header("cache-control", cache_control).body(Body::empty());
+        let request = request.map_err(|error| Failure::findings(format!("{path}: {error}")))?;
+        let answer = self.front.answer(request).await;
+        let status = answer.status();
+        let body = answer.into_body().collect().await;
+        let body = body.map_err(|error| Failure::findings(format!("{path}: {error}")))?.to_bytes();
+        match status {
+            StatusCode::OK => Ok(Some(body.to_vec())),
+            StatusCode::NOT_FOUND => Ok(None),
+            other => Err(Failure::findings(format!("{path}: {other}: {}", String::from_utf8_lossy(&body)))),
+        }
     }
 
     /// Changes something, waits for the invalidation, shows it, and refills what was removed.
@@ -210,7 +245,7 @@ impl Show {
         self.removed += keys.len();
         print(&format!("{text:<46}{:>7.2} ms  {}\n", latency.as_secs_f64() * 1000.0, keys.join("  ")))?;
         for key in keys {
-            self.fill(key).await?;
+            self.read(key).await?;
         }
         Ok(())
     }
@@ -221,7 +256,7 @@ impl Show {
             for op in broadcast.ops {
                 self.removed += 1;
                 let key = op.key.strip_prefix(&self.namespace).unwrap_or(&op.key).to_owned();
-                self.fill(&key).await?;
+                self.read(&key).await?;
             }
         }
         Ok(())
@@ -273,24 +308,39 @@ impl Show {
         Ok(text)
     }
 
+    /// The names that nobody asks for any more, because their version is not the current one.
+    async fn outdated(&mut self, names: &[String]) -> Result<BTreeSet<String>, Failure> {
+        let mut outdated = BTreeSet::new();
+        for name in names {
+            for read in self.reads.reads() {
+                let Some(values) = read.arguments(name.as_bytes()) else { continue };
+                let (Some(version), Some(key)) = (read.version_key(&values), read.key(&values)) else { continue };
+                let current: Option<String> = self.cache.get(version.as_bytes()).await.map_err(redis_failure)?;
+                if Read::versioned(&key, &current.unwrap_or_default()).as_bytes() != name.as_bytes() {
+                    outdated.insert(name.clone());
+                }
+            }
+        }
+        Ok(outdated)
+    }
+
     /// Compares every cached value with the database and says how it went.
     async fn summary(&mut self) -> Result<Result<(), Failure>, Failure> {
         let names: Vec<String> = self.cache.keys(format!("{}*", self.namespace)).await.map_err(redis_failure)?;
-        let mut compared = BTreeMap::new();
+        let outdated = self.outdated(&names).await?;
+        let mut compared = 0;
         let mut stale = 0;
         for name in names {
             let key = name.strip_prefix(&self.namespace).unwrap_or(&name);
-            let Some((prefix, _)) =
-                key.split_once(':').filter(|(prefix, _)| VIEWS.iter().any(|(view, _)| view == prefix))
-            else {
-                continue;
-            };
-            let held: Option<String> = self.cache.get(&name).await.map_err(redis_failure)?;
-            if held != self.current(key).await? {
+            let Some(path) = self.path(key).filter(|_| !outdated.contains(&name)) else { continue };
+            let held: Option<Vec<u8>> = self.cache.get(&name).await.map_err(redis_failure)?;
+            let Some(value) = held.as_deref().and_then(Envelope::decode) else { continue };
+            // Past the cache, from the database.
+            if self.get(&path, "no-store").await?.unwrap_or_default() != value.body {
                 stale += 1;
                 print(&format!("STALE: {key}\n"))?;
             }
-            *compared.entry(prefix.to_owned()).or_insert(0) += 1;
+            compared += 1;
         }
         self.latencies.sort_unstable();
         let millis = |share: f64| {
@@ -298,10 +348,9 @@ impl Show {
             let latency = self.latencies.get(at.min(self.latencies.len().saturating_sub(1)));
             latency.copied().unwrap_or_default().as_secs_f64() * 1000.0
         };
-        let total: usize = compared.values().sum();
         print(&format!(
             "\n{} changes, {} keys invalidated; from commit to subscriber p50 {:.2} ms, p99 {:.2} ms\n\
-             {total} cached values compared with the database: {stale} stale\n",
+             {compared} cached values compared with the database: {stale} stale\n",
             self.latencies.len() + self.missing,
             self.removed,
             millis(0.5),
