@@ -1,5 +1,5 @@
-//! The promise under torture: writers, fillers and a daemon that is killed over and over, while everything
-//! around them fails on schedule; after each cycle every cached value is compared with the database.
+//! The promise under torture: writers, fillers, readers by HTTP and a daemon that is killed over and over, while
+//! everything around them fails on schedule; after each cycle every cached value is compared with the database.
 //!
 //! Owns the cycle and the verdict. `make test` runs it for a while in every mode, and
 //! `make torture ARGS="--for 1h --seed 7 --mode outbox"` in one, as long as told. Invariants: what counts as stale
@@ -8,6 +8,7 @@
 
 #![allow(clippy::print_stdout)]
 
+mod api;
 mod fault;
 mod filler;
 mod mode;
@@ -29,6 +30,9 @@ use stage::Stage;
 
 /// How long the writers and the faults of one cycle run.
 const CYCLE: Duration = Duration::from_millis(600);
+
+/// After every so many cycles the API is waited for to make hits again.
+const RECOVERIES: u64 = 8;
 
 /// How a finding is printed.
 const FINDING: &str = "found: ";
@@ -81,6 +85,7 @@ struct Report {
     commits: u64,
     compared: u64,
     sampled: u64,
+    by_http: api::Tally,
     faults: BTreeMap<&'static str, u64>,
     epochs: BTreeMap<String, u64>,
     findings: Vec<String>,
@@ -103,6 +108,7 @@ impl Report {
             self.sampled,
             self.findings.len()
         );
+        println!("{}", self.by_http);
         for finding in &self.findings {
             println!("{FINDING}{finding}");
         }
@@ -118,15 +124,17 @@ async fn torture(options: &Options) -> Report {
     let setting = Arc::clone(&stage.ground.setting);
     let writers = writer::start(&setting, &mut random);
     let fillers = filler::start(&setting, &mut random);
+    let readers = api::start(&setting, &mut random);
     let sampler = oracle::start_sampler(&setting);
     let end = Instant::now() + options.time;
     while Instant::now() < end && report.findings.is_empty() {
         cycle(&mut stage, options, &mut random, &mut report).await;
     }
     setting.finish();
-    for task in writers.into_iter().chain(fillers).chain([sampler]) {
+    for task in writers.into_iter().chain(fillers).chain(readers).chain([sampler]) {
         task.await.unwrap();
     }
+    report.findings.extend(setting.take_findings());
     setting.count_into(&mut report);
     report
 }
@@ -136,7 +144,23 @@ enum Move {
     Kill,
     Start,
     KillSecond,
+    KillApi(usize),
+    StartApi(usize),
+    /// Sends one of its servers a signal.
+    SignalApi(usize, &'static str),
     Strike(Fault),
+}
+
+/// What happens to one of the API's servers: now and then it is killed and started again, or stands still.
+fn against_the_api(random: &mut StdRng) -> Vec<(Duration, Move)> {
+    let server = random.random_range(0..api::SERVERS);
+    let at = CYCLE.mul_f64(random.random_range(0.05..0.8));
+    let then = at + Duration::from_millis(random.random_range(10..250));
+    match random.random_range(0..8) {
+        0 | 1 => vec![(at, Move::KillApi(server)), (then, Move::StartApi(server))],
+        2 | 3 => vec![(at, Move::SignalApi(server, "STOP")), (then, Move::SignalApi(server, "CONT"))],
+        _ => Vec::new(),
+    }
 }
 
 async fn cycle(stage: &mut Stage, options: &Options, random: &mut StdRng, report: &mut Report) {
@@ -157,6 +181,7 @@ async fn cycle(stage: &mut Stage, options: &Options, random: &mut StdRng, report
             moves.push((CYCLE.mul_f64(random.random_range(0.05..0.95)), Move::KillSecond));
         }
     }
+    moves.extend(against_the_api(random));
     let mut beside = Vec::new();
     let began = tokio::time::Instant::now();
     for &fault in &faults {
@@ -179,6 +204,9 @@ async fn cycle(stage: &mut Stage, options: &Options, random: &mut StdRng, report
             Move::Kill => stage.kill_daemon(),
             Move::Start => stage.start_daemon(),
             Move::KillSecond => stage.kill_second(),
+            Move::KillApi(server) => setting.api.kill(server),
+            Move::StartApi(server) => stage.start_api(server),
+            Move::SignalApi(server, name) => setting.api.servers.signal(server, name),
             Move::Strike(fault) => struck.push((fault, fault.strike_gravely(stage, random).await)),
         }
     }
@@ -201,9 +229,13 @@ async fn cycle(stage: &mut Stage, options: &Options, random: &mut StdRng, report
     report.findings.extend(setting.take_findings());
     let (compared, stale) = oracle::compare(stage).await;
     report.compared += compared;
-    report
-        .findings
-        .extend(stale.into_iter().map(|stale| format!("after cycle {} with {faults:?}: {stale}", report.cycles)));
+    let context = format!("after cycle {} with {faults:?}", report.cycles);
+    report.findings.extend(stale.into_iter().map(|stale| format!("{context}: {stale}")));
+    // What they find missing they fill: only now, when what the cycle left was looked at.
+    for found in api::compare(stage, report.cycles.is_multiple_of(RECOVERIES)).await {
+        let stuck = found.starts_with(STUCK);
+        report.findings.push(if stuck { format!("{found}; {context}") } else { format!("{context}: {found}") });
+    }
     let now = setting.epochs().await;
     // What one daemon noticed, another that is at work too may notice a cycle later.
     let before =
@@ -241,6 +273,8 @@ fn survive(options: &Options) {
     let report = run(options);
     assert!(report.findings.is_empty(), "seed {}: {:#?}", options.seed, report.findings);
     assert!(report.fills > 100 && report.compared > 100 && report.sampled > 100, "{report:?}");
+    let by_http = &report.by_http;
+    assert!(by_http.judged > 100 && by_http.own_writes > 20 && by_http.hits_at_rest > 100, "{report:?}");
 }
 
 #[test]

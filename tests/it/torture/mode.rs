@@ -26,7 +26,7 @@ lookups:
 rules:
   item:
     table: items
-    delete: ["item:{id}", "alias:{alias}", "group:{grp}", "peer:{id}"]
+    delete: ["item:{id}", "alias:{alias}", "group:{grp}", "peer:{id}", "api-item:{id}", "api-alias:{alias}"]
     bump: "version:{grp}"
     publish: {channel: items, data: {id: "{id}"}}
     stream: {name: log, data: {id: "{id}", v: "{v}"}, maxlen: 1000}
@@ -42,7 +42,36 @@ rules:
     table: items
     for_each: peers({grp}) as p
     delete: "peer:{p.id}"
+api: {max_staleness: 2s, stale_if_error: 0s, consistency_wait: 50ms, timeout: 2s}
+reads:
+  item:
+    path: /items/{id}
+    key: "api-item:{id}"
+    ttl: 1s
+    stale_while_revalidate: 10m
+    negative_ttl: 10m
+    sql: select to_json(v) from items where id = $1
+  alias:
+    path: /aliases/{alias}
+    key: "api-alias:{alias}"
+    ttl: 2s
+    negative_ttl: 10m
+    max_staleness: 1s
+    sql: select to_json(v) from items where alias = $1
+  tagged:
+    path: /tagged/{grp}
+    key: "api-tagged:{grp}"
+    tags: "group:{grp}"
+    sql: select to_json(coalesce(sum(v), 0)) from items where grp = $1
+  versioned:
+    path: /versioned/{grp}
+    key: "api-versioned:{grp}"
+    version: "version:{grp}"
+    sql: select to_json(coalesce(sum(v), 0)) from items where grp = $1
 "#;
+
+/// Where the reads' settings begin.
+const API: &str = "api: {";
 
 /// What needs the order of commits, and what takes its place where that is not to be had.
 const UNORDERED: [(&str, &str); 2] = [
@@ -91,5 +120,12 @@ impl Mode {
                 rules.replace(ordered, unordered)
             }),
         }
+    }
+
+    /// The same where reads may go to this replica.
+    pub(super) fn rules_with_replica(self, url: &str) -> String {
+        let rules = self.rules();
+        assert!(rules.contains(API), "{rules}");
+        rules.replace(API, &format!("{API}replica_url: \"{url}\", "))
     }
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tempfile::TempDir;
 use tokio_postgres::Client;
@@ -18,6 +18,7 @@ use unstale::postgres::{self, Address};
 use unstale::sandbox::{Postgres, Redis, signal};
 
 use super::Report;
+use super::api::{self, Api};
 use super::mode::Mode;
 use crate::proxy::{Fault, Proxy};
 use crate::support::Daemon;
@@ -30,7 +31,7 @@ pub(super) const GROUPS: i32 = 12;
 pub(super) const SESSIONS: &str = "daemon";
 
 /// How long everything may take to come to rest once nothing fails any more.
-const CALM_MAX: Duration = Duration::from_secs(60);
+pub(super) const CALM_MAX: Duration = Duration::from_secs(60);
 
 const SCHEMA: &str = "
 create sequence versions;
@@ -45,12 +46,19 @@ insert into groups select generate_series(0, 11);
 alter table items add foreign key (grp) references groups on delete cascade";
 
 /// What a writer knows of a commit once it returned.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Committed {
     pub(super) version: i64,
     /// Where the log was then.
     pub(super) position: Lsn,
     /// When that was, in milliseconds since 1970.
     pub(super) at: u64,
+}
+
+/// Milliseconds since 1970.
+pub(super) fn unix_millis() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    u64::try_from(since.as_millis()).unwrap()
 }
 
 /// What every actor needs, and how they are told to pause.
@@ -74,6 +82,7 @@ pub(super) struct Setting {
     pub(super) commits: AtomicU64,
     pub(super) sampled: AtomicU64,
     findings: Mutex<Vec<String>>,
+    pub(super) api: Api,
 }
 
 /// The right to act; the pause waits until nobody has it.
@@ -169,6 +178,7 @@ impl Setting {
         report.refused = self.refused.load(Ordering::SeqCst);
         report.commits = self.commits.load(Ordering::SeqCst);
         report.sampled = self.sampled.load(Ordering::SeqCst);
+        report.by_http = self.api.tally();
     }
 }
 
@@ -184,7 +194,7 @@ async fn pause(flag: &AtomicBool, busy: &AtomicUsize, who: &str) {
 /// What a fault reaches while others do, too.
 pub(super) struct Ground {
     pub(super) setting: Arc<Setting>,
-    /// Between the daemon and the servers. The fillers reach Redis by the same way.
+    /// Between the daemon or the API and the servers. The fillers reach Redis by the same way.
     pub(super) to_postgres: Proxy,
     pub(super) to_redis: Proxy,
     now: Mutex<Now>,
@@ -303,6 +313,8 @@ impl Stage {
         let (to_postgres, to_redis) = (Proxy::start(postgres.port()), Proxy::start(redis.port()));
         let directory = TempDir::new().unwrap();
         std::fs::write(directory.path().join("invalidation.yaml"), mode.rules()).unwrap();
+        let with_replica = mode.rules_with_replica(&standby.url("postgres"));
+        std::fs::write(directory.path().join("replica.yaml"), with_replica).unwrap();
         let url = format!("redis://127.0.0.1:{}", to_redis.port());
         let names = Names::new("t:", "unstale");
         let setting = Setting {
@@ -324,6 +336,7 @@ impl Stage {
             commits: AtomicU64::new(0),
             sampled: AtomicU64::new(0),
             findings: Mutex::default(),
+            api: Api::default(),
         };
         let ground = Ground { setting: Arc::new(setting), to_postgres, to_redis, now: Mutex::default() };
         let ground = Arc::new(ground);
@@ -333,20 +346,26 @@ impl Stage {
         assert!(setup.status.success(), "{}", crate::support::text(&setup));
         stage.start_daemon();
         stage.daemon.as_ref().unwrap().wait_for_log("streaming");
+        (0..api::SERVERS).for_each(|server| stage.start_api(server));
+        stage.ground.setting.api.wait_until_served();
         stage
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_unstale"));
         command.args(arguments).current_dir(self.directory.path()).env_remove("RUST_LOG");
-        let port = self.ground.to_postgres.port();
-        let url = format!("postgres://postgres@127.0.0.1:{port}/postgres?application_name={SESSIONS}");
-        command.env("DATABASE_URL", url);
+        command.env("DATABASE_URL", self.database_url(SESSIONS));
         command.env("REDIS_URL", format!("redis://127.0.0.1:{}", self.ground.to_redis.port()));
         if let Some(mutant) = self.mutant {
             command.env("UNSTALE_MUTANT", mutant.name());
         }
         command
+    }
+
+    /// The primary, behind the proxy, for sessions of this name.
+    fn database_url(&self, sessions: &str) -> String {
+        let port = self.ground.to_postgres.port();
+        format!("postgres://postgres@127.0.0.1:{port}/postgres?application_name={sessions}")
     }
 
     /// The spare becomes the replica of the Redis in use.
@@ -402,6 +421,14 @@ impl Stage {
         self.daemon = Some(daemon);
     }
 
+    /// Starts one of the API's servers. Its sessions are not called the daemon's, which faults look for.
+    pub(super) fn start_api(&self, server: usize) {
+        let file = if server == 0 { "invalidation.yaml" } else { "replica.yaml" };
+        let mut command = self.command(&["serve", "--config", file, "--listen", "127.0.0.1:0"]);
+        command.env("DATABASE_URL", self.database_url("api"));
+        self.ground.setting.api.servers.start(server, command);
+    }
+
     pub(super) fn kill_second(&mut self) {
         self.second = None;
     }
@@ -440,6 +467,12 @@ impl Stage {
         }
         ground.redis(&["CONFIG", "SET", "maxmemory", "0"]).await;
         ground.release_commits().await;
+        for server in 0..api::SERVERS {
+            ground.setting.api.servers.signal(server, "CONT");
+            if api::is_away(&ground.setting, server) {
+                self.start_api(server);
+            }
+        }
         // A daemon may have ended by itself: it is told to, by what may only be configured wrongly.
         if self.daemon.as_mut().is_none_or(Daemon::has_ended) {
             self.start_daemon();

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 use unstale::postgres::{self, Address};
 
-use super::stage::{Committed, ITEMS, Setting};
+use super::stage::{Committed, ITEMS, Setting, unix_millis};
 
 const WRITERS: usize = 4;
 
@@ -57,7 +57,7 @@ async fn change(
     let pause = random.random_range(0..4) * random.random_range(0..5);
     let kinds = if setting.mode.is_outbox() { 23 } else { 20 };
     let sql = match random.random_range(0..kinds) {
-        0..8 => return single(setting, client, a).await,
+        0..8 => return single(setting, client, a).await.map(|_| ()),
         8..11 => format!("begin; {}; select pg_sleep({pause} / 1000.0); {}; commit", touch(a.min(b)), touch(a.max(b))),
         11 => format!("begin; {}; savepoint s; {}; rollback to s; {}; commit", touch(a), touch(b), touch(a)),
         12 => format!("begin; {}; rollback", touch(a)),
@@ -105,7 +105,7 @@ async fn change(
     Ok(())
 }
 
-fn item(random: &mut StdRng) -> i32 {
+pub(super) fn item(random: &mut StdRng) -> i32 {
     // Some rows are much hotter than the others.
     if random.random() { random.random_range(1..=6) } else { random.random_range(1..=ITEMS) }
 }
@@ -114,16 +114,19 @@ fn touch(item: i32) -> String {
     format!("update items set v = nextval('versions') where id = {item}")
 }
 
-/// One row, and what is known of it once the commit returned.
-async fn single(setting: &Setting, client: &Client, item: i32) -> Result<(), tokio_postgres::Error> {
+/// One row, and what is known of it once the commit returned. Nothing if there is no such row.
+pub(super) async fn single(
+    setting: &Setting,
+    client: &Client,
+    item: i32,
+) -> Result<Option<Committed>, tokio_postgres::Error> {
     let rows = client.query(&format!("{} returning v", touch(item)), &[]).await?;
     let position = client.query_one("select pg_current_wal_insert_lsn()::text", &[]).await?;
-    if let Some(row) = rows.first() {
-        let position = position.get::<_, String>(0).parse().unwrap();
-        let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis();
-        let committed = Committed { version: row.get(0), position, at: u64::try_from(at).unwrap() };
+    let position = position.get::<_, String>(0).parse().unwrap();
+    let committed = rows.first().map(|row| Committed { version: row.get(0), position, at: unix_millis() });
+    if let Some(committed) = committed {
         setting.committed.lock().unwrap().entry(item).or_default().push(committed);
     }
     setting.commits.fetch_add(1, Ordering::Relaxed);
-    Ok(())
+    Ok(committed)
 }
