@@ -50,8 +50,10 @@ pub(super) struct Away;
 pub(super) struct Sight {
     /// Every invalidation up to here was in force.
     pub(super) applied: Option<Lsn>,
-    /// How long ago the daemon said that everything committed was in force; nothing if it never did.
+    /// How long ago the daemon said that everything committed was in force; nothing if it never did, or has other rules.
     pub(super) behind: Option<Duration>,
+    /// The daemon has other rules or reads than we, and does not remove what we would cache.
+    pub(super) is_others: bool,
     /// What the key held.
     pub(super) held: Value,
 }
@@ -79,7 +81,7 @@ impl Cache {
     /// Begins to connect; Redis counts as away until that is done.
     pub(super) fn start(
         info: &ConnectionInfo,
-        names: &Names,
+        (names, rules): (&Names, &Arc<str>),
         lease: Duration,
         stop: &CancellationToken,
     ) -> Result<Self, RedisError> {
@@ -89,7 +91,7 @@ impl Cache {
         let keep = keep(Arc::clone(&link), client, info.addr().to_string());
         let stop = stop.clone();
         tokio::spawn(async move { stop.run_until_cancelled(keep).await });
-        tokio::spawn(look_for_all(Arc::clone(&link), names.clone(), waiting));
+        tokio::spawn(look_for_all(Arc::clone(&link), names.clone(), Arc::clone(rules), waiting));
         Ok(Self { leases: Leases::new(names.clone(), lease), lease, link, looks })
     }
 
@@ -166,38 +168,54 @@ async fn open(client: &Client) -> Result<MultiplexedConnection, RedisError> {
 }
 
 /// Sends what has gathered while the round trip before was on its way.
-async fn look_for_all(link: Arc<Link>, names: Names, mut waiting: mpsc::Receiver<Look>) {
+async fn look_for_all(link: Arc<Link>, names: Names, rules: Arc<str>, mut waiting: mpsc::Receiver<Look>) {
     let mut gathered = Vec::new();
+    let mut said = false;
     while waiting.recv_many(&mut gathered, LOOKS_TOGETHER).await > 0 {
-        look_together(&link, &names, std::mem::take(&mut gathered)).await;
+        let looks = std::mem::take(&mut gathered);
+        let is_others = look_together(&link, (&names, &rules), looks).await;
+        if is_others && !said {
+            tracing::warn!(
+                "the daemon has other rules or reads than this API, so nothing is served from Redis: restart whichever \
+                 has the older file"
+            );
+        }
+        said = is_others;
     }
 }
 
-async fn look_together(link: &Link, names: &Names, looks: Vec<Look>) {
+/// Whether the daemon has other rules.
+async fn look_together(link: &Link, expected: (&Names, &str), looks: Vec<Look>) -> bool {
     let found = match link.current() {
-        Some(mut connection) => ask(&mut connection, names, &looks).await,
-        None => return looks.into_iter().for_each(|look| drop(look.reply.send(Err(Away)))),
+        Some(mut connection) => ask(&mut connection, expected, &looks).await,
+        None => Ok(None),
     };
-    match found {
-        Ok((applied, behind, held)) => {
-            for (look, held) in looks.into_iter().zip(held) {
-                // Whoever asked may have left.
-                let _ = look.reply.send(Ok(Sight { applied, behind, held }));
-            }
-        }
-        Err(error) => {
-            tracing::debug!(error = crate::cache::describe(&error), "Redis did not answer");
-            link.broken.notify_one();
-            looks.into_iter().for_each(|look| drop(look.reply.send(Err(Away))));
-        }
+    let found = found.unwrap_or_else(|error| {
+        tracing::debug!(error = crate::cache::describe(&error), "Redis did not answer");
+        link.broken.notify_one();
+        None
+    });
+    let Some((seen, held)) = found else {
+        looks.into_iter().for_each(|look| drop(look.reply.send(Err(Away))));
+        return false;
+    };
+    for (look, held) in looks.into_iter().zip(held) {
+        // Whoever asked may have left.
+        let _ = look.reply.send(Ok(Sight { held, ..seen.clone() }));
     }
+    seen.is_others
 }
 
-type Found = (Option<Lsn>, Option<Duration>, Vec<Value>);
-
-async fn ask(connection: &mut MultiplexedConnection, names: &Names, looks: &[Look]) -> Result<Found, RedisError> {
+/// What all looks of a trip have seen, and what each key held.
+async fn ask(
+    connection: &mut MultiplexedConnection,
+    (names, rules): (&Names, &str),
+    looks: &[Look],
+) -> Result<Option<(Sight, Vec<Value>)>, RedisError> {
     let mut get = redis::cmd("MGET");
-    get.arg(names.applied.as_bytes()).arg(names.asof.as_bytes());
+    for name in [&names.applied, &names.asof, &names.rules] {
+        get.arg(name.as_bytes());
+    }
     for look in looks {
         get.arg(look.key.as_bytes());
     }
@@ -205,15 +223,18 @@ async fn ask(connection: &mut MultiplexedConnection, names: &Names, looks: &[Loo
     let mut pipeline = Pipeline::new();
     pipeline.add_command(get).add_command(redis::cmd("TIME"));
     let (mut held, (seconds, micros)): (Vec<Value>, (u64, u64)) = pipeline.query_async(connection).await?;
-    if held.len() != looks.len() + 2 {
+    if held.len() != looks.len() + 3 {
         return Err((redis::ErrorKind::UnexpectedReturnType, "another number of values than keys").into());
     }
-    let values = held.split_off(2);
-    let [applied, asof]: [Option<String>; 2] = redis::from_redis_value::<Vec<Option<String>>>(Value::Array(held))?
-        .try_into()
-        .map_err(|_| RedisError::from((redis::ErrorKind::UnexpectedReturnType, "two values are not two")))?;
+    let values = held.split_off(3);
+    let mut texts = redis::from_redis_value::<Vec<Option<String>>>(Value::Array(held))?.into_iter();
+    let mut next = || texts.next().flatten();
+    let (applied, asof, others) = (next(), next(), next());
     let now = Duration::from_secs(seconds) + Duration::from_micros(micros);
     let asof = asof.and_then(|millis| millis.parse().ok()).map(Duration::from_millis);
-    let behind = asof.map(|asof| now.saturating_sub(asof));
-    Ok((applied.as_deref().and_then(Lsn::from_fixed_hex), behind, values))
+    // A daemon that does not say which has those that everybody has.
+    let is_others = others.is_some_and(|others| others != *rules);
+    let behind = asof.map(|asof| now.saturating_sub(asof)).filter(|_| !is_others);
+    let applied = applied.as_deref().and_then(Lsn::from_fixed_hex);
+    Ok(Some((Sight { applied, behind, is_others, held: Value::Nil }, values)))
 }

@@ -48,6 +48,7 @@ const LEASE_GRACE: Duration = Duration::from_secs(5);
 pub struct Server {
     redis: ConnectionInfo,
     names: Names,
+    rules: Arc<str>,
     lease: Duration,
     shared: Arc<Shared>,
     events: Arc<Events>,
@@ -66,12 +67,18 @@ struct Api {
 }
 
 impl Server {
-    /// Servers are connected to when they are needed. The events are followed on this runtime, until `stop`.
+    /// Servers are connected to when they are needed. The events are followed on this runtime, until `stop`. Values are
+    /// served from Redis only while the daemon at work says that it has `rules`.
     ///
     /// # Errors
     ///
     /// The Redis URL cannot be used at all. That a server is away is none: it may come back.
-    pub fn start(settings: &Settings, reads: ReadSet, stop: &CancellationToken) -> Result<Self, RedisError> {
+    pub fn start(
+        settings: &Settings,
+        reads: ReadSet,
+        rules: String,
+        stop: &CancellationToken,
+    ) -> Result<Self, RedisError> {
         let api = &settings.api;
         let names = Names::new(&settings.namespace, &settings.slot);
         let longest = reads.reads().iter().map(|read| read.timeout).max().unwrap_or_default();
@@ -82,13 +89,13 @@ impl Server {
         let replica = api.replica.clone().map(|address| database(address, Role::Replica));
         let shared = Arc::new(Shared::new(reads, primary, replica, api.clone()));
         let (redis, lease, stop) = (settings.redis.clone(), longest + LEASE_GRACE, stop.clone());
-        Ok(Self { redis, names, lease, shared, events, openapi, stop })
+        Ok(Self { redis, names, rules: rules.into(), lease, shared, events, openapi, stop })
     }
 
     /// The API on the runtime that calls.
     fn api(&self) -> Result<Api, RedisError> {
         let settings = &self.shared.settings;
-        let cache = Cache::start(&self.redis, &self.names, self.lease, &self.stop)?;
+        let cache = Cache::start(&self.redis, (&self.names, &self.rules), self.lease, &self.stop)?;
         let position = |name: &str| self.shared.reads.reads().iter().position(|read| read.name == name);
         let sessions = settings.session.clone().and_then(|session| {
             let read = position(&session.read.value)?;

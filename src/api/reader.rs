@@ -295,7 +295,8 @@ impl Reader {
         let second = self.cache.look(key.clone()).await?;
         // What was in force when the version was read: what came after that may have raised it.
         let behind = first.behind.zip(second.behind).map(|(first, second)| first.max(second));
-        Ok(Some((key, Sight { applied: first.applied, behind, ..second })))
+        let is_others = first.is_others || second.is_others;
+        Ok(Some((key, Sight { applied: first.applied, behind, is_others, ..second })))
     }
 
     fn hit(self: &Arc<Self>, question: &Question, key: CacheKey, value: Envelope, sight: &Sight) -> Answer {
@@ -536,7 +537,8 @@ impl Reader {
         found: Option<Found>,
         sight: &Sight,
     ) -> Result<Answer, ReadError> {
-        let error = match self.bypass(read, question, "daemon-behind", Some(sight)).await {
+        let why = if sight.is_others { "other-rules" } else { "daemon-behind" };
+        let error = match self.bypass(read, question, why, Some(sight)).await {
             Err(error @ ReadError::Database(DatabaseError::Away(_) | DatabaseError::Crowded | DatabaseError::Slow)) => {
                 error
             }

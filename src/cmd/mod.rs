@@ -32,6 +32,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use indexmap::IndexSet;
+use sha2::{Digest as _, Sha256};
 
 use crate::coherence::watermark::Names;
 use crate::config::{Document, Problems, RawTest, Settings};
@@ -287,7 +288,15 @@ impl Loaded {
             removals: removals.into_iter().collect(),
             labels: rules.rules().iter().map(label).collect(),
             ttl: self.settings.ttl,
+            digest: self.digest(),
         }
+    }
+
+    /// What tells these rules, and the names that the reads cache under, from any others: an API that has others than the
+    /// daemon at work would cache what that one does not remove.
+    fn digest(&self) -> String {
+        let parts = format!("{:?} {:?}", self.rules.versions(), self.reads.removals());
+        Sha256::digest(parts).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// A sink for these rules, not yet connected.

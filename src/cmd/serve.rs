@@ -68,7 +68,7 @@ pub(super) async fn open(
         Failure::configuration(format!("cannot listen on {address}: {error}; change api.listen or give --listen"))
     })?;
     let address = listener.local_addr()?;
-    let server = Server::start(&loaded.settings, loaded.reads.clone(), stop).map_err(|error| {
+    let server = Server::start(&loaded.settings, loaded.reads.clone(), loaded.digest(), stop).map_err(|error| {
         Failure::configuration(format!("target.url cannot be used: {}", crate::cache::describe(&error)))
     })?;
     tracing::info!(%address, reads = loaded.reads.reads().len(), "serving");

@@ -49,6 +49,8 @@ pub struct Names {
     /// Everything durably committed before this time is in force: milliseconds since 1970, by the clock of Redis.
     /// What is committed with `synchronous_commit = off` counts from when it is durable.
     pub asof: CacheKey,
+    /// Which rules and reads the daemon that is at work has: what tells them from any others.
+    pub rules: CacheKey,
     /// The id of the last message on the channel [`Names::invalidations`].
     pub last_broadcast: CacheKey,
     /// The channel that tells every instance what was invalidated.
@@ -80,6 +82,7 @@ impl Names {
             epoch: state("epoch"),
             epochs: state("epochs"),
             asof: state("asof"),
+            rules: state("rules"),
             last_broadcast: state("last"),
             invalidations: CacheKey::new(format!("{namespace}{INVALIDATIONS}")),
             recent: state("recent"),

@@ -218,9 +218,12 @@ pub(super) fn forget_marks(batch: &Batch, history: &str, target: Target<'_>, pip
     }
 }
 
-/// Says up to when everything is in force, in milliseconds since 1970 by the clock of Redis.
-pub(super) fn heartbeat(asof: u64, target: Target<'_>, pipeline: &mut Pipeline) {
+/// Says up to when everything is in force, in milliseconds since 1970 by the clock of Redis, and by which rules.
+pub(super) fn heartbeat(asof: u64, rules: &str, target: Target<'_>, pipeline: &mut Pipeline) {
+    let mut set_rules = script(&target.scripts.set, &[&target.names.rules]);
+    set_rules.arg(rules);
     let mut set = script(&target.scripts.set, &[&target.names.asof]);
     set.arg(asof);
-    pipeline.add_command(set);
+    // In this order: whoever believes the time believes the rules.
+    pipeline.add_command(set_rules).add_command(set);
 }

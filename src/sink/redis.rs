@@ -99,6 +99,8 @@ pub struct Scope {
     pub labels: Vec<Label>,
     /// How long what is written lives, unless a rule says otherwise.
     pub ttl: Duration,
+    /// What tells these rules, and the reads beside them, from any others.
+    pub digest: String,
 }
 
 /// Why a batch is not in force.
@@ -255,7 +257,7 @@ impl Sink {
             count(self.counted, target, &mut pipeline);
         }
         if let Some(moment) = batch.heartbeat {
-            heartbeat(connection.clock.at(moment), target, &mut pipeline);
+            heartbeat(connection.clock.at(moment), &self.scope.digest, target, &mut pipeline);
         }
         if batch.probe {
             pipeline.add_command(redis::cmd("TIME")).add_command(info());

@@ -6,7 +6,7 @@ use redis::Commands as _;
 use unstale::change::Lsn;
 use unstale::sandbox::Postgres;
 
-use super::{Api, File};
+use super::{Answer, Api, File};
 use crate::support::{EVENT_MAX, World, connect, wait_until};
 
 /// Hits are served however long the daemon is away, and a position is not waited for.
@@ -273,4 +273,40 @@ fn without_its_replica_the_api_reads_the_primary() {
         api.get("/where/u2").json()["replica"] == true
     };
     wait_until(EVENT_MAX + Duration::from_secs(30), "the replica is read again", from_replica);
+}
+
+/// What a daemon with other rules does not remove nobody may keep.
+#[test]
+fn an_api_with_other_rules_than_the_daemon_serves_nothing_from_redis() {
+    let world = File::default().world();
+    let daemon = world.daemon();
+    let api = Api::serve_alone(&world, "");
+    api.warm("/users/u1");
+    let newer = File {
+        rules: "  titled: {table: users, delete: \"titled:{id}\"}\n",
+        reads: "
+  titled:
+    path: /titled/{id}
+    key: \"titled:{id}\"
+    sql: select to_json(u.name) from users u where u.id = $1
+",
+        ..File::default()
+    };
+    world.write_rules(&newer.text());
+    let other = Api::serve_alone(&world, "");
+    let is_past = |answer: &Answer| answer.cache_status().contains("detail=other-rules");
+    // At first it has not reached Redis yet.
+    other.wait_for("/titled/u1", "it is read past Redis", is_past);
+    for path in ["/titled/u1", "/users/u1"] {
+        let answer = other.get(path);
+        assert!(answer.status == 200 && is_past(&answer), "{answer:?}");
+    }
+    assert!(!world.holds("v1:titled:u1"));
+    other.process.wait_for_log("has other rules");
+    assert!(api.get("/users/u1").is_hit(), "its rules are those of the daemon");
+    assert_eq!(daemon.stop(), Some(0));
+    let daemon = world.daemon();
+    other.warm("/titled/u1");
+    api.wait_for("/users/u1", "now it is the other one", is_past);
+    assert_eq!(daemon.stop(), Some(0));
 }
