@@ -2,7 +2,7 @@
 
 use redis::Commands as _;
 
-use crate::support::{Daemon, EVENT_MAX, SHIPPED, World, wait_until};
+use crate::support::{Daemon, EVENT_MAX, SHIPPED, World, next_message, wait_until};
 
 /// Stops the daemon, does something to the servers, and starts it again with a value in the cache that no
 /// invalidation will reach: it is gone if there was a reason to empty the cache, which is counted, and there otherwise.
@@ -436,7 +436,7 @@ rules:
     subscriber.subscribe("v1:invalidations").unwrap();
     world.sql("insert into users (id, email, name) values ('nstale:{unstale}:applied', 'x', 'x'), ('ale:{unstale}:epoch', 'y', 'y'), ('alidations', 'z', 'z')");
     world.settle();
-    let message: String = subscriber.get_message().unwrap().get_payload().unwrap();
+    let message: String = next_message(&mut subscriber).get_payload().unwrap();
     assert!(message.contains("\"epoch\""), "the first that is heard is our own: {message}");
     world.sql("truncate users cascade");
     world.settle();
@@ -458,7 +458,7 @@ fn subscribers_hear_of_a_new_epoch() {
     let mut subscriber = connection.as_pubsub();
     subscriber.subscribe("v1:invalidations").unwrap();
     let daemon = Daemon::start(world.command(&["run", "--flush"]));
-    let payload: String = subscriber.get_message().unwrap().get_payload().unwrap();
+    let payload: String = next_message(&mut subscriber).get_payload().unwrap();
     let message: serde_json::Value = serde_json::from_str(&payload).unwrap();
     assert_eq!(message["epoch"], 2);
     let globs: Vec<_> = message["ops"].as_array().unwrap().iter().map(|op| op["key"].as_str().unwrap()).collect();

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use redis::Commands as _;
 use unstale::sink::Broadcast;
 
-use crate::support::{EVENT_MAX, World, wait_until};
+use crate::support::{EVENT_MAX, World, next_message, wait_until};
 
 const USERS: &str = "
 version: 1
@@ -123,12 +123,12 @@ fn subscribers_hear_messages_and_an_unbroken_chain_of_invalidations() {
     let daemon = world.daemon();
     let before = SystemTime::now();
     world.sql("update users set email = 'A@x' where id = 'u1'");
-    let message = subscriber.get_message().unwrap();
+    let message = next_message(&mut subscriber);
     assert_eq!(message.get_channel_name(), "v1:users");
     assert_eq!(message.get_payload::<String>().unwrap(), r#"{"id":"u1","email":"A@x"}"#);
 
     let mut next = || loop {
-        let message = subscriber.get_message().unwrap();
+        let message = next_message(&mut subscriber);
         if message.get_channel_name() == "v1:invalidations" {
             return serde_json::from_slice::<Broadcast>(message.get_payload_bytes()).unwrap();
         }

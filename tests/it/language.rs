@@ -8,7 +8,7 @@ use redis::streams::StreamRangeReply;
 use unstale::coherence::lease::Envelope;
 use unstale::sink::Broadcast;
 
-use crate::support::{EVENT_MAX, World, wait_until};
+use crate::support::{EVENT_MAX, World, next_message, wait_until};
 
 /// These rules under the head that every test has.
 fn world(rules: &str) -> World {
@@ -120,7 +120,7 @@ fn a_lookup_fans_out_to_the_rows_as_they_are_now() {
         "begin; insert into memberships values ('m3', 'u3', 'o1', 'viewer'); delete from memberships where id = 'm1';
                update organizations set name = 'New' where id = 'o1'; commit";
     assert_eq!(world.gone_after(sql, &keys), ["user:u2", "user:u3", "role:viewer:o1"]);
-    let mut messages: Vec<String> = (0..2).map(|_| subscriber.get_message().unwrap().get_payload().unwrap()).collect();
+    let mut messages: Vec<String> = (0..2).map(|_| next_message(&mut subscriber).get_payload().unwrap()).collect();
     messages.sort();
     assert_eq!(messages, [r#"{"user":"u2","organization":"New"}"#, r#"{"user":"u3","organization":"New"}"#]);
     assert!(world.gone_after("update organizations set plan = 'team' where id = 'o1'", &keys).is_empty());
@@ -224,7 +224,7 @@ fn a_tag_removes_its_keys_and_leases_and_nothing_else() {
     let mut is_done = false;
     // The broadcast of the batch that carries the rule's message comes right after it.
     while !is_done || told.len() < many.len() + 1 {
-        let message = subscriber.get_message().unwrap();
+        let message = next_message(&mut subscriber);
         if message.get_channel_name() == "v1:done" {
             assert!(
                 many.iter().all(|key| !world.holds(key)),

@@ -11,7 +11,7 @@ use unstale::change::Lsn;
 use unstale::sink::Broadcast;
 
 use crate::invalidation::partitioned;
-use crate::support::{Daemon, EVENT_MAX, World, text, unstale, wait_until};
+use crate::support::{Daemon, EVENT_MAX, World, next_message, text, unstale, wait_until};
 
 const HEAD: &str = "
 version: 1
@@ -110,7 +110,7 @@ fn a_recording_makes_the_ops_that_the_daemon_told() {
     world.settle();
     let mut told = BTreeSet::new();
     while told.len() < expected.len() {
-        let message = subscriber.get_message().unwrap();
+        let message = next_message(&mut subscriber);
         let broadcast: Broadcast = serde_json::from_slice(message.get_payload_bytes()).unwrap();
         told.extend(broadcast.ops.into_iter().map(|op| (op.op, op.key)));
     }
@@ -162,7 +162,7 @@ fn a_rate_spreads_the_ops() {
     let mut subscriber = connection.as_pubsub();
     subscriber.subscribe("v1:invalidations").unwrap();
     let mut told = |count: usize| -> Vec<Vec<String>> {
-        let mut next = || serde_json::from_slice::<Broadcast>(subscriber.get_message().unwrap().get_payload_bytes());
+        let mut next = || serde_json::from_slice::<Broadcast>(next_message(&mut subscriber).get_payload_bytes());
         (0..count).map(|_| next().unwrap().ops.into_iter().map(|op| op.key).collect()).collect()
     };
     let keys: Vec<_> = (0..4).map(|n| format!("v1:session:t{n}")).collect();

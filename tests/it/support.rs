@@ -17,6 +17,16 @@ pub(crate) const EVENT_MAX: Duration = Duration::from_secs(30);
 /// The shipped file: the example that users start from is what the tests run.
 pub(crate) const SHIPPED: &str = include_str!("../../invalidation.yaml");
 
+/// The next message. A machine that is paused in between interrupts whoever waits with a limit.
+pub(crate) fn next_message(subscriber: &mut redis::PubSub<'_>) -> redis::Msg {
+    loop {
+        match subscriber.get_message() {
+            Err(error) if error.to_string().contains("Interrupted system call") => {}
+            message => return message.unwrap(),
+        }
+    }
+}
+
 /// A PostgreSQL with the example domain, a Redis, and a configuration for both.
 pub(crate) struct World {
     pub(crate) postgres: Postgres,

@@ -1,7 +1,7 @@
 //! What belongs to one transaction, and what several do to each other.
 
 use super::{ORDERED, USERS, card, check, wait_until_drained};
-use crate::support::{EVENT_MAX, World, wait_until};
+use crate::support::{EVENT_MAX, World, next_message, wait_until};
 
 /// A reader that remembers the last id it saw passes over this one for ever: ids are given when a row is written, and
 /// rows are seen when their transaction commits.
@@ -140,7 +140,7 @@ fn the_messages_of_one_transaction_come_in_its_order_also_from_two_daemons() {
              from generate_series(1, {ROWS}) n"
         ));
         for row in 1..=ROWS {
-            let message: String = subscriber.get_message().unwrap().get_payload().unwrap();
+            let message: String = next_message(&mut subscriber).get_payload().unwrap();
             assert_eq!(message, format!("{{\"id\":\"{daemons}-{row}\"}}"));
         }
         wait_until_drained(&world);
