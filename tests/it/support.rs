@@ -292,7 +292,7 @@ impl Daemon {
 
     /// Waits for a line of the log that was not waited for before; everything seen is kept.
     pub(crate) fn wait_for_log(&self, part: &str) -> String {
-        let mut log = self.log.lock().unwrap();
+        let mut log = self.log.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let deadline = Instant::now() + EVENT_MAX;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -308,7 +308,7 @@ impl Daemon {
 
     /// Every line so far.
     pub(crate) fn log(&self) -> Vec<String> {
-        let mut log = self.log.lock().unwrap();
+        let mut log = self.log.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         while let Ok(line) = log.lines.try_recv() {
             log.seen.push(line);
         }
