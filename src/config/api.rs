@@ -207,7 +207,7 @@ pub(super) fn read_api(mut fields: Fields<'_>, environment: &impl Fn(&str) -> Op
     if let Some(node) = fields.take("rate_limits") {
         api.rate_limits = read_limits(node, has_session, fields.problems());
     }
-    fields.finish(&[]);
+    fields.finish();
     api
 }
 
@@ -281,7 +281,7 @@ fn read_cors(node: Spanned<Node>, problems: &mut Problems) -> Option<Cors> {
         fields.problems().push(origin.span.clone(), message, advice);
     }
     let max_age = fields.duration("max_age", Duration::ZERO..=DAY).unwrap_or(Duration::from_secs(600));
-    fields.finish(&[]);
+    fields.finish();
     Some(Cors { origins: origins.into_iter().map(|origin| origin.value).collect(), max_age })
 }
 
@@ -323,7 +323,7 @@ fn read_session(node: Spanned<Node>, problems: &mut Problems) -> Option<Session>
     };
     let on_error = fields.word("on_error", &ON_ERROR).unwrap_or(OnError::Closed);
     let sliding = fields.take("sliding").and_then(|node| read_sliding(node, fields.problems()));
-    fields.finish(&[]);
+    fields.finish();
     Some(Session { required, user, on_error, sliding, ..of(read?) })
 }
 
@@ -336,7 +336,7 @@ fn read_sliding(node: Spanned<Node>, problems: &mut Problems) -> Option<Sliding>
     }
     let sql = fields.text("sql");
     let every = fields.duration("every", SECOND..=DAY).unwrap_or(Duration::from_secs(60));
-    fields.finish(&[]);
+    fields.finish();
     Some(Sliding { sql: sql?, every })
 }
 
@@ -375,7 +375,7 @@ fn read_limit(
         let message = format!("rate limit `{}` is by session, and there are none", name.value);
         fields.problems().push(name.span.clone(), message, "add `session: NAME` to `api`, or write `by: ip`");
     }
-    fields.finish(&[]);
+    fields.finish();
     Some(RateLimit { name: name.value, path: path?, limit: limit?, window: window?, by, algorithm, on_error })
 }
 

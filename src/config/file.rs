@@ -133,7 +133,7 @@ fn read_document(
     }
     let names = ["source", "target", "defaults", "rules", "lookups", "reads", "api", "tests"];
     let sections = names.map(|name| (name, fields.take(name)));
-    fields.finish(&[]);
+    fields.finish();
     let [source, target, defaults, rules, lookups, reads, api, tests] = sections;
 
     let Source { postgres, mode, notify, slot, publication } = read_source(source, environment, problems);
@@ -204,10 +204,10 @@ fn read_source(section: Section, environment: &impl Fn(&str) -> Option<String>, 
         fields.problems().push(text.span, format!("`{field}` is not a name PostgreSQL takes"), advice);
     }
     let outbox = fields.take("outbox");
-    fields.finish(&[]);
+    fields.finish();
     if let Some(mut fields) = outbox.and_then(|node| Fields::of(node, "`outbox`", problems)) {
         source.notify = fields.flag("notify").unwrap_or(true);
-        fields.finish(&[]);
+        fields.finish();
     }
     source
 }
@@ -231,7 +231,7 @@ fn read_target(section: Section, problems: &mut Problems) -> (Option<redis::Conn
     let namespace = fields.text("namespace").map_or_else(String::new, |text| text.value);
     let redis_down_max =
         fields.duration("redis_down_max", REDIS_DOWN_MAX_LEAST..=Duration::MAX).unwrap_or(REDIS_DOWN_MAX);
-    fields.finish(&[]);
+    fields.finish();
     (info, namespace, redis_down_max)
 }
 
@@ -253,7 +253,7 @@ fn read_defaults(section: Section, problems: &mut Problems) -> Defaults {
     defaults.unknown = fields.word("unknown", &unknown).unwrap_or(defaults.unknown);
     defaults.ttl = fields.duration("ttl", TTL_LEAST..=Duration::MAX).unwrap_or(defaults.ttl);
     defaults.max_keys = fields.count("max_keys").map_or(defaults.max_keys, to_usize);
-    fields.finish(&[]);
+    fields.finish();
     defaults
 }
 

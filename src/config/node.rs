@@ -382,6 +382,7 @@ impl<'p> Fields<'p> {
     }
 
     /// Whether any of these fields is still there.
+    /// Whether any of these fields is still there.
     pub(super) fn has_any(&self, names: &[&str]) -> bool {
         self.entries.iter().any(|(key, _)| names.contains(&key.value.as_str()))
     }
@@ -395,16 +396,10 @@ impl<'p> Fields<'p> {
         self.entries
     }
 
-    /// Reports every field that nobody asked for; those in `later` belong to the language but not yet
-    /// to this version.
-    pub(super) fn finish(self, later: &[&'static str]) {
+    /// Reports every field that nobody asked for.
+    pub(super) fn finish(self) {
         for (key, _) in self.entries {
             let what = &self.what;
-            if later.contains(&key.value.as_str()) {
-                let message = format!("`{}` in {what} is not supported by this version of unstale", key.value);
-                self.problems.push(key.span, message, "remove it for now");
-                continue;
-            }
             let advice = match nearest(&key.value, self.asked.iter().copied()) {
                 Some(near) => format!("did you mean `{near}`?"),
                 None => format!("expected one of {}", quote_all(&self.asked)),

@@ -94,7 +94,7 @@ fn read_read(name: Spanned<String>, node: Spanned<Node>, problems: &mut Problems
     let max_staleness = fields.duration("max_staleness", super::api::STALENESS_LEAST..=super::api::STALENESS_MAX);
     let timeout = fields.duration("timeout", Duration::from_millis(1)..=TIMEOUT_MAX);
     let replica = fields.flag("replica");
-    fields.finish(&[]);
+    fields.finish();
     Some(RawRead {
         name,
         path: path?,
@@ -116,7 +116,7 @@ fn read_read(name: Spanned<String>, node: Spanned<Node>, problems: &mut Problems
 fn read_vary(node: Spanned<Node>, problems: &mut Problems) -> RawVary {
     let Some(mut fields) = Fields::of(node, "`vary`", problems) else { return RawVary::default() };
     let vary = RawVary { query: fields.texts("query"), header: fields.texts("header") };
-    fields.finish(&[]);
+    fields.finish();
     vary
 }
 

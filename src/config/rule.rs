@@ -142,7 +142,7 @@ fn read_lookup(name: Spanned<String>, node: Spanned<Node>, problems: &mut Proble
             "add `sql: select …`",
         );
     }
-    fields.finish(&[]);
+    fields.finish();
     Some(RawLookup { sql: sql?, name, max, timeout })
 }
 
@@ -182,7 +182,7 @@ fn read_rule(name: Spanned<String>, node: Spanned<Node>, problems: &mut Problems
         name,
     };
     let sound_so_far = fields.problems().len() == before;
-    fields.finish(&[]);
+    fields.finish();
     if sound_so_far && problems.len() == before {
         check_whole(&rule, problems);
     }
@@ -264,7 +264,7 @@ fn read_set(node: Spanned<Node>, problems: &mut Problems) -> Option<RawSet> {
             "expected `{key: NAME, columns: [A, B], ttl: 10m}`",
         );
     }
-    fields.finish(&[]);
+    fields.finish();
     Some(RawSet { key: key?, columns, ttl })
 }
 
@@ -276,7 +276,7 @@ fn read_publish(node: Spanned<Node>, problems: &mut Problems) -> Option<RawPubli
         fields.problems().push(span, "`publish` has no `channel`", "expected `{channel: NAME, data: {…}}`");
     }
     let data = fields.take("data").map_or_else(|| RawData::Object(Vec::new()), read_data);
-    fields.finish(&[]);
+    fields.finish();
     Some(RawPublish { channel: channel?, data })
 }
 
@@ -289,7 +289,7 @@ fn read_stream(node: Spanned<Node>, problems: &mut Problems) -> Option<RawStream
         fields.problems().push(span, "`stream` has no `name`", "expected `{name: NAME, data: {…}, maxlen: 10000}`");
     }
     let data = fields.take("data").map_or_else(|| RawData::Object(Vec::new()), read_data);
-    fields.finish(&[]);
+    fields.finish();
     Some(RawStream { name: name?, data, maxlen })
 }
 

@@ -102,7 +102,7 @@ fn read_test(node: Spanned<Node>, problems: &mut Problems) -> Option<RawTest> {
     let set = set.and_then(|set| read_row(set, "`set`", fields.problems())).unwrap_or_default();
     let lookups = fields.take("lookups").map(|node| read_answers(node, fields.problems())).unwrap_or_default();
     let expect = fields.take("expect").map(|node| read_expected(node, fields.problems())).unwrap_or_default();
-    fields.finish(&[]);
+    fields.finish();
     let (operation, subject) = change?;
     let test = RawTest { it: it?, operation, subject, row, set, lookups, expect };
     (problems.len() == before).then_some(test)
@@ -204,7 +204,7 @@ fn read_expected(node: Spanned<Node>, problems: &mut Problems) -> Vec<RawExpecte
             }
         }
     }
-    fields.finish(&[]);
+    fields.finish();
     expected
 }
 

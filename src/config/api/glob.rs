@@ -6,7 +6,8 @@
 use std::fmt;
 
 /// A pattern of paths: `*` is anything within a segment, `**` anything, slashes included: `/users/**` is all that is
-/// below `/users/`. It is held against the path as a request has it, percent-encoded.
+/// below `/users/`. It is held against the decoded path, in which an encoded slash stays
+/// `%2F`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PathGlob(String);
 
