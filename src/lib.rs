@@ -15,7 +15,7 @@
 //!
 //! In reading order:
 //!
-//! - [`change`], [`catalog`], [`key`], [`plan`]: the vocabulary. No I/O.
+//! - [`change`], [`catalog`], [`key`], [`parameter`], [`plan`]: the vocabulary. No I/O.
 //! - [`config`]: `invalidation.yaml`, from text to settings and raw rules, every problem at its place.
 //! - [`rules`]: the rules, compiled; the planner that turns changes into plans. Pure.
 //! - [`reads`]: the reads of the API, compiled; which rules keep each of them true. Pure.
@@ -34,6 +34,7 @@
 pub mod catalog;
 pub mod change;
 pub mod key;
+pub mod parameter;
 pub mod plan;
 
 pub mod config;

@@ -7,16 +7,16 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
 
-use bytes::{BufMut as _, BytesMut};
 use deadpool::managed::{self, Metrics, Object, Pool, PoolError, RecycleError, RecycleResult, Timeouts};
 use tokio::runtime::Handle;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::types::{Format, FromSql, IsNull, ToSql, Type};
+use tokio_postgres::types::{FromSql, ToSql, Type};
 use tokio_postgres::{Client, Row, Statement};
 
 use crate::change::Lsn;
 use crate::coherence::lease::Grant;
 use crate::config::Spanned;
+use crate::parameter::TextParameter;
 use crate::postgres::dependencies::Notation;
 use crate::postgres::{self, Address, ConnectError};
 use crate::reads::{Arguments, Read};
@@ -135,7 +135,7 @@ impl Database {
         let session = turn.session()?;
         let written = async {
             let transaction = session.client.build_transaction().read_only(false).start().await?;
-            transaction.execute(sql.value.as_str(), &[&Text(Some(value))]).await?;
+            transaction.execute(sql.value.as_str(), &[&TextParameter(Some(value))]).await?;
             transaction.commit().await
         };
         let outcome = within(TURN_MAX, written).await;
@@ -304,7 +304,7 @@ impl Session {
             self.client.batch_execute(&limit).await?;
             self.statement_max = read.timeout;
         }
-        let texts: Vec<_> = values.iter().map(|value| Text(value.as_deref())).collect();
+        let texts: Vec<_> = values.iter().map(|value| TextParameter(value.as_deref())).collect();
         let parameters: Vec<&(dyn ToSql + Sync)> = texts.iter().map(|text| text as _).collect();
         // All are on their way before the first is answered.
         let (answer, is_canonical, clock) = tokio::join!(
@@ -368,32 +368,6 @@ fn fetched(row: &Row, now: Option<SystemTime>) -> Result<Fetched, tokio_postgres
     // Without a clock it is not stored.
     let valid_for = valid_for.map(|until| now.and_then(|now| until.duration_since(now).ok()).unwrap_or_default());
     Ok(Fetched { body: body.map(|json| json.0.to_vec()), valid_for, is_canonical: false })
-}
-
-/// A value in PostgreSQL's text form, for a parameter of any type.
-#[derive(Debug)]
-struct Text<'a>(Option<&'a [u8]>);
-
-impl ToSql for Text<'_> {
-    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
-        Ok(match self.0 {
-            Some(bytes) => {
-                out.put_slice(bytes);
-                IsNull::No
-            }
-            None => IsNull::Yes,
-        })
-    }
-
-    fn accepts(_: &Type) -> bool {
-        true
-    }
-
-    fn encode_format(&self, _: &Type) -> Format {
-        Format::Text
-    }
-
-    tokio_postgres::types::to_sql_checked!();
 }
 
 /// The text of a JSON value, not parsed.

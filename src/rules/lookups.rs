@@ -7,11 +7,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use bytes::{BufMut as _, Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesOrdered;
 use tokio::sync::mpsc;
-use tokio_postgres::types::{Format, IsNull, ToSql, Type};
+use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Portal, Row, Statement, Transaction};
 
 use super::compile::RuleSet;
@@ -19,6 +19,7 @@ use super::rule::{Lookup, Rule};
 use super::template::Image;
 use crate::change::Cell;
 use crate::config::{Problems, Spanned, nearest};
+use crate::parameter::TextParameter;
 use crate::plan::{Asked, Call, DeadLetter, Plan, RuleId};
 
 /// How many calls are on their way at once.
@@ -251,7 +252,7 @@ async fn begin<'a>(
     statement: &Statement,
     call: &'a (Call, Asked),
 ) -> Result<(&'a (Call, Asked), Portal, Vec<Row>), tokio_postgres::Error> {
-    let values: Vec<_> = call.0.arguments.iter().map(|argument| TextParameter(argument)).collect();
+    let values: Vec<_> = call.0.arguments.iter().map(|argument| TextParameter(Some(argument))).collect();
     let portal = transaction.bind_raw(statement, values.iter().map(|value| value as &(dyn ToSql + Sync))).await?;
     let rows = transaction.query_portal(&portal, ROWS_AT_ONCE).await?;
     Ok((call, portal, rows))
@@ -300,27 +301,6 @@ pub fn give_up_all(rules: &RuleSet, calls: &[(Call, Asked)], reason: &str) -> Pl
         plan.append(give_up(rules, call, reason.to_owned()));
     }
     plan
-}
-
-/// A value in PostgreSQL's text form, for a parameter of any type.
-#[derive(Debug)]
-struct TextParameter<'a>(&'a [u8]);
-
-impl ToSql for TextParameter<'_> {
-    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
-        out.put_slice(self.0);
-        Ok(IsNull::No)
-    }
-
-    fn accepts(_: &Type) -> bool {
-        true
-    }
-
-    fn encode_format(&self, _: &Type) -> Format {
-        Format::Text
-    }
-
-    tokio_postgres::types::to_sql_checked!();
 }
 
 impl RuleSet {

@@ -48,6 +48,7 @@ fn imports_go_one_way() {
         ("change.rs", VOCABULARY),
         ("catalog.rs", VOCABULARY),
         ("key.rs", VOCABULARY),
+        ("parameter.rs", VOCABULARY),
         ("plan.rs", VOCABULARY),
         ("config", &["rules", "reads", "cache", "source", "sink", "coherence", "pipeline", "api", "sandbox", "cmd"]),
         ("rules", &["reads", "cache", "postgres", "source", "sink", "coherence", "pipeline", "api", "sandbox", "cmd"]),

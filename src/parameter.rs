@@ -1,0 +1,29 @@
+//! A parameter of a query, as text.
+//!
+//! Owns how a value reaches PostgreSQL whatever type the query wants: the server reads its text form. It must not know
+//! queries.
+
+use bytes::{BufMut as _, BytesMut};
+use tokio_postgres::types::{Format, IsNull, ToSql, Type, to_sql_checked};
+
+/// A value in PostgreSQL's text form, for a parameter of any type; nothing is NULL.
+#[derive(Debug)]
+pub struct TextParameter<'a>(pub Option<&'a [u8]>);
+
+impl ToSql for TextParameter<'_> {
+    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        let Some(bytes) = self.0 else { return Ok(IsNull::Yes) };
+        out.put_slice(bytes);
+        Ok(IsNull::No)
+    }
+
+    fn accepts(_: &Type) -> bool {
+        true
+    }
+
+    fn encode_format(&self, _: &Type) -> Format {
+        Format::Text
+    }
+
+    to_sql_checked!();
+}
