@@ -9,7 +9,7 @@ use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use axum::Router;
 use axum::body::Body;
@@ -26,7 +26,7 @@ use tower_http::compression::predicate::{And, NotForContentType, Predicate as _,
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use super::limit::{Caller, Step};
-use super::problem::{Problem, with_instance};
+use super::problem::{AWAY, Problem, with_instance};
 use super::reader::ReadError;
 use super::session::{Session, Sessions, TokenHash};
 use super::{Api, caller, events, http};
@@ -48,9 +48,6 @@ const COMPRESS_ABOVE: u64 = 1024;
 
 /// Who asks whether the process serves is neither counted nor asked who he is.
 const HEALTH: &str = "/healthz";
-
-/// When to come again after something was away.
-const AWAY: Duration = Duration::from_secs(1);
 
 static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 

@@ -15,7 +15,7 @@ use percent_encoding::percent_decode;
 
 use super::Api;
 use super::database::DatabaseError;
-use super::problem::Problem;
+use super::problem::{AWAY, Problem};
 use super::reader::{Control, Question, ReadError};
 use super::session::TokenHash;
 use super::stats::Event;
@@ -33,9 +33,6 @@ static X_CACHE: HeaderName = HeaderName::from_static("x-cache");
 
 /// What `Content-Encoding` adds to an entity tag, so that it is strong: another coding is another representation.
 const CODINGS: [&str; 3] = ["-gzip", "-br", "-deflate"];
-
-/// When to come again after the database was away.
-const AWAY: Duration = Duration::from_secs(1);
 
 /// Answers a request for a read. The segments are those that the read's path names, decoded.
 pub(super) async fn get(api: &Arc<Api>, at: usize, segments: Vec<Vec<u8>>, request: &Parts) -> Response {

@@ -17,6 +17,9 @@ pub(super) const PROBLEM_JSON: &str = "application/problem+json";
 /// What every type of problem begins with.
 const TYPE: &str = "urn:unstale:";
 
+/// When to come again after something was away.
+pub(super) const AWAY: Duration = Duration::from_secs(1);
+
 /// The kinds of problems.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {

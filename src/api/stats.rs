@@ -18,7 +18,7 @@ pub(super) enum Event {
     Miss,
     /// Stored in Redis.
     Fill,
-    /// Read to be stored, but invalidated meanwhile.
+    /// Read to be stored, and not stored: it was invalidated meanwhile, or nothing would ever have removed it.
     RefusedFill,
     /// A request waited for what another one was reading.
     Wait,

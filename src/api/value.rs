@@ -5,8 +5,6 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use sha2::{Digest as _, Sha256};
-
 use super::database::Fetched;
 use crate::change::Lsn;
 use crate::coherence::lease::{Envelope, Token};
@@ -53,7 +51,7 @@ pub(super) fn longest(read: &Read) -> Duration {
 }
 
 pub(super) fn served(value: Envelope, age: Duration, ttl: Duration, token: Option<Lsn>, origin: Origin) -> Answer {
-    let etag = if value.etag.is_empty() { etag(&value.body) } else { value.etag };
+    let etag = if value.etag.is_empty() { Envelope::etag_of(&value.body) } else { value.etag };
     let token = token.max(Some(value.lo)).filter(|token| *token > Lsn::ZERO);
     // "There is none" is stored as a value of no bytes, which no JSON is.
     let body = Some(value.body).filter(|body| !body.is_empty());
@@ -74,14 +72,10 @@ pub(super) fn envelope(read: &Read, fetched: &Fetched, lo: Lsn) -> (Envelope, Op
         lo,
         stored_at: since_1970(),
         soft_ttl: soft.map_or(0, |soft| u64::try_from(soft.as_millis()).unwrap_or(u64::MAX)),
-        etag: etag(&body),
+        etag: Envelope::etag_of(&body),
         body,
     };
     (value, ttl.filter(|ttl| *ttl >= Duration::from_millis(1)))
-}
-
-fn etag(body: &[u8]) -> String {
-    Sha256::digest(body).iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
 pub(super) fn age(value: &Envelope) -> Duration {

@@ -7,7 +7,6 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use redis::Pipeline;
-use sha2::{Digest as _, Sha256};
 
 use super::broadcast::Broadcast;
 use super::connection::{KEYS_PER_COMMAND, Scripts, script};
@@ -107,14 +106,12 @@ pub(super) fn removals(batch: &Batch, recorded: (Lsn, &str), target: Target<'_>,
 /// Values that are written through. Nothing else may be in their pipeline: a full Redis refuses them.
 pub(super) fn writes(batch: &Batch, now: u64, target: Target<'_>, pipeline: &mut Pipeline) {
     for value in batch.plan.sets().filter(|value| !target.names.owns(value.key.as_bytes())) {
-        let digest = Sha256::digest(&value.body);
-        let etag: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
         let envelope = Envelope {
             nonce: Token::of_new_value(),
             lo: value.lsn,
             stored_at: now,
             soft_ttl: 0,
-            etag,
+            etag: Envelope::etag_of(&value.body),
             body: value.body.clone(),
         };
         let mut write = script(&target.scripts.write, &[&value.key, &target.names.started]);

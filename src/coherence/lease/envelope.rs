@@ -3,6 +3,8 @@
 //! Owns both forms, which clients in other languages read and write too. It must not know Redis. Invariant:
 //! the first 34 bytes of either are its token, and no two are ever alike.
 
+use sha2::{Digest as _, Sha256};
+
 use crate::change::Lsn;
 
 /// Hexadecimal digits of a nonce: 128 bits.
@@ -71,6 +73,11 @@ pub struct Envelope {
 }
 
 impl Envelope {
+    /// The entity tag of a body: half of its SHA-256 in hexadecimal digits.
+    pub fn etag_of(body: &[u8]) -> String {
+        Sha256::digest(body).iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    }
+
     /// The form it has in Redis.
     pub fn encode(&self) -> Vec<u8> {
         let Self { nonce, lo, stored_at, soft_ttl, etag, body } = self;

@@ -505,3 +505,38 @@ fn any_bytes_at_all_are_a_bad_request_at_worst() {
     }
     assert_unharmed(api);
 }
+
+#[test]
+fn other_origins_read_what_they_are_allowed_to_and_refusals_too() {
+    let file = File {
+        reads: "
+  tenanted:
+    path: /tenanted/{id}
+    key: \"tenanted:{id}\"
+    vary: {header: [x-tenant]}
+    version: \"probe-version:{id}\"
+    sql: select to_json(p.id) from probes p where p.id = $1 and $2::text is null
+",
+        rules: "  versioned: {table: probes, bump: \"probe-version:{id}\"}\n",
+        api: "  cors: {origins: [\"https://app.example\"], max_age: 5m}\n",
+        ..File::default()
+    };
+    let api = file.start();
+    let from = |origin: &str, path: &str| api.get_with(path, &[("Origin", origin)]);
+    for (path, status) in [("/users/u1", 200), ("/users/nobody", 404), ("/nowhere", 404)] {
+        let answer = from("https://app.example", path);
+        assert_eq!(answer.status, status);
+        assert_eq!(answer.header("access-control-allow-origin"), Some("https://app.example"), "{path}");
+        assert!(answer.all_of("access-control-expose-headers").contains("consistency-token"), "{path}");
+        assert_eq!(from("https://evil.example", path).header("access-control-allow-origin"), None, "{path}");
+    }
+    let asked = [
+        ("Origin", "https://app.example"),
+        ("Access-Control-Request-Method", "GET"),
+        ("Access-Control-Request-Headers", "x-tenant,consistency-token"),
+    ];
+    let preflight = api.request("OPTIONS", "/tenanted/1", &asked);
+    assert_eq!(preflight.status, 200);
+    assert!(preflight.all_of("access-control-allow-headers").contains("x-tenant"), "{preflight:?}");
+    assert_eq!(preflight.header("access-control-max-age"), Some("300"));
+}
