@@ -27,10 +27,10 @@ use crate::key::CacheKey;
 use crate::mutant::{self, Mutant};
 pub use envelope::{Envelope, Token};
 
-const FILL: &str = include_str!("lease/fill.lua");
-const JOIN: &str = include_str!("lease/join.lua");
-const RELEASE: &str = include_str!("lease/release.lua");
-const VERSION: &str = concat!(include_str!("decimal.lua"), include_str!("lease/version.lua"));
+const FILL: &str = include_str!("fill.lua");
+const JOIN: &str = include_str!("join.lua");
+const RELEASE: &str = include_str!("release.lua");
+const VERSION: &str = concat!(include_str!("../decimal.lua"), include_str!("version.lua"));
 
 /// Reads and fills the leased keys of one namespace. The connection is the caller's.
 #[derive(Debug)]

@@ -20,11 +20,11 @@ use crate::change::TableName;
 use crate::config::Settings;
 use crate::rules::Capture;
 
-const BASE: &str = include_str!("../../sql/outbox.sql");
-const EMIT: &str = include_str!("../../sql/outbox_emit.sql");
+const BASE: &str = include_str!("../../../sql/outbox.sql");
+const EMIT: &str = include_str!("../../../sql/outbox_emit.sql");
 
 /// Removes the outbox, as a script: see [`remove`].
-pub const REMOVE: &str = include_str!("../../sql/outbox_teardown.sql");
+pub const REMOVE: &str = include_str!("../../../sql/outbox_teardown.sql");
 
 /// How long `setup` waits for a lock, and `teardown`. Writers queue behind it, and one that waits for it in turn is not
 /// made to fail before `deadlock_timeout`, a second by default.

@@ -24,9 +24,9 @@ use crate::config::api::{Algorithm, Api, By, OnError, RateLimit};
 /// make it store must not push out, or stop, what makes the cache coherent.
 const CHECK: &str = concat!(
     "#!lua\n",
-    include_str!("limit/sliding.lua"),
-    include_str!("limit/fixed.lua"),
-    include_str!("limit/check.lua")
+    include_str!("sliding.lua"),
+    include_str!("fixed.lua"),
+    include_str!("check.lua")
 );
 
 /// How much of the hash of who asks becomes part of a key, in bytes.
