@@ -17,7 +17,8 @@ use axum::serve::ListenerExt as _;
 use futures_util::future::join_all;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use unstale::postgres::{self, Address, setup};
+use unstale::install::setup;
+use unstale::postgres::{self, Address};
 use unstale::sandbox::{Postgres, Redis};
 
 const USERS: u32 = 2000;

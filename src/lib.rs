@@ -15,41 +15,52 @@
 //!
 //! In reading order:
 //!
-//! - [`change`], [`catalog`], [`key`], [`parameter`], [`plan`]: the vocabulary. No I/O.
+//! - [`change`], [`catalog`], [`key`], [`nearest`], [`parameter`], [`plan`]: the vocabulary. No I/O.
+//! - [`backoff`]: when to try again, and when to say so.
+//! - [`redis`]: how to reach Redis.
+//! - [`postgres`]: how to reach PostgreSQL; knows nothing above it.
 //! - [`config`]: `invalidation.yaml`, from text to settings and raw rules, every problem at its place.
-//! - [`rules`]: the rules, compiled; the planner that turns changes into plans. Pure.
-//! - [`reads`]: the reads of the API, compiled; which rules keep each of them true. Pure.
-//! - [`cache`]: how to reach Redis.
-//! - [`postgres`]: how to reach PostgreSQL; what `setup` installs there.
-//! - [`source`]: where changes come from: the replication slot, recordings.
+//! - [`draft`]: writes a first `invalidation.yaml`, for `init`.
 //! - [`coherence`]: the protocol: visibility, the ledger of what is in force, proven history, the lease.
+//! - [`rules`]: the rules, compiled; the planner that turns changes into plans. Pure.
+//! - [`lookups`]: asks the database for `for_each`.
+//! - [`reads`]: the reads of the API, compiled; which rules keep each of them true. Pure.
+//! - [`query`]: what a SQL query reads and joins.
+//! - [`install`]: what `setup` installs in PostgreSQL and `teardown` removes; `sql/` holds its statements.
 //! - [`sink`]: Redis, where plans take effect.
+//! - [`source`]: where changes come from: the replication slot, the outbox, recordings, tables.
 //! - [`pipeline`]: the owner loop that joins them. `source`, `rules` and `sink` never name one another.
 //! - [`api`]: the read API: axum, the lease protocol, limits, sessions, events.
-//! - [`backoff`]: when to try again, and when to say so.
 //! - [`mutant`]: the protocol broken on purpose, in test builds only.
 //! - [`sandbox`]: throwaway PostgreSQL and Redis, for the demo and the tests.
-//! - [`cmd`]: one file a verb.
+//! - [`cmd`]: signals, and one file a verb.
 
 pub mod catalog;
 pub mod change;
 pub mod key;
+pub mod nearest;
 pub mod parameter;
 pub mod plan;
 
+pub mod backoff;
+pub mod postgres;
+pub mod redis;
+
 pub mod config;
+pub mod draft;
+
+pub mod coherence;
+pub mod lookups;
+pub mod query;
 pub mod reads;
 pub mod rules;
 
-pub mod backoff;
-pub mod cache;
-pub mod coherence;
-pub mod mutant;
-pub mod postgres;
+pub mod install;
 pub mod sink;
 pub mod source;
 
 pub mod api;
+pub mod mutant;
 pub mod pipeline;
 pub mod sandbox;
 

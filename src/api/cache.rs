@@ -85,7 +85,7 @@ impl Cache {
         lease: Duration,
         stop: &CancellationToken,
     ) -> Result<Self, RedisError> {
-        let client = crate::cache::client(info)?;
+        let client = crate::redis::open_client(info)?;
         let link = Arc::new(Link::default());
         let (looks, waiting) = mpsc::channel(WAITING_MAX);
         let keep = keep(Arc::clone(&link), client, info.addr().to_string());
@@ -151,7 +151,7 @@ async fn keep(link: Arc<Link>, client: Client, address: String) {
             }
             Err(error) => {
                 if notices.due() {
-                    let error = crate::cache::describe(&error);
+                    let error = crate::redis::describe(&error);
                     tracing::warn!(%address, error, "Redis is away; reads go to PostgreSQL meanwhile");
                 }
                 tokio::time::sleep(backoff.next_wait().min(ANSWER_MAX)).await;
@@ -162,7 +162,7 @@ async fn keep(link: Arc<Link>, client: Client, address: String) {
 
 /// A connection on which Redis has answered.
 async fn open(client: &Client) -> Result<MultiplexedConnection, RedisError> {
-    let mut connection = crate::cache::connect(client, ANSWER_MAX).await?;
+    let mut connection = crate::redis::connect(client, ANSWER_MAX).await?;
     redis::cmd("PING").exec_async(&mut connection).await?;
     Ok(connection)
 }
@@ -191,7 +191,7 @@ async fn look_together(link: &Link, expected: (&Names, &str), looks: Vec<Look>) 
         None => Ok(None),
     };
     let found = found.unwrap_or_else(|error| {
-        tracing::debug!(error = crate::cache::describe(&error), "Redis did not answer");
+        tracing::debug!(error = crate::redis::describe(&error), "Redis did not answer");
         link.broken.notify_one();
         None
     });

@@ -17,8 +17,8 @@ use crate::change::Lsn;
 use crate::coherence::lease::Grant;
 use crate::config::Spanned;
 use crate::parameter::TextParameter;
-use crate::postgres::dependencies::Notation;
 use crate::postgres::{self, Address, ConnectError};
+use crate::query::Notation;
 use crate::reads::{Arguments, Read};
 
 /// How long a read waits for its turn, and then for a connection.

@@ -127,7 +127,7 @@ impl Server {
     pub async fn serve(self, listener: TcpListener, drain_max: Duration) -> io::Result<()> {
         let connections = self.shared.settings.connections;
         let stop = self.stop.clone();
-        let front = move || self.front().map_err(|error| io::Error::other(crate::cache::describe(&error)));
+        let front = move || self.front().map_err(|error| io::Error::other(crate::redis::describe(&error)));
         server::serve(front, listener, connections, &stop, drain_max).await
     }
 }

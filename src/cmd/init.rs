@@ -10,7 +10,7 @@ use super::{Failure, Loaded, print};
 use crate::catalog::Catalog;
 use crate::change::TableName;
 use crate::config::Problems;
-use crate::config::draft::{Draft, DraftError, Survey, setup_comment};
+use crate::draft::{Draft, DraftError, Survey, setup_comment};
 use crate::postgres::{self, Address};
 use crate::rules::Widening;
 use crate::source::replication::catalog;

@@ -8,7 +8,8 @@ use super::{Failure, Loaded};
 use crate::catalog::Catalog;
 use crate::coherence::primary::PrimaryError;
 use crate::config::{Mode, Problems};
-use crate::postgres::{self, outbox};
+use crate::install::outbox;
+use crate::postgres;
 use crate::rules::{Capture, RuleSet, Widening};
 use crate::source::replication::catalog;
 

@@ -69,7 +69,7 @@ pub(super) async fn open(
     })?;
     let address = listener.local_addr()?;
     let server = Server::start(&loaded.settings, loaded.reads.clone(), loaded.digest(), stop).map_err(|error| {
-        Failure::configuration(format!("target.url cannot be used: {}", crate::cache::describe(&error)))
+        Failure::configuration(format!("target.url cannot be used: {}", crate::redis::describe(&error)))
     })?;
     tracing::info!(%address, reads = loaded.reads.reads().len(), "serving");
     Ok((server, listener))

@@ -5,8 +5,8 @@ use std::path::Path;
 use super::preflight::Compared;
 use super::{Failure, Loaded, preflight, print};
 use crate::config::Mode;
-use crate::postgres::outbox::{self, InstallError};
-use crate::postgres::setup::{self, Step};
+use crate::install::outbox::{self, InstallError};
+use crate::install::setup::{self, Step};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {}

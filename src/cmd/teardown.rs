@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use super::{Failure, Loaded, print};
-use crate::postgres::setup::{self, Outbox};
-use crate::postgres::{self, outbox};
+use crate::install::outbox;
+use crate::install::setup::{self, Outbox};
+use crate::postgres;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {}

@@ -5,7 +5,6 @@
 //! a problem always has a position in the file.
 
 pub mod api;
-pub mod draft;
 pub mod file;
 mod interpolate;
 mod node;
@@ -17,7 +16,7 @@ pub mod test;
 pub use api::Api;
 pub use file::{Document, Mode, Settings, Truncate, Unknown};
 pub use node::Spanned;
-pub use problem::{Problem, Problems, nearest};
+pub use problem::{Problem, Problems};
 pub use read::RawRead;
 pub use rule::RawRule;
 pub use test::RawTest;

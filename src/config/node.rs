@@ -10,7 +10,8 @@ use std::time::Duration;
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
 use super::interpolate::interpolate;
-use super::problem::{Problems, nearest};
+use super::problem::Problems;
+use crate::nearest::nearest;
 
 /// A value and the bytes of the file that it came from.
 #[derive(Clone, Debug, PartialEq, Eq)]

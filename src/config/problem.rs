@@ -81,17 +81,6 @@ fn within(text: &str, span: &Range<usize>) -> Range<usize> {
     start..end
 }
 
-/// The known name that the given one was probably meant to be, as advice.
-pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let lower = name.to_lowercase();
-    known
-        .into_iter()
-        .map(|candidate| (strsim::damerau_levenshtein(&lower, &candidate.to_lowercase()), candidate))
-        .filter(|(distance, candidate)| *distance <= 1.max(name.len().max(candidate.len()) / 3))
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, candidate)| candidate)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -111,12 +100,5 @@ mod tests {
         problems.push(40..90, "late", "");
         problems.push(1..2, "inside a character", "");
         assert!(problems.render("a.yaml", "é", 1, false).contains("2 problems"));
-    }
-
-    #[test]
-    fn the_nearest_name_is_near() {
-        assert_eq!(nearest("delte", ["delete", "table"]), Some("delete"));
-        assert_eq!(nearest("Emial", ["id", "email"]), Some("email"));
-        assert_eq!(nearest("frobnicate", ["id", "email"]), None);
     }
 }

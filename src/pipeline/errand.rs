@@ -11,9 +11,9 @@ use tokio::sync::mpsc;
 use super::aside::Errand;
 use crate::coherence::primary::Primary;
 use crate::config::Settings;
+use crate::lookups::{Outlet, Runner, give_up_all};
 use crate::plan::{Asked, Call, Plan};
 use crate::rules::RuleSet;
-use crate::rules::lookups::{Outlet, Runner, give_up_all};
 use crate::sink::{Sweeper, Unproven};
 
 /// What an errand is done with. Connected when first used.

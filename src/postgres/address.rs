@@ -10,7 +10,7 @@ use std::time::Duration;
 use percent_encoding::percent_decode_str;
 use secrecy::SecretString;
 
-use crate::config::nearest;
+use crate::nearest::nearest;
 
 /// One place where a server may listen.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,10 +5,7 @@
 
 mod address;
 mod client;
-pub mod dependencies;
 mod error;
-pub mod outbox;
-pub mod setup;
 mod tls;
 mod transport;
 

@@ -10,8 +10,9 @@ use indexmap::IndexSet;
 
 use super::path::Path;
 use super::read::{Parameter, Read, Source};
-use crate::config::{Problems, RawRead, Settings, Spanned, nearest};
+use crate::config::{Problems, RawRead, Settings, Spanned};
 use crate::key::{Glob, RESERVED, TAG};
+use crate::nearest::nearest;
 use crate::plan::Removal;
 use crate::rules::{Filter, Image, Part, Reference, Template};
 

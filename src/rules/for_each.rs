@@ -6,7 +6,8 @@
 use std::ops::Range;
 
 use super::template::{InvalidTemplate, Template};
-use crate::config::{Spanned, nearest};
+use crate::config::Spanned;
+use crate::nearest::nearest;
 
 /// A lookup that a rule asks for every row.
 #[derive(Clone, Debug)]

@@ -10,7 +10,8 @@ use super::rule::{Rule, Trigger};
 use super::template::{Image, Reference};
 use crate::catalog::{Catalog, Identity, Table, quote, quote_table};
 use crate::change::{Operation, TableName};
-use crate::config::{Problems, Spanned, nearest};
+use crate::config::{Problems, Spanned};
+use crate::nearest::nearest;
 
 /// A replica identity that the rules need and a table does not have.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -235,6 +236,6 @@ fn nearest_table(name: &TableName, catalog: &Catalog) -> String {
 }
 
 /// Where the file says this reference.
-pub(super) fn place(template: &Spanned<super::Template>, reference: &Reference) -> std::ops::Range<usize> {
+pub(crate) fn place(template: &Spanned<super::Template>, reference: &Reference) -> std::ops::Range<usize> {
     part_of(&template.span, template.value.text_len(), &reference.span)
 }

@@ -117,7 +117,7 @@ impl Rule {
     }
 
     /// Calls `f` for every template of the actions, those inside messages included, in order.
-    pub(super) fn each_template(&self, f: &mut impl FnMut(&Spanned<Template>)) {
+    pub(crate) fn each_template(&self, f: &mut impl FnMut(&Spanned<Template>)) {
         for action in &self.actions {
             f(action.name());
             if let Some(data) = action.data() {

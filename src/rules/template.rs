@@ -7,8 +7,8 @@
 use std::ops::Range;
 
 use super::filter::Filter;
-use crate::config::nearest;
 use crate::key::{CacheKey, Glob};
+use crate::nearest::nearest;
 
 /// Which image of the row a reference reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,7 +11,6 @@ use tokio::sync::mpsc;
 
 use super::pulse::Pulse;
 use super::redis::{SinkError, unusable};
-use crate::cache;
 use crate::coherence::watermark::{BEGIN, COUNT, DECIMAL, Names, PROVE, RAISE, RECORD, SET};
 use crate::key::{CacheKey, Glob};
 use crate::plan::{Plan, Removal, RuleId};
@@ -143,7 +142,7 @@ pub(super) struct Connection {
 
 impl Connection {
     pub(super) async fn open(client: &Client, pulse: Pulse) -> Result<Self, RedisError> {
-        let mut link = cache::connect(client, RESPONSE_TIMEOUT).await?;
+        let mut link = crate::redis::connect(client, RESPONSE_TIMEOUT).await?;
         let mut first = Pipeline::new();
         first.add_command(info()).add_command(redis::cmd("TIME"));
         let mut scripts = Scripts::default();
@@ -296,14 +295,16 @@ pub(super) fn info() -> Cmd {
 /// A connection that only listens, for those who follow broadcasts.
 pub async fn connect_subscriber(info: &ConnectionInfo) -> Result<PubSub, SinkError> {
     let address = info.addr().to_string();
-    let opened = async { cache::subscriber(&cache::client(info)?).await };
+    let opened = async { crate::redis::subscriber(&crate::redis::open_client(info)?).await };
     opened.await.map_err(|error| unusable(&address, error))
 }
 
 /// Which version a server says it is.
 pub(super) async fn version(client: &Client) -> Result<String, RedisError> {
-    let info: String =
-        redis::cmd("INFO").arg("server").query_async(&mut cache::connect(client, RESPONSE_TIMEOUT).await?).await?;
+    let info: String = redis::cmd("INFO")
+        .arg("server")
+        .query_async(&mut crate::redis::connect(client, RESPONSE_TIMEOUT).await?)
+        .await?;
     let version = info.lines().find_map(|line| line.strip_prefix("redis_version:"));
     Ok(version.unwrap_or("unknown").trim().to_owned())
 }

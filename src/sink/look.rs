@@ -11,7 +11,6 @@ use redis::{Cmd, ConnectionInfo, Pipeline, RedisError};
 
 use super::recent::Touch;
 use super::redis::{SinkError, unusable};
-use crate::cache;
 use crate::change::Lsn;
 use crate::coherence::lease::{Envelope, Token};
 use crate::coherence::watermark::Names;
@@ -141,7 +140,7 @@ pub async fn standing(info: &ConnectionInfo, names: &Names) -> Result<Standing, 
 }
 
 async fn ask_standing(info: &ConnectionInfo, names: &Names) -> Result<Standing, RedisError> {
-    let mut link = cache::connect(&cache::client(info)?, ANSWER_MAX).await?;
+    let mut link = crate::redis::connect(&crate::redis::open_client(info)?, ANSWER_MAX).await?;
     let mut state = redis::cmd("MGET");
     for key in [&names.applied, &names.started, &names.epoch, &names.asof, &names.batches] {
         state.arg(key.as_bytes());
@@ -185,7 +184,7 @@ fn counted(counts: Counts) -> BTreeMap<String, u64> {
 }
 
 async fn ask(info: &ConnectionInfo, names: &Names, key: &CacheKey) -> Result<Look, RedisError> {
-    let mut link = cache::connect(&cache::client(info)?, ANSWER_MAX).await?;
+    let mut link = crate::redis::connect(&crate::redis::open_client(info)?, ANSWER_MAX).await?;
 
     let mut of_key = Pipeline::new();
     of_key.add_command(command("TYPE", key)).add_command(command("PTTL", key)).add_command(redis::cmd("TIME"));

@@ -10,7 +10,6 @@ use redis::aio::MultiplexedConnection;
 use redis::{Arg, Cmd, ConnectionInfo, ErrorKind, RedisError, Value};
 
 use super::redis::{SinkError, unusable};
-use crate::cache;
 use crate::key::{INVALIDATIONS, RESERVED};
 use crate::plan::Removal;
 
@@ -71,7 +70,7 @@ impl Probe {
     /// Connects.
     pub async fn open(info: &ConnectionInfo) -> Result<Self, SinkError> {
         let address = info.addr().to_string();
-        let opened = async { cache::connect(&cache::client(info)?, ANSWER_MAX).await };
+        let opened = async { crate::redis::connect(&crate::redis::open_client(info)?, ANSWER_MAX).await };
         let link = opened.await.map_err(|error| unusable(&address, error))?;
         Ok(Self { link, address })
     }

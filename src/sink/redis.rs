@@ -20,7 +20,6 @@ use super::recent::{Label, Recent};
 use super::refusal::explain;
 use super::sweep::Sweeper;
 use crate::backoff::{Backoff, Notices};
-use crate::cache;
 use crate::change::Lsn;
 use crate::coherence::epoch::Allowance;
 use crate::coherence::history::Doubt;
@@ -34,7 +33,7 @@ const FULL: &str = "OOM";
 #[derive(Debug, thiserror::Error)]
 pub enum SinkError {
     /// It did not answer, or not as we need.
-    #[error("cannot use Redis at {address}: {}; {advice}", cache::describe(.source))]
+    #[error("cannot use Redis at {address}: {}; {advice}", crate::redis::describe(.source))]
     Unusable {
         /// Where, without credentials.
         address: String,
@@ -127,7 +126,7 @@ impl Sink {
     pub fn new(info: &ConnectionInfo, names: Names, scope: Scope) -> Result<Self, SinkError> {
         let address = info.addr().to_string();
         let place = format!("{} {}", info.redis_settings().db(), names.last_broadcast);
-        let client = cache::client(info).map_err(|error| unusable(&address, error))?;
+        let client = crate::redis::open_client(info).map_err(|error| unusable(&address, error))?;
         Ok(Self {
             client,
             address,
@@ -340,7 +339,7 @@ impl Sink {
 pub(super) fn notice(what: &str, address: &str, error: &RedisError, patience: &mut Patience) {
     if patience.notices.due() {
         let advice = explain(error).advice;
-        let error = cache::describe(error);
+        let error = crate::redis::describe(error);
         tracing::warn!(redis = address, error, "{what} wait for Redis; {advice}");
     }
 }

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use redis::Commands as _;
 use tempfile::TempDir;
 use unstale::change::Lsn;
-use unstale::postgres::{self, Address, setup};
+use unstale::install::setup;
+use unstale::postgres::{self, Address};
 use unstale::sandbox::{self, Postgres, Redis};
 
 /// How long an event may take before a test counts it as missing.

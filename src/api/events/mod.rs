@@ -25,8 +25,8 @@ use tokio_util::sync::CancellationToken;
 use self::ring::Ring;
 use super::problem::Problem;
 use crate::backoff::{Backoff, Notices};
-use crate::cache::{self, in_time};
 use crate::coherence::watermark::Names;
+use crate::redis::in_time;
 
 /// How many may follow at once.
 const FOLLOWERS_MAX: usize = 1_000;
@@ -74,7 +74,7 @@ impl Events {
         });
         let subscription = Subscription {
             events: Arc::clone(&events),
-            client: cache::client(info)?,
+            client: crate::redis::open_client(info)?,
             address: info.addr().to_string(),
             names: names.clone(),
         };
@@ -117,7 +117,7 @@ impl Subscription {
                 Err(error) => error,
             };
             if notices.due() {
-                let error = cache::describe(&error);
+                let error = crate::redis::describe(&error);
                 tracing::warn!(redis = self.address, error, "no events come: cannot listen to Redis");
             }
             tokio::time::sleep(backoff.next_wait()).await;
@@ -126,12 +126,12 @@ impl Subscription {
 
     /// Subscribes, and only then asks what was broadcast last: so nothing falls in between.
     async fn open(&self) -> Result<(PubSubSink, PubSubStream), RedisError> {
-        let (mut sink, mut messages) = cache::subscriber(&self.client).await?.split();
+        let (mut sink, mut messages) = crate::redis::subscriber(&self.client).await?.split();
         let mut mget = redis::cmd("MGET");
         mget.arg(self.names.last_broadcast.as_bytes()).arg(self.names.epoch.as_bytes());
         let asked = async {
             sink.subscribe(self.names.invalidations.as_bytes()).await?;
-            let mut link = cache::connect(&self.client, ANSWER_MAX).await?;
+            let mut link = crate::redis::connect(&self.client, ANSWER_MAX).await?;
             let answer: (Option<Vec<u8>>, Option<Vec<u8>>) = mget.query_async(&mut link).await?;
             // On the connection that listens: what was broadcast before Redis answered has arrived now.
             sink.ping::<Value>().await?;

@@ -22,12 +22,8 @@ use crate::config::api::{Algorithm, Api, By, OnError, RateLimit};
 
 /// Without `allow-oom`: a full Redis refuses to count, which is for [`Limits::on_error`] to judge. What callers could
 /// make it store must not push out, or stop, what makes the cache coherent.
-const CHECK: &str = concat!(
-    "#!lua\n",
-    include_str!("sliding.lua"),
-    include_str!("fixed.lua"),
-    include_str!("check.lua")
-);
+const CHECK: &str =
+    concat!("#!lua\n", include_str!("sliding.lua"), include_str!("fixed.lua"), include_str!("check.lua"));
 
 /// How much of the hash of who asks becomes part of a key, in bytes.
 const WHO_BYTES: usize = 16;

@@ -10,9 +10,9 @@ use super::printable;
 use super::source::{Item, Way};
 use crate::change::{Operation, TableName};
 use crate::cmd::Failure;
+use crate::lookups::Runner;
 use crate::plan::Plan;
 use crate::postgres::{self, Address};
-use crate::rules::lookups::Runner;
 use crate::rules::{Planner, RuleSet, Trigger};
 
 /// How lookups are answered.

@@ -82,6 +82,6 @@ impl Letters {
 }
 
 fn unread(address: &str, error: &RedisError) -> Failure {
-    let said = crate::cache::describe(error);
+    let said = crate::redis::describe(error);
     Failure::unavailable(format!("cannot read the dead letters in Redis at {address}: {}", printable(&said)))
 }

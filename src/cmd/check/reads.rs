@@ -1,6 +1,6 @@
 //! Whether each read can be asked, and whether rules remove what it has cached whenever that changes.
 //!
-//! Owns the words about a read's SQL and its parameters; the database is asked by [`dependencies`], and the rules are held against its
+//! Owns the words about a read's SQL and its parameters; the database is asked by [`crate::query`], and the rules are held against its
 //! answer by [`coverage`]. It must not run a read. Invariant: `check` calls an error what keeps the reads from being
 //! served, and nothing else.
 
@@ -14,7 +14,7 @@ use super::finding::{Finding, Findings};
 use crate::cmd::preflight::Compared;
 use crate::cmd::{Failure, Loaded};
 use crate::config::Problems;
-use crate::postgres::dependencies::{self, Notation, Query, Refusal, Take};
+use crate::query::{self, Notation, Query, Refusal, Take};
 use crate::reads::{Parameter, Read, Source, coverage};
 use crate::rules::{Filter, Image, Lint, Reference, RuleSet};
 
@@ -88,7 +88,7 @@ async fn judge(
     read: &Read,
 ) -> Result<Judgement, tokio_postgres::Error> {
     let mut judgement = Judgement::default();
-    match dependencies::ask(client, &read.sql.value).await? {
+    match query::ask(client, &read.sql.value).await? {
         Err(refusal) => refused(read, refusal, &mut judgement.problems),
         Ok(query) => {
             shape(read, &query, &mut judgement.problems);

@@ -9,7 +9,7 @@ use crate::catalog::{Catalog, Table};
 use crate::change::{Change, Operation, TableName};
 use crate::cmd::Failure;
 use crate::cmd::changes::{no_table, printable};
-use crate::config::nearest;
+use crate::nearest::nearest;
 use crate::source::recording::write::Redaction;
 
 /// What is recorded.

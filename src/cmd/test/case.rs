@@ -15,7 +15,8 @@ use super::super::Loaded;
 use crate::catalog::{Catalog, Identity, Table};
 use crate::change::{Cell, Change, Column, Commit, Lsn, Operation, Relation, Row, TableName};
 use crate::config::test::{RawAnswer, RawRow};
-use crate::config::{Problems, RawTest, Spanned, nearest};
+use crate::config::{Problems, RawTest, Spanned};
+use crate::nearest::nearest;
 use crate::rules::{self, Rule, RuleSet, Trigger, Widening};
 use crate::source::images::{Image, Images};
 

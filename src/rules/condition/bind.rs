@@ -12,7 +12,7 @@ use cel::common::types::CelString;
 
 use super::functions::{FUNCTIONS, MACROS, METHODS, find, is_operator};
 use super::{ColumnUse, InvalidCondition, engine, value};
-use crate::config::nearest;
+use crate::nearest::nearest;
 use crate::rules::template::Image;
 
 /// What a condition is, beside its tree.

@@ -14,8 +14,8 @@ use tokio_postgres::{Client, Statement};
 use super::entry::{Entry, EntryEvent, FullXid, OutboxError, Shapes};
 use super::{Consumer, MORTAL};
 use crate::change::Lsn;
+use crate::install::outbox::locks::{LANES, LOCKS};
 use crate::mutant::{self, Mutant};
-use crate::postgres::outbox::locks::{LANES, LOCKS};
 
 /// The most entries of one claim.
 pub const ENTRIES_MAX: i64 = 4000;

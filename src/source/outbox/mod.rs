@@ -1,6 +1,6 @@
 //! The outbox: a table to which triggers write what changed, for servers without logical replication.
 //!
-//! Owns reading it. What is installed is [`crate::postgres::outbox`]'s. It must not know rules or Redis. Invariant: an
+//! Owns reading it. What is installed is [`crate::install::outbox`]'s. It must not know rules or Redis. Invariant: an
 //! entry is deleted in the transaction that is committed once everything it asks for is in force, and in no other.
 
 pub mod claim;

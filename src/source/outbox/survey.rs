@@ -12,7 +12,7 @@ use tokio_postgres::{Client, Statement};
 use super::entry::{FullXid, OutboxError};
 use super::{Consumer, MORTAL};
 use crate::change::Lsn;
-use crate::postgres::outbox::locks::{HISTORY, LANES, LOCKS, WORK};
+use crate::install::outbox::locks::{HISTORY, LANES, LOCKS, WORK};
 
 /// Which outbox this is.
 #[derive(Clone, Debug, PartialEq, Eq)]

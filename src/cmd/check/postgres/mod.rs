@@ -20,7 +20,8 @@ use crate::catalog::Catalog;
 use crate::cmd::{Failure, Loaded};
 use crate::coherence::primary::PrimaryError;
 use crate::config::{Mode, Settings};
-use crate::postgres::{self, ConnectError, ServerError, setup};
+use crate::install::setup;
+use crate::postgres::{self, ConnectError, ServerError};
 use crate::rules::RuleSet;
 use crate::source::replication::catalog;
 

@@ -5,7 +5,7 @@
 
 use super::{Finding, Findings, RESTART, Server, Stage};
 use crate::catalog::{Catalog, quote};
-use crate::postgres::outbox::{self, Difference, InstallError, Part};
+use crate::install::outbox::{self, Difference, InstallError, Part};
 use crate::rules::RuleSet;
 
 /// Entries older than this are worth a word, in seconds.

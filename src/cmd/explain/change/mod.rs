@@ -12,9 +12,9 @@ use super::super::display::{line, printable};
 use super::super::{Failure, Loaded, malformed, print};
 use super::Args;
 use crate::change::{Change, Commit, Operation};
-use crate::config::nearest;
+use crate::lookups::Runner;
+use crate::nearest::nearest;
 use crate::postgres;
-use crate::rules::lookups::Runner;
 use crate::rules::trace;
 use crate::source::recording::Recording;
 

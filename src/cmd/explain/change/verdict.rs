@@ -9,8 +9,8 @@ use serde_json::{Map, Value, json};
 use super::super::super::Loaded;
 use super::super::super::display::{beginning, printable};
 use crate::change::{Cell, Change, Operation};
+use crate::lookups::Runner;
 use crate::plan::{Call, Op};
-use crate::rules::lookups::Runner;
 use crate::rules::{Compared, Decision, Image, Made, Named, Rendered, Rule, Verdict};
 
 /// How many characters of a column's value are shown.

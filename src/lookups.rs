@@ -14,13 +14,12 @@ use tokio::sync::mpsc;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Portal, Row, Statement, Transaction};
 
-use super::compile::RuleSet;
-use super::rule::{Lookup, Rule};
-use super::template::Image;
 use crate::change::Cell;
-use crate::config::{Problems, Spanned, nearest};
+use crate::config::{Problems, Spanned};
+use crate::nearest::nearest;
 use crate::parameter::TextParameter;
 use crate::plan::{Asked, Call, DeadLetter, Plan, RuleId};
+use crate::rules::{Image, Lookup, Rule, RuleSet};
 
 /// How many calls are on their way at once.
 const CALLS_AT_ONCE: usize = 64;
@@ -350,7 +349,7 @@ impl RuleSet {
                         Some(near) => format!("did you mean `{near}`?"),
                         None => format!("it returns {}", columns.join(", ")),
                     };
-                    problems.push(super::requirements::place(template, reference), message, advice);
+                    problems.push(crate::rules::place(template, reference), message, advice);
                 }
             });
         }

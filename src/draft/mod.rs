@@ -13,9 +13,10 @@ use std::collections::BTreeSet;
 
 use self::key::Generated;
 use self::rule::Rule;
-use super::{Settings, nearest};
 use crate::catalog::{Catalog, Table, quote, quote_table};
 use crate::change::TableName;
+use crate::config::Settings;
+use crate::nearest::nearest;
 
 /// What the file says of where things are: the same for everybody, so no part of anybody's URL gets into it.
 const HEAD: &str = r#"# What becomes stale when a row changes: drafted by `unstale init` from the keys of the tables.

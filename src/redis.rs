@@ -13,7 +13,7 @@ use redis::{AsyncConnectionConfig, Client, ConnectionInfo, RedisError};
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 
 /// A client of the server; nothing is opened yet.
-pub fn client(info: &ConnectionInfo) -> Result<Client, RedisError> {
+pub fn open_client(info: &ConnectionInfo) -> Result<Client, RedisError> {
     let settings = redis::io::tcp::TcpSettings::default().set_nodelay(true);
     Client::open(info.clone().set_tcp_settings(settings))
 }

@@ -1,0 +1,7 @@
+//! What `setup` installs in PostgreSQL, and `teardown` removes: publication, slot, replica identities, outbox.
+//!
+//! Owns the statements and the files of `sql/`. It must not know rules, sources or Redis. Invariant: every step may
+//! be repeated.
+
+pub mod outbox;
+pub mod setup;
