@@ -142,7 +142,7 @@ impl Runner {
         for call in group {
             if let Some(reason) = given_up.get(&call.0.rule) {
                 let mut piece = Plan::default();
-                piece.bury(dead(call, reason.clone()));
+                piece.dead_letter(dead(call, reason.clone()));
                 outlet.send(question.rules, piece).await;
                 continue;
             }
@@ -285,7 +285,7 @@ fn failure(lookup: &Lookup, error: tokio_postgres::Error) -> LookupError {
 fn give_up(rules: &RuleSet, call: &(Call, Asked), reason: String) -> Plan {
     let mut plan = Plan::default();
     rules.expand_all(&call.0, &mut plan);
-    plan.bury(dead(call, reason));
+    plan.dead_letter(dead(call, reason));
     plan
 }
 

@@ -39,7 +39,7 @@ use crate::config::{Document, Problems, RawTest, Settings};
 use crate::postgres::ConnectError;
 use crate::reads::ReadSet;
 use crate::rules::{Rule, RuleSet};
-use crate::sink::{Label, Scope, Sink, SinkError};
+use crate::sink::{RuleLabel, Sink, SinkError, SinkSettings};
 use crate::source::recording::RecordingError;
 
 /// Keeps Redis coherent with PostgreSQL.
@@ -280,11 +280,11 @@ impl Loaded {
     }
 
     /// What the sink has to know of these rules.
-    fn scope(&self, rules: &RuleSet) -> Scope {
-        let label = |rule: &Rule| Label { name: rule.name.clone(), line: self.line(rule.span.start) };
+    fn sink_settings(&self, rules: &RuleSet) -> SinkSettings {
+        let label = |rule: &Rule| RuleLabel { name: rule.name.clone(), line: self.line(rule.span.start) };
         // Rules and reads name the same keys, mostly.
         let removals: IndexSet<_> = rules.removals().into_iter().chain(self.reads.removals()).collect();
-        Scope {
+        SinkSettings {
             removals: removals.into_iter().collect(),
             labels: rules.rules().iter().map(label).collect(),
             ttl: self.settings.ttl,
@@ -302,7 +302,7 @@ impl Loaded {
     /// A sink for these rules, not yet connected.
     fn sink(&self, rules: &RuleSet) -> Result<Sink, SinkError> {
         let names = Names::new(&self.settings.namespace, &self.settings.slot);
-        Sink::new(&self.settings.redis, names, self.scope(rules))
+        Sink::new(&self.settings.redis, names, self.sink_settings(rules))
     }
 
     /// These problems, shown in the file.

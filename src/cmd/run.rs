@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::serve::{self, Listen};
 use super::{Failure, Loaded, check, duration, preflight};
 use crate::api::Server;
-use crate::coherence::history::Doubt;
+use crate::coherence::history::HistoryGap;
 use crate::config::Settings;
 use crate::pipeline::{self, RunError};
 use crate::rules::RuleSet;
@@ -43,7 +43,7 @@ pub(super) async fn run(path: &Path, args: Args) -> Result<(), Failure> {
         prepared = prepare(path, &args, &stop) => prepared?,
     };
     if args.flush {
-        sink.doubt(Doubt::Asked);
+        sink.report_gap(HistoryGap::Requested);
     }
     let api = api.map(|(server, listener)| {
         let stop = stop.clone();

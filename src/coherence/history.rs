@@ -1,6 +1,6 @@
 //! Whether history has a gap between what Redis remembers and what the slot will send.
 //!
-//! Owns the judgement: what both sides say of themselves goes in, a [`Doubt`] or none comes out. It must not
+//! Owns the judgement: what both sides say of themselves goes in, a [`HistoryGap`] or none comes out. It must not
 //! ask either. Invariant: what is not proven is doubted. A doubt costs a flush; a gap that nobody noticed
 //! would leave stale values for ever.
 
@@ -71,9 +71,9 @@ pub struct Present {
 
 /// Why history is not proven: a new epoch begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Doubt {
+pub enum HistoryGap {
     /// The operator asked for it.
-    Asked,
+    Requested,
     /// Redis remembers nothing: it is new to this slot, it was emptied, or an earlier flush was not finished.
     NothingRemembered,
     /// The source belongs to another database cluster.
@@ -85,14 +85,14 @@ pub enum Doubt {
     /// The database server stopped uncleanly.
     UncleanRestart,
     /// The slot goes on after what Redis knows.
-    Gap {
+    ChangesMissed {
         /// What Redis knows.
         applied: Lsn,
         /// Where the slot goes on.
         slot: Lsn,
     },
     /// Entries were taken out of the outbox that Redis does not know of.
-    Uncounted {
+    BatchesMissing {
         /// How many batches Redis counted.
         counted: u64,
         /// How many it had counted when entries were taken out last.
@@ -116,17 +116,17 @@ pub enum Doubt {
     DatasetReplaced,
 }
 
-impl Doubt {
+impl HistoryGap {
     /// One word, by which epochs are counted.
     pub const fn word(&self) -> &'static str {
         match self {
-            Self::Asked => "asked",
+            Self::Requested => "asked",
             Self::NothingRemembered => "nothing-remembered",
             Self::OtherSystem => "other-system",
             Self::OtherSource => "other-source",
             Self::OtherTimeline => "other-timeline",
             Self::UncleanRestart => "unclean-restart",
-            Self::Gap { .. } | Self::Uncounted { .. } => "gap",
+            Self::ChangesMissed { .. } | Self::BatchesMissing { .. } => "gap",
             Self::RedisWentBack { .. } => "redis-went-back",
             Self::LogWentBack { .. } => "log-went-back",
             Self::DatasetReplaced => "dataset-replaced",
@@ -134,10 +134,10 @@ impl Doubt {
     }
 }
 
-impl fmt::Display for Doubt {
+impl fmt::Display for HistoryGap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Asked => write!(f, "it was asked for"),
+            Self::Requested => write!(f, "it was asked for"),
             Self::NothingRemembered => write!(f, "Redis remembers nothing of this source"),
             Self::OtherSystem => write!(f, "the source belongs to another database cluster than Redis remembers"),
             Self::OtherSource => {
@@ -146,7 +146,7 @@ impl fmt::Display for Doubt {
                     "the outbox is not the one that Redis remembers: it was made anew, or emptied into another Redis"
                 )
             }
-            Self::Uncounted { counted, confirmed } => write!(
+            Self::BatchesMissing { counted, confirmed } => write!(
                 f,
                 "Redis counted {counted} batches, but had counted {confirmed} when entries were last taken out of the \
                  outbox: it lost writes"
@@ -155,7 +155,7 @@ impl fmt::Display for Doubt {
             Self::UncleanRestart => {
                 write!(f, "PostgreSQL stopped uncleanly, so commits that were visible may be gone")
             }
-            Self::Gap { applied, slot } => {
+            Self::ChangesMissed { applied, slot } => {
                 write!(f, "Redis knows the log up to {applied}, and the slot goes on at {slot}: changes were missed")
             }
             Self::RedisWentBack { applied, recorded } => {
@@ -170,24 +170,24 @@ impl fmt::Display for Doubt {
 }
 
 /// What speaks against going on from what Redis remembers, if anything does.
-pub fn doubt(remembered: &Remembered, present: &Present) -> Option<Doubt> {
+pub fn find_gap(remembered: &Remembered, present: &Present) -> Option<HistoryGap> {
     let (Some(applied), Some(started), Some(origin)) = (remembered.applied, remembered.started, &remembered.origin)
     else {
-        return Some(Doubt::NothingRemembered);
+        return Some(HistoryGap::NothingRemembered);
     };
     let Present { origin: now, slot, end, recorded, batches } = present;
     let (counted, confirmed) = (remembered.batches, batches.unwrap_or_default());
-    let doubts = [
-        (origin.system != now.system, Doubt::OtherSystem),
-        (origin.timeline != now.timeline, Doubt::OtherTimeline),
-        (origin.source != now.source, Doubt::OtherSource),
-        (applied < *recorded, Doubt::RedisWentBack { applied, recorded: *recorded }),
-        (started.max(applied) > *end, Doubt::LogWentBack { remembered: started.max(applied), end: *end }),
-        (applied < *slot, Doubt::Gap { applied, slot: *slot }),
-        (counted < confirmed, Doubt::Uncounted { counted, confirmed }),
-        (origin.recovered != now.recovered, Doubt::UncleanRestart),
+    let checks = [
+        (origin.system != now.system, HistoryGap::OtherSystem),
+        (origin.timeline != now.timeline, HistoryGap::OtherTimeline),
+        (origin.source != now.source, HistoryGap::OtherSource),
+        (applied < *recorded, HistoryGap::RedisWentBack { applied, recorded: *recorded }),
+        (started.max(applied) > *end, HistoryGap::LogWentBack { remembered: started.max(applied), end: *end }),
+        (applied < *slot, HistoryGap::ChangesMissed { applied, slot: *slot }),
+        (counted < confirmed, HistoryGap::BatchesMissing { counted, confirmed }),
+        (origin.recovered != now.recovered, HistoryGap::UncleanRestart),
     ];
-    doubts.into_iter().find_map(|(holds, doubt)| holds.then_some(doubt))
+    checks.into_iter().find_map(|(is_gap, gap)| is_gap.then_some(gap))
 }
 
 #[cfg(test)]
@@ -207,7 +207,7 @@ mod tests {
         };
         let [slot, end, recorded] = [slot, end, recorded].map(Lsn::new);
         let present = Present { origin: origin(now), slot, end, recorded, batches: None };
-        assert_eq!(doubt(&remembered, &present).map(|doubt| doubt.word()), expected);
+        assert_eq!(find_gap(&remembered, &present).map(|gap| gap.word()), expected);
     }
 
     #[test]
@@ -225,7 +225,7 @@ mod tests {
         let ahead = Remembered { applied, started, origin: Some(origin("s/1/0")), batches: 0 };
         let [slot, end, recorded] = [40, 90, 0].map(Lsn::new);
         let present = Present { origin: origin("s/1/0"), slot, end, recorded, batches: None };
-        assert_eq!(doubt(&ahead, &present).map(|doubt| doubt.word()), Some("log-went-back"));
+        assert_eq!(find_gap(&ahead, &present).map(|gap| gap.word()), Some("log-went-back"));
         check(50, "s/1/0", [40, 90, 0], "t/1/0", Some("other-system"));
         check(50, "s/1/0", [40, 90, 0], "s/2/0", Some("other-timeline"));
         check(50, "s/1/0", [40, 90, 0], "s/1/7", Some("unclean-restart"));
@@ -240,7 +240,7 @@ mod tests {
             let remembered = Remembered { applied, started: applied, origin: Some(origin.clone()), batches: counted };
             let [slot, end, recorded] = [0, 9, 0].map(Lsn::new);
             let present = Present { origin, slot, end, recorded, batches: Some(confirmed) };
-            assert_eq!(doubt(&remembered, &present).map(|doubt| doubt.word()), expected);
+            assert_eq!(find_gap(&remembered, &present).map(|gap| gap.word()), expected);
         };
         check(7, 7, None);
         check(8, 7, None);
@@ -253,13 +253,13 @@ mod tests {
         let present = Present { origin: origin("s/1/0"), slot: zero, end: zero, recorded: zero, batches: None };
         let origin = Some(present.origin.clone());
         let whole = Remembered { applied: Some(zero), started: Some(zero), origin, batches: 0 };
-        assert_eq!(doubt(&whole, &present), None);
+        assert_eq!(find_gap(&whole, &present), None);
         for missing in [
             Remembered { applied: None, ..whole.clone() },
             Remembered { started: None, ..whole.clone() },
             Remembered { origin: None, ..whole },
         ] {
-            assert_eq!(doubt(&missing, &present), Some(Doubt::NothingRemembered));
+            assert_eq!(find_gap(&missing, &present), Some(HistoryGap::NothingRemembered));
         }
     }
 

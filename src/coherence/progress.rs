@@ -19,7 +19,7 @@ pub struct Ticket(u64);
 #[derive(Debug, Default)]
 pub struct Progress {
     /// One that is stuck for long costs no more than itself.
-    open: BTreeMap<Ticket, Open>,
+    open: BTreeMap<Ticket, OpenTransaction>,
     next: u64,
     /// The end of the last one.
     received: Lsn,
@@ -30,7 +30,7 @@ pub struct Progress {
 
 /// A transaction that is not all in force.
 #[derive(Clone, Copy, Debug)]
-struct Open {
+struct OpenTransaction {
     /// The end of the transaction before it.
     before: Lsn,
     /// Into how many parts its ops were split that are not done.
@@ -42,7 +42,7 @@ impl Progress {
     pub fn received(&mut self, end_lsn: Lsn) -> Ticket {
         let ticket = Ticket(self.next);
         self.next += 1;
-        self.open.insert(ticket, Open { before: self.received, parts: 1 });
+        self.open.insert(ticket, OpenTransaction { before: self.received, parts: 1 });
         self.received = self.received.max(end_lsn);
         ticket
     }

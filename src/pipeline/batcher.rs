@@ -199,7 +199,7 @@ impl Batcher {
             }
         }
         if transaction.first <= again_to {
-            self.waiting.plan.doubt_sets(position);
+            self.waiting.plan.sets_to_deletes(position);
         }
         // Its own position is not known, and none is proven by it.
         Ok(self.take_commit(position, Lsn::ZERO))
@@ -425,7 +425,7 @@ impl Batcher {
             None => Part::default(),
         };
         self.set_aside(&mut waiting);
-        waiting.plan.doubt_sets(self.resumed_at);
+        waiting.plan.sets_to_deletes(self.resumed_at);
         let again = waiting.plan.take_again();
         // An outbox may only forget what was counted afterwards.
         let must_count = self.counts && !(waiting.tickets.is_empty() && waiting.holds.is_empty());

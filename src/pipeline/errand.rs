@@ -43,7 +43,7 @@ impl Helper {
         let sweeps = sweeps.take_sweeps();
         let mut done = Plan::default();
         for (rule, removal) in &sweeps {
-            done.tell(*rule, removal.clone());
+            done.announce(*rule, removal.clone());
         }
         let swept = self.sweeper.sweep(&sweeps, started, &pieces).await;
         if swept.is_ok() && !done.is_empty() {

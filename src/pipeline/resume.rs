@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use super::feed::outbox::Reader;
 use super::session::Landing;
-use crate::coherence::history::{Origin, Present, Remembered, doubt};
+use crate::coherence::history::{Origin, Present, Remembered, find_gap};
 use crate::coherence::primary::{Primary, PrimaryError};
-use crate::sink::{Pulse, Sink, Unproven};
+use crate::sink::{Liveness, Sink, Unproven};
 use crate::source::outbox::entry::OutboxError;
 use crate::source::outbox::survey;
 
@@ -56,7 +56,7 @@ async fn take_turn(
     const ASK_AGAIN_AFTER: Duration = Duration::from_millis(20);
     while !survey::lock_history(primary.client()).await? {
         // It is not Redis that we wait for.
-        sink.pulse().begin();
+        sink.liveness().restart();
         tokio::time::sleep(ASK_AGAIN_AFTER).await;
     }
     let dataset = sink.dataset().unwrap_or_default();
@@ -86,8 +86,8 @@ async fn compare(
     origin: &Origin,
 ) -> Landing {
     let present = Present { recorded: sink.recorded(), ..present.clone() };
-    let asked = sink.take_doubt();
-    let found = asked.clone().or_else(|| doubt(remembered, &present));
+    let reported = sink.take_reported_gap();
+    let found = reported.clone().or_else(|| find_gap(remembered, &present));
     let started = match &found {
         None => {
             sink.go_on(remembered);
@@ -98,15 +98,15 @@ async fn compare(
             }
             remembered.started.unwrap_or_default()
         }
-        Some(doubt) => {
-            if let Err(error) = wait_for_those_in_progress(primary, &sink.pulse()).await {
-                sink.doubt(doubt.clone());
+        Some(gap) => {
+            if let Err(error) = wait_for_those_in_progress(primary, &sink.liveness()).await {
+                sink.report_gap(gap.clone());
                 return Landing::Unasked(error);
             }
             let present = Present { origin: origin.clone(), ..present };
-            if let Err(Unproven) = sink.flush(doubt, &present).await {
+            if let Err(Unproven) = sink.flush(gap, &present).await {
                 // No comparison would find it again.
-                asked.into_iter().for_each(|asked| sink.doubt(asked));
+                reported.into_iter().for_each(|gap| sink.report_gap(gap));
                 return Landing::Unproven;
             }
             present.end
@@ -118,7 +118,7 @@ async fn compare(
 /// A change that was missed may have been committed and not yet be visible; flushed before that, its old value
 /// could come back. Which transactions those are nobody can tell from those that still run, so this waits
 /// for all of them, though not for ever.
-async fn wait_for_those_in_progress(primary: &Primary, pulse: &Pulse) -> Result<(), PrimaryError> {
+async fn wait_for_those_in_progress(primary: &Primary, liveness: &Liveness) -> Result<(), PrimaryError> {
     const ASK_AGAIN_AFTER: Duration = Duration::from_millis(5);
     let deadline = Instant::now() + IN_PROGRESS_MAX;
     let barrier = primary.barrier().await?;
@@ -132,7 +132,7 @@ async fn wait_for_those_in_progress(primary: &Primary, pulse: &Pulse) -> Result<
         }
         tokio::time::sleep(ASK_AGAIN_AFTER).await;
         // It is not Redis that we wait for.
-        pulse.begin();
+        liveness.restart();
     }
     Ok(())
 }

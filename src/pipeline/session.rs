@@ -23,7 +23,7 @@ use crate::coherence::primary::{Primary, PrimaryError};
 use crate::config::{Mode, Settings};
 use crate::plan::Plan;
 use crate::rules::Planner;
-use crate::sink::{Batch, Pulse, Sink, Unproven};
+use crate::sink::{Batch, Liveness, Sink, Unproven};
 use crate::source::outbox::entry::OutboxError;
 
 /// How often the loop looks after what no event tells.
@@ -87,7 +87,7 @@ pub(super) struct Session<'a> {
     flight: Option<Flight>,
     /// When the flight began.
     away_since: Instant,
-    pulse: Pulse,
+    liveness: Liveness,
     /// Who does errands, if not out on one.
     helper: Option<Box<Helper>>,
     outing: Option<Outing>,
@@ -107,7 +107,7 @@ impl<'a> Session<'a> {
     pub(super) fn new(settings: &'a Settings, source: Source, planner: Planner, sink: Option<Box<Sink>>) -> Self {
         let Source { feed, primary, present } = source;
         let now = Instant::now();
-        let pulse = sink.as_deref().map(Sink::pulse).unwrap_or_default();
+        let liveness = sink.as_deref().map(Sink::liveness).unwrap_or_default();
         let helper = sink.as_deref().map(|sink| {
             Box::new(Helper::new(Arc::clone(planner.rules()), settings, Arc::clone(&primary), sink.sweeper()))
         });
@@ -126,7 +126,7 @@ impl<'a> Session<'a> {
             sink: None,
             flight,
             away_since: now,
-            pulse,
+            liveness,
             resumed: false,
             asking: None,
             stuck_since: None,
@@ -374,7 +374,7 @@ impl<'a> Session<'a> {
         self.make_room();
         self.send_off(true);
         let down_max = self.settings.redis_down_max;
-        if self.flight.is_some() && self.away_since.elapsed().min(self.pulse.silence()) > down_max {
+        if self.flight.is_some() && self.away_since.elapsed().min(self.liveness.idle()) > down_max {
             return Err(Trouble::RedisAway(down_max).into());
         }
         self.feed.on_tick(&self.batcher, self.resumed && !self.batcher.is_full())?;

@@ -46,7 +46,7 @@ pub struct Plan {
     /// What is to be removed once more, and how long after.
     again: Once<(Duration, Removal), RuleId>,
     /// What was removed already and only has to be told.
-    told: Once<Removal, RuleId>,
+    announced: Once<Removal, RuleId>,
     dead: Vec<DeadLetter>,
     /// Those that no room was left for, by rule.
     dead_more: BTreeMap<RuleId, u64>,
@@ -162,12 +162,12 @@ impl Plan {
     }
 
     /// Tells that something was removed already.
-    pub fn tell(&mut self, rule: RuleId, removal: Removal) {
-        self.told.entry(removal).or_insert(rule);
+    pub fn announce(&mut self, rule: RuleId, removal: Removal) {
+        self.announced.entry(removal).or_insert(rule);
     }
 
     /// Keeps a change that a rule could not be held against.
-    pub fn bury(&mut self, letter: DeadLetter) {
+    pub fn dead_letter(&mut self, letter: DeadLetter) {
         if self.dead.len() >= DEAD_MAX {
             *self.dead_more.entry(letter.rule).or_default() += 1;
             return;
@@ -225,8 +225,8 @@ impl Plan {
         }
         other.calls.into_iter().for_each(|(call, asked)| self.call(call, asked));
         self.again.extend(other.again);
-        self.told.extend(other.told);
-        other.dead.drain(..).for_each(|letter| self.bury(letter));
+        self.announced.extend(other.announced);
+        other.dead.drain(..).for_each(|letter| self.dead_letter(letter));
         other.dead_more.into_iter().for_each(|(rule, count)| *self.dead_more.entry(rule).or_default() += count);
         self.slow = slow;
         self.slow.extend(other.slow.into_iter().map(|transaction| offset + transaction));
@@ -330,7 +330,7 @@ impl Plan {
         for rule in rules {
             removals_of(rule).into_iter().for_each(|removal| self.remove(rule, removal));
         }
-        collapsed.dead.into_iter().for_each(|letter| self.bury(letter));
+        collapsed.dead.into_iter().for_each(|letter| self.dead_letter(letter));
         self.dead_more.extend(collapsed.dead_more);
         collapsed.publishes.len() + collapsed.streams.len()
     }
@@ -343,7 +343,7 @@ impl Plan {
     }
 
     /// Makes deletes of the values that show a change at or before `upto`: something newer may have been applied before.
-    pub fn doubt_sets(&mut self, upto: Lsn) {
+    pub fn sets_to_deletes(&mut self, upto: Lsn) {
         for (key, (value, rule)) in std::mem::take(&mut self.sets) {
             if value.lsn <= upto {
                 self.delete(rule, key);
@@ -364,7 +364,7 @@ impl Plan {
             + self.publishes.len()
             + self.streams.len()
             + self.calls.len()
-            + self.told.len()
+            + self.announced.len()
             + self.dead.len()
     }
 
@@ -460,8 +460,8 @@ impl Plan {
     }
 
     /// What was removed already and only has to be told.
-    pub fn told(&self) -> impl Iterator<Item = (RuleId, Op<'_>)> {
-        self.told.iter().map(|(removal, &rule)| {
+    pub fn announcements(&self) -> impl Iterator<Item = (RuleId, Op<'_>)> {
+        self.announced.iter().map(|(removal, &rule)| {
             let op = match removal {
                 Removal::Key(key) => Op::Delete(key),
                 Removal::Keys(glob) => Op::Pattern(glob),
@@ -587,9 +587,9 @@ mod tests {
         plan.delete(rule(0), "k".into());
         plan.set(rule(0), value(5));
         assert_eq!((plan.deletes().len(), plan.sets().len()), (0, 1));
-        plan.doubt_sets(Lsn::new(4));
+        plan.sets_to_deletes(Lsn::new(4));
         assert_eq!((plan.deletes().len(), plan.sets().len()), (0, 1));
-        plan.doubt_sets(Lsn::new(5));
+        plan.sets_to_deletes(Lsn::new(5));
         assert_eq!((plan.deletes().len(), plan.sets().len()), (1, 0));
         plan.set(rule(0), value(6));
         let mut later = Plan::default();

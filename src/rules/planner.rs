@@ -106,7 +106,7 @@ impl Planner {
             match decision {
                 Decision::Fires | Decision::FiresUnknown => {}
                 Decision::FiresFailed(reason) => {
-                    plan.bury(DeadLetter { rule: rule.id, reason, change: line(rule, change, commit) });
+                    plan.dead_letter(DeadLetter { rule: rule.id, reason, change: line(rule, change, commit) });
                 }
                 Decision::OtherOperation
                 | Decision::Unchanged

@@ -42,7 +42,7 @@ pub struct BroadcastOp {
 impl Broadcast {
     /// What a plan means to whoever keeps copies; nothing if it only sends messages.
     pub(super) fn ops(plan: &Plan) -> Vec<BroadcastOp> {
-        plan.told().chain(plan.ops()).filter_map(|(_, op)| broadcast_op(op)).collect()
+        plan.announcements().chain(plan.ops()).filter_map(|(_, op)| broadcast_op(op)).collect()
     }
 
     /// The JSON on both sides of the value of `prev`.

@@ -9,7 +9,7 @@ use redis::aio::{MultiplexedConnection, PubSub};
 use redis::{Client, Cmd, ConnectionInfo, ErrorKind, Pipeline, RedisError, Value};
 use tokio::sync::mpsc;
 
-use super::pulse::Pulse;
+use super::liveness::Liveness;
 use super::redis::{SinkError, unusable};
 use crate::coherence::watermark::{BEGIN, COUNT, DECIMAL, Names, PROVE, RAISE, RECORD, SET};
 use crate::key::{CacheKey, Glob};
@@ -132,16 +132,16 @@ impl Clock {
 
 /// An open connection to a primary, with the scripts loaded.
 #[derive(Debug)]
-pub(super) struct Connection {
+pub(super) struct RedisConnection {
     link: MultiplexedConnection,
-    pulse: Pulse,
+    liveness: Liveness,
     pub(super) scripts: Scripts,
     pub(super) dataset: Dataset,
     pub(super) clock: Clock,
 }
 
-impl Connection {
-    pub(super) async fn open(client: &Client, pulse: Pulse) -> Result<Self, RedisError> {
+impl RedisConnection {
+    pub(super) async fn open(client: &Client, liveness: Liveness) -> Result<Self, RedisError> {
         let mut link = crate::redis::connect(client, RESPONSE_TIMEOUT).await?;
         let mut first = Pipeline::new();
         first.add_command(info()).add_command(redis::cmd("TIME"));
@@ -157,13 +157,13 @@ impl Connection {
             *place = redis::from_redis_value_ref(hash)?;
         }
         let dataset = Dataset::parse(&redis::from_redis_value_ref::<String>(info)?)?;
-        Ok(Self { link, pulse, scripts, dataset, clock: Clock::parse(time)? })
+        Ok(Self { link, liveness, scripts, dataset, clock: Clock::parse(time)? })
     }
 
     /// Sends a pipeline; the first error among the replies is the outcome.
     pub(super) async fn send(&mut self, pipeline: &Pipeline) -> Result<Vec<Value>, RedisError> {
         let replies = send(&mut self.link, pipeline).await?;
-        self.pulse.step();
+        self.liveness.accepted();
         Ok(replies)
     }
 
@@ -195,7 +195,7 @@ impl Connection {
                 let mut scan = redis::cmd("SCAN");
                 scan.arg(cursor).arg("MATCH").arg(covering.as_bytes()).arg("COUNT").arg(SCAN_COUNT);
                 let (next, mut keys): (u64, Vec<Vec<u8>>) = scan.query_async(&mut self.link).await?;
-                self.pulse.step();
+                self.liveness.accepted();
                 keys.retain(|key| !names.owns(key));
                 for (rule, glob) in &tag_globs {
                     let found = keys.extract_if(.., |key| glob.matches(key));
@@ -247,7 +247,7 @@ impl Connection {
                 Err(error) if error.code() == Some("WRONGTYPE") => return Ok(deleted),
                 scanned => scanned?,
             };
-            self.pulse.step();
+            self.liveness.accepted();
             let (ours, members): (Vec<_>, Vec<_>) = members.into_iter().partition(|key| names.owns(key));
             let mut pipeline = Pipeline::new();
             for chunk in members.chunks(KEYS_PER_COMMAND) {
@@ -263,7 +263,7 @@ impl Connection {
             }
             if let Some(found) = found.filter(|_| !members.is_empty()) {
                 let mut piece = Plan::default();
-                members.into_iter().for_each(|key| piece.tell(rule, Removal::Key(CacheKey::new(key))));
+                members.into_iter().for_each(|key| piece.announce(rule, Removal::Key(CacheKey::new(key))));
                 // Nobody takes it any more: whoever waited for it was dropped.
                 let _ = found.send(piece).await;
             }

@@ -10,7 +10,7 @@ use redis::Pipeline;
 
 use super::broadcast::Broadcast;
 use super::connection::{KEYS_PER_COMMAND, Scripts, script};
-use super::recent::Label;
+use super::recent::RuleLabel;
 use crate::change::Lsn;
 use crate::coherence::lease::{Envelope, Token};
 use crate::coherence::watermark::Names;
@@ -122,7 +122,7 @@ pub(super) fn writes(batch: &Batch, now: u64, target: Target<'_>, pipeline: &mut
 }
 
 /// Stream entries, in order. `history` tells whether positions can be compared with those of entries before.
-pub(super) fn streams(batch: &Batch, labels: &[Label], history: &str, target: Target<'_>, pipeline: &mut Pipeline) {
+pub(super) fn streams(batch: &Batch, labels: &[RuleLabel], history: &str, target: Target<'_>, pipeline: &mut Pipeline) {
     for StreamEntry { rule, entry, end, number, at, mark } in &batch.streams {
         if target.names.owns(entry.stream.as_bytes()) {
             continue;
@@ -135,7 +135,7 @@ pub(super) fn streams(batch: &Batch, labels: &[Label], history: &str, target: Ta
         add.arg(end.to_fixed_hex())
             .arg(mark.as_deref().map(|mark| full_mark(history, mark)).unwrap_or_default())
             .arg(batch.started.to_fixed_hex());
-        add.arg("rule").arg(Label::name(labels, *rule));
+        add.arg("rule").arg(RuleLabel::name(labels, *rule));
         add.arg("at").arg(humantime::format_rfc3339_micros(*at).to_string());
         add.arg("data").arg(entry.data.as_slice());
         pipeline.add_command(add);
@@ -148,7 +148,7 @@ fn full_mark(history: &str, mark: &str) -> String {
 }
 
 /// Changes that a rule could not be held against.
-pub(super) fn dead_letters(batch: &Batch, labels: &[Label], target: Target<'_>, pipeline: &mut Pipeline) {
+pub(super) fn dead_letters(batch: &Batch, labels: &[RuleLabel], target: Target<'_>, pipeline: &mut Pipeline) {
     const LETTERS_MAX: u64 = 10_000;
     let bury = |rule: &str, count: u64| {
         let mut bury = script(&target.scripts.bury, &[&target.names.dead, &target.names.failures]);
@@ -156,13 +156,13 @@ pub(super) fn dead_letters(batch: &Batch, labels: &[Label], target: Target<'_>, 
         bury
     };
     for letter in batch.plan.dead() {
-        let mut bury = bury(Label::name(labels, letter.rule), 1);
+        let mut bury = bury(RuleLabel::name(labels, letter.rule), 1);
         let at = humantime::format_rfc3339_micros(batch.at).to_string();
         bury.arg("reason").arg(&letter.reason).arg("at").arg(at).arg("change").arg(&letter.change);
         pipeline.add_command(bury);
     }
     for (rule, count) in batch.plan.dead_more() {
-        pipeline.add_command(bury(Label::name(labels, *rule), *count));
+        pipeline.add_command(bury(RuleLabel::name(labels, *rule), *count));
     }
 }
 

@@ -28,14 +28,14 @@ const SMALL: usize = 64;
 
 /// What a rule is called, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Label {
+pub struct RuleLabel {
     /// Its name.
     pub name: String,
     /// The line of the file, from 1.
     pub line: usize,
 }
 
-impl Label {
+impl RuleLabel {
     /// The name of a rule.
     pub(super) fn name(labels: &[Self], rule: RuleId) -> &str {
         labels.get(rule.position()).map_or("", |label| &label.name)
@@ -67,22 +67,22 @@ pub(super) struct Recent {
 
 impl Recent {
     /// Remembers the ops of a batch, or the last of them.
-    pub(super) fn remember(&mut self, batch: &Batch, labels: &[Label]) {
-        let (all, told) = (batch.plan.len() + batch.streams.len(), batch.plan.told().count());
+    pub(super) fn remember(&mut self, batch: &Batch, labels: &[RuleLabel]) {
+        let (all, told) = (batch.plan.len() + batch.streams.len(), batch.plan.announcements().count());
         if all == 0 {
             return;
         }
         let lsn = batch.started.to_string();
         let at = if batch.at == SystemTime::UNIX_EPOCH { SystemTime::now() } else { batch.at };
         let at = humantime::format_rfc3339_micros(at).to_string();
-        let ops = batch.plan.told().chain(batch.plan.ops());
+        let ops = batch.plan.announcements().chain(batch.plan.ops());
         let streams = batch.streams.iter().map(|entry| (entry.rule, Op::Stream(&entry.entry)));
         let skipped = (all + told).saturating_sub(PENDING_MAX);
         for (rule, op) in ops.chain(streams).skip(skipped) {
             let touch = Touch {
                 op: op.word().to_owned(),
                 key: String::from_utf8_lossy(op.name()).into_owned(),
-                rule: Label::name(labels, rule).to_owned(),
+                rule: RuleLabel::name(labels, rule).to_owned(),
                 line: labels.get(rule.position()).map_or(0, |label| label.line),
                 lsn: lsn.clone(),
                 at: at.clone(),

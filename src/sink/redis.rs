@@ -11,18 +11,18 @@ use std::time::{Duration, Instant};
 use redis::{Client, ConnectionInfo, Pipeline, RedisError, Value};
 
 use super::broadcast::{Broadcast, BroadcastOp, Numbering};
-use super::connection::{Clock, Connection, Dataset, info, version};
+use super::connection::{Clock, Dataset, RedisConnection, info, version};
 use super::encode::{
     Batch, Target, announcements, count, dead_letters, forget_marks, heartbeat, removals, streams, writes,
 };
-use super::pulse::Pulse;
-use super::recent::{Label, Recent};
+use super::liveness::Liveness;
+use super::recent::{Recent, RuleLabel};
 use super::refusal::explain;
 use super::sweep::Sweeper;
 use crate::backoff::{Backoff, Notices};
 use crate::change::Lsn;
 use crate::coherence::epoch::Allowance;
-use crate::coherence::history::Doubt;
+use crate::coherence::history::HistoryGap;
 use crate::coherence::watermark::{LOST, Names};
 use crate::plan::{Removal, RuleId};
 
@@ -65,25 +65,25 @@ pub struct Sink {
     /// The database and the namespace.
     place: String,
     pub(super) names: Names,
-    pub(super) scope: Scope,
+    pub(super) settings: SinkSettings,
     pub(super) recent: Recent,
     dead_notices: BTreeMap<RuleId, Notices>,
     stream_notices: Notices,
     full_notices: Notices,
     /// Tells the history of this database from any other, in stream entries.
     pub(super) history: String,
-    connection: Option<Connection>,
+    connection: Option<RedisConnection>,
     /// The dataset whose history is proven.
     pub(super) proven: Option<Dataset>,
     /// What that dataset said it recorded.
     pub(super) recorded: Lsn,
     /// Known without comparing positions.
-    pub(super) doubt: Option<Doubt>,
+    pub(super) reported_gap: Option<HistoryGap>,
     pub(super) epoch: u64,
     /// The epoch as Redis had it when it was last asked, or `0`.
     pub(super) epoch_found: String,
     pub(super) allowance: Allowance,
-    pub(super) pulse: Pulse,
+    pub(super) liveness: Liveness,
     pub(super) numbering: Numbering,
     /// How many batches that dataset said it had counted.
     pub(super) counted: u64,
@@ -91,11 +91,11 @@ pub struct Sink {
 
 /// What the sink has to know of the rules.
 #[derive(Clone, Debug)]
-pub struct Scope {
+pub struct SinkSettings {
     /// What the rules may ever remove or write: what a new epoch empties.
     pub removals: Vec<Removal>,
     /// What each rule is called, in the order of the file.
-    pub labels: Vec<Label>,
+    pub labels: Vec<RuleLabel>,
     /// How long what is written lives, unless a rule says otherwise.
     pub ttl: Duration,
     /// What tells these rules, and the reads beside them, from any others.
@@ -123,7 +123,7 @@ pub(super) struct Patience {
 
 impl Sink {
     /// A sink that is not yet connected.
-    pub fn new(info: &ConnectionInfo, names: Names, scope: Scope) -> Result<Self, SinkError> {
+    pub fn new(info: &ConnectionInfo, names: Names, settings: SinkSettings) -> Result<Self, SinkError> {
         let address = info.addr().to_string();
         let place = format!("{} {}", info.redis_settings().db(), names.last_broadcast);
         let client = crate::redis::open_client(info).map_err(|error| unusable(&address, error))?;
@@ -132,7 +132,7 @@ impl Sink {
             address,
             place,
             names,
-            scope,
+            settings,
             recent: Recent::default(),
             dead_notices: BTreeMap::new(),
             stream_notices: Notices::default(),
@@ -141,11 +141,11 @@ impl Sink {
             connection: None,
             proven: None,
             recorded: Lsn::ZERO,
-            doubt: None,
+            reported_gap: None,
             epoch: 0,
             epoch_found: "0".to_owned(),
             allowance: Allowance::default(),
-            pulse: Pulse::default(),
+            liveness: Liveness::default(),
             numbering: Numbering::default(),
             counted: 0,
         })
@@ -167,8 +167,8 @@ impl Sink {
     }
 
     /// What tells whether Redis takes what it is sent, also while the sink is busy.
-    pub fn pulse(&self) -> Pulse {
-        self.pulse.clone()
+    pub fn liveness(&self) -> Liveness {
+        self.liveness.clone()
     }
 
     /// Somebody who searches for what takes its time, on a connection of his own.
@@ -195,9 +195,9 @@ impl Sink {
         let ops = Broadcast::ops(&batch.plan);
         let mut broadcast: Option<Broadcast> = None;
         let mut patience = Patience::default();
-        self.recent.remember(&batch, &self.scope.labels);
+        self.recent.remember(&batch, &self.settings.labels);
         self.tell_of_dead(&batch);
-        self.pulse.begin();
+        self.liveness.restart();
         loop {
             match self.attempt(&batch, &ops, &mut broadcast).await {
                 Ok(()) => {
@@ -217,7 +217,7 @@ impl Sink {
                             "Redis is full: values that rules `set` are deleted instead of written; raise maxmemory"
                         );
                     }
-                    batch.plan.doubt_sets(Lsn::new(u64::MAX));
+                    batch.plan.sets_to_deletes(Lsn::new(u64::MAX));
                 }
                 Err(Setback::Refused(error)) => self.refused(&error, &mut patience).await,
             }
@@ -240,15 +240,15 @@ impl Sink {
         }
         let Some(connection) = &mut self.connection else { return Err(Setback::Unproven) };
         let scripts = connection.scripts.clone();
-        let target = Target { names: &self.names, scripts: &scripts, ttl: self.scope.ttl };
+        let target = Target { names: &self.names, scripts: &scripts, ttl: self.settings.ttl };
         let mut pipeline = Pipeline::new();
         removals(batch, (self.recorded, &self.epoch_found), target, &mut pipeline);
         writes(batch, connection.clock.at(Instant::now()), target, &mut pipeline);
         announcements(batch, target, broadcast.as_ref(), &mut pipeline);
         let added_from = pipeline.len();
-        streams(batch, &self.scope.labels, &self.history, target, &mut pipeline);
+        streams(batch, &self.settings.labels, &self.history, target, &mut pipeline);
         let added = added_from..pipeline.len();
-        dead_letters(batch, &self.scope.labels, target, &mut pipeline);
+        dead_letters(batch, &self.settings.labels, target, &mut pipeline);
         self.recent.write(batch.probe, &self.names, &scripts, &mut pipeline);
         forget_marks(batch, &self.history, target, &mut pipeline);
         let count_at = pipeline.len();
@@ -256,7 +256,7 @@ impl Sink {
             count(self.counted, target, &mut pipeline);
         }
         if let Some(moment) = batch.heartbeat {
-            heartbeat(connection.clock.at(moment), &self.scope.digest, target, &mut pipeline);
+            heartbeat(connection.clock.at(moment), &self.settings.digest, target, &mut pipeline);
         }
         if batch.probe {
             pipeline.add_command(redis::cmd("TIME")).add_command(info());
@@ -273,7 +273,7 @@ impl Sink {
             let dataset = Dataset::parse(&redis::from_redis_value_ref::<String>(info).map_err(RedisError::from)?)?;
             if !dataset.continues(&connection.dataset) {
                 // Under a living connection: what was recorded since may be the new dataset's.
-                self.doubt = Some(Doubt::DatasetReplaced);
+                self.reported_gap = Some(HistoryGap::DatasetReplaced);
                 self.connection = None;
                 return Err(Setback::Unproven);
             }
@@ -293,7 +293,7 @@ impl Sink {
             if !self.dead_notices.entry(letter.rule).or_default().due() {
                 continue;
             }
-            let label = self.scope.labels.get(letter.rule.position());
+            let label = self.settings.labels.get(letter.rule.position());
             tracing::warn!(
                 rule = label.map_or("", |label| &label.name),
                 line = label.map_or(0, |label| label.line),
@@ -304,17 +304,17 @@ impl Sink {
     }
 
     /// The open connection, or a new one.
-    pub(super) async fn open(&mut self) -> Result<&mut Connection, RedisError> {
+    pub(super) async fn open(&mut self) -> Result<&mut RedisConnection, RedisError> {
         let connection = match self.connection.take() {
             Some(connection) => connection,
-            None => Connection::open(&self.client, self.pulse.clone()).await?,
+            None => RedisConnection::open(&self.client, self.liveness.clone()).await?,
         };
         Ok(self.connection.insert(connection))
     }
 
     /// Says so at growing intervals, and waits before the next attempt.
     pub(super) async fn refused(&mut self, error: &RedisError, patience: &mut Patience) {
-        self.pulse.refused();
+        self.liveness.refused();
         let refusal = explain(error);
         if refusal.reconnect {
             self.connection = None;
@@ -325,7 +325,7 @@ impl Sink {
 
     /// Redis answered; says so if it was said that it did not.
     pub(super) fn relieved(&self, patience: &Patience) {
-        self.pulse.begin();
+        self.liveness.restart();
         relief("invalidations", &self.address, patience);
     }
 

@@ -44,14 +44,14 @@ impl Sink {
     async fn try_replay(&mut self, mut plan: Plan, fresh: Lsn) -> Result<(), RedisError> {
         self.read_place().await?;
         plan.raise_bumps(fresh);
-        plan.doubt_sets(Lsn::new(u64::MAX));
+        plan.sets_to_deletes(Lsn::new(u64::MAX));
         let entries = (0..).zip(plan.take_streams());
         let at = SystemTime::now();
         let entries =
             entries.map(|(number, (rule, entry))| StreamEntry { rule, entry, end: fresh, number, at, mark: None });
         let entries = entries.collect();
         let sweeps = plan.take_sweeps();
-        sweeps.iter().for_each(|(rule, removal)| plan.tell(*rule, removal.clone()));
+        sweeps.iter().for_each(|(rule, removal)| plan.announce(*rule, removal.clone()));
         let batch = Batch {
             plan,
             streams: entries,
@@ -63,14 +63,14 @@ impl Sink {
             counts: false,
             forget: Vec::new(),
         };
-        self.recent.remember(&batch, &self.scope.labels);
+        self.recent.remember(&batch, &self.settings.labels);
         let (epoch, ops) = (self.epoch, Broadcast::ops(&batch.plan));
         let broadcast = (!ops.is_empty()).then(|| self.numbering.next(epoch, fresh, at, ops));
 
-        let (names, scope) = (self.names.clone(), self.scope.clone());
+        let (names, settings) = (self.names.clone(), self.settings.clone());
         let connection = self.open().await?;
         let scripts = connection.scripts.clone();
-        let target = Target { names: &names, scripts: &scripts, ttl: scope.ttl };
+        let target = Target { names: &names, scripts: &scripts, ttl: settings.ttl };
         let mut first = Pipeline::new();
         let mut raise = script(&scripts.raise, &[&names.started]);
         raise.arg(fresh.to_fixed_hex());
@@ -81,7 +81,7 @@ impl Sink {
         let mut then = Pipeline::new();
         announcements(&batch, target, broadcast.as_ref(), &mut then);
         // The daemon's own entries are remembered by position, and these have none of their own.
-        streams(&batch, &scope.labels, "", target, &mut then);
+        streams(&batch, &settings.labels, "", target, &mut then);
         self.recent.write(true, &names, &scripts, &mut then);
         self.open().await?.send(&then).await?;
         Ok(())

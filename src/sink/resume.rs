@@ -14,7 +14,7 @@ use super::connection::script;
 use super::encode::{Target, broadcast};
 use super::redis::{Patience, Setback, Sink, Unproven};
 use crate::change::Lsn;
-use crate::coherence::history::{Doubt, Origin, Present, Remembered};
+use crate::coherence::history::{HistoryGap, Origin, Present, Remembered};
 use crate::plan::{Plan, RuleId};
 
 impl Sink {
@@ -38,13 +38,13 @@ impl Sink {
     }
 
     /// A new epoch begins at the next opportunity, whatever the positions say.
-    pub fn doubt(&mut self, doubt: Doubt) {
-        self.doubt = Some(doubt);
+    pub fn report_gap(&mut self, gap: HistoryGap) {
+        self.reported_gap = Some(gap);
     }
 
-    /// A reason to doubt that no comparison of positions would find. It is said once.
-    pub fn take_doubt(&mut self) -> Option<Doubt> {
-        self.doubt.take()
+    /// A reason to gap that no comparison of positions would find. It is said once.
+    pub fn take_reported_gap(&mut self) -> Option<HistoryGap> {
+        self.reported_gap.take()
     }
 
     /// History is proven: go on with the dataset that [`Sink::remembered`] read.
@@ -84,7 +84,7 @@ impl Sink {
     /// Begins a new epoch: deletes every key that the rules can name, then lets history begin at `present`.
     /// Ends only when that is done, or when somebody else began one meanwhile: then whoever has the slot is to
     /// look again.
-    pub async fn flush(&mut self, doubt: &Doubt, present: &Present) -> Result<(), Unproven> {
+    pub async fn flush(&mut self, gap: &HistoryGap, present: &Present) -> Result<(), Unproven> {
         let pause = self.epoch_pause();
         if !pause.is_zero() {
             tracing::error!(
@@ -95,14 +95,14 @@ impl Sink {
         }
         let mut patience = Patience::default();
         loop {
-            match self.try_flush(doubt, present).await {
+            match self.try_flush(gap, present).await {
                 Ok(deleted) => {
                     self.relieved(&patience);
-                    let (epoch, reason) = (self.epoch, doubt.word());
+                    let (epoch, reason) = (self.epoch, gap.word());
                     if epoch == 1 && deleted == 0 {
                         tracing::info!(epoch, reason, "the first epoch of a cache that is empty");
                     } else {
-                        tracing::warn!(epoch, reason, deleted, "a new epoch, the cache was emptied: {doubt}");
+                        tracing::warn!(epoch, reason, deleted, "a new epoch, the cache was emptied: {gap}");
                     }
                     return Ok(());
                 }
@@ -145,16 +145,16 @@ impl Sink {
         })
     }
 
-    async fn try_flush(&mut self, doubt: &Doubt, present: &Present) -> Result<u64, Setback> {
+    async fn try_flush(&mut self, gap: &HistoryGap, present: &Present) -> Result<u64, Setback> {
         let (names, floor) = (self.names.clone(), self.epoch);
-        let removals: Vec<_> = self.scope.removals.iter().map(|removal| (RuleId::new(0), removal.clone())).collect();
+        let removals: Vec<_> = self.settings.removals.iter().map(|removal| (RuleId::new(0), removal.clone())).collect();
         let found = self.epoch_found.clone();
         let connection = self.open().await?;
         let scripts = connection.scripts.clone();
 
         let mut begin =
             script(&scripts.begin, &[&names.epoch, &names.epochs, &names.started, &names.applied, &names.origin]);
-        begin.arg(&found).arg(floor).arg(present.end.to_fixed_hex()).arg(doubt.word()).arg(present.origin.encode());
+        begin.arg(&found).arg(floor).arg(present.end.to_fixed_hex()).arg(gap.word()).arg(present.origin.encode());
         let reply = connection.send(Pipeline::new().add_command(begin)).await?.pop().unwrap_or(Value::Nil);
         let epoch: u64 = redis::from_redis_value(reply).map_err(RedisError::from)?;
         // What is tried again begins where this began.
@@ -171,10 +171,10 @@ impl Sink {
         // a slot before its first epoch.
         if epoch > 1 {
             let mut plan = Plan::default();
-            removals.into_iter().for_each(|(rule, removal)| plan.tell(rule, removal));
+            removals.into_iter().for_each(|(rule, removal)| plan.announce(rule, removal));
             let message = self.numbering.next(epoch, present.end, SystemTime::now(), Broadcast::ops(&plan));
             let mut tell = Pipeline::new();
-            broadcast(&message, Target { names: &names, scripts: &scripts, ttl: self.scope.ttl }, &mut tell);
+            broadcast(&message, Target { names: &names, scripts: &scripts, ttl: self.settings.ttl }, &mut tell);
             self.open().await?.send(&tell).await?;
         }
         self.history = history(&present.origin);

@@ -6,8 +6,8 @@
 use redis::{Client, Pipeline};
 use tokio::sync::mpsc;
 
-use super::connection::{Connection, Dataset, script};
-use super::pulse::Pulse;
+use super::connection::{Dataset, RedisConnection, script};
+use super::liveness::Liveness;
 use super::redis::{Patience, Unproven, notice, relief};
 use super::refusal::explain;
 use crate::change::Lsn;
@@ -24,7 +24,7 @@ pub struct Sweeper {
     address: String,
     names: Names,
     proven: Option<Dataset>,
-    connection: Option<Connection>,
+    connection: Option<RedisConnection>,
 }
 
 impl Sweeper {
@@ -71,7 +71,7 @@ impl Sweeper {
     ) -> Result<bool, redis::RedisError> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
-            None => Connection::open(&self.client, Pulse::default()).await?,
+            None => RedisConnection::open(&self.client, Liveness::default()).await?,
         };
         let proven = self.proven.get_or_insert_with(|| connection.dataset.clone());
         if !connection.dataset.continues(proven) {

@@ -198,7 +198,11 @@ mod tests {
             glob.push_literal(format!("g{}\u{1b}:", n % 15).as_bytes());
             glob.push_any();
             plan.pattern(RuleId::new(1), glob);
-            plan.bury(DeadLetter { rule: RuleId::new(1), reason: format!("no {n}\u{1b}"), change: String::new() });
+            plan.dead_letter(DeadLetter {
+                rule: RuleId::new(1),
+                reason: format!("no {n}\u{1b}"),
+                change: String::new(),
+            });
             summary.add(&plan, true);
         }
         let warnings = summary.warnings(&rules(), 100);

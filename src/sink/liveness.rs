@@ -7,25 +7,25 @@ use std::time::{Duration, Instant};
 
 /// Shared by the sink, which reports, and those who wait for it.
 #[derive(Clone, Debug)]
-pub struct Pulse(Arc<Mutex<State>>);
+pub struct Liveness(Arc<Mutex<LivenessState>>);
 
 #[derive(Debug)]
-struct State {
+struct LivenessState {
     /// Since when nothing was taken.
     idle: Instant,
     /// A step was refused, or not answered, and has not been taken since: steps before it count no more.
     refused: bool,
 }
 
-impl Default for Pulse {
+impl Default for Liveness {
     fn default() -> Self {
-        Self(Arc::new(Mutex::new(State { idle: Instant::now(), refused: false })))
+        Self(Arc::new(Mutex::new(LivenessState { idle: Instant::now(), refused: false })))
     }
 }
 
-impl Pulse {
+impl Liveness {
     /// A step was taken: one of many, as in a scan.
-    pub(super) fn step(&self) {
+    pub(super) fn accepted(&self) {
         self.change(|state| {
             if !state.refused {
                 state.idle = Instant::now();
@@ -39,16 +39,16 @@ impl Pulse {
     }
 
     /// All steps were taken, or a new series of them begins.
-    pub fn begin(&self) {
-        self.change(|state| *state = State { idle: Instant::now(), refused: false });
+    pub fn restart(&self) {
+        self.change(|state| *state = LivenessState { idle: Instant::now(), refused: false });
     }
 
     /// For how long nothing was taken.
-    pub fn silence(&self) -> Duration {
+    pub fn idle(&self) -> Duration {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).idle.elapsed()
     }
 
-    fn change(&self, change: impl FnOnce(&mut State)) {
+    fn change(&self, change: impl FnOnce(&mut LivenessState)) {
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }
