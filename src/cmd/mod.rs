@@ -146,7 +146,7 @@ impl From<ConnectError> for Failure {
 impl From<SinkError> for Failure {
     fn from(error: SinkError) -> Self {
         // A wrong password is the file's fault, not the server's absence.
-        match crate::sink::probe::refuses_login(&error) {
+        match error.is_login_refused() {
             true => Self::configuration(error.to_string()),
             false => Self::unavailable(error.to_string()),
         }

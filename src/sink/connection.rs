@@ -10,7 +10,7 @@ use redis::{Client, Cmd, ConnectionInfo, ErrorKind, Pipeline, RedisError, Value}
 use tokio::sync::mpsc;
 
 use super::liveness::Liveness;
-use super::redis::{SinkError, unusable};
+use super::refusal::SinkError;
 use crate::coherence::watermark::{BEGIN, COUNT, DECIMAL, Names, PROVE, RAISE, RECORD, SET};
 use crate::key::{CacheKey, Glob};
 use crate::plan::{Plan, Removal, RuleId};
@@ -296,7 +296,7 @@ pub(super) fn info() -> Cmd {
 pub async fn connect_subscriber(info: &ConnectionInfo) -> Result<PubSub, SinkError> {
     let address = info.addr().to_string();
     let opened = async { crate::redis::subscriber(&crate::redis::open_client(info)?).await };
-    opened.await.map_err(|error| unusable(&address, error))
+    opened.await.map_err(|error| SinkError::unusable(&address, error))
 }
 
 /// Which version a server says it is.

@@ -17,7 +17,7 @@ use super::encode::{
 };
 use super::liveness::Liveness;
 use super::recent::{Recent, RuleLabel};
-use super::refusal::explain;
+use super::refusal::{SinkError, explain};
 use super::sweep::Sweeper;
 use crate::backoff::{Backoff, Notices};
 use crate::change::Lsn;
@@ -28,30 +28,6 @@ use crate::plan::{Removal, RuleId};
 
 /// The code of the error by which Redis says that its memory is full.
 const FULL: &str = "OOM";
-
-/// Why Redis is of no use at start.
-#[derive(Debug, thiserror::Error)]
-pub enum SinkError {
-    /// It did not answer, or not as we need.
-    #[error("cannot use Redis at {address}: {}; {advice}", crate::redis::describe(.source))]
-    Unusable {
-        /// Where, without credentials.
-        address: String,
-        /// What to do.
-        advice: &'static str,
-        /// What happened.
-        #[source]
-        source: RedisError,
-    },
-    /// It is older than the scripts need.
-    #[error("Redis at {address} is version {version}; at least 7.0 is needed (Valkey 7.2)")]
-    TooOld {
-        /// Where, without credentials.
-        address: String,
-        /// What it says it is.
-        version: String,
-    },
-}
 
 /// The dataset in Redis may not hold what was put into force: [`Sink::remembered`] must be asked again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,7 +102,7 @@ impl Sink {
     pub fn new(info: &ConnectionInfo, names: Names, settings: SinkSettings) -> Result<Self, SinkError> {
         let address = info.addr().to_string();
         let place = format!("{} {}", info.redis_settings().db(), names.last_broadcast);
-        let client = crate::redis::open_client(info).map_err(|error| unusable(&address, error))?;
+        let client = crate::redis::open_client(info).map_err(|error| SinkError::unusable(&address, error))?;
         Ok(Self {
             client,
             address,
@@ -178,14 +154,14 @@ impl Sink {
 
     /// Connects once, so that a wrong address is known at start.
     pub async fn connect(&mut self) -> Result<(), SinkError> {
-        let version = version(&self.client).await.map_err(|error| unusable(&self.address, error))?;
+        let version = version(&self.client).await.map_err(|error| SinkError::unusable(&self.address, error))?;
         let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
         if major.is_some_and(|major| major < 7) {
             return Err(SinkError::TooOld { address: self.address.clone(), version });
         }
         match self.open().await {
             Ok(_) => Ok(()),
-            Err(error) => Err(unusable(&self.address, error)),
+            Err(error) => Err(SinkError::unusable(&self.address, error)),
         }
     }
 
@@ -349,8 +325,4 @@ pub(super) fn relief(what: &str, address: &str, patience: &Patience) {
     if patience.notices.any() {
         tracing::info!(redis = address, "Redis takes {what} again");
     }
-}
-
-pub(super) fn unusable(address: &str, source: RedisError) -> SinkError {
-    SinkError::Unusable { address: address.to_owned(), advice: explain(&source).advice, source }
 }

@@ -4,6 +4,53 @@
 
 use redis::{ErrorKind, RedisError};
 
+/// Why Redis is of no use at start.
+#[derive(Debug, thiserror::Error)]
+pub enum SinkError {
+    /// It did not answer, or not as we need.
+    #[error("cannot use Redis at {address}: {}; {advice}", crate::redis::describe(.source))]
+    Unusable {
+        /// Where, without credentials.
+        address: String,
+        /// What to do.
+        advice: &'static str,
+        /// What happened.
+        #[source]
+        source: RedisError,
+    },
+    /// It is older than the scripts need.
+    #[error("Redis at {address} is version {version}; at least 7.0 is needed (Valkey 7.2)")]
+    TooOld {
+        /// Where, without credentials.
+        address: String,
+        /// What it says it is.
+        version: String,
+    },
+}
+
+impl SinkError {
+    /// Redis did not answer, or not as we need.
+    pub fn unusable(address: &str, source: RedisError) -> Self {
+        Self::Unusable { address: address.to_owned(), advice: explain(&source).advice, source }
+    }
+
+    /// Redis was reached and refused the credentials: `target.url` is wrong, and waiting does not help.
+    pub fn is_login_refused(&self) -> bool {
+        match self {
+            Self::Unusable { source, .. } => {
+                source.kind() == ErrorKind::AuthenticationFailed
+                    || matches!(source.code(), Some("NOAUTH" | "WRONGPASS"))
+            }
+            Self::TooOld { .. } => false,
+        }
+    }
+
+    /// Redis was reached and does not permit this user the command. Others may be permitted.
+    pub fn is_command_refused(&self) -> bool {
+        matches!(self, Self::Unusable { source, .. } if source.code() == Some("NOPERM"))
+    }
+}
+
 /// What an error asks of us.
 #[derive(Debug)]
 pub(super) struct Refusal {

@@ -9,7 +9,8 @@ use redis::{Pipeline, RedisError, Value};
 use super::broadcast::Broadcast;
 use super::connection::script;
 use super::encode::{Batch, StreamEntry, Target, announcements, removals, streams};
-use super::redis::{Sink, SinkError, unusable};
+use super::redis::Sink;
+use super::refusal::SinkError;
 use crate::change::Lsn;
 use crate::plan::Plan;
 
@@ -22,7 +23,7 @@ impl Sink {
     /// Redis refused a part of it, or did not answer: some of it may be in force, and all of it may be tried again.
     pub async fn replay(&mut self, plan: &Plan, fresh: Lsn) -> Result<(), SinkError> {
         let done = self.try_replay(plan.clone(), fresh).await;
-        done.map_err(|error| unusable(self.address(), error))
+        done.map_err(|error| SinkError::unusable(self.address(), error))
     }
 
     /// Removes dead letters.
@@ -38,7 +39,7 @@ impl Sink {
         forget.arg(self.names.dead.as_bytes()).arg(ids);
         let sent = async { self.open().await?.send(Pipeline::new().add_command(forget)).await };
         let sent = sent.await;
-        sent.map(|_| ()).map_err(|error| unusable(self.address(), error))
+        sent.map(|_| ()).map_err(|error| SinkError::unusable(self.address(), error))
     }
 
     async fn try_replay(&mut self, mut plan: Plan, fresh: Lsn) -> Result<(), RedisError> {

@@ -12,11 +12,12 @@ use serde_json::{Map, Value, json};
 use super::super::display::{beginning, line, millis, printable, time};
 use super::super::{Failure, Loaded, print};
 use super::Args;
+use super::key_report::{self, KeyContent, KeyReport, concerns};
 use super::origin::{Origin, origins};
 use crate::change::Lsn;
 use crate::coherence::watermark::Names;
 use crate::key::CacheKey;
-use crate::sink::{Held, Look, Touch, look};
+use crate::sink::Touch;
 
 /// How many characters of a value are printed, if that is asked for.
 const SHOWN_MAX: usize = 200;
@@ -33,7 +34,7 @@ pub(super) async fn explain(loaded: &Loaded, given: &OsStr, args: &Args) -> Resu
     }
     let looked = match args.offline {
         true => None,
-        false => Some(look(&loaded.settings.redis, &names, &key).await),
+        false => Some(key_report::read(&loaded.settings.redis, &names, &key).await),
     };
     match looked {
         None if args.json => print(&line(object(loaded, &key, &origins, None, args))),
@@ -70,16 +71,16 @@ fn made_by(loaded: &Loaded, key: &CacheKey, names: &Names, origins: &[Origin<'_>
     text
 }
 
-fn holds(look: &Look, origins: &[Origin<'_>], args: &Args) -> String {
+fn holds(look: &KeyReport, origins: &[Origin<'_>], args: &Args) -> String {
     let mut text = format!("\nholds\n  {}\n", held(look, origins));
     // Writing to a String cannot fail.
-    let _ = match (look.ttl, &look.held) {
-        (_, Held::Nothing) => Ok(()),
-        (Some(ttl), Held::Lease) => writeln!(text, "  the lease ends in {} at the latest", time(ttl)),
+    let _ = match (look.ttl, &look.content) {
+        (_, KeyContent::Nothing) => Ok(()),
+        (Some(ttl), KeyContent::Lease) => writeln!(text, "  the lease ends in {} at the latest", time(ttl)),
         (Some(ttl), _) => writeln!(text, "  it expires in {}", time(ttl)),
         (None, _) => writeln!(text, "  it does not expire"),
     };
-    if let (true, Some(value)) = (args.show_value, value(&look.held)) {
+    if let (true, Some(value)) = (args.show_value, value(&look.content)) {
         let _ = writeln!(text, "  {}", beginning(value, SHOWN_MAX));
     }
     let epoch = look.epoch.map_or_else(String::new, |epoch| format!(", in epoch {epoch}"));
@@ -90,11 +91,11 @@ fn holds(look: &Look, origins: &[Origin<'_>], args: &Args) -> String {
     text
 }
 
-fn held(look: &Look, origins: &[Origin<'_>]) -> String {
-    match &look.held {
-        Held::Nothing => "nothing".to_owned(),
-        Held::Lease => "a lease: a reader is about to fill it".to_owned(),
-        Held::Value { envelope, bytes } => {
+fn held(look: &KeyReport, origins: &[Origin<'_>]) -> String {
+    match &look.content {
+        KeyContent::Nothing => "nothing".to_owned(),
+        KeyContent::Lease => "a lease: a reader is about to fill it".to_owned(),
+        KeyContent::Value { envelope, bytes } => {
             let age = time(age(look, envelope.stored_at));
             let soft = match envelope.soft_ttl {
                 0 => String::new(),
@@ -102,17 +103,17 @@ fn held(look: &Look, origins: &[Origin<'_>]) -> String {
             };
             format!("a value of {bytes} bytes, stored {age} ago, with every commit up to {}{soft}", envelope.lo)
         }
-        Held::Text { head, bytes } => match version(head, origins) {
+        KeyContent::Text { head, bytes } => match version(head, origins) {
             Some(version) => format!("the version {version}, which is the position {}", Lsn::new(version)),
             None => format!("a plain value of {bytes} bytes, of another application"),
         },
-        Held::Other { kind, members: Some(members) } => format!("a {} of {members}", printable(kind.as_bytes())),
-        Held::Other { kind, members: None } => format!("a {}", printable(kind.as_bytes())),
+        KeyContent::Other { kind, members: Some(members) } => format!("a {} of {members}", printable(kind.as_bytes())),
+        KeyContent::Other { kind, members: None } => format!("a {}", printable(kind.as_bytes())),
     }
 }
 
 /// How long a value has been there, by the clock of Redis.
-fn age(look: &Look, stored_at: u64) -> Duration {
+fn age(look: &KeyReport, stored_at: u64) -> Duration {
     Duration::from_millis(look.now.saturating_sub(stored_at))
 }
 
@@ -122,20 +123,20 @@ fn version(held: &[u8], origins: &[Origin<'_>]) -> Option<u64> {
     std::str::from_utf8(held).ok().filter(|_| is_version)?.parse().ok()
 }
 
-fn value(held: &Held) -> Option<&[u8]> {
+fn value(held: &KeyContent) -> Option<&[u8]> {
     match held {
-        Held::Value { envelope, .. } => Some(&envelope.body),
-        Held::Text { head, .. } => Some(head),
-        Held::Nothing | Held::Lease | Held::Other { .. } => None,
+        KeyContent::Value { envelope, .. } => Some(&envelope.body),
+        KeyContent::Text { head, .. } => Some(head),
+        KeyContent::Nothing | KeyContent::Lease | KeyContent::Other { .. } => None,
     }
 }
 
 /// The last ops that touched the key, the newest first.
-fn touches<'l>(look: &'l Look, key: &CacheKey) -> Vec<&'l Touch> {
-    look.recent.iter().rev().filter(|touch| touch.concerns(key)).take(TOUCHES_MAX).collect()
+fn touches<'l>(look: &'l KeyReport, key: &CacheKey) -> Vec<&'l Touch> {
+    look.recent.iter().rev().filter(|touch| concerns(touch, key)).take(TOUCHES_MAX).collect()
 }
 
-fn touched(look: &Look, key: &CacheKey) -> String {
+fn touched(look: &KeyReport, key: &CacheKey) -> String {
     let mut text = "\nlast touched\n".to_owned();
     let touches = touches(look, key);
     for touch in &touches {
@@ -154,7 +155,7 @@ fn touched(look: &Look, key: &CacheKey) -> String {
     text
 }
 
-fn object(loaded: &Loaded, key: &CacheKey, origins: &[Origin<'_>], look: Option<&Look>, args: &Args) -> Value {
+fn object(loaded: &Loaded, key: &CacheKey, origins: &[Origin<'_>], look: Option<&KeyReport>, args: &Args) -> Value {
     let mut object = Map::new();
     object.insert("key".to_owned(), String::from_utf8_lossy(key.as_bytes()).into());
     object.insert("made_by".to_owned(), origins.iter().map(|origin| origin.json(loaded)).collect());
@@ -168,26 +169,26 @@ fn object(loaded: &Loaded, key: &CacheKey, origins: &[Origin<'_>], look: Option<
     Value::Object(object)
 }
 
-fn held_in_json(look: &Look, origins: &[Origin<'_>], args: &Args) -> Value {
-    let mut object = match &look.held {
-        Held::Nothing => json!({"kind": "nothing"}),
-        Held::Lease => json!({"kind": "lease"}),
-        Held::Value { envelope, bytes } => json!({
+fn held_in_json(look: &KeyReport, origins: &[Origin<'_>], args: &Args) -> Value {
+    let mut object = match &look.content {
+        KeyContent::Nothing => json!({"kind": "nothing"}),
+        KeyContent::Lease => json!({"kind": "lease"}),
+        KeyContent::Value { envelope, bytes } => json!({
             "kind": "value",
             "bytes": bytes,
             "lo": envelope.lo.to_string(),
             "age_ms": millis(age(look, envelope.stored_at)),
             "soft_ttl_ms": Some(envelope.soft_ttl).filter(|soft| *soft > 0),
         }),
-        Held::Text { head, bytes } => match version(head, origins) {
+        KeyContent::Text { head, bytes } => match version(head, origins) {
             Some(version) => json!({"kind": "version", "version": version, "lsn": Lsn::new(version).to_string()}),
             None => json!({"kind": "plain", "bytes": bytes}),
         },
-        Held::Other { kind, members } => json!({"kind": kind, "members": members}),
+        KeyContent::Other { kind, members } => json!({"kind": kind, "members": members}),
     };
     if let Value::Object(fields) = &mut object {
         fields.insert("ttl_ms".to_owned(), look.ttl.map(millis).into());
-        if let (true, Some(value)) = (args.show_value, value(&look.held)) {
+        if let (true, Some(value)) = (args.show_value, value(&look.content)) {
             fields.insert("beginning".to_owned(), beginning(value, SHOWN_MAX).into());
         }
     }
@@ -239,9 +240,9 @@ rules:
     #[test]
     fn what_a_key_holds() {
         let loaded = loaded();
-        let check = |key: &str, held: Held, ttl: Option<u64>, expected: &[&str]| {
-            let look = Look {
-                held,
+        let check = |key: &str, held: KeyContent, ttl: Option<u64>, expected: &[&str]| {
+            let look = KeyReport {
+                content: held,
                 ttl: ttl.map(Duration::from_millis),
                 now: 10_000,
                 applied: Some(Lsn::new(0x16B_3748)),
@@ -255,14 +256,14 @@ rules:
         let nonce = Token::of_new_value();
         let (lo, etag, body) = (Lsn::new(255), String::new(), b"{\x07}".to_vec());
         let envelope = Envelope { nonce, lo, stored_at: 7_000, soft_ttl: 60_000, etag, body };
-        let value = Held::Value { envelope, bytes: 3 };
+        let value = KeyContent::Value { envelope, bytes: 3 };
         check("user:1", value, Some(57_000), &["3 bytes, stored 3s ago", "0/FF", "1m old", "in 57s", r"{\u{7}}"]);
-        check("user:1", Held::Lease, Some(1500), &["a lease", "ends in 1s 500ms"]);
-        check("user:1", Held::Nothing, None, &["holds\n  nothing\n"]);
-        let text = |text: &str| Held::Text { head: text.into(), bytes: text.len() as u64 };
+        check("user:1", KeyContent::Lease, Some(1500), &["a lease", "ends in 1s 500ms"]);
+        check("user:1", KeyContent::Nothing, None, &["holds\n  nothing\n"]);
+        let text = |text: &str| KeyContent::Text { head: text.into(), bytes: text.len() as u64 };
         check("version:o", text("255"), None, &["version 255", "0/FF", "does not expire"]);
         check("user:1", text("255"), None, &["plain value of 3 bytes, of another application"]);
-        check("tag:u:1", Held::Other { kind: "set".to_owned(), members: Some(4) }, None, &["a set of 4"]);
+        check("tag:u:1", KeyContent::Other { kind: "set".to_owned(), members: Some(4) }, None, &["a set of 4"]);
     }
 
     #[test]
@@ -277,8 +278,8 @@ rules:
         };
         let mut recent: Vec<_> = (0..9).map(|at| touch("delete", "v1:user:1", at)).collect();
         recent.push(touch("pattern", "v1:user:*", 9));
-        let (held, ttl, now, applied, epoch) = (Held::Nothing, None, 0, None, None);
-        let look = Look { held, ttl, now, applied, epoch, recent };
+        let (content, ttl, now, applied, epoch) = (KeyContent::Nothing, None, 0, None, None);
+        let look = KeyReport { content, ttl, now, applied, epoch, recent };
         let said = touched(&look, &"v1:user:1".into());
         assert_eq!(
             said.lines().skip(2).map(|line| line.trim_start().get(..4).unwrap()).collect::<Vec<_>>(),

@@ -4,6 +4,7 @@
 
 mod change;
 mod key;
+mod key_report;
 mod origin;
 
 use std::ffi::OsString;

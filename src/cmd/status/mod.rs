@@ -5,6 +5,7 @@
 
 mod report;
 mod source;
+mod target;
 
 use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
@@ -13,13 +14,13 @@ use std::time::Duration;
 use tokio::time::MissedTickBehavior;
 
 use self::source::{Found, Questions};
+use self::target::TargetStatus;
 use super::changes::has_reader;
 use super::display::line;
 use super::run::stop_on_signals;
 use super::{Failure, Loaded};
 use crate::coherence::watermark::Names;
 use crate::config::Settings;
-use crate::sink::{Standing, standing};
 
 /// How often is asked again.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
@@ -66,13 +67,13 @@ pub(super) async fn run(path: &Path, args: Args) -> Result<(), Failure> {
 struct Status<'a> {
     settings: &'a Settings,
     source: Result<Found, Failure>,
-    target: Result<Standing, Failure>,
+    target: Result<TargetStatus, Failure>,
 }
 
 impl<'a> Status<'a> {
     async fn ask(settings: &'a Settings, questions: &mut Questions) -> Self {
         let names = Names::new(&settings.namespace, &settings.slot);
-        let (source, target) = tokio::join!(questions.ask(settings), standing(&settings.redis, &names));
+        let (source, target) = tokio::join!(questions.ask(settings), target::read(&settings.redis, &names));
         Self { settings, source, target: target.map_err(Failure::from) }
     }
 

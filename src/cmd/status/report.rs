@@ -8,10 +8,10 @@ use serde_json::{Map, Value, json};
 
 use super::Status;
 use super::source::{Found, Outbox, Slot};
+use super::target::TargetStatus;
 use crate::cmd::display::{millis, printable, size, time};
 use crate::config::{Mode, Settings};
 use crate::key::CacheKey;
-use crate::sink::Standing;
 
 /// How many names of streams are printed.
 const STREAMS_SHOWN: usize = 5;
@@ -78,7 +78,7 @@ fn show_outbox(outbox: &Outbox, settings: &Settings, counted: Option<u64>, lines
     lines.add("batches", batches);
 }
 
-fn show_standing(standing: &Standing, settings: &Settings, lines: &mut Lines) {
+fn show_standing(standing: &TargetStatus, settings: &Settings, lines: &mut Lines) {
     let namespace = printable(settings.namespace.as_bytes());
     lines.add("target", format!("{}, namespace `{namespace}`", settings.redis.addr()));
     let applied = match standing.applied {
@@ -168,7 +168,7 @@ fn outbox_object(outbox: &Outbox) -> Value {
     })
 }
 
-fn standing_object(standing: &Standing) -> Value {
+fn standing_object(standing: &TargetStatus) -> Value {
     let names: Vec<_> =
         standing.stream_names.iter().map(|name| String::from_utf8_lossy(name.as_bytes()).into_owned()).collect();
     json!({
@@ -203,16 +203,16 @@ mod tests {
         loaded.map_err(|failure| failure.message).unwrap().settings
     }
 
-    fn check(mode: &str, source: Result<Found, Failure>, target: Result<Standing, Failure>, expected: &str) {
+    fn check(mode: &str, source: Result<Found, Failure>, target: Result<TargetStatus, Failure>, expected: &str) {
         let settings = settings(mode);
         let status = Status { settings: &settings, source, target };
         assert_eq!(text(&status), expected);
         assert!(!object(&status).to_string().contains("hunter2"));
     }
 
-    fn standing() -> Standing {
+    fn standing() -> TargetStatus {
         let counts = |counts: &[(&str, u64)]| counts.iter().map(|&(name, count)| (name.to_owned(), count)).collect();
-        Standing {
+        TargetStatus {
             applied: Some(Lsn::new(0x16B_3748)),
             started: Some(Lsn::new(0x16B_3800)),
             epoch: Some(3),
@@ -306,6 +306,6 @@ as of      unknown: no daemon has said so
 dead       0 letters
 streams    0
 ";
-        check("slot", Err(Failure::unavailable("no\u{1b}")), Ok(Standing::default()), expected);
+        check("slot", Err(Failure::unavailable("no\u{1b}")), Ok(TargetStatus::default()), expected);
     }
 }

@@ -1,11 +1,14 @@
 //! What a check asks Redis.
 //!
-//! Owns the judgement of its answers. It must not know how they are asked for; [`crate::sink::probe`] does. Invariant:
-//! what the user may not ask is told among the missing permissions, and ends nothing.
+//! Owns the judgement of its answers. It must not know how Redis is asked; [`probe`](mod@probe) does. Invariant: a question
+//! that the user may not ask is reported among the missing permissions, and ends nothing.
+
+mod probe;
 
 use std::collections::BTreeSet;
 use std::time::{Instant, SystemTime};
 
+use self::probe::{Permission, Probe, ServerFacts};
 use super::clock::{self, Reading, SAMPLES};
 use super::finding::{Finding, Findings, Stage};
 use crate::cmd::Loaded;
@@ -13,7 +16,6 @@ use crate::config::Mode;
 use crate::key::Glob;
 use crate::rules::Rule;
 use crate::sink::SinkError;
-use crate::sink::probe::{self, Facts, Probe, Verdict};
 
 /// The oldest version whose scripts and commands do.
 const MAJOR_LEAST: u32 = 7;
@@ -63,20 +65,20 @@ async fn ask(loaded: &Loaded, address: &str, cache: &mut Cache) -> Result<(), Si
 fn unless_forbidden<T>(answer: Result<T, SinkError>) -> Result<Option<T>, SinkError> {
     match answer {
         Ok(answer) => Ok(Some(answer)),
-        Err(error) if probe::refuses_command(&error) => Ok(None),
+        Err(error) if error.is_command_refused() => Ok(None),
         Err(error) => Err(error),
     }
 }
 
 fn refused(error: &SinkError) -> Finding {
     let why = "without Redis nothing is invalidated";
-    if probe::refuses_login(error) {
+    if error.is_login_refused() {
         return Finding::configuration("redis-login", error.to_string()).why(why).fix("correct target.url");
     }
     Finding::unavailable("redis-unreachable", error.to_string()).why(why).fix("start Redis, or correct target.url")
 }
 
-fn judge(facts: &Facts, address: &str, findings: &mut Findings) {
+fn judge(facts: &ServerFacts, address: &str, findings: &mut Findings) {
     let name = match &facts.valkey {
         Some(version) => format!("Valkey {version}"),
         None => format!("Redis {}", facts.version),
@@ -104,7 +106,7 @@ fn judge(facts: &Facts, address: &str, findings: &mut Findings) {
 }
 
 /// What Redis does when its memory is full.
-fn eviction(facts: &Facts, has_tags: bool, address: &str, findings: &mut Findings) {
+fn eviction(facts: &ServerFacts, has_tags: bool, address: &str, findings: &mut Findings) {
     const FIX: &str = "CONFIG SET maxmemory-policy volatile-lru";
     const COST: &str = "takes effect at once; write it into redis.conf as well";
     let (Some(policy), Some(limit)) = (facts.eviction.as_deref(), facts.memory_max) else { return };
@@ -142,11 +144,11 @@ async fn permissions(
     let is_outbox = settings.mode == Mode::Outbox;
     for need in probe::needs(&settings.namespace, &settings.slot, &loaded.rules.removals(), is_outbox) {
         match server.may(user.as_deref(), &need).await? {
-            Verdict::Allowed => {}
-            Verdict::Denied(reason) if need.only_to_look => to_look.push(reason),
-            Verdict::Denied(reason) => needed.push(reason),
-            Verdict::Untried(command) if !untried.contains(&command) => untried.push(command),
-            Verdict::Untried(_) => {}
+            Permission::Allowed => {}
+            Permission::Denied(reason) if need.only_to_look => to_look.push(reason),
+            Permission::Denied(reason) => needed.push(reason),
+            Permission::Untried(command) if !untried.contains(&command) => untried.push(command),
+            Permission::Untried(_) => {}
         }
     }
     let who = user.as_deref().map_or_else(|| "the user in target.url".to_owned(), |user| format!("the user `{user}`"));
@@ -223,18 +225,18 @@ mod tests {
 
     #[test]
     fn a_server_is_judged_by_what_it_says() {
-        let check = |facts: &Facts, has_tags: bool, expected: &[&str]| {
+        let check = |facts: &ServerFacts, has_tags: bool, expected: &[&str]| {
             let mut findings = Findings::default();
             judge(facts, "h:1", &mut findings);
             eviction(facts, has_tags, "h:1", &mut findings);
             let ids: Vec<_> = findings.found.iter().map(|finding| finding.id).collect();
             assert_eq!(ids, expected, "{facts:?}");
         };
-        let sound = || Facts { version: "7.0.15".to_owned(), memory_max: Some(0), ..Facts::default() };
+        let sound = || ServerFacts { version: "7.0.15".to_owned(), memory_max: Some(0), ..ServerFacts::default() };
         check(&sound(), true, &[]);
-        check(&Facts { version: "6.2.1".to_owned(), ..sound() }, true, &["redis-version"]);
-        check(&Facts { replica: true, cluster: true, ..sound() }, true, &["redis-replica", "redis-cluster"]);
-        let evicting = |policy: &str| Facts { memory_max: Some(1), eviction: Some(policy.to_owned()), ..sound() };
+        check(&ServerFacts { version: "6.2.1".to_owned(), ..sound() }, true, &["redis-version"]);
+        check(&ServerFacts { replica: true, cluster: true, ..sound() }, true, &["redis-replica", "redis-cluster"]);
+        let evicting = |policy: &str| ServerFacts { memory_max: Some(1), eviction: Some(policy.to_owned()), ..sound() };
         check(&evicting("noeviction"), false, &["redis-eviction"]);
         check(&evicting("allkeys-lru"), false, &[]);
         check(&evicting("allkeys-lru"), true, &["redis-eviction"]);

@@ -7,17 +7,17 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{Arg, Cmd, ConnectionInfo, ErrorKind, RedisError, Value};
+use redis::{Arg, Cmd, ConnectionInfo, RedisError, Value};
 
-use super::redis::{SinkError, unusable};
 use crate::key::{INVALIDATIONS, RESERVED};
 use crate::plan::Removal;
+use crate::sink::SinkError;
 
 /// How long to wait for a connection, and for each answer.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 
 /// A connection for questions.
-pub struct Probe {
+pub(super) struct Probe {
     link: MultiplexedConnection,
     address: String,
 }
@@ -30,34 +30,34 @@ impl std::fmt::Debug for Probe {
 
 /// What a server says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Facts {
+pub(super) struct ServerFacts {
     /// The version of Redis that it is, or says it is like.
-    pub version: String,
+    pub(super) version: String,
     /// Its own version, if it is a Valkey.
-    pub valkey: Option<String>,
+    pub(super) valkey: Option<String>,
     /// It only follows another.
-    pub replica: bool,
+    pub(super) replica: bool,
     /// It is one node of a cluster.
-    pub cluster: bool,
+    pub(super) cluster: bool,
     /// The most memory it may use, in bytes; zero is no limit. None if it does not say.
-    pub memory_max: Option<u64>,
+    pub(super) memory_max: Option<u64>,
     /// What it does at that limit: the name of the policy. None if it does not say.
-    pub eviction: Option<String>,
+    pub(super) eviction: Option<String>,
 }
 
 /// A command as it is used, which the user has to be allowed to run.
 #[derive(Debug)]
-pub struct Need {
+pub(super) struct Need {
     command: Cmd,
     /// It may be run to see whether it may be run.
     harmless: bool,
     /// Only the commands that look need it; keeping Redis coherent does not.
-    pub only_to_look: bool,
+    pub(super) only_to_look: bool,
 }
 
 /// Whether the user may run a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub(super) enum Permission {
     /// It may.
     Allowed,
     /// It may not, in the server's words.
@@ -68,62 +68,62 @@ pub enum Verdict {
 
 impl Probe {
     /// Connects.
-    pub async fn open(info: &ConnectionInfo) -> Result<Self, SinkError> {
+    pub(super) async fn open(info: &ConnectionInfo) -> Result<Self, SinkError> {
         let address = info.addr().to_string();
         let opened = async { crate::redis::connect(&crate::redis::open_client(info)?, ANSWER_MAX).await };
-        let link = opened.await.map_err(|error| unusable(&address, error))?;
+        let link = opened.await.map_err(|error| SinkError::unusable(&address, error))?;
         Ok(Self { link, address })
     }
 
     /// What the server says of itself.
-    pub async fn facts(&mut self) -> Result<Facts, SinkError> {
+    pub(super) async fn facts(&mut self) -> Result<ServerFacts, SinkError> {
         let info: String = self.ask(&redis::cmd("INFO")).await?;
-        Ok(Facts::parse(&info))
+        Ok(ServerFacts::parse(&info))
     }
 
     /// Its clock, in milliseconds since 1970.
-    pub async fn time(&mut self) -> Result<i64, SinkError> {
+    pub(super) async fn time(&mut self) -> Result<i64, SinkError> {
         let (seconds, micros): (i64, i64) = self.ask(&redis::cmd("TIME")).await?;
         Ok(seconds.saturating_mul(1000).saturating_add(micros / 1000))
     }
 
     /// The smallest question.
-    pub async fn ping(&mut self) -> Result<(), SinkError> {
+    pub(super) async fn ping(&mut self) -> Result<(), SinkError> {
         self.ask::<Value>(&redis::cmd("PING")).await.map(drop)
     }
 
     /// Who we are there; nothing if the server does not tell this user.
-    pub async fn user(&mut self) -> Result<Option<String>, SinkError> {
+    pub(super) async fn user(&mut self) -> Result<Option<String>, SinkError> {
         match redis::cmd("ACL").arg("WHOAMI").query_async(&mut self.link).await {
             Ok(user) => Ok(Some(user)),
             Err(error) if is_answer(&error) => Ok(None),
-            Err(error) => Err(unusable(&self.address, error)),
+            Err(error) => Err(SinkError::unusable(&self.address, error)),
         }
     }
 
     /// Whether this user may run a command: as the server says, or else by running it, if that does nothing.
-    pub async fn may(&mut self, user: Option<&str>, need: &Need) -> Result<Verdict, SinkError> {
+    pub(super) async fn may(&mut self, user: Option<&str>, need: &Need) -> Result<Permission, SinkError> {
         if let Some(user) = user
             && let Some(verdict) = self.dry_run(user, &need.command).await?
         {
             return Ok(verdict);
         }
         if !need.harmless {
-            return Ok(Verdict::Untried(need.name()));
+            return Ok(Permission::Untried(need.name()));
         }
         match need.command.query_async::<Value>(&mut self.link).await {
-            Ok(_) => Ok(Verdict::Allowed),
+            Ok(_) => Ok(Permission::Allowed),
             Err(error) if error.code() == Some("NOPERM") => {
-                Ok(Verdict::Denied(error.detail().unwrap_or_default().to_owned()))
+                Ok(Permission::Denied(error.detail().unwrap_or_default().to_owned()))
             }
             // Anything else is an answer to a command that was allowed to run.
-            Err(error) if is_answer(&error) => Ok(Verdict::Allowed),
-            Err(error) => Err(unusable(&self.address, error)),
+            Err(error) if is_answer(&error) => Ok(Permission::Allowed),
+            Err(error) => Err(SinkError::unusable(&self.address, error)),
         }
     }
 
     /// What the server says about a command; nothing if it does not say.
-    async fn dry_run(&mut self, user: &str, command: &Cmd) -> Result<Option<Verdict>, SinkError> {
+    async fn dry_run(&mut self, user: &str, command: &Cmd) -> Result<Option<Permission>, SinkError> {
         let mut dry = redis::cmd("ACL");
         dry.arg("DRYRUN").arg(user);
         for argument in command.args_iter() {
@@ -132,19 +132,19 @@ impl Probe {
             }
         }
         match dry.query_async::<Value>(&mut self.link).await {
-            Ok(Value::Okay) => Ok(Some(Verdict::Allowed)),
-            Ok(reply) => Ok(redis::from_redis_value(reply).ok().map(Verdict::Denied)),
+            Ok(Value::Okay) => Ok(Some(Permission::Allowed)),
+            Ok(reply) => Ok(redis::from_redis_value(reply).ok().map(Permission::Denied)),
             Err(error) if is_answer(&error) => Ok(None),
-            Err(error) => Err(unusable(&self.address, error)),
+            Err(error) => Err(SinkError::unusable(&self.address, error)),
         }
     }
 
     async fn ask<T: redis::FromRedisValue>(&mut self, command: &Cmd) -> Result<T, SinkError> {
-        command.query_async(&mut self.link).await.map_err(|error| unusable(&self.address, error))
+        command.query_async(&mut self.link).await.map_err(|error| SinkError::unusable(&self.address, error))
     }
 }
 
-impl Facts {
+impl ServerFacts {
     /// Reads the text of `INFO`.
     fn parse(info: &str) -> Self {
         let field = |name: &str| {
@@ -181,24 +181,9 @@ impl Need {
     }
 }
 
-/// Whether the server was reached and does not know us: then target.url is wrong, and waiting does not help.
-pub fn refuses_login(error: &SinkError) -> bool {
-    match error {
-        SinkError::Unusable { source, .. } => {
-            source.kind() == ErrorKind::AuthenticationFailed || matches!(source.code(), Some("NOAUTH" | "WRONGPASS"))
-        }
-        SinkError::TooOld { .. } => false,
-    }
-}
-
-/// Whether the server was reached and does not let this user ask: what else it allows is to be found out.
-pub fn refuses_command(error: &SinkError) -> bool {
-    matches!(error, SinkError::Unusable { source, .. } if source.code() == Some("NOPERM"))
-}
-
 /// Every command that is used, on a key and a channel of the namespace, and what invalidates on a key of each removal; what only an
 /// outbox takes, if one is read.
-pub fn needs(namespace: &str, slot: &str, removals: &[Removal], outbox: bool) -> Vec<Need> {
+pub(super) fn needs(namespace: &str, slot: &str, removals: &[Removal], outbox: bool) -> Vec<Need> {
     let key = format!("{namespace}{RESERVED}{{{slot}}}:probe").into_bytes();
     let key = key.as_slice();
     let channel = format!("{namespace}{INVALIDATIONS}").into_bytes();
@@ -305,7 +290,7 @@ mod tests {
         let info = "# Server\r\nredis_version:7.2.4\r\nvalkey_version:8.0.1\r\n# Memory\r\nmaxmemory:1024\r\n\
                     maxmemory_human:1K\r\nmaxmemory_policy:allkeys-lru\r\n# Replication\r\nrole:slave\r\n\
                     # Cluster\r\ncluster_enabled:1\r\n";
-        let expected = Facts {
+        let expected = ServerFacts {
             version: "7.2.4".to_owned(),
             valkey: Some("8.0.1".to_owned()),
             replica: true,
@@ -313,8 +298,8 @@ mod tests {
             memory_max: Some(1024),
             eviction: Some("allkeys-lru".to_owned()),
         };
-        assert_eq!(Facts::parse(info), expected);
-        assert_eq!(Facts::parse(""), Facts::default());
+        assert_eq!(ServerFacts::parse(info), expected);
+        assert_eq!(ServerFacts::parse(""), ServerFacts::default());
     }
 
     #[test]
