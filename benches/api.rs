@@ -17,9 +17,8 @@ use axum::serve::ListenerExt as _;
 use futures_util::future::join_all;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use unstale::install::setup;
 use unstale::postgres::{self, Address};
-use unstale::sandbox::{Postgres, Redis};
+use unstale::sandbox::{Postgres, Redis, example};
 
 const USERS: u32 = 2000;
 
@@ -260,7 +259,7 @@ impl Bench {
         let redis = Redis::start(&[]).unwrap();
         let address = Address::parse(&postgres.url("postgres"), &|_| None).unwrap();
         let client = postgres::connect(&address).await.unwrap();
-        setup::example(&client, USERS).await.unwrap();
+        example::create(&client, USERS).await.unwrap();
         client.batch_execute("analyze").await.unwrap();
         let directory = TempDir::new().unwrap();
         // A text of JSON is one of YAML.

@@ -29,7 +29,7 @@ use crate::key::CacheKey;
 use crate::pipeline;
 use crate::reads::{Read, ReadSet, Source};
 use crate::rules::Filter;
-use crate::sandbox::{Postgres, Redis};
+use crate::sandbox::{Postgres, Redis, example};
 use crate::sink::{Broadcast, connect_subscriber};
 
 /// The shipped rules: what the demo shows is what a new user starts from.
@@ -65,7 +65,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     // One client asks for everybody.
     loaded.settings.api.rate_limits.clear();
     let client = crate::postgres::connect(&loaded.settings.postgres).await?;
-    setup::example(&client, USERS).await?;
+    example::create(&client, USERS).await?;
     let compared = preflight::compare(&loaded).await?;
     let events = compared.rules.has_events();
     setup::apply(&client, &loaded.settings, &compared.rules.tables(), events, &compared.widenings).await?;

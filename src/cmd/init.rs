@@ -11,9 +11,9 @@ use crate::catalog::Catalog;
 use crate::change::TableName;
 use crate::config::Problems;
 use crate::draft::{Draft, DraftError, Survey, setup_comment};
+use crate::postgres::catalog;
 use crate::postgres::{self, Address};
 use crate::rules::Widening;
-use crate::source::replication::catalog;
 
 /// As in the file that is written.
 const DEFAULT_URL: &str = "postgres://postgres@127.0.0.1:5432/postgres";

@@ -10,8 +10,8 @@ use crate::coherence::primary::PrimaryError;
 use crate::config::{Mode, Problems};
 use crate::install::outbox;
 use crate::postgres;
+use crate::postgres::catalog;
 use crate::rules::{Capture, RuleSet, Widening};
-use crate::source::replication::catalog;
 
 /// A file and the database it was compared with.
 pub(super) struct Compared {

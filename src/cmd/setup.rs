@@ -6,7 +6,8 @@ use super::preflight::Compared;
 use super::{Failure, Loaded, preflight, print};
 use crate::config::Mode;
 use crate::install::outbox::{self, InstallError};
-use crate::install::setup::{self, Step};
+use crate::install::setup;
+use crate::install::step::Step;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {}

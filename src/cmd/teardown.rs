@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::{Failure, Loaded, print};
 use crate::install::outbox;
-use crate::install::setup::{self, Outbox};
+use crate::install::teardown::{self, OutboxRemoval};
 use crate::postgres;
 
 #[derive(Debug, clap::Args)]
@@ -14,18 +14,18 @@ pub(super) async fn run(path: &Path, _: Args) -> Result<(), Failure> {
     let loaded = Loaded::read(path)?;
     let client = postgres::connect(&loaded.settings.postgres).await?;
     let settings = &loaded.settings;
-    let removed = setup::remove(&client, settings).await.map_err(|error| match outbox::is_locked(&error) {
+    let removed = teardown::remove(&client, settings).await.map_err(|error| match outbox::is_locked(&error) {
         true => Failure::unavailable(outbox::InstallError::Locked.to_string()),
         false => error.into(),
     })?;
     print(&format!("removed replication slot {} and publication {}\n", settings.slot, settings.publication))?;
     match removed {
-        Outbox::Absent => Ok(()),
-        Outbox::Removed(0) => print("removed the outbox and its triggers; it was empty\n"),
-        Outbox::Removed(entries) => {
+        OutboxRemoval::Absent => Ok(()),
+        OutboxRemoval::Removed(0) => print("removed the outbox and its triggers; it was empty\n"),
+        OutboxRemoval::Removed(entries) => {
             print(&format!("removed the outbox and its triggers, and {entries} entries that nobody had read\n"))
         }
-        Outbox::Others(consumer) => {
+        OutboxRemoval::Kept(consumer) => {
             print(&format!("kept the outbox: it belongs to `{consumer}`, and source.slot is `{}`\n", settings.slot))
         }
     }

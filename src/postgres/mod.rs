@@ -4,6 +4,7 @@
 //! know rules or Redis. Invariant: no error made here contains a password.
 
 mod address;
+pub mod catalog;
 mod client;
 mod error;
 mod tls;

@@ -12,10 +12,10 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, RowStream};
 
 use super::replication::assemble::{AssembleError, Assembler};
-use super::replication::catalog::{Place, place_of};
 use super::replication::pgoutput::{self, DecodeError, Message};
 use super::table::AS_IN_THE_LOG;
 use crate::change::{RelationId, SourceEvent, TableName};
+use crate::postgres::catalog::{Ancestry, ancestry};
 
 /// A change comes with at most its transaction's begin and commit and descriptions of its table and types. The server
 /// counts all of them; this many for each change is enough but for the oddest tables.
@@ -103,9 +103,9 @@ pub async fn find_root(client: &Client, relation: RelationId) -> Result<Option<T
     const ASKED_MAX: u32 = 50;
     let mut asked = 1;
     loop {
-        let Place { mut ancestors, settled, .. } = place_of(client, relation).await?;
+        let Ancestry { mut ancestors, is_settled, .. } = ancestry(client, relation).await?;
         let root = ancestors.pop();
-        if settled || asked >= ASKED_MAX {
+        if is_settled || asked >= ASKED_MAX {
             return Ok(root);
         }
         asked += 1;

@@ -8,9 +8,8 @@ use std::time::{Duration, Instant};
 use redis::Commands as _;
 use tempfile::TempDir;
 use unstale::change::Lsn;
-use unstale::install::setup;
 use unstale::postgres::{self, Address};
-use unstale::sandbox::{self, Postgres, Redis};
+use unstale::sandbox::{self, Postgres, Redis, example};
 
 /// How long an event may take before a test counts it as missing.
 pub(crate) const EVENT_MAX: Duration = Duration::from_secs(30);
@@ -73,7 +72,7 @@ impl World {
         let redis = Redis::start(redis).unwrap();
         let client = runtime.block_on(async {
             let client = connect(&postgres.url("postgres")).await;
-            setup::example(&client, 10).await.unwrap();
+            example::create(&client, 10).await.unwrap();
             client
         });
         let directory = TempDir::new().unwrap();

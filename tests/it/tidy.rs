@@ -59,7 +59,7 @@ fn imports_go_one_way() {
         ("coherence", &["rules", "reads", "redis", "source", "sink", "config", "pipeline", "api", "sandbox", "cmd"]),
         ("api", &["rules", "source", "sink", "pipeline", "sandbox", "cmd"]),
         ("pipeline", &["reads", "api", "sandbox", "cmd"]),
-        ("sandbox.rs", &["config", "rules", "postgres", "source", "sink", "coherence", "pipeline", "cmd"]),
+        ("sandbox", &["config", "rules", "postgres", "source", "sink", "coherence", "pipeline", "cmd"]),
     ];
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut checked = 0;

@@ -22,10 +22,10 @@ use crate::config::{Mode, Problems, Settings};
 use crate::nearest::nearest;
 use crate::plan::Plan;
 use crate::postgres;
+use crate::postgres::catalog;
 use crate::rules::RuleSet;
 use crate::source::outbox::entry::OutboxError;
 use crate::source::outbox::pending::{self, Moment};
-use crate::source::replication::catalog;
 
 /// A transaction with more ops is planned in parts, so that memory stays bounded.
 pub(super) const OPS_MAX: usize = 100_000;

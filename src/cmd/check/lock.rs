@@ -13,8 +13,8 @@ use super::finding::{Finding, Findings};
 use crate::catalog::{Catalog, Table};
 use crate::cmd::{Failure, Loaded, print};
 use crate::config::Problems;
+use crate::postgres::catalog;
 use crate::rules::RuleSet;
-use crate::source::replication::catalog;
 
 /// The version of the format.
 const VERSION: u32 = 1;

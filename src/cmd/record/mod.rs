@@ -26,7 +26,7 @@ use super::run::stop_on_signals;
 use super::{Failure, Loaded, duration};
 use crate::config::{Mode, Settings};
 use crate::postgres;
-use crate::source::replication::catalog;
+use crate::postgres::catalog;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {

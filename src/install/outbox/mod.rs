@@ -14,7 +14,7 @@ use tokio_postgres::{Client, error::SqlState};
 use self::capture::{Shape, TRUNCATE, Trigger, Watched, drop_trigger, enable, literal};
 use self::installed::{Installed, InstalledFunction, InstalledTrigger};
 use self::locks::{INSTALL, LOCKS};
-use super::setup::Step;
+use super::step::Step;
 use crate::catalog::quote;
 use crate::change::TableName;
 use crate::config::Settings;

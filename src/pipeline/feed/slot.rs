@@ -13,12 +13,12 @@ use crate::coherence::gate::Snapshot;
 use crate::coherence::history::{Origin, Present};
 use crate::coherence::primary::{INSTANCE, Primary, SlotFacts};
 use crate::config::Settings;
-use crate::install::setup;
+use crate::install;
 use crate::pipeline::batcher::Batcher;
 use crate::pipeline::{RunError, SessionError, Trouble};
+use crate::postgres::catalog::{self, Ancestry};
 use crate::postgres::{PREREQUISITE_STATE, UNDEFINED_OBJECT};
 use crate::source::replication::assemble::Assembler;
-use crate::source::replication::catalog::{self, Place};
 use crate::source::replication::connection::{Connection, ConnectionError};
 use crate::source::replication::pgoutput::{self, Message};
 use crate::source::replication::stream::{Frame, Stream};
@@ -138,7 +138,7 @@ async fn recreate(settings: &Settings, primary: &Primary) -> Result<(), SessionE
     if !facts.published {
         return Err(SessionError::Fatal(RunError::Unpublished(settings.publication.clone())));
     }
-    let recreated = tokio::time::timeout(RECREATE_MAX, setup::recreate_slot(primary.client(), &settings.slot)).await;
+    let recreated = tokio::time::timeout(RECREATE_MAX, install::slot::recreate(primary.client(), &settings.slot)).await;
     recreated.map_err(|_| Trouble::Unanswered)?.map_err(Trouble::Recreate)?;
     tracing::warn!(slot = settings.slot, "the slot was of no use any more and was made anew: changes were missed");
     Ok(())
@@ -277,11 +277,12 @@ impl Slot {
 async fn ask_place(primary: &Primary, relation: RelationId, xid: Option<Xid>) -> Result<Vec<TableName>, Trouble> {
     const ASK_AGAIN_AFTER: Duration = Duration::from_millis(1);
     loop {
-        let answer = catalog::place_of(primary.client(), relation).await;
-        let Place { ancestors, settled, snapshot } = answer.map_err(|error| Trouble::Catalog(error.to_string()))?;
+        let answer = catalog::ancestry(primary.client(), relation).await;
+        let Ancestry { ancestors, is_settled, snapshot } =
+            answer.map_err(|error| Trouble::Catalog(error.to_string()))?;
         let snapshot =
             Snapshot::parse(&snapshot).ok_or_else(|| Trouble::Catalog(format!("the snapshot {snapshot:?}")))?;
-        if settled || xid.is_none_or(|xid| snapshot.sees(xid)) {
+        if is_settled || xid.is_none_or(|xid| snapshot.sees(xid)) {
             return Ok(ancestors);
         }
         tokio::time::sleep(ASK_AGAIN_AFTER).await;

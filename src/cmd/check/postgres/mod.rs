@@ -20,10 +20,10 @@ use crate::catalog::Catalog;
 use crate::cmd::{Failure, Loaded};
 use crate::coherence::primary::PrimaryError;
 use crate::config::{Mode, Settings};
-use crate::install::setup;
+use crate::install::emit::EMIT;
+use crate::postgres::catalog;
 use crate::postgres::{self, ConnectError, ServerError};
 use crate::rules::RuleSet;
-use crate::source::replication::catalog;
 
 /// The versions that are supported.
 const OLDEST: i32 = 15;
@@ -243,7 +243,7 @@ impl Server<'_> {
             Finding::error("emit-missing", message)
                 .why("rules with `event` wait for what applications emit by it")
                 .fix("run `unstale setup`, or sql/emit.sql")
-                .statement(Stage::Events, setup::EMIT.trim_end(), "locks nothing; makes a schema and a function in it")
+                .statement(Stage::Events, EMIT.trim_end(), "locks nothing; makes a schema and a function in it")
         });
         findings.pass_or("function unstale.emit", finding);
         Ok(())

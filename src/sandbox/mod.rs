@@ -1,8 +1,10 @@
 //! Throwaway PostgreSQL and Redis servers, from installed binaries.
 //!
 //! Owns their directories and processes; used by the demo, the tests and the benches. It must not know
-//! what they are used for. Invariant: a server ends when its owner does, even by `kill -9`: a small shell
+//! what they are used for; [`example`] fills one. Invariant: a server ends when its owner does, even by `kill -9`: a small shell
 //! stands between, and ends the server when its standard input closes.
+
+pub mod example;
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};

@@ -10,7 +10,7 @@ use crate::catalog::{Catalog, CatalogColumn, ForeignKey, Identity, Table};
 use crate::change::{Kind, RelationId, TableName};
 
 /// Every table outside the system schemas, with its columns, identity and leaves.
-const TABLES: &str = include_str!("../../../sql/catalog.sql");
+const TABLES: &str = include_str!("../../sql/catalog.sql");
 
 /// What is above a relation, as a partition or by inheritance, nearest first; whether nobody is about to move it or
 /// what is above it, which writes to the rows of `pg_class`; and the snapshot in which that holds.
@@ -77,21 +77,21 @@ pub async fn read(client: &Client) -> Result<Catalog, tokio_postgres::Error> {
 }
 
 /// Where a table stands among partitions and heirs.
-pub struct Place {
+pub struct Ancestry {
     /// The tables through which its rows are read too, nearest first.
     pub ancestors: Vec<TableName>,
     /// No transaction that is not visible yet is about to change that, or has.
-    pub settled: bool,
+    pub is_settled: bool,
     /// The snapshot in which that holds.
     pub snapshot: String,
 }
 
 /// Where a table stands: one that was attached by a transaction just received may not be visible there yet.
-pub async fn place_of(client: &Client, relation: RelationId) -> Result<Place, tokio_postgres::Error> {
+pub async fn ancestry(client: &Client, relation: RelationId) -> Result<Ancestry, tokio_postgres::Error> {
     let row = client.query_one(ANCESTORS, &[&relation.oid()]).await?;
     let (schemas, tables): (Vec<String>, Vec<String>) = (row.get(1), row.get(2));
     let ancestors = schemas.into_iter().zip(tables).map(|(schema, table)| TableName::new(schema, table)).collect();
-    Ok(Place { ancestors, settled: row.get(3), snapshot: row.get(0) })
+    Ok(Ancestry { ancestors, is_settled: row.get(3), snapshot: row.get(0) })
 }
 
 /// Lists of names, which the query gives as JSON: PostgreSQL has no arrays of arrays of different lengths.

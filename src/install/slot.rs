@@ -1,0 +1,27 @@
+//! The replication slot.
+//!
+//! Owns `sql/slot.sql`. It must not read the slot, nor decide when a slot is lost. Invariant: creating twice changes
+//! nothing the second time.
+
+use tokio_postgres::{Client, Error};
+
+use super::script;
+use super::step::Step;
+
+const SCRIPT: &str = include_str!("../../sql/slot.sql");
+
+/// Creates the slot unless it exists.
+pub(super) async fn create(client: &Client, slot: &str) -> Result<Step, Error> {
+    const EXISTS: &str = "select exists (select from pg_replication_slots where slot_name = $1)";
+    let before: bool = client.query_one(EXISTS, &[&slot]).await?.get(0);
+    script::run(client, SCRIPT, &[("unstale.slot", slot)]).await?;
+    Ok(Step::of(!before, format!("replication slot {slot}")))
+}
+
+/// Replaces the slot by a new one, which begins at the end of the log; what the old one had not sent is lost.
+/// An error if somebody reads it.
+pub async fn recreate(client: &Client, slot: &str) -> Result<(), Error> {
+    const DROP: &str = "select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = $1";
+    client.execute(DROP, &[&slot]).await?;
+    script::run(client, SCRIPT, &[("unstale.slot", slot)]).await
+}
