@@ -22,8 +22,8 @@ pub use self::notation::Notation;
 use self::relations::merge;
 use self::scan::without_parameters;
 pub use self::takes::Take;
+use crate::catalog::QueryRelation;
 use crate::change::TableName;
-use crate::reads::coverage::Relation;
 
 /// Whoever holds a lock that a question waits for may hold it for long.
 const READ_ONLY: &str = "begin isolation level read committed read only; set local statement_timeout = '10s'";
@@ -113,7 +113,7 @@ pub struct Query {
     /// It changes or locks rows.
     pub writes: bool,
     /// What it reads, each once, outside the system's own schemas.
-    pub relations: Vec<Relation>,
+    pub relations: Vec<QueryRelation>,
     /// The application's own functions that it calls and that may read more.
     pub functions: Vec<String>,
     /// What it calls that goes by the time.

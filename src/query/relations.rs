@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use tokio_postgres::{Client, Error, Row};
 
 use super::Columns;
+use crate::catalog::{QueryRelation, RelationKind};
 use crate::change::TableName;
-use crate::reads::coverage::{Relation, RelationKind};
 
 /// Of each relation of these names what a rule has to know of it; those above it come nearest first.
 const RELATIONS: &str = "with recursive named as ( \
@@ -35,7 +35,7 @@ const RELATIONS: &str = "with recursive named as ( \
 
 /// A relation, and what it takes to tell under which name rules know it.
 struct Found {
-    relation: Relation,
+    relation: QueryRelation,
     is_partition: bool,
 }
 
@@ -44,7 +44,7 @@ pub(super) async fn merge(
     client: &Client,
     used: Option<&Columns>,
     planned: &BTreeSet<TableName>,
-) -> Result<Vec<Relation>, Error> {
+) -> Result<Vec<QueryRelation>, Error> {
     let names: BTreeSet<_> = used.iter().flat_map(|used| used.keys()).chain(planned).collect();
     let schemas: Vec<_> = names.iter().map(|name| name.schema.as_str()).collect();
     let tables: Vec<_> = names.iter().map(|name| name.table.as_str()).collect();
@@ -63,7 +63,7 @@ fn found(row: &Row) -> Found {
         "S" => RelationKind::Sequence,
         _ => RelationKind::Table,
     };
-    let relation = Relation {
+    let relation = QueryRelation {
         name: TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)),
         kind,
         ancestors: names(4, 5),
@@ -75,8 +75,8 @@ fn found(row: &Row) -> Found {
     Found { relation, is_partition: row.get(3) }
 }
 
-fn combine(found: Vec<Found>, used: Option<&Columns>, planned: &BTreeSet<TableName>) -> Vec<Relation> {
-    let mut relations: BTreeMap<TableName, Relation> = BTreeMap::new();
+fn combine(found: Vec<Found>, used: Option<&Columns>, planned: &BTreeSet<TableName>) -> Vec<QueryRelation> {
+    let mut relations: BTreeMap<TableName, QueryRelation> = BTreeMap::new();
     for Found { mut relation, is_partition } in found {
         let columns = used.and_then(|used| used.get(&relation.name));
         if columns.is_some() {
@@ -89,7 +89,7 @@ fn combine(found: Vec<Found>, used: Option<&Columns>, planned: &BTreeSet<TableNa
             }
             let root = relation.ancestors.last().filter(|_| is_partition).cloned();
             if let Some(name) = root {
-                relation = Relation { name, ancestors: Vec::new(), primary_key: Vec::new(), ..relation };
+                relation = QueryRelation { name, ancestors: Vec::new(), primary_key: Vec::new(), ..relation };
             } else if relation.ancestors.iter().any(|ancestor| planned.contains(ancestor)) {
                 continue;
             }
@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     fn table(name: &str, ancestors: &[&str], is_partition: bool) -> Found {
-        let relation = Relation {
+        let relation = QueryRelation {
             name: TableName::parse(name),
             kind: RelationKind::Table,
             ancestors: ancestors.iter().map(|name| TableName::parse(name)).collect(),

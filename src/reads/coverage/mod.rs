@@ -5,52 +5,19 @@
 
 mod names;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use self::names::{Alphabet, Names, spell};
 use super::{Read, Source};
+use crate::catalog::{QueryRelation, RelationKind};
 use crate::change::{Operation, TableName};
 use crate::config::Spanned;
 use crate::key::TAG;
 use crate::rules::{Image, Lint, Rule, RuleSet, Template, Trigger};
 
-/// What a relation is, as far as it matters how its changes are noticed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RelationKind {
-    /// An ordinary or partitioned table.
-    Table,
-    /// A query's result, replaced as a whole now and then.
-    MaterializedView,
-    /// Another server's, or a file.
-    ForeignTable,
-    /// A counter.
-    Sequence,
-}
-
-/// A relation that a query reads; never a view, which stands for what is beneath it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Relation {
-    /// The name, schema included; of a partitioned table the root's, unless the query names a partition.
-    pub name: TableName,
-    /// What it is.
-    pub kind: RelationKind,
-    /// The tables through which its rows are read too: rules on them fire for its changes.
-    pub ancestors: Vec<TableName>,
-    /// Relations of the query that refer to this one by a foreign key: wherever the query uses one of its rows, it does
-    /// so together with one that refers to it.
-    pub companions: Vec<TableName>,
-    /// The query reads only the row whose primary key its parameters name, and without that one returns no row.
-    pub is_looked_up: bool,
-    /// The columns of its primary key, which nobody updates.
-    pub primary_key: Vec<String>,
-    /// The columns that the query uses, and whether it does so itself and not only a view or function in it; nothing
-    /// if that is not known.
-    pub columns: Option<BTreeMap<String, bool>>,
-}
-
 /// What is not covered of one read, for each relation that its query reads. `namespace` is what the file's templates
 /// leave out of names.
-pub fn gaps(read: &Read, relations: &[Relation], rules: &RuleSet, namespace: &str) -> Vec<Lint> {
+pub fn gaps(read: &Read, relations: &[QueryRelation], rules: &RuleSet, namespace: &str) -> Vec<Lint> {
     let hashed = read.parameters.iter().any(|parameter| parameter.source == Source::Session);
     let alphabet = Alphabet { hashed, filters: true };
     let names = Names::of(read, alphabet);
@@ -69,7 +36,7 @@ struct Judge<'a> {
 }
 
 impl<'a> Judge<'a> {
-    fn gaps(&self, relation: &Relation, all: &[Relation]) -> Vec<Lint> {
+    fn gaps(&self, relation: &QueryRelation, all: &[QueryRelation]) -> Vec<Lint> {
         let event = self.removing.iter().copied().find(|rule| rule.trigger == Trigger::Event);
         if relation.kind != RelationKind::Table {
             // An event is how an application can tell of what no row tells.
@@ -90,7 +57,7 @@ impl<'a> Judge<'a> {
         Lint { id, certain, span: self.read.span.clone(), message, why: why.into(), fix }
     }
 
-    fn uncovered(&self, relation: &Relation, event: Option<&Rule>) -> Lint {
+    fn uncovered(&self, relation: &QueryRelation, event: Option<&Rule>) -> Lint {
         let (read, table) = (&self.read.name, &relation.name);
         let message = format!("no rule removes what read `{read}` has cached when {table} changes");
         let fix = self.suggestion(table);
@@ -107,7 +74,7 @@ impl<'a> Judge<'a> {
         self.lint("read-uncovered", true, message, why, fix)
     }
 
-    fn uninvalidatable(&self, relation: &Relation) -> Lint {
+    fn uninvalidatable(&self, relation: &QueryRelation) -> Lint {
         let (read, name) = (&self.read.name, &relation.name);
         let (what, why, instead) = match relation.kind {
             RelationKind::Table | RelationKind::MaterializedView => (
@@ -131,7 +98,7 @@ impl<'a> Judge<'a> {
     }
 
     /// The columns that may change without anything being removed.
-    fn columns(&self, relation: &Relation, covering: &[&Rule]) -> Vec<Lint> {
+    fn columns(&self, relation: &QueryRelation, covering: &[&Rule]) -> Vec<Lint> {
         let updating = || covering.iter().filter(|rule| rule.triggers_on(Operation::Update));
         let narrowed = updating().count() > 0 && updating().all(|rule| !rule.changed.is_empty());
         let Some(columns) = relation.columns.as_ref().filter(|_| narrowed) else { return Vec::new() };
@@ -158,26 +125,26 @@ impl<'a> Judge<'a> {
 
     /// Nothing fires on an insert. If the query looks the row up there is nothing cached before it comes, unless that
     /// there is none is.
-    fn insert(&self, relation: &Relation, covering: &[&Rule], all: &[Relation]) -> Option<Lint> {
+    fn insert(&self, relation: &QueryRelation, covering: &[&Rule], all: &[QueryRelation]) -> Option<Lint> {
         let comes_first = relation.is_looked_up && self.read.negative_ttl.is_none();
         self.operation(relation, covering, all, (Operation::Insert, "inserted")).filter(|_| !comes_first)
     }
 
     /// Nothing fires on an update, although the query uses what an update may change.
-    fn update(&self, relation: &Relation, covering: &[&Rule], all: &[Relation]) -> Option<Lint> {
+    fn update(&self, relation: &QueryRelation, covering: &[&Rule], all: &[QueryRelation]) -> Option<Lint> {
         let is_used = relation.columns.as_ref().is_none_or(|columns| columns.keys().any(|c| !is_key(relation, c)));
         self.operation(relation, covering, all, (Operation::Update, "updated")).filter(|_| is_used)
     }
 
-    fn delete(&self, relation: &Relation, covering: &[&Rule], all: &[Relation]) -> Option<Lint> {
+    fn delete(&self, relation: &QueryRelation, covering: &[&Rule], all: &[QueryRelation]) -> Option<Lint> {
         self.operation(relation, covering, all, (Operation::Delete, "deleted"))
     }
 
     fn operation(
         &self,
-        relation: &Relation,
+        relation: &QueryRelation,
         covering: &[&Rule],
-        all: &[Relation],
+        all: &[QueryRelation],
         (operation, done): (Operation, &str),
     ) -> Option<Lint> {
         if self.told(all, operation).contains(&relation.name) {
@@ -207,8 +174,8 @@ impl<'a> Judge<'a> {
 
     /// The relations of which such a change is noticed. A row to which another one refers comes before that one, and
     /// goes after it, or with it.
-    fn told<'r>(&self, all: &'r [Relation], operation: Operation) -> BTreeSet<&'r TableName> {
-        let fires = |relation: &&Relation| {
+    fn told<'r>(&self, all: &'r [QueryRelation], operation: Operation) -> BTreeSet<&'r TableName> {
+        let fires = |relation: &&QueryRelation| {
             let fires = |rule: &&Rule| is_of(rule, relation) && rule.triggers_on(operation);
             self.removing
                 .iter()
@@ -217,7 +184,7 @@ impl<'a> Judge<'a> {
         let mut told: BTreeSet<_> = all.iter().filter(fires).map(|relation| &relation.name).collect();
         // Each round adds one at least, or is the last that matters.
         for _ in all.iter().filter(|_| operation != Operation::Update) {
-            let comes_along = |relation: &&Relation| relation.companions.iter().any(|name| told.contains(name));
+            let comes_along = |relation: &&QueryRelation| relation.companions.iter().any(|name| told.contains(name));
             let more: Vec<_> = all.iter().filter(comes_along).map(|relation| &relation.name).collect();
             told.extend(more);
         }
@@ -233,7 +200,7 @@ impl<'a> Judge<'a> {
 
     /// Whether the rule knows the row by the image that matters: `{new.id}` renders nothing of a row that is deleted, and
     /// leaves what an updated one was called before.
-    fn sees(&self, rule: &Rule, operation: Operation, relation: &Relation) -> bool {
+    fn sees(&self, rule: &Rule, operation: Operation, relation: &QueryRelation) -> bool {
         let names = Names::of(self.read, self.alphabet);
         let is_seen = |image: Image, column: &str| match (image, operation) {
             (Image::Old, Operation::Insert) | (Image::New, Operation::Delete) => false,
@@ -303,7 +270,7 @@ impl<'a> Judge<'a> {
     }
 
     /// A rule on the relation that would do, but for one thing.
-    fn near_miss(&self, relation: &Relation) -> Option<String> {
+    fn near_miss(&self, relation: &QueryRelation) -> Option<String> {
         let loose = Alphabet { filters: false, ..self.alphabet };
         let (exactly, roughly) = (Names::of(self.read, self.alphabet), Names::of(self.read, loose));
         let ours = self.rules.rules().iter().filter(|rule| is_of(rule, relation));
@@ -326,7 +293,7 @@ impl<'a> Judge<'a> {
 }
 
 /// Whether changes of the relation set the rule off.
-fn is_of(rule: &Rule, relation: &Relation) -> bool {
+fn is_of(rule: &Rule, relation: &QueryRelation) -> bool {
     let table = &rule.table.value;
     rule.trigger == Trigger::Table && (*table == relation.name || relation.ancestors.contains(table))
 }
@@ -335,7 +302,7 @@ fn quoted<'c, 'r: 'c>(rules: impl Iterator<Item = &'c &'r Rule>) -> String {
     rules.map(|rule| format!("`{}`", rule.name)).collect::<Vec<_>>().join(" or ")
 }
 
-fn is_key(relation: &Relation, column: &str) -> bool {
+fn is_key(relation: &QueryRelation, column: &str) -> bool {
     relation.primary_key.iter().any(|key| key == column)
 }
 
@@ -345,8 +312,8 @@ mod tests {
     use crate::config::Document;
     use crate::reads::ReadSet;
 
-    fn relation(name: &str, columns: &[&str]) -> Relation {
-        Relation {
+    fn relation(name: &str, columns: &[&str]) -> QueryRelation {
+        QueryRelation {
             name: TableName::parse(name),
             kind: RelationKind::Table,
             ancestors: Vec::new(),
@@ -358,7 +325,7 @@ mod tests {
     }
 
     /// Every gap of the only read as `id certain: message; why; fix`.
-    fn found(read: &str, rules: &str, relations: &[Relation]) -> Vec<String> {
+    fn found(read: &str, rules: &str, relations: &[QueryRelation]) -> Vec<String> {
         let text = format!("version: 1\nrules:\n{rules}reads:\n  x: {{sql: select 1, {read}}}\n");
         let document = Document::parse(&text, &|_| None).unwrap_or_else(|problems| panic!("{text}: {problems:?}"));
         let reads = ReadSet::compile(document.reads, &document.settings).unwrap();
@@ -368,7 +335,7 @@ mod tests {
         gaps.iter().map(show).collect()
     }
 
-    fn check(read: &str, rules: &str, relations: &[Relation], expected: &[&[&str]]) {
+    fn check(read: &str, rules: &str, relations: &[QueryRelation], expected: &[&[&str]]) {
         let found = found(read, rules, relations);
         let matches = found.iter().zip(expected).all(|(found, parts)| parts.iter().all(|part| found.contains(part)));
         assert!(matches && found.len() == expected.len(), "{read}\n{rules}{found:#?}");
@@ -436,7 +403,7 @@ mod tests {
     #[test]
     fn what_no_rule_can_see_needs_an_event() {
         for kind in [RelationKind::MaterializedView, RelationKind::ForeignTable, RelationKind::Sequence] {
-            let relations = [Relation { kind, ..relation("t", &["a"]) }];
+            let relations = [QueryRelation { kind, ..relation("t", &["a"]) }];
             let rule = "  a: {table: t, delete: 'user:{id}'}\n";
             check(USER, rule, &relations, &[&["read-uninvalidatable true", "{event: …, delete: \"user:{…}\"}"]]);
             check(USER, "  e: {event: e, delete: 'user:{id}'}\n", &relations, &[]);
@@ -455,8 +422,8 @@ mod tests {
         check(USER, &two, &[relation("t", &["d", "e"])], &[both]);
         let whole = format!("{narrow}  b: {{table: t, delete: 'user:{{id}}'}}\n");
         check(USER, &whole, &[relation("t", &["id", "a", "c"])], &[]);
-        check(USER, narrow, &[Relation { columns: None, ..relation("t", &[]) }], &[]);
-        let view = Relation { columns: Some([("c".to_owned(), false)].into()), ..relation("t", &[]) };
+        check(USER, narrow, &[QueryRelation { columns: None, ..relation("t", &[]) }], &[]);
+        let view = QueryRelation { columns: Some([("c".to_owned(), false)].into()), ..relation("t", &[]) };
         check(USER, narrow, &[view], &[&["read-column false", "or a view in it does, t.c"]]);
         let when = "  a: {table: t, changed: a, when: 'new.n > 0', delete: 'user:{id}'}\n";
         check(USER, when, &[relation("t", &["c"])], &[&["read-column false"]]);
@@ -466,7 +433,7 @@ mod tests {
     fn operations_that_no_rule_fires_on_are_told() {
         let rule = |ops: &str| format!("  a: {{table: t, ops: {ops}, delete: 'user:{{id}}'}}\n");
         let t = || relation("t", &["id", "a"]);
-        let looked_up = || Relation { is_looked_up: true, ..t() };
+        let looked_up = || QueryRelation { is_looked_up: true, ..t() };
         let inserted: &[&str] = &["read-uncovered false", "a row of t is inserted", "add `insert` to `ops`"];
         check(USER, &rule("[update, delete]"), &[looked_up()], &[]);
         check(USER, &rule("[update, delete]"), &[t()], &[inserted]);
@@ -502,7 +469,7 @@ mod tests {
         };
         let with = |name: &str, companion: &str| {
             let companions = vec![TableName::parse(companion)];
-            Relation { companions, ..relation(name, &["id"]) }
+            QueryRelation { companions, ..relation(name, &["id"]) }
         };
         let s = || relation("s", &["id"]);
         check(USER, &rules("[insert, delete]"), &[with("t", "s"), s()], &[]);
