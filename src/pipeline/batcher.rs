@@ -9,9 +9,9 @@ use std::collections::VecDeque;
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
-use super::aside::{Aside, Errand};
 use super::part::{Part, Size};
 use super::repeats::{Bound, Hold, Repeats};
+use super::slow_queue::{SlowQueue, SlowWork};
 use super::streams::{BYTES_MAX, ENTRIES_MAX, Marked, Streams};
 use crate::change::{self, Begin, Change, Lsn, SourceEvent, Xid};
 use crate::coherence::gate::{Gate, Snapshot};
@@ -41,7 +41,7 @@ pub(super) struct Batcher {
     /// What [`Batcher::held`] and the open transaction's own part hold together.
     held_size: Size,
     /// What takes its time.
-    aside: Aside,
+    slow: SlowQueue,
     /// What keeps the order of commits.
     streams: Streams,
     /// What is deleted twice.
@@ -119,7 +119,7 @@ impl Batcher {
             refreshed: None,
             held: VecDeque::new(),
             held_size: Size::default(),
-            aside: Aside::default(),
+            slow: SlowQueue::default(),
             streams: Streams::default(),
             repeats: Repeats::default(),
             in_flight: None,
@@ -273,9 +273,9 @@ impl Batcher {
             self.progress.split(ticket);
             self.streams.push(ticket, end_lsn, begin.at, streams);
         }
-        if self.aside.take_debt() {
+        if self.slow.take_open() {
             self.progress.split(ticket);
-            self.aside.join(ticket);
+            self.slow.join(ticket);
         }
         match held {
             Some(mut part) => {
@@ -388,13 +388,10 @@ impl Batcher {
 
     /// Whether the reader has to wait for the batch in flight, or until something is visible.
     pub(super) fn is_full(&self) -> bool {
-        self.waiting.size().reaches(1)
-            || self.holds_too_much()
-            || self.aside.size().reaches(1)
-            || self.streams.is_full()
+        self.waiting.size().reaches(1) || self.holds_too_much() || self.slow.size().reaches(1) || self.streams.is_full()
     }
 
-    /// Whether what comes of an errand may be taken. What else is full does not matter: it may wait for that errand.
+    /// Whether ops that slow work found may be taken. Other limits do not count: what fills them may wait for that work.
     pub(super) fn has_room(&self) -> bool {
         !self.waiting.size().reaches(1)
     }
@@ -418,13 +415,13 @@ impl Batcher {
         let ready = !self.waiting.tickets.is_empty()
             || !self.waiting.holds.is_empty()
             || self.waiting.size().reaches(1)
-            || !self.aside.is_idle() && !self.waiting.plan.is_empty();
+            || !self.slow.is_idle() && !self.waiting.plan.is_empty();
         let mut waiting = match self.refreshed.take() {
             Some(refreshed) => refreshed,
             None if ready && !self.waiting.is_late(self.started) => std::mem::take(&mut self.waiting),
             None => Part::default(),
         };
-        self.set_aside(&mut waiting);
+        self.split_slow(&mut waiting);
         waiting.plan.sets_to_deletes(self.resumed_at);
         let again = waiting.plan.take_again();
         // An outbox may only forget what was counted afterwards.
@@ -466,8 +463,8 @@ impl Batcher {
     }
 
     /// Splits off what takes its time; its transactions are not done without it.
-    fn set_aside(&mut self, part: &mut Part) {
-        let Some(slow) = part.plan.split_slow(self.aside.owes()) else { return };
+    fn split_slow(&mut self, part: &mut Part) {
+        let Some(slow) = part.plan.split_slow(self.slow.has_open()) else { return };
         self.started = self.started.max(part.started);
         let tickets = part.tickets.clone();
         tickets.iter().for_each(|ticket| self.progress.split(*ticket));
@@ -481,23 +478,23 @@ impl Batcher {
             holds: std::mem::take(&mut part.holds),
             ..Part::default()
         };
-        self.aside.push(self.planner.rules(), part, open);
+        self.slow.push(self.planner.rules(), part, open);
     }
 
-    /// The next errand, if there is one and none is under way.
-    pub(super) fn next_errand(&mut self) -> Option<Errand> {
-        self.aside.next(self.started)
+    /// The next slow work, if some waits and none runs.
+    pub(super) fn next_slow_work(&mut self) -> Option<SlowWork> {
+        self.slow.next(self.started)
     }
 
-    /// A piece of what came of the errand under way.
+    /// Ops that the running slow work found.
     pub(super) fn take_piece(&mut self, piece: Plan) {
-        let part = self.aside.piece(piece);
+        let part = self.slow.piece(piece);
         self.waiting.append(part);
     }
 
-    /// The errand is back, and all of its pieces were taken.
-    pub(super) fn errand_back(&mut self) {
-        if let Some(part) = self.aside.back() {
+    /// The slow work has finished, and all of its pieces were taken.
+    pub(super) fn finish_slow_work(&mut self) {
+        if let Some(part) = self.slow.finish() {
             self.waiting.append(part);
         }
     }
@@ -510,7 +507,7 @@ impl Batcher {
     /// Takes up the second deletes that are due.
     pub(super) fn repeat(&mut self, now: Instant) {
         while let Some((hold, plan)) = self.repeats.take_due(now) {
-            let part = self.aside.piece(plan);
+            let part = self.slow.piece(plan);
             self.waiting.append(Part { holds: vec![hold], started: self.started, ..part });
         }
     }
@@ -556,7 +553,7 @@ impl Batcher {
         self.in_flight.is_none()
             && self.waiting.tickets.is_empty()
             && self.refreshed.is_none()
-            && self.aside.is_idle()
+            && self.slow.is_idle()
             && self.streams.is_empty()
             && self.progress.is_idle()
             && !self.record_due
@@ -783,8 +780,8 @@ mod tests {
         assert!(batcher.next_batch(true).is_none(), "collapsed with one that is not visible");
         batcher.learns("9:9:", None);
         assert!(batcher.next_batch(true).is_none());
-        let errand = batcher.next_errand().unwrap();
-        let mut sweeps = errand.sweeps;
+        let work = batcher.next_slow_work().unwrap();
+        let mut sweeps = work.sweeps;
         let globs: Vec<_> = sweeps.take_sweeps().into_iter().map(|(_, removal)| removal).collect();
         let glob = |prefix: &[u8]| {
             let mut glob = Glob::new();
@@ -794,7 +791,7 @@ mod tests {
         };
         assert_eq!(globs, [glob(b"user:"), glob(b"v:")]);
         assert!(batcher.next_batch(true).is_none() && !batcher.is_drained(), "not before it is back");
-        batcher.errand_back();
+        batcher.finish_slow_work();
         assert_eq!(batcher.next_batch(false).unwrap().record, Some(Lsn::new(250)));
     }
 

@@ -4,14 +4,14 @@
 //! made anew. Within one connection, [`session`] owns the loop. Invariant: a batch in flight is never
 //! overtaken by what the next connection sends.
 
-mod aside;
 mod batcher;
-mod errand;
 mod feed;
 mod part;
 mod repeats;
 mod resume;
 mod session;
+mod slow_queue;
+mod slow_worker;
 mod streams;
 
 use std::sync::Arc;

@@ -12,9 +12,9 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::batcher::{Batcher, Question};
-use super::errand::Helper;
-use super::feed::{Asking, Feed, News, Source, arrival};
+use super::feed::{Asking, Feed, FeedEvent, Source, arrival};
 use super::resume::resume;
+use super::slow_worker::SlowWorker;
 use super::{SessionError, Trouble};
 use crate::backoff::Notices;
 use crate::change::Lsn;
@@ -55,12 +55,12 @@ pub(super) enum Landing {
     Unread(OutboxError),
 }
 
-/// Somebody, on his way; comes back when the errand is done.
-type Errand = Pin<Box<dyn Future<Output = (Box<Helper>, Result<(), Unproven>)> + Send>>;
+/// The worker, running; comes back when the work is done.
+type SlowRun = Pin<Box<dyn Future<Output = (Box<SlowWorker>, Result<(), Unproven>)> + Send>>;
 
-/// An errand, under way.
-struct Outing {
-    done: Errand,
+/// Slow work that runs.
+struct RunningWork {
+    done: SlowRun,
     pieces: mpsc::Receiver<Plan>,
 }
 
@@ -70,10 +70,10 @@ enum Event {
     Landed(Box<Sink>, Landing),
     Visible(Snapshot, Option<Lsn>),
     Piece(Box<Plan>),
-    ErrandBack(Box<Helper>, Result<(), Unproven>),
+    SlowWorkDone(Box<SlowWorker>, Result<(), Unproven>),
     Repeat,
     MayAsk,
-    News(News),
+    Feed(FeedEvent),
     Tick,
 }
 
@@ -88,9 +88,9 @@ pub(super) struct Session<'a> {
     /// When the flight began.
     away_since: Instant,
     liveness: Liveness,
-    /// Who does errands, if not out on one.
-    helper: Option<Box<Helper>>,
-    outing: Option<Outing>,
+    /// The worker, unless it runs.
+    worker: Option<Box<SlowWorker>>,
+    running: Option<RunningWork>,
     /// History is proven: what is read may be sent.
     resumed: bool,
     asking: Option<Asking<(Snapshot, Option<Lsn>)>>,
@@ -108,8 +108,8 @@ impl<'a> Session<'a> {
         let Source { feed, primary, present } = source;
         let now = Instant::now();
         let liveness = sink.as_deref().map(Sink::liveness).unwrap_or_default();
-        let helper = sink.as_deref().map(|sink| {
-            Box::new(Helper::new(Arc::clone(planner.rules()), settings, Arc::clone(&primary), sink.sweeper()))
+        let worker = sink.as_deref().map(|sink| {
+            Box::new(SlowWorker::new(Arc::clone(planner.rules()), settings, Arc::clone(&primary), sink.sweeper()))
         });
         let reader = match &feed {
             Feed::Slot(_) => None,
@@ -121,8 +121,8 @@ impl<'a> Session<'a> {
             feed,
             primary,
             batcher: Batcher::new(planner, settings.max_keys, settings.mode == Mode::Outbox),
-            helper,
-            outing: None,
+            worker,
+            running: None,
             sink: None,
             flight,
             away_since: now,
@@ -171,7 +171,7 @@ impl<'a> Session<'a> {
             let drained = self.feed.read(&mut self.batcher, may_read).await?;
             let asked = self.ask();
             self.send_off(self.feed.is_urgent());
-            self.send_on_errand();
+            self.start_slow_work();
             self.feed.work(&mut self.batcher, may_read);
             let is_drained = self.batcher.is_drained() && self.feed.is_drained();
             if draining_until.is_some() && (is_drained || !self.resumed) {
@@ -199,9 +199,9 @@ impl<'a> Session<'a> {
                     Event::Visible(snapshot, fresh)
                 }
                 () = until(asked) => Event::MayAsk,
-                outing = outing(&mut self.outing, self.batcher.has_room()) => outing,
+                event = running(&mut self.running, self.batcher.has_room()) => event,
                 () = until(self.batcher.next_repeat().map(Into::into)) => Event::Repeat,
-                news = self.feed.wait(may_read) => Event::News(news?),
+                event = self.feed.wait(may_read) => Event::Feed(event?),
             };
             match event {
                 Event::Stop => draining_until = Some(tokio::time::Instant::now() + drain_max),
@@ -211,12 +211,12 @@ impl<'a> Session<'a> {
                     self.batcher.learn(snapshot, fresh);
                 }
                 Event::Piece(piece) => self.batcher.take_piece(*piece),
-                Event::ErrandBack(helper, done) => self.on_errand_back(helper, done)?,
+                Event::SlowWorkDone(worker, done) => self.on_slow_work_done(worker, done)?,
                 Event::Repeat => self.batcher.repeat(Instant::now()),
                 Event::MayAsk => {}
-                Event::News(News::Arrived) => {}
-                Event::News(News::LogWritten(position, asked)) => self.on_log_written(position, asked),
-                Event::News(News::Surveyed) => self.say_lag(None),
+                Event::Feed(FeedEvent::Arrived) => {}
+                Event::Feed(FeedEvent::LogWritten(position, asked)) => self.on_log_written(position, asked),
+                Event::Feed(FeedEvent::Surveyed) => self.say_lag(None),
                 Event::Tick => self.on_tick()?,
             }
         }
@@ -257,35 +257,35 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Sends somebody on the next errand, if there is one.
-    fn send_on_errand(&mut self) {
+    /// Starts the next slow work, if there is some.
+    fn start_slow_work(&mut self) {
         if self.resumed
-            && self.helper.is_some()
-            && let Some(errand) = self.batcher.next_errand()
+            && self.worker.is_some()
+            && let Some(work) = self.batcher.next_slow_work()
         {
-            if errand.calls.is_empty() && errand.sweeps.is_empty() {
+            if work.is_empty() {
                 // What it was to do is done already: only messages and tickets are left.
-                return self.batcher.errand_back();
+                return self.batcher.finish_slow_work();
             }
-            let Some(helper) = self.helper.take() else { return };
-            tracing::debug!(calls = errand.calls.len(), sweeps = errand.sweeps.len(), "an errand begins");
+            let Some(worker) = self.worker.take() else { return };
+            tracing::debug!(calls = work.calls.len(), sweeps = work.sweeps.len(), "slow work begins");
             let (sender, pieces) = mpsc::channel(1);
-            self.outing = Some(Outing { done: Box::pin(helper.run(errand, sender)), pieces });
+            self.running = Some(RunningWork { done: Box::pin(worker.run(work, sender)), pieces });
         }
     }
 
-    fn on_errand_back(&mut self, helper: Box<Helper>, done: Result<(), Unproven>) -> Result<(), SessionError> {
-        if let Some(mut outing) = self.outing.take() {
-            while let Ok(piece) = outing.pieces.try_recv() {
+    fn on_slow_work_done(&mut self, worker: Box<SlowWorker>, done: Result<(), Unproven>) -> Result<(), SessionError> {
+        if let Some(mut running) = self.running.take() {
+            while let Ok(piece) = running.pieces.try_recv() {
                 self.batcher.take_piece(piece);
             }
         }
-        tracing::debug!(?done, "an errand is back");
-        self.helper = Some(helper);
+        tracing::debug!(?done, "slow work has finished");
+        self.worker = Some(worker);
         if done.is_err() {
             return Err(Trouble::Unproven.into());
         }
-        self.batcher.errand_back();
+        self.batcher.finish_slow_work();
         Ok(())
     }
 
@@ -395,13 +395,13 @@ impl<'a> Session<'a> {
     }
 }
 
-/// What there is to say of an errand, if one is under way: its next piece, if that may be taken, or its end.
-async fn outing(outing: &mut Option<Outing>, may_take: bool) -> Event {
-    let Some(Outing { done, pieces }) = outing else { return std::future::pending().await };
+/// The next piece of the slow work that runs, if it may be taken, or its end.
+async fn running(running: &mut Option<RunningWork>, may_take: bool) -> Event {
+    let Some(RunningWork { done, pieces }) = running else { return std::future::pending().await };
     tokio::select! {
         biased;
         Some(piece) = pieces.recv(), if may_take => Event::Piece(Box::new(piece)),
-        (helper, done) = done => Event::ErrandBack(helper, done),
+        (worker, done) = done => Event::SlowWorkDone(worker, done),
     }
 }
 

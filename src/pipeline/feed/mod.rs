@@ -33,7 +33,7 @@ pub(super) enum Feed {
 }
 
 /// What a feed has to say.
-pub(super) enum News {
+pub(super) enum FeedEvent {
     /// Something is here to be read.
     Arrived,
     /// The log was written up to here when that was asked.
@@ -54,7 +54,7 @@ impl Feed {
     }
 
     /// Waits until something has happened; without `may_read` nothing is read meanwhile. Cancel-safe.
-    pub(super) async fn wait(&mut self, may_read: bool) -> Result<News, SessionError> {
+    pub(super) async fn wait(&mut self, may_read: bool) -> Result<FeedEvent, SessionError> {
         match self {
             Self::Slot(slot) => slot.wait(may_read).await,
             Self::Outbox(outbox) => outbox.wait().await,

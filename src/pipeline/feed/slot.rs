@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::{Asking, News, Source, arrival};
+use super::{Asking, FeedEvent, Source, arrival};
 use crate::change::{Lsn, RelationId, SourceEvent, TableName, Xid};
 use crate::coherence::gate::Snapshot;
 use crate::coherence::history::{Origin, Present};
@@ -211,17 +211,17 @@ impl Slot {
     }
 
     /// Waits until something has happened. Cancel-safe.
-    pub(super) async fn wait(&mut self, may_read: bool) -> Result<News, SessionError> {
+    pub(super) async fn wait(&mut self, may_read: bool) -> Result<FeedEvent, SessionError> {
         tokio::select! {
             biased;
             flushed = arrival(&mut self.measuring) => {
                 self.measuring = None;
-                Ok(News::LogWritten(flushed?, self.measured))
+                Ok(FeedEvent::LogWritten(flushed?, self.measured))
             }
             received = self.stream.exchange(may_read) => {
                 received?;
                 self.heard = Instant::now();
-                Ok(News::Arrived)
+                Ok(FeedEvent::Arrived)
             }
         }
     }

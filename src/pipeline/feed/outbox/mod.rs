@@ -16,7 +16,7 @@ use tokio_postgres::Client;
 
 use self::lane::{Counted, Lane, Task};
 use super::slot::Condition;
-use super::{Feed, News, Source, arrival};
+use super::{Feed, FeedEvent, Source, arrival};
 use crate::backoff::Notices;
 use crate::change::Lsn;
 use crate::coherence::history::{Origin, Present};
@@ -381,7 +381,7 @@ impl Outbox {
     }
 
     /// Waits until something has happened. Cancel-safe.
-    pub(super) async fn wait(&mut self) -> Result<News, SessionError> {
+    pub(super) async fn wait(&mut self) -> Result<FeedEvent, SessionError> {
         let Self { lanes: [one, other], surveying, bell, vacuuming, poll_at, .. } = self;
         let (at, done) = tokio::select! {
             biased;
@@ -394,30 +394,30 @@ impl Outbox {
                 if took > QUICK {
                     self.rest_until = Instant::now() + took * REST;
                 }
-                return Ok(News::Surveyed);
+                return Ok(FeedEvent::Surveyed);
             }
             () = rung(bell.as_deref()) => {
                 (self.claim_due, self.is_quiet) = (true, false);
-                return Ok(News::Arrived);
+                return Ok(FeedEvent::Arrived);
             }
             (keeper, vacuumed) = arrival(vacuuming) => {
                 (self.vacuuming, self.keeper) = (None, keeper);
                 if let Err(error) = vacuumed {
                     tracing::debug!(error, "the outbox could not be vacuumed; autovacuum will do it");
                 }
-                return Ok(News::Arrived);
+                return Ok(FeedEvent::Arrived);
             }
             () = tokio::time::sleep_until((*poll_at).into()) => {
                 self.poll_at = Instant::now() + self.poll_after;
                 self.poll_after = (self.poll_after * 2).min(POLL_EVERY);
                 // What somebody else had may have come back.
                 (self.survey_due, self.tried_to) = (true, 0);
-                return Ok(News::Arrived);
+                return Ok(FeedEvent::Arrived);
             }
         };
         let (task, claim) = done.map_err(Trouble::Outbox)?;
         self.on_done(at, task, claim);
-        Ok(News::Arrived)
+        Ok(FeedEvent::Arrived)
     }
 
     fn on_done(&mut self, at: usize, task: Task, claim: Option<Claim>) {

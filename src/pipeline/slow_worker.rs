@@ -1,14 +1,13 @@
-//! The errand: asks lookups and sweeps the cache, beside the loop.
+//! The worker for slow work: asks lookups and sweeps the cache, beside the session's loop.
 //!
-//! Owns the connections that are used for nothing else, so that whatever takes long here holds up nothing there. It
-//! must not decide what is to be done. Invariant: an errand ends when all of it is done, or when Redis is not the one
-//! it was.
+//! Owns connections that nothing else uses, so that slow work delays nothing else. It must not decide what is to be
+//! done. Invariant: a run ends when all of its work is done, or when Redis may no longer be the proven dataset.
 
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use super::aside::Errand;
+use super::slow_queue::SlowWork;
 use crate::coherence::primary::Primary;
 use crate::config::Settings;
 use crate::lookups::{Outlet, Runner, give_up_all};
@@ -16,8 +15,8 @@ use crate::plan::{Asked, Call, Plan};
 use crate::rules::RuleSet;
 use crate::sink::{Sweeper, Unproven};
 
-/// What an errand is done with. Connected when first used.
-pub(super) struct Helper {
+/// The worker and its connections, which it opens when it first needs them.
+pub(super) struct SlowWorker {
     rules: Arc<RuleSet>,
     settings: Settings,
     primary: Arc<Primary>,
@@ -25,18 +24,18 @@ pub(super) struct Helper {
     sweeper: Sweeper,
 }
 
-impl Helper {
+impl SlowWorker {
     pub(super) fn new(rules: Arc<RuleSet>, settings: &Settings, primary: Arc<Primary>, sweeper: Sweeper) -> Self {
         Self { rules, settings: settings.clone(), primary, runner: None, sweeper }
     }
 
-    /// Does an errand. What comes of it is handed on in pieces; a receiver that waits makes this wait.
+    /// Does the work. Sends the ops that follow from it in pieces, and waits while the channel is full.
     pub(super) async fn run(
         mut self: Box<Self>,
-        errand: Errand,
+        work: SlowWork,
         pieces: mpsc::Sender<Plan>,
     ) -> (Box<Self>, Result<(), Unproven>) {
-        let Errand { calls, mut sweeps, started } = errand;
+        let SlowWork { calls, mut sweeps, started } = work;
         if !calls.is_empty() {
             self.look_up(calls, &mut sweeps, &pieces).await;
         }
@@ -52,7 +51,7 @@ impl Helper {
         (self, swept)
     }
 
-    /// Patterns and sets that follow from an answer join those that are swept anyway.
+    /// Asks the lookups. Patterns and tags that follow from an answer join those that are swept anyway.
     async fn look_up(&mut self, calls: Vec<(Call, Asked)>, sweeps: &mut Plan, pieces: &mpsc::Sender<Plan>) {
         let mut outlet = Outlet::Channel(pieces, sweeps);
         if self.runner.as_ref().is_none_or(Runner::is_closed) {
