@@ -20,7 +20,7 @@ use crate::nearest::nearest;
 
 /// What the file says of where things are: the same for everybody, so no part of anybody's URL gets into it.
 const HEAD: &str = r#"# What becomes stale when a row changes: drafted by `unstale init` from the keys of the tables.
-# Replace the names by those that your application caches under. Reference: README.md, "The rules".
+# Replace the names by those that your application caches under. Reference: docs/rules.md of unstale.
 version: 1
 source:
   url: ${DATABASE_URL:-postgres://postgres@127.0.0.1:5432/postgres}

@@ -9,6 +9,7 @@ mod api;
 mod check;
 mod check_reads;
 mod cli;
+mod docs;
 mod explain;
 mod faults;
 mod gate;

@@ -577,7 +577,7 @@ fn the_full_protocol_is_safe() {
         }
     });
     println!("{} states, {} transitions", search.found.len(), search.transitions);
-    // What README says was searched.
+    // What docs/guarantees.md says was searched.
     assert!(broken.is_some() || (search.found.len(), search.transitions) == (1_465_780, 8_030_615));
     if let Some(path) = broken {
         panic!("stale after {} steps:\n{}", path.len(), listing(&path));

@@ -82,14 +82,3 @@ fn imports_go_one_way() {
     }
     assert!(checked > 20, "only {checked} files were looked at");
 }
-
-#[test]
-fn the_readme_shows_rules_that_parse() {
-    let readme = include_str!("../../README.md");
-    let blocks: Vec<_> = readme.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
-    assert!(!blocks.is_empty());
-    for block in blocks {
-        let parsed = unstale::config::Document::parse(block, &|_| None);
-        assert!(parsed.is_ok(), "{block}\n{parsed:?}");
-    }
-}
