@@ -1,6 +1,7 @@
 //! Switches that break the protocol on purpose, so that the tests can show that they would notice.
 //!
-//! Owns their names. Invariant: a release build contains none of them; there [`is`] is the constant `false`.
+//! Owns their names. For each, `tests/it/mutants` has a script that finds it. Invariant: a release build contains none
+//! of them; there [`is`] is the constant `false`.
 
 /// One rule of the protocol, broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,7 +20,7 @@ pub enum Mutant {
     CursorOverIds,
     /// The watermark follows the log although entries are left.
     EagerWatermark,
-    /// The replica says where it is in the statement that also reads the value.
+    /// The replica is asked how far it has replayed only after the value was read.
     ReplicaCheckTooLate,
 }
 

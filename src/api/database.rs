@@ -16,6 +16,7 @@ use tokio_postgres::{Client, Row, Statement};
 use crate::change::Lsn;
 use crate::coherence::lease::Grant;
 use crate::config::Spanned;
+use crate::mutant::{self, Mutant};
 use crate::parameter::TextParameter;
 use crate::postgres::{self, Address, ConnectError};
 use crate::query::Notation;
@@ -108,6 +109,10 @@ impl Database {
         let mut turn = self.turn().await?;
         let session = turn.session()?;
         let asked = async {
+            if mutant::is(Mutant::ReplicaCheckTooLate) {
+                let fetched = session.ask(at, read, values).await?;
+                return Ok(grant.is_covered_by(&session.client, min).await?.then_some(fetched));
+            }
             match grant.is_covered_by(&session.client, min).await? {
                 true => session.ask(at, read, values).await.map(Some),
                 false => Ok(None),

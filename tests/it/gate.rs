@@ -3,7 +3,6 @@
 //! `synchronous_standby_names = 'nobody'` makes the race of every server with a synchronous standby last as long
 //! as a test wants: a commit is in the log and on the slot, and no snapshot sees it.
 
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use redis::Commands as _;
@@ -11,30 +10,6 @@ use unstale::change::Lsn;
 
 use crate::proxy::{Fault, Proxy};
 use crate::support::{Daemon, EVENT_MAX, SHIPPED, World, wait_until};
-
-/// Commits from now on wait for a standby that is not there, but for those of the world's own connection.
-fn hold_commits(world: &World) {
-    world.sql("set synchronous_commit = local");
-    world.sql("alter system set synchronous_standby_names = 'nobody'");
-    world.sql("select pg_reload_conf()");
-    wait_until(EVENT_MAX, "the setting is read", || {
-        world.try_value("show synchronous_standby_names").as_deref() == Some("nobody")
-    });
-}
-
-fn release_commits(world: &World) {
-    world.sql("alter system reset synchronous_standby_names");
-    world.sql("select pg_reload_conf()");
-}
-
-/// A change whose commit is stuck: written, and visible to nobody.
-fn stuck(world: &World, sql: &'static str) -> JoinHandle<()> {
-    let waiting = "select count(*)::text from pg_stat_activity where wait_event = 'SyncRep'";
-    let before: u32 = world.value(waiting).parse().unwrap();
-    let committing = world.sql_in_background(sql);
-    wait_until(EVENT_MAX, "the commit is stuck", || world.value(waiting).parse::<u32>().unwrap() > before);
-    committing
-}
 
 /// Milliseconds since 1970 by the clock of Redis.
 fn now(world: &World) -> u64 {
@@ -52,8 +27,8 @@ fn what_is_committed_and_not_visible_stays_and_holds_up_nobody() {
     for id in ["u1", "u2"] {
         world.cache(&format!("v1:user:{id}"));
     }
-    hold_commits(&world);
-    let committing = stuck(&world, "update users set name = 'stuck' where id = 'u1'");
+    world.hold_commits();
+    let committing = world.stuck("update users set name = 'stuck' where id = 'u1'");
     // What wrote the commit wrote no less, so this is behind its record.
     let behind: Lsn = world.value("select pg_current_wal_insert_lsn()::text").parse().unwrap();
     assert_eq!(world.value("select name from users where id = 'u1'"), "User 1", "nobody sees it");
@@ -65,7 +40,7 @@ fn what_is_committed_and_not_visible_stays_and_holds_up_nobody() {
     world.wait_until_sent();
     assert!(world.applied() < behind, "the watermark does not pass what is stuck");
     assert!(world.confirmed() < behind && world.confirmed() >= confirmed);
-    release_commits(&world);
+    world.release_commits();
     committing.join().unwrap();
     world.settle();
     assert!(!world.holds("v1:user:u1"));
@@ -78,8 +53,8 @@ fn what_was_stuck_is_not_lost_with_the_daemon() {
     let daemon = world.daemon();
     world.cache("v1:user:u1");
     world.cache("v1:user:u2");
-    hold_commits(&world);
-    let committing = stuck(&world, "update users set name = 'stuck' where id = 'u1'");
+    world.hold_commits();
+    let committing = world.stuck("update users set name = 'stuck' where id = 'u1'");
     world.sql("update users set name = 'after' where id = 'u2'");
     wait_until(EVENT_MAX, "the later one is in force", || !world.holds("v1:user:u2"));
     daemon.signal("KILL");
@@ -89,7 +64,7 @@ fn what_was_stuck_is_not_lost_with_the_daemon() {
     world.sql("update users set name = 'after again' where id = 'u2'");
     wait_until(EVENT_MAX, "what came after it was received again", || !world.holds("v1:user:u2"));
     assert!(world.holds("v1:user:u1"));
-    release_commits(&world);
+    world.release_commits();
     committing.join().unwrap();
     world.settle();
     assert!(!world.holds("v1:user:u1"));
@@ -103,12 +78,12 @@ fn a_version_key_rises_for_what_was_stuck_even_above_a_later_commit() {
     let world = World::shipped();
     let daemon = world.daemon();
     let version = || world.redis().get::<_, Option<u64>>("v1:flags-version:o1").unwrap();
-    hold_commits(&world);
-    let committing = stuck(&world, "update feature_flags set enabled = not enabled where id = 'f1-1'");
+    world.hold_commits();
+    let committing = world.stuck("update feature_flags set enabled = not enabled where id = 'f1-1'");
     world.sql("update feature_flags set enabled = not enabled where id = 'f1-2'");
     wait_until(EVENT_MAX, "the later one is in force", || version().is_some());
     let later = version();
-    release_commits(&world);
+    world.release_commits();
     committing.join().unwrap();
     world.settle();
     assert!(version() > later, "{later:?}, then {:?}", version());
@@ -122,16 +97,15 @@ fn a_large_transaction_that_is_stuck_does_not_fill_memory() {
     let daemon = world.daemon();
     world.cache("v1:user:x300000");
     world.cache("v1:user:u2");
-    hold_commits(&world);
-    let committing = stuck(
-        &world,
+    world.hold_commits();
+    let committing = world.stuck(
         "insert into users (id, email, name) select 'x' || n, 'x' || n, repeat('n', 200) from generate_series(200001, 300000) n",
     );
     world.sql("update users set name = 'after' where id = 'u2'");
     wait_until(EVENT_MAX, "the later one is in force", || !world.holds("v1:user:u2"));
     assert!(world.holds("v1:user:x300000"));
     assert!(daemon.memory() < 64, "{} MB", daemon.memory());
-    release_commits(&world);
+    world.release_commits();
     committing.join().unwrap();
     world.settle();
     assert!(!world.holds("v1:user:x300000"));
@@ -144,8 +118,8 @@ fn postgresql_can_be_shut_down_while_something_is_stuck() {
     let mut world = World::shipped();
     let daemon = world.daemon();
     world.cache("v1:user:u1");
-    hold_commits(&world);
-    let committing = stuck(&world, "update users set name = 'stuck' where id = 'u1'");
+    world.hold_commits();
+    let committing = world.stuck("update users set name = 'stuck' where id = 'u1'");
     world.wait_until_sent();
     let pid = world.postgres.pid().unwrap();
     assert!(unstale::sandbox::signal(pid, "INT"));
@@ -168,15 +142,15 @@ fn postgresql_can_be_shut_down_while_something_is_stuck() {
 #[test]
 fn a_stuck_commit_to_a_partition_holds_up_nobody() {
     let world = crate::invalidation::partitioned();
-    hold_commits(&world);
-    let committing = stuck(&world, "insert into events values (1, 5)");
+    world.hold_commits();
+    let committing = world.stuck("insert into events values (1, 5)");
     let daemon = world.daemon();
     world.cache("v1:event:1");
     world.cache("v1:event:2");
     world.sql("insert into events values (2, 15)");
     wait_until(EVENT_MAX, "the later one is in force", || !world.holds("v1:event:2"));
     assert!(world.holds("v1:event:1"));
-    release_commits(&world);
+    world.release_commits();
     committing.join().unwrap();
     world.settle();
     assert!(!world.holds("v1:event:1"));
@@ -188,15 +162,15 @@ fn a_stuck_commit_to_a_partition_holds_up_nobody() {
 fn an_emptied_redis_is_noticed_while_something_is_stuck() {
     let world = World::shipped();
     let daemon = world.daemon();
-    hold_commits(&world);
-    let committing = stuck(&world, "update users set name = 'stuck' where id = 'u1'");
+    world.hold_commits();
+    let committing = world.stuck("update users set name = 'stuck' where id = 'u1'");
     world.wait_until_sent();
     let beat = || world.redis().get::<_, Option<u64>>("v1:unstale:{unstale}:asof").unwrap().unwrap_or(0);
     wait_until(EVENT_MAX, "no heartbeat is left", || now(&world) > beat() + 3000);
     let () = redis::cmd("FLUSHALL").query(&mut world.redis()).unwrap();
     world.cache("v1:user:u9");
     wait_until(EVENT_MAX, "the cache is emptied", || !world.holds("v1:user:u9"));
-    release_commits(&world);
+    world.release_commits();
     committing.join().unwrap();
     world.settle();
     assert_eq!(world.epochs_because("nothing-remembered"), 1);
@@ -280,8 +254,8 @@ fn redis_hears_how_current_it_is() {
         asof() >= begin + 1000
     });
     // What is stuck is not in force, so nothing is current.
-    hold_commits(&world);
-    let committing = stuck(&world, "update users set name = 'stuck' where id = 'u1'");
+    world.hold_commits();
+    let committing = world.stuck("update users set name = 'stuck' where id = 'u1'");
     world.wait_until_sent();
     let stuck_at = now(&world);
     world.sql("create table unpublished (n int); insert into unpublished select generate_series(1, 1000)");
@@ -289,7 +263,7 @@ fn redis_hears_how_current_it_is() {
     assert!(said["bytes"].as_u64() > Some(10_000) && said["seconds"].as_u64() >= Some(10), "{said}");
     assert!(said["xid"].is_u64() && said["message"].as_str().unwrap().contains("synchronous_standby_names"), "{said}");
     assert!(asof() < stuck_at);
-    release_commits(&world);
+    world.release_commits();
     committing.join().unwrap();
     daemon.wait_for_log("caught up");
     wait_until(EVENT_MAX, "it is current again", || asof() > stuck_at);

@@ -21,6 +21,7 @@ mod language;
 mod lease;
 mod login;
 mod model;
+mod mutants;
 mod outbox;
 mod outbox_commands;
 mod outbox_install;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use redis::Commands as _;
 use tempfile::TempDir;
 use unstale::change::Lsn;
+use unstale::mutant::Mutant;
 use unstale::postgres::{self, Address};
 use unstale::sandbox::{self, Postgres, Redis, example};
 
@@ -36,6 +37,8 @@ pub(crate) struct World {
     /// Overrides the servers' URLs, to put something in between.
     pub(crate) database_url: String,
     pub(crate) redis_url: String,
+    /// Which rule of the protocol the binary breaks, if it is to break one.
+    pub(crate) mutant: Option<Mutant>,
     runtime: tokio::runtime::Runtime,
 }
 
@@ -77,7 +80,7 @@ impl World {
         });
         let directory = TempDir::new().unwrap();
         let (database_url, redis_url) = (postgres.url("postgres"), redis.url());
-        let world = Self { postgres, redis, client, directory, database_url, redis_url, runtime };
+        let world = Self { postgres, redis, client, directory, database_url, redis_url, mutant: None, runtime };
         world.write_rules(rules);
         world
     }
@@ -93,9 +96,17 @@ impl World {
 
     /// The first column of the only row.
     pub(crate) fn value(&self, sql: &str) -> String {
-        let row =
-            self.runtime.block_on(self.client.query_one(sql, &[])).unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+        self.value_on(&self.client, sql)
+    }
+
+    /// The same in another session.
+    pub(crate) fn value_on(&self, client: &tokio_postgres::Client, sql: &str) -> String {
+        let row = self.block_on(client.query_one(sql, &[])).unwrap_or_else(|error| panic!("{sql}: {error:?}"));
         row.get::<_, Option<String>>(0).unwrap_or_default()
+    }
+
+    pub(crate) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.block_on(future)
     }
 
     /// A second session.
@@ -149,6 +160,9 @@ impl World {
         let mut command = Command::new(env!("CARGO_BIN_EXE_unstale"));
         command.args(arguments).current_dir(self.directory.path());
         command.env("DATABASE_URL", &self.database_url).env("REDIS_URL", &self.redis_url).env_remove("RUST_LOG");
+        if let Some(mutant) = self.mutant {
+            command.env("UNSTALE_MUTANT", mutant.name());
+        }
         command
     }
 
@@ -202,6 +216,31 @@ impl World {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async { connect(&url).await.batch_execute(sql).await.unwrap() });
         })
+    }
+
+    /// Commits from now on wait for a standby that is not there, except those of the world's own session.
+    pub(crate) fn hold_commits(&self) {
+        self.sql("set synchronous_commit = local");
+        self.sql("alter system set synchronous_standby_names = 'nobody'");
+        self.sql("select pg_reload_conf()");
+        wait_until(EVENT_MAX, "the setting is read", || {
+            self.try_value("show synchronous_standby_names").as_deref() == Some("nobody")
+        });
+    }
+
+    /// Ends what [`World::hold_commits`] began.
+    pub(crate) fn release_commits(&self) {
+        self.sql("alter system reset synchronous_standby_names");
+        self.sql("select pg_reload_conf()");
+    }
+
+    /// A change whose commit is stuck: it is in the log, and no snapshot sees it.
+    pub(crate) fn stuck(&self, sql: &'static str) -> std::thread::JoinHandle<()> {
+        let waiting = "select count(*)::text from pg_stat_activity where wait_event = 'SyncRep'";
+        let before: u32 = self.value(waiting).parse().unwrap();
+        let committing = self.sql_in_background(sql);
+        wait_until(EVENT_MAX, "the commit is stuck", || self.value(waiting).parse::<u32>().unwrap() > before);
+        committing
     }
 
     /// Waits until the walsender has sent everything there is: the daemon has it, or soon will.

@@ -1,0 +1,75 @@
+//! Mutants of a reader that fills the cache: the lease, and the check of a replica.
+//!
+//! The reader is `unstale run --serve`. Its query waits for a lock after its snapshot was taken.
+
+use std::thread;
+
+use unstale::mutant::Mutant;
+
+use super::{Finding, LOCK, RULES, UNLOCK, WAITS, check, epochs, findings, world};
+use crate::api::{Api, Hold};
+use crate::support::{EVENT_MAX, World, connect, wait_until};
+
+/// The value of the key `held:u1`.
+const HELD: &str = "select to_json(name)::text from users where id = 'u1'";
+
+/// 1. A reader misses u1, gets the lease, and reads the primary: the query has its snapshot and waits for a lock.
+/// 2. A writer changes u1. When the change is in force, the lease is gone.
+/// 3. The lock is free. The query gives the old name, and the reader wants to store it.
+///
+/// The mutant stores it without the lease.
+#[test]
+fn no_lease() {
+    check(Mutant::NoLease, &Finding::Stale("v1:held:u1"), |mutant| {
+        let api = Api::run(world(mutant), &[]);
+        let before = epochs(&api.world);
+        let hold = Hold::new(&api.world);
+        let client = api.client();
+        let reading = thread::spawn(move || client.get("/held/u1"));
+        hold.wait_for(1);
+        api.world.sql("update users set name = 'new' where id = 'u1'");
+        api.world.settle();
+        hold.release();
+        assert_eq!(reading.join().unwrap().status, 200);
+        findings(&api.world, &before, "v1:held:u1", HELD)
+    });
+}
+
+/// 1. The replica does not replay. A writer changes u1, and the change is in force.
+/// 2. A reader misses u1 and gets the lease. The replica has not replayed enough, so it reads the primary.
+/// 3. If it reads the replica all the same, the query has its snapshot there and waits for a lock.
+/// 4. The replica replays everything. The lock is free.
+///
+/// The mutant reads the replica first and asks then how far it has come: far enough, but only since the snapshot. It
+/// stores the old name.
+#[test]
+fn replica_check_too_late() {
+    check(Mutant::ReplicaCheckTooLate, &Finding::Stale("v1:held:u1"), |mutant| {
+        let mut world = World::with_rules(&RULES.replace(", REPLICA", ""));
+        world.mutant = mutant;
+        world.run_ok(&["setup"]);
+        let replica = world.postgres.standby(&["hot_standby=on"]).unwrap();
+        world.reconnect();
+        let url = replica.url("postgres");
+        world.write_rules(&RULES.replace("REPLICA", &format!("replica_url: \"{url}\"")));
+        let api = Api::run(world, &[]);
+        let before = epochs(&api.world);
+        let [replay, locked] = [&url; 2].map(|url| api.world.block_on(connect(url)));
+        api.world.sql_on(&locked, LOCK);
+        api.world.sql_on(&replay, "select pg_wal_replay_pause()");
+        let ask = |sql: &str| api.world.value_on(&replay, sql);
+        wait_until(EVENT_MAX, "replay is paused", || ask("select pg_get_wal_replay_pause_state()") == "paused");
+        api.world.sql("update users set name = 'new' where id = 'u1'");
+        api.world.settle();
+        let client = api.client();
+        let reading = thread::spawn(move || client.get("/held/u1"));
+        wait_until(EVENT_MAX, "it has answered, or waits", || reading.is_finished() || ask(WAITS) == "true");
+        let position = api.world.value("select pg_current_wal_flush_lsn()::text");
+        api.world.sql_on(&replay, "select pg_wal_replay_resume()");
+        let replayed = format!("select (pg_last_wal_replay_lsn() >= '{position}')::text");
+        wait_until(EVENT_MAX, "everything is replayed", || ask(&replayed) == "true");
+        api.world.sql_on(&locked, UNLOCK);
+        assert_eq!(reading.join().unwrap().status, 200);
+        findings(&api.world, &before, "v1:held:u1", HELD)
+    });
+}
