@@ -78,7 +78,8 @@ impl Compared {
         if let Some(column) = comparison.invisible.into_iter().next() {
             return Err(Failure::configuration(outbox::InstallError::Invisible(column).to_string()));
         }
-        let needed = comparison.differences.into_iter().filter(|difference| difference.part != outbox::Part::Surplus);
+        let needed =
+            comparison.differences.into_iter().filter(|difference| difference.part != outbox::OutboxPart::Surplus);
         let (minor, needed): (Vec<_>, Vec<_>) = needed.partition(|difference| difference.is_minor);
         for difference in minor {
             tracing::warn!("{}; run `unstale setup`", difference.wrong.join("; "));

@@ -7,7 +7,9 @@ use std::collections::HashMap;
 
 use tokio_postgres::{Client, Error, Row};
 
-use super::capture::{CapturedColumn, Defaults, Member, Shape, Watched};
+use super::captured::{CapturedColumn, CapturedTable, Member};
+use super::function::SessionDefaults;
+use super::shape::Shape;
 use crate::change::TableName;
 use crate::rules::Capture;
 
@@ -78,7 +80,7 @@ pub(super) struct Installed {
     pub(super) readable: bool,
     pub(super) functions: Vec<InstalledFunction>,
     pub(super) triggers: Vec<InstalledTrigger>,
-    pub(super) defaults: Defaults,
+    pub(super) defaults: SessionDefaults,
 }
 
 #[derive(Debug)]
@@ -126,7 +128,7 @@ pub(super) async fn read(client: &Client) -> Result<Installed, Error> {
     let tables: i64 = row.get(3);
     // What is not there can be read as well as anything.
     let readable = row.get::<_, bool>(2) || tables == 0;
-    let defaults = Defaults {
+    let defaults = SessionDefaults {
         time_zone: row.get::<_, Option<String>>(4).unwrap_or_default(),
         monetary: row.get::<_, Option<String>>(5).unwrap_or_default(),
     };
@@ -153,7 +155,7 @@ pub(super) async fn read(client: &Client) -> Result<Installed, Error> {
 }
 
 /// What a table to capture looks like now; nothing if it is gone.
-pub(super) async fn watch(client: &Client, capture: &Capture) -> Result<Option<Watched>, Error> {
+pub(super) async fn table(client: &Client, capture: &Capture) -> Result<Option<CapturedTable>, Error> {
     let rows = client.query(MEMBERS, &[&capture.table.schema, &capture.table.table]).await?;
     let member = |row: &Row| Member {
         oid: row.get(0),
@@ -171,7 +173,7 @@ pub(super) async fn watch(client: &Client, capture: &Capture) -> Result<Option<W
         is_enum: row.get(3),
         is_virtual: row.get(4),
     };
-    Ok(Some(Watched { capture: capture.clone(), columns: rows.iter().map(column).collect(), members }))
+    Ok(Some(CapturedTable { capture: capture.clone(), columns: rows.iter().map(column).collect(), members }))
 }
 
 fn shape(row: &Row) -> Shape {

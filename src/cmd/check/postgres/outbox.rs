@@ -5,7 +5,7 @@
 
 use super::{Finding, Findings, RESTART, Server, Stage};
 use crate::catalog::{Catalog, quote};
-use crate::install::outbox::{self, Difference, InstallError, Part};
+use crate::install::outbox::{self, InstallError, OutboxDifference, OutboxPart};
 use crate::rules::RuleSet;
 
 /// Entries older than this are worth a word, in seconds.
@@ -51,7 +51,7 @@ impl Server<'_> {
             let message = format!("{}: {}", self.name, InstallError::Invisible(column.clone()));
             findings.add(Finding::configuration("outbox-virtual-column", message).why("its keys would stay stale"));
         }
-        let is_there = comparison.differences.iter().all(|difference| difference.part != Part::Base);
+        let is_there = comparison.differences.iter().all(|difference| difference.part != OutboxPart::Base);
         for text in comparison.unchanged {
             findings.pass(text);
         }
@@ -74,23 +74,24 @@ impl Server<'_> {
         Ok(())
     }
 
-    fn different(&self, difference: &Difference) -> Finding {
+    fn different(&self, difference: &OutboxDifference) -> Finding {
         let message = format!("{}: {}", self.name, difference.wrong.join("; "));
-        let finding = match &difference.part {
-            Part::Base => {
-                Finding::error("outbox-missing", message).why("there is nothing that triggers could write changes to")
-            }
-            Part::Events => {
-                Finding::error("emit-missing", message).why("rules with `event` wait for what applications emit by it")
-            }
-            Part::Consumer => {
-                Finding::error("outbox-unclaimed", message).why("a database has one outbox, for one daemon")
-            }
-            Part::Table(_) => {
-                Finding::error("outbox-triggers", message).why("what is not written down is never invalidated")
-            }
-            Part::Surplus => Finding::warning("outbox-surplus", message).why("they write entries that nobody needs"),
-        };
+        let finding =
+            match &difference.part {
+                OutboxPart::Base => Finding::error("outbox-missing", message)
+                    .why("there is nothing that triggers could write changes to"),
+                OutboxPart::Events => Finding::error("emit-missing", message)
+                    .why("rules with `event` wait for what applications emit by it"),
+                OutboxPart::Consumer => {
+                    Finding::error("outbox-unclaimed", message).why("a database has one outbox, for one daemon")
+                }
+                OutboxPart::Table(_) => {
+                    Finding::error("outbox-triggers", message).why("what is not written down is never invalidated")
+                }
+                OutboxPart::Surplus => {
+                    Finding::warning("outbox-surplus", message).why("they write entries that nobody needs")
+                }
+            };
         finding.fix("run `unstale setup`, or the script of `unstale check --sql`").statement(
             Stage::Outbox,
             difference.script(),

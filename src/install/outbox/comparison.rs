@@ -1,0 +1,111 @@
+//! What is installed, compared with what the rules need.
+//!
+//! Owns the order of the differences, and the parts of the outbox that are no table of an application. It must not change
+//! anything.
+
+use tokio_postgres::{Client, Error};
+
+use super::difference::{OutboxDifference, OutboxPart};
+use super::installed::{self, Installed};
+use super::quoting::literal;
+use super::{surplus, table};
+use crate::config::Settings;
+use crate::rules::Capture;
+
+const BASE: &str = include_str!("../../../sql/outbox.sql");
+const EMIT: &str = include_str!("../../../sql/outbox_emit.sql");
+
+/// What is installed, compared with what the rules need.
+#[derive(Clone, Debug, Default)]
+pub struct Comparison {
+    /// What is not as it should be, in the order in which it has to be mended.
+    pub differences: Vec<OutboxDifference>,
+    /// What is as it should be, in words.
+    pub unchanged: Vec<String>,
+    /// Who empties the outbox, if that is somebody else.
+    pub other_consumer: Option<String>,
+    /// Columns that rules read and no trigger sees: virtual generated ones.
+    pub invisible: Vec<String>,
+}
+
+impl Comparison {
+    /// Notes a part of the schema unstale, which one statement mends if something is wrong with it.
+    fn judge(&mut self, part: OutboxPart, wrong: Option<&str>, statement: String) {
+        let cost = "locks no table of yours; makes what is missing in the schema unstale".to_owned();
+        let words = wrong.into_iter().map(ToOwned::to_owned).collect();
+        let difference = OutboxDifference { part, wrong: words, statements: vec![statement], cost, is_minor: false };
+        match wrong {
+            None => self.unchanged.push(difference.subject()),
+            Some(_) => self.differences.push(difference),
+        }
+    }
+}
+
+/// Compares what is installed with what the rules need.
+pub async fn compare(
+    client: &Client,
+    settings: &Settings,
+    captures: &[Capture],
+    events: bool,
+) -> Result<Comparison, Error> {
+    let installed = installed::read(client).await?;
+    let mut comparison = Comparison::default();
+    compare_base(&installed, settings, events, &mut comparison);
+    let mut tables = Vec::new();
+    for capture in captures {
+        if let Some(table) = installed::table(client, capture).await? {
+            let invisible = table.columns.iter().filter(|column| column.is_virtual);
+            comparison.invisible.extend(invisible.map(|column| format!("{}.{}", capture.table, column.name)));
+            match table::compare(&installed, &table, settings.notify) {
+                None => comparison.unchanged.push(format!("triggers of {}", capture.table)),
+                Some(difference) => comparison.differences.push(difference),
+            }
+            tables.push(table);
+        }
+    }
+    comparison.differences.extend(surplus::find(&installed, &tables));
+    Ok(comparison)
+}
+
+fn compare_base(installed: &Installed, settings: &Settings, events: bool, comparison: &mut Comparison) {
+    let wrong = (!installed.base).then_some("there is no outbox, or a part of it is missing");
+    comparison.judge(OutboxPart::Base, wrong, BASE.to_owned());
+    if events || installed.emit.is_some() {
+        let wrong = match installed.emit {
+            Some(true) => None,
+            Some(false) => Some("unstale.emit writes to the log, as it does in slot mode"),
+            None => Some("there is no function unstale.emit(text, jsonb)"),
+        };
+        comparison.judge(OutboxPart::Events, wrong, EMIT.to_owned());
+    }
+    let slot = &settings.slot;
+    comparison.other_consumer = installed.consumers.iter().find(|consumer| *consumer != slot).cloned();
+    if comparison.other_consumer.is_none() && installed.readable {
+        let statement =
+            format!("INSERT INTO unstale.consumer (slot) VALUES ({}) ON CONFLICT DO NOTHING;", literal(slot));
+        let wrong = installed.consumers.is_empty().then_some("nobody is written down as who empties the outbox");
+        comparison.judge(OutboxPart::Consumer, wrong, statement);
+    }
+}
+
+/// Who owns capture functions and may not write to the outbox: then every write to those tables fails.
+pub async fn powerless_owners(client: &Client) -> Result<Vec<String>, Error> {
+    let installed = installed::read(client).await?;
+    let powerless = installed.functions.into_iter().filter(|function| !function.may_insert);
+    let mut owners: Vec<String> = powerless.map(|function| function.owner).collect();
+    owners.sort();
+    owners.dedup();
+    Ok(owners)
+}
+
+/// Whether there is an outbox, or a part of one.
+pub async fn is_installed(client: &Client) -> Result<bool, Error> {
+    Ok(installed::read(client).await?.is_any())
+}
+
+/// Whether there is an outbox that is ours, as far as the role may know.
+pub async fn is_ours(client: &Client, slot: &str) -> Result<bool, Error> {
+    let installed = installed::read(client).await?;
+    let others = !installed.consumers.is_empty() && installed.consumers.iter().all(|consumer| consumer != slot);
+    Ok(installed.is_any() && !others)
+}
