@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 use super::reader::{Control, Question, ReadError, Reader};
 use crate::change::Lsn;
 use crate::coherence::watermark::Names;
-use crate::config::api::Session as Settings;
+use crate::config::api::SessionSettings as Settings;
 
 /// The longest token that is taken for one, in bytes.
 const TOKEN_MAX: usize = 4096;

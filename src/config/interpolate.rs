@@ -5,7 +5,7 @@
 
 /// Why a text cannot be interpolated, in words for the user: what, and what to do.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Failure {
+pub(super) struct InvalidVariable {
     /// Byte offset of the `$` in the text.
     pub(super) at: usize,
     pub(super) message: String,
@@ -13,7 +13,7 @@ pub(super) struct Failure {
 }
 
 /// Replaces every variable of `text`. `$${` is a literal `${`.
-pub(super) fn interpolate(text: &str, lookup: &impl Fn(&str) -> Option<String>) -> Result<String, Failure> {
+pub(super) fn interpolate(text: &str, lookup: &impl Fn(&str) -> Option<String>) -> Result<String, InvalidVariable> {
     let mut result = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find("${") {
@@ -27,7 +27,7 @@ pub(super) fn interpolate(text: &str, lookup: &impl Fn(&str) -> Option<String>) 
         }
         result.push_str(before);
         let Some(end) = from.find('}') else {
-            return Err(Failure {
+            return Err(InvalidVariable {
                 at: offset,
                 message: "`${` without its `}`".to_owned(),
                 advice: "close the variable; write `$${` for a literal `${`".to_owned(),
@@ -41,11 +41,11 @@ pub(super) fn interpolate(text: &str, lookup: &impl Fn(&str) -> Option<String>) 
 }
 
 /// The value of one variable, from what stands between the braces.
-fn variable(body: &str, at: usize, lookup: &impl Fn(&str) -> Option<String>) -> Result<String, Failure> {
+fn variable(body: &str, at: usize, lookup: &impl Fn(&str) -> Option<String>) -> Result<String, InvalidVariable> {
     let name_end = body.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).unwrap_or(body.len());
     let (name, modifier) = body.split_at(name_end);
     if name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) {
-        return Err(Failure {
+        return Err(InvalidVariable {
             at,
             message: format!("`${{{body}}}` does not name a variable"),
             advice: "expected `${NAME}`, `${NAME:-default}` or `${NAME:?message}`".to_owned(),
@@ -57,20 +57,20 @@ fn variable(body: &str, at: usize, lookup: &impl Fn(&str) -> Option<String>) -> 
         return Ok(value.filter(|value| !value.is_empty()).unwrap_or_else(|| default.to_owned()));
     }
     if let Some(message) = modifier.strip_prefix(":?") {
-        return value.filter(|value| !value.is_empty()).ok_or_else(|| Failure {
+        return value.filter(|value| !value.is_empty()).ok_or_else(|| InvalidVariable {
             at,
             message: format!("the variable `{name}` is not set"),
             advice: if message.is_empty() { "set it in the environment".to_owned() } else { message.to_owned() },
         });
     }
     if !modifier.is_empty() {
-        return Err(Failure {
+        return Err(InvalidVariable {
             at,
             message: format!("`{modifier}` after the variable `{name}` is not known"),
             advice: "expected `${NAME}`, `${NAME:-default}` or `${NAME:?message}`".to_owned(),
         });
     }
-    value.ok_or_else(|| Failure {
+    value.ok_or_else(|| InvalidVariable {
         at,
         message: format!("the variable `{name}` is not set"),
         advice: format!("set it in the environment, or write `${{{name}:-default}}`"),

@@ -5,18 +5,28 @@
 //! a problem always has a position in the file.
 
 pub mod api;
-pub mod file;
+mod defaults;
+mod document;
+mod fields;
 mod interpolate;
+pub mod lookup;
 mod node;
 mod problem;
 pub mod read;
 pub mod rule;
+mod settings;
+mod source;
+mod span;
+mod target;
 pub mod test;
+mod units;
+mod yaml;
 
 pub use api::Api;
-pub use file::{Document, Mode, Settings, Truncate, Unknown};
-pub use node::Spanned;
+pub use document::Document;
 pub use problem::{Problem, Problems};
 pub use read::RawRead;
 pub use rule::RawRule;
+pub use settings::{Mode, Settings, Truncate, Unknown};
+pub use span::Spanned;
 pub use test::RawTest;

@@ -5,8 +5,10 @@
 
 use std::time::Duration;
 
-use super::node::{Fields, Node, Spanned};
+use super::fields::Fields;
+use super::node::Node;
 use super::problem::Problems;
+use super::span::Spanned;
 
 /// One read, as the file has it.
 #[derive(Clone, Debug)]

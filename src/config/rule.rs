@@ -1,12 +1,14 @@
-//! The shape of a rule and of a lookup: which fields there are, and of what kind.
+//! The shape of a rule: which fields there are, and of what kind.
 //!
 //! Owns raw rules. It must not know what templates, conditions or columns mean; [`crate::rules`] compiles them.
 //! Invariant: a raw rule has exactly one trigger.
 
 use std::time::Duration;
 
-use super::node::{Fields, Node, Spanned, as_word};
+use super::fields::{Fields, as_word};
+use super::node::Node;
 use super::problem::Problems;
+use super::span::Spanned;
 use crate::change::Operation;
 
 /// One rule, as the file has it.
@@ -97,53 +99,15 @@ pub enum RawData {
     Object(Vec<(String, RawData)>),
 }
 
-/// One lookup, as the file has it.
-#[derive(Clone, Debug)]
-pub struct RawLookup {
-    /// Its name: the key in `lookups:`.
-    pub name: Spanned<String>,
-    /// `sql:`.
-    pub sql: Spanned<String>,
-    /// `max:`, the most rows of one call.
-    pub max: Option<u64>,
-    /// `timeout:`, for one statement.
-    pub timeout: Option<Duration>,
-}
-
 /// The shortest ttl: below, a value would be gone before anybody reads it.
 const TTL_LEAST: Duration = Duration::from_secs(1);
 
 /// The longest wait before a second delete: what waits is kept in memory, and the log is kept by PostgreSQL.
 const AGAIN_MAX: Duration = Duration::from_secs(60);
 
-/// The longest statement that may hold up an invalidation.
-const TIMEOUT_MAX: Duration = Duration::from_secs(60);
-
 /// Every rule of the section.
 pub(super) fn read_rules(entries: Vec<(Spanned<String>, Spanned<Node>)>, problems: &mut Problems) -> Vec<RawRule> {
     entries.into_iter().filter_map(|(name, node)| read_rule(name, node, problems)).collect()
-}
-
-/// Every lookup of the section.
-pub(super) fn read_lookups(entries: Vec<(Spanned<String>, Spanned<Node>)>, problems: &mut Problems) -> Vec<RawLookup> {
-    entries.into_iter().filter_map(|(name, node)| read_lookup(name, node, problems)).collect()
-}
-
-fn read_lookup(name: Spanned<String>, node: Spanned<Node>, problems: &mut Problems) -> Option<RawLookup> {
-    let mut fields = Fields::of(node, format!("lookup `{}`", name.value), problems)?;
-    let has_sql = fields.has_any(&["sql"]);
-    let sql = fields.text("sql");
-    let max = fields.count("max");
-    let timeout = fields.duration("timeout", Duration::from_millis(1)..=TIMEOUT_MAX);
-    if !has_sql {
-        fields.problems().push(
-            name.span.clone(),
-            format!("lookup `{}` has no `sql`", name.value),
-            "add `sql: select …`",
-        );
-    }
-    fields.finish();
-    Some(RawLookup { sql: sql?, name, max, timeout })
 }
 
 fn read_rule(name: Spanned<String>, node: Spanned<Node>, problems: &mut Problems) -> Option<RawRule> {

@@ -5,8 +5,10 @@
 
 use serde_json::Value;
 
-use super::node::{Fields, Node, Spanned, as_text};
+use super::fields::{Fields, as_text};
+use super::node::Node;
 use super::problem::Problems;
+use super::span::Spanned;
 use crate::change::Operation;
 
 /// Columns and their values, in the order of the file.

@@ -3,7 +3,11 @@
 //! Owns its settings and their defaults. It must not know HTTP, Redis or what a read is. Invariant: every duration and
 //! count has a limit, so that sums of them cannot overflow.
 
-mod glob;
+mod cors;
+mod on_error;
+mod path_glob;
+mod rate_limit;
+mod session;
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::ops::RangeInclusive;
@@ -11,10 +15,17 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::node::{Fields, Node, Spanned, as_text};
-use super::problem::Problems;
+use self::cors::read_cors;
+use self::rate_limit::read_limits;
+use self::session::read_session;
+use super::fields::Fields;
+use super::units::{DAY, HOUR, SECOND};
 use crate::postgres::Address;
-pub use glob::PathGlob;
+pub use cors::Cors;
+pub use on_error::OnError;
+pub use path_glob::PathGlob;
+pub use rate_limit::{Algorithm, By, RateLimit};
+pub use session::{SessionSettings, Sliding};
 
 /// How the read API serves.
 #[derive(Clone, Debug)]
@@ -48,103 +59,15 @@ pub struct Api {
     /// Every one whose path matches holds for a request.
     pub rate_limits: Vec<RateLimit>,
     /// How bearer tokens are resolved, if they are.
-    pub session: Option<Session>,
-}
-
-/// Which other origins may read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Cors {
-    /// `*` alone, or whole origins.
-    pub origins: Vec<String>,
-    /// How long a browser may keep the answer to a preflight.
-    pub max_age: Duration,
-}
-
-/// How many requests there may be.
-#[derive(Clone, Debug)]
-pub struct RateLimit {
-    /// The key in `rate_limits:`.
-    pub name: String,
-    /// The paths it holds for.
-    pub path: PathGlob,
-    /// So many requests …
-    pub limit: u64,
-    /// … within this.
-    pub window: Duration,
-    /// Whose requests are counted together.
-    pub by: By,
-    /// How they are counted.
-    pub algorithm: Algorithm,
-    /// What happens when they cannot be counted.
-    pub on_error: OnError,
-}
-
-/// Whose requests are counted together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum By {
-    /// Those from one address.
-    Ip,
-    /// Those with one token; from one address, without a valid one.
-    Session,
-    /// Those of one user; from one address, where there is none.
-    UserOrIp,
-}
-
-/// How requests are counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Algorithm {
-    /// Within the window that ends now.
-    Sliding,
-    /// Within windows that follow one another.
-    Fixed,
-}
-
-/// What happens when what decides cannot be asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnError {
-    /// The request goes on.
-    Open,
-    /// It is refused.
-    Closed,
-}
-
-/// How bearer tokens are resolved.
-#[derive(Clone, Debug)]
-pub struct Session {
-    /// The read that resolves a token.
-    pub read: Spanned<String>,
-    /// The paths that need a session.
-    pub required: Vec<PathGlob>,
-    /// The field of the session's JSON that names the user; none: sessions have no user.
-    pub user: Option<String>,
-    /// What happens when a token cannot be resolved.
-    pub on_error: OnError,
-    /// How sessions in use are prolonged, if they are.
-    pub sliding: Option<Sliding>,
-}
-
-/// How sessions in use are prolonged.
-#[derive(Clone, Debug)]
-pub struct Sliding {
-    /// The statement; `$1` is the token's sha256 in hexadecimal digits.
-    pub sql: Spanned<String>,
-    /// Each session at most once in this time.
-    pub every: Duration,
+    pub session: Option<SessionSettings>,
 }
 
 /// The daemon says once a second that it is there.
-pub(super) const STALENESS_LEAST: Duration = Duration::from_secs(1);
+pub(super) const STALENESS_LEAST: Duration = SECOND;
 pub(super) const STALENESS_MAX: Duration = DAY;
-
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-const HOUR: Duration = Duration::from_secs(60 * 60);
-const SECOND: Duration = Duration::from_secs(1);
 
 /// The longest that a client is kept waiting.
 const WAIT_MAX: Duration = Duration::from_secs(60);
-
-/// The largest number that a header may carry (RFC 9651, Integers).
-const LIMIT_MAX: u64 = 999_999_999_999_999;
 
 /// The most connections of either kind: what a process may open by default on large servers.
 const CONNECTIONS_MAX: u64 = 1 << 20;
@@ -175,7 +98,7 @@ impl Default for Api {
 pub(super) fn read_api(mut fields: Fields<'_>, environment: &impl Fn(&str) -> Option<String>) -> Api {
     let mut api = Api::default();
     if let Some(text) = fields.text("listen") {
-        if is_place(&text.value) {
+        if is_host_and_port(&text.value) {
             api.listen = text.value;
         } else {
             fields.problems().push(text.span, "`listen` is not a place", "expected `host:port` or `[::1]:port`");
@@ -186,7 +109,7 @@ pub(super) fn read_api(mut fields: Fields<'_>, environment: &impl Fn(&str) -> Op
     let counts: [(&'static str, &mut usize); 2] =
         [("database_connections", &mut api.database_connections), ("connections", &mut api.connections)];
     for (field, count) in counts {
-        let given = at_most(&mut fields, field, CONNECTIONS_MAX);
+        let given = fields.count_at_most(field, CONNECTIONS_MAX);
         *count = given.and_then(|given| usize::try_from(given).ok()).unwrap_or(*count);
     }
     api.x_cache = fields.flag("x_cache").unwrap_or(api.x_cache);
@@ -236,18 +159,8 @@ fn read_durations(api: &mut Api, fields: &mut Fields<'_>) {
     }
 }
 
-/// Takes a field that must be a number of things, from one to `most`.
-fn at_most(fields: &mut Fields<'_>, field: &'static str, most: u64) -> Option<u64> {
-    let span = fields.place(field).unwrap_or_default();
-    let count = fields.count(field)?;
-    if count > most {
-        fields.problems().push(span, format!("`{field}` is too large"), format!("expected at most {most}"));
-    }
-    (count <= most).then_some(count)
-}
-
 /// Whether a text is `host:port`, with the host of an IPv6 address in brackets.
-fn is_place(text: &str) -> bool {
+fn is_host_and_port(text: &str) -> bool {
     let Some((host, port)) = text.rsplit_once(':') else { return false };
     let host_is_right = match host.strip_prefix('[') {
         Some(rest) => rest.strip_suffix(']').is_some_and(|address| address.parse::<Ipv6Addr>().is_ok()),
@@ -259,138 +172,6 @@ fn is_place(text: &str) -> bool {
 fn network(text: &str) -> Option<IpNet> {
     let address = |text: &str| text.parse::<IpAddr>().ok().map(IpNet::from);
     text.parse().ok().or_else(|| address(text))
-}
-
-fn read_cors(node: Spanned<Node>, problems: &mut Problems) -> Option<Cors> {
-    let mut fields = Fields::of(node, "`cors`", problems)?;
-    let span = fields.span.clone();
-    let has_origins = fields.has_any(&["origins"]);
-    let origins = fields.texts("origins");
-    if !has_origins {
-        let advice = "add `origins: [\"https://app.example.com\"]`, or `\"*\"`";
-        fields.problems().push(span, "`cors` has no `origins`", advice);
-    }
-    let several = origins.len() > 1;
-    for origin in &origins {
-        let (message, advice) = match &*origin.value {
-            "*" if several => ("`*` stands for every origin", "remove the others, or this one"),
-            "*" => continue,
-            text if is_origin(text) => continue,
-            _ => ("`origins` are whole origins", "expected `https://app.example.com`, without a path"),
-        };
-        fields.problems().push(origin.span.clone(), message, advice);
-    }
-    let max_age = fields.duration("max_age", Duration::ZERO..=DAY).unwrap_or(Duration::from_secs(600));
-    fields.finish();
-    Some(Cors { origins: origins.into_iter().map(|origin| origin.value).collect(), max_age })
-}
-
-/// Whether a browser may send this text as its `Origin`.
-fn is_origin(text: &str) -> bool {
-    let Some((scheme, host)) = text.split_once("://") else { return false };
-    !scheme.is_empty() && !host.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic()) && !host.contains('/')
-}
-
-const ON_ERROR: [(&str, OnError); 2] = [("open", OnError::Open), ("closed", OnError::Closed)];
-
-fn read_session(node: Spanned<Node>, problems: &mut Problems) -> Option<Session> {
-    let of = |read| Session {
-        read,
-        required: Vec::new(),
-        user: Some("user_id".to_owned()),
-        on_error: OnError::Closed,
-        sliding: None,
-    };
-    let node = match node {
-        Spanned { value: Node::Text(value), span } => return Some(of(Spanned { value, span })),
-        node => node,
-    };
-    let mut fields = Fields::of(node, "`session`", problems)?;
-    let span = fields.span.clone();
-    if !fields.has_any(&["read"]) {
-        fields.problems().push(span, "`session` has no `read`", "add `read: NAME`, the read that resolves a token");
-    }
-    let read = fields.text("read");
-    let required: Vec<_> = fields
-        .texts("required")
-        .into_iter()
-        .filter_map(|text| path_glob(text, "required", fields.problems()))
-        .collect();
-    let user = match fields.take("user") {
-        None => Some("user_id".to_owned()),
-        Some(Spanned { value: Node::Null, .. }) => None,
-        Some(node) => as_text(node, "user", fields.problems()).map(|text| text.value),
-    };
-    let on_error = fields.word("on_error", &ON_ERROR).unwrap_or(OnError::Closed);
-    let sliding = fields.take("sliding").and_then(|node| read_sliding(node, fields.problems()));
-    fields.finish();
-    Some(Session { required, user, on_error, sliding, ..of(read?) })
-}
-
-fn read_sliding(node: Spanned<Node>, problems: &mut Problems) -> Option<Sliding> {
-    let mut fields = Fields::of(node, "`sliding`", problems)?;
-    let span = fields.span.clone();
-    if !fields.has_any(&["sql"]) {
-        let advice = "add `sql: update … where … = $1`; $1 is the token's sha256 in hexadecimal digits";
-        fields.problems().push(span, "`sliding` has no `sql`", advice);
-    }
-    let sql = fields.text("sql");
-    let every = fields.duration("every", SECOND..=DAY).unwrap_or(Duration::from_secs(60));
-    fields.finish();
-    Some(Sliding { sql: sql?, every })
-}
-
-fn read_limits(node: Spanned<Node>, has_session: bool, problems: &mut Problems) -> Vec<RateLimit> {
-    let entries = Fields::of(node, "`rate_limits`", problems).map(Fields::rest).unwrap_or_default();
-    entries.into_iter().filter_map(|(name, node)| read_limit(name, node, has_session, problems)).collect()
-}
-
-fn read_limit(
-    name: Spanned<String>,
-    node: Spanned<Node>,
-    has_session: bool,
-    problems: &mut Problems,
-) -> Option<RateLimit> {
-    let mut fields = Fields::of(node, format!("rate limit `{}`", name.value), problems)?;
-    if !is_limit_name(&name.value) {
-        let advice = "expected 1 to 64 letters, digits, `_` and `-`";
-        fields.problems().push(name.span.clone(), "the name of a rate limit becomes part of headers", advice);
-    }
-    for (field, example) in [("path", "/**"), ("limit", "600"), ("window", "1m")] {
-        if !fields.has_any(&[field]) {
-            let message = format!("rate limit `{}` has no `{field}`", name.value);
-            fields.problems().push(name.span.clone(), message, format!("add `{field}: {example}`"));
-        }
-    }
-    let path = fields.text("path").and_then(|text| path_glob(text, "path", fields.problems()));
-    let limit = at_most(&mut fields, "limit", LIMIT_MAX);
-    let window = fields.duration("window", SECOND..=DAY);
-    let kinds = [("ip", By::Ip), ("session", By::Session), ("user_or_ip", By::UserOrIp)];
-    let by = fields.word("by", &kinds).unwrap_or(By::Ip);
-    let algorithms = [("sliding", Algorithm::Sliding), ("fixed", Algorithm::Fixed)];
-    let algorithm = fields.word("algorithm", &algorithms).unwrap_or(Algorithm::Sliding);
-    let by_default = if by == By::Session { OnError::Closed } else { OnError::Open };
-    let on_error = fields.word("on_error", &ON_ERROR).unwrap_or(by_default);
-    if by == By::Session && !has_session {
-        let message = format!("rate limit `{}` is by session, and there are none", name.value);
-        fields.problems().push(name.span.clone(), message, "add `session: NAME` to `api`, or write `by: ip`");
-    }
-    fields.finish();
-    Some(RateLimit { name: name.value, path: path?, limit: limit?, window: window?, by, algorithm, on_error })
-}
-
-fn is_limit_name(name: &str) -> bool {
-    (1..=64).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte))
-}
-
-fn path_glob(text: Spanned<String>, field: &str, problems: &mut Problems) -> Option<PathGlob> {
-    match PathGlob::parse(&text.value) {
-        Ok(glob) => Some(glob),
-        Err(advice) => {
-            problems.push(text.span, format!("`{field}` is not a pattern of paths"), advice);
-            None
-        }
-    }
 }
 
 #[cfg(test)]

@@ -5,6 +5,9 @@
 
 use std::fmt;
 
+use crate::config::problem::Problems;
+use crate::config::span::Spanned;
+
 /// A pattern of paths: `*` is anything within a segment, `**` anything, slashes included: `/users/**` is all that is
 /// below `/users/`. It is held against the decoded path, in which an encoded slash stays
 /// `%2F`.
@@ -28,6 +31,17 @@ impl PathGlob {
             return Err("expected a path as in a URL, percent-encoded, without a query");
         }
         Ok(Self(text.to_owned()))
+    }
+
+    /// Reads the value of a field.
+    pub(super) fn read(text: Spanned<String>, field: &str, problems: &mut Problems) -> Option<Self> {
+        match Self::parse(&text.value) {
+            Ok(glob) => Some(glob),
+            Err(advice) => {
+                problems.push(text.span, format!("`{field}` is not a pattern of paths"), advice);
+                None
+            }
+        }
     }
 
     /// Whether it matches a path, as a request has it.
