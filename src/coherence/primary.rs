@@ -13,7 +13,7 @@ use tokio_postgres::{Client, SimpleQueryMessage, Statement};
 
 use super::gate::Snapshot;
 use crate::change::{Lsn, Xid};
-use crate::postgres::{self, Address, ConnectError, Link, SESSION};
+use crate::postgres::{self, Address, ConnectError, SESSION, SqlConnection};
 
 /// How long one question may take: as long as a healthy server ever needs, and a silent one is noticed.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
@@ -86,19 +86,19 @@ impl Primary {
         within(async { Self::new(postgres::open(address).await?, Some(instance)).await }).await
     }
 
-    /// Connects to whichever server it reaches first; another connection goes to the same one. The bell is that of
-    /// [`Link`].
+    /// Connects to whichever server it reaches first; another connection goes to the same one. The wakeup is that of
+    /// [`SqlConnection`].
     pub async fn first(address: &Address) -> Result<(Self, Arc<Notify>), PrimaryError> {
         within(async {
             let opened = postgres::open(address).await?;
-            let bell = Arc::clone(&opened.bell);
-            Ok((Self::new(opened, None).await?, bell))
+            let wakeup = Arc::clone(&opened.wakeup);
+            Ok((Self::new(opened, None).await?, wakeup))
         })
         .await
     }
 
-    async fn new(opened: Link, instance: Option<&str>) -> Result<Self, PrimaryError> {
-        let Link { client, closer, .. } = opened;
+    async fn new(opened: SqlConnection, instance: Option<&str>) -> Result<Self, PrimaryError> {
+        let SqlConnection { client, closer, .. } = opened;
         client.batch_execute(SESSION).await?;
         let found: String = client.query_one(INSTANCE, &[]).await?.get(0);
         if instance.is_some_and(|instance| found != instance) {

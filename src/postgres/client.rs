@@ -29,32 +29,32 @@ pub async fn connect(address: &Address) -> Result<Client, ConnectError> {
 
 /// An open connection, and what else there is to it.
 #[derive(Debug)]
-pub struct Link {
+pub struct SqlConnection {
     /// What questions are asked by.
     pub client: Client,
-    /// Rings whenever somebody notifies a channel that the client listens to.
-    pub bell: Arc<Notify>,
+    /// Woken by each NOTIFY on a channel that the client listens to.
+    pub wakeup: Arc<Notify>,
     /// Ends the connection, however much is under way.
     pub closer: AbortHandle,
 }
 
 /// Connects as [`connect`] does.
-pub async fn open(address: &Address) -> Result<Link, ConnectError> {
+pub async fn open(address: &Address) -> Result<SqlConnection, ConnectError> {
     let config = &config(address);
-    let log_in = |transport| async move { config.connect_raw(transport, Ours).await.map_err(explain) };
+    let log_in = |transport| async move { config.connect_raw(transport, PassThrough).await.map_err(explain) };
     let (client, mut connection) = try_hosts(address, log_in).await?;
-    let bell = Arc::new(Notify::new());
-    let rung = Arc::clone(&bell);
+    let wakeup = Arc::new(Notify::new());
+    let notified = Arc::clone(&wakeup);
     let driver = tokio::spawn(async move {
         while let Some(message) = std::future::poll_fn(|context| connection.poll_message(context)).await {
             match message {
-                Ok(AsyncMessage::Notification(_)) => rung.notify_one(),
+                Ok(AsyncMessage::Notification(_)) => notified.notify_one(),
                 Ok(_) => {}
                 Err(error) => return tracing::debug!(%error, "an SQL connection ended"),
             }
         }
     });
-    Ok(Link { client, bell, closer: driver.abort_handle() })
+    Ok(SqlConnection { client, wakeup, closer: driver.abort_handle() })
 }
 
 fn config(address: &Address) -> Config {
@@ -102,33 +102,33 @@ fn explain(error: tokio_postgres::Error) -> Attempt {
 }
 
 /// What tokio-postgres takes for TLS: the transport as it is.
-struct Ours;
+struct PassThrough;
 
-struct Opened(Transport);
+struct PassThroughStream(Transport);
 
-impl TlsConnect<Transport> for Ours {
-    type Stream = Opened;
+impl TlsConnect<Transport> for PassThrough {
+    type Stream = PassThroughStream;
     type Error = Infallible;
-    type Future = Ready<Result<Opened, Infallible>>;
+    type Future = Ready<Result<PassThroughStream, Infallible>>;
 
     fn connect(self, transport: Transport) -> Self::Future {
-        ready(Ok(Opened(transport)))
+        ready(Ok(PassThroughStream(transport)))
     }
 }
 
-impl TlsStream for Opened {
+impl TlsStream for PassThroughStream {
     fn channel_binding(&self) -> Bound {
         self.0.end_point.clone().map_or_else(Bound::none, Bound::tls_server_end_point)
     }
 }
 
-impl AsyncRead for Opened {
+impl AsyncRead for PassThroughStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.0).poll_read(cx, buf)
     }
 }
 
-impl AsyncWrite for Opened {
+impl AsyncWrite for PassThroughStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(cx, buf)
     }

@@ -11,7 +11,7 @@ mod tls;
 mod transport;
 
 pub use address::{Address, ChannelBinding, Host, InvalidAddress, SslMode};
-pub use client::{Link, connect, open};
+pub use client::{SqlConnection, connect, open};
 pub use error::{ConnectError, ServerError, advice};
 pub(crate) use error::{PREREQUISITE_STATE, UNDEFINED_OBJECT};
 pub(crate) use transport::{Attempt, Transport, try_hosts};

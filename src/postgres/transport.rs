@@ -16,12 +16,12 @@ use super::address::{Address, Host, SslMode};
 use super::error::ConnectError;
 use super::tls::{connector, server_end_point};
 
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
 
 /// An open way to a server.
 pub(crate) struct Transport {
-    stream: Box<dyn Stream>,
+    stream: Box<dyn ByteStream>,
     /// With TLS, the hash that SCRAM binds to, if the certificate has one.
     pub(crate) end_point: Option<Vec<u8>>,
     /// Whether TLS is on.
@@ -126,7 +126,7 @@ impl Transport {
         Ok(Self { stream: Box::new(stream), end_point, encrypted: true })
     }
 
-    fn plain(stream: impl Stream + 'static) -> Self {
+    fn plain(stream: impl ByteStream + 'static) -> Self {
         Self { stream: Box::new(stream), end_point: None, encrypted: false }
     }
 }
