@@ -18,7 +18,7 @@ use crate::change::Cell;
 use crate::config::{Problems, Spanned};
 use crate::nearest::nearest;
 use crate::parameter::TextParameter;
-use crate::plan::{Asked, Call, DeadLetter, Plan, RuleId};
+use crate::plan::{CallOrigin, DeadLetter, LookupCall, Plan, RuleId};
 use crate::rules::{Image, Lookup, Rule, RuleSet};
 
 /// How many calls are on their way at once.
@@ -110,8 +110,8 @@ impl Runner {
     }
 
     /// Asks, and hands on the ops that follow from the answers, piece by piece.
-    pub async fn run(&mut self, rules: &RuleSet, calls: Vec<(Call, Asked)>, outlet: &mut Outlet<'_>) {
-        let mut by_lookup: Vec<Vec<(Call, Asked)>> = rules.lookups().iter().map(|_| Vec::new()).collect();
+    pub async fn run(&mut self, rules: &RuleSet, calls: Vec<(LookupCall, CallOrigin)>, outlet: &mut Outlet<'_>) {
+        let mut by_lookup: Vec<Vec<(LookupCall, CallOrigin)>> = rules.lookups().iter().map(|_| Vec::new()).collect();
         for (call, asked) in calls {
             let for_each = rules.rule(call.rule).and_then(|rule| rule.for_each.as_ref());
             if let Some(group) = for_each.and_then(|for_each| by_lookup.get_mut(for_each.lookup)) {
@@ -131,7 +131,7 @@ impl Runner {
     async fn ask_group(
         &mut self,
         question: Question<'_>,
-        group: &[(Call, Asked)],
+        group: &[(LookupCall, CallOrigin)],
         given_up: &mut BTreeMap<RuleId, String>,
         outlet: &mut Outlet<'_>,
     ) {
@@ -164,7 +164,7 @@ impl Runner {
     async fn ask(
         &mut self,
         Question { rules, lookup, position }: Question<'_>,
-        calls: &[(Call, Asked)],
+        calls: &[(LookupCall, CallOrigin)],
         outlet: &mut Outlet<'_>,
     ) -> Result<(), LookupError> {
         let prepared = within(lookup, self.prepare(lookup, position)).await?;
@@ -249,8 +249,8 @@ async fn prepare(client: &Client, lookup: &Lookup) -> Result<Prepared, tokio_pos
 async fn begin<'a>(
     transaction: &Transaction<'_>,
     statement: &Statement,
-    call: &'a (Call, Asked),
-) -> Result<(&'a (Call, Asked), Portal, Vec<Row>), tokio_postgres::Error> {
+    call: &'a (LookupCall, CallOrigin),
+) -> Result<(&'a (LookupCall, CallOrigin), Portal, Vec<Row>), tokio_postgres::Error> {
     let values: Vec<_> = call.0.arguments.iter().map(|argument| TextParameter(Some(argument))).collect();
     let portal = transaction.bind_raw(statement, values.iter().map(|value| value as &(dyn ToSql + Sync))).await?;
     let rows = transaction.query_portal(&portal, ROWS_AT_ONCE).await?;
@@ -282,19 +282,19 @@ fn failure(lookup: &Lookup, error: tokio_postgres::Error) -> LookupError {
 }
 
 /// What is done without an answer: more than would have been.
-fn give_up(rules: &RuleSet, call: &(Call, Asked), reason: String) -> Plan {
+fn give_up(rules: &RuleSet, call: &(LookupCall, CallOrigin), reason: String) -> Plan {
     let mut plan = Plan::default();
     rules.expand_all(&call.0, &mut plan);
     plan.dead_letter(dead(call, reason));
     plan
 }
 
-fn dead((call, asked): &(Call, Asked), reason: String) -> DeadLetter {
+fn dead((call, asked): &(LookupCall, CallOrigin), reason: String) -> DeadLetter {
     DeadLetter { rule: call.rule, reason, change: asked.change.clone() }
 }
 
 /// What is done for every call when there is no connection to ask on.
-pub fn give_up_all(rules: &RuleSet, calls: &[(Call, Asked)], reason: &str) -> Plan {
+pub fn give_up_all(rules: &RuleSet, calls: &[(LookupCall, CallOrigin)], reason: &str) -> Plan {
     let mut plan = Plan::default();
     for call in calls {
         plan.append(give_up(rules, call, reason.to_owned()));

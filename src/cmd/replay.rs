@@ -154,7 +154,7 @@ impl Applier {
                 self.batch.begin_transaction();
             }
         }
-        if plan.dead().is_empty() && plan.dead_more().is_empty() {
+        if plan.dead_letters().is_empty() && plan.dead_letters_dropped().is_empty() {
             self.letters.extend(portion.letter);
         }
         Ok(())
@@ -235,7 +235,7 @@ impl Pace {
 mod tests {
     use super::*;
     use crate::key::Glob;
-    use crate::plan::{Entry, Publish, SetValue};
+    use crate::plan::{Publish, SetValue, StreamAppend};
 
     #[test]
     fn a_rate_makes_small_batches_and_pauses() {
@@ -259,7 +259,7 @@ mod tests {
         plan.tags(rule, glob);
         plan.bump(rule, "d".into(), Lsn::new(7));
         plan.publish(rule, Publish { channel: "e".into(), data: b"1".to_vec() });
-        plan.stream(rule, Entry { stream: "f".into(), data: b"1".to_vec(), maxlen: 3 });
+        plan.stream(rule, StreamAppend { stream: "f".into(), data: b"1".to_vec(), maxlen: 3 });
         let mut copy = Plan::default();
         plan.ops().for_each(|(rule, op)| add(&mut copy, rule, op));
         assert_eq!(copy.ops().collect::<Vec<_>>(), plan.ops().collect::<Vec<_>>());

@@ -423,7 +423,7 @@ impl Batcher {
         };
         self.split_slow(&mut waiting);
         waiting.plan.sets_to_deletes(self.resumed_at);
-        let again = waiting.plan.take_again();
+        let again = waiting.plan.take_repeats();
         // An outbox may only forget what was counted afterwards.
         let must_count = self.counts && !(waiting.tickets.is_empty() && waiting.holds.is_empty());
         if waiting.plan.is_empty() && !must_count {

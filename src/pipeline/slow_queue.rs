@@ -7,14 +7,14 @@
 use super::part::{Part, Size};
 use crate::change::Lsn;
 use crate::coherence::progress::Ticket;
-use crate::plan::{Asked, Call, Plan};
+use crate::plan::{CallOrigin, LookupCall, Plan};
 use crate::rules::{Rule, RuleSet};
 
 /// What the worker does in one run.
 #[derive(Debug)]
 pub(super) struct SlowWork {
     /// The lookups to ask.
-    pub(super) calls: Vec<(Call, Asked)>,
+    pub(super) calls: Vec<(LookupCall, CallOrigin)>,
     /// The keys to search for and remove.
     pub(super) sweeps: Plan,
     /// Invalidations up to this position may be in force once the work begins.

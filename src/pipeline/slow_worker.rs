@@ -11,7 +11,7 @@ use super::slow_queue::SlowWork;
 use crate::coherence::primary::Primary;
 use crate::config::Settings;
 use crate::lookups::{Outlet, Runner, give_up_all};
-use crate::plan::{Asked, Call, Plan};
+use crate::plan::{CallOrigin, LookupCall, Plan};
 use crate::rules::RuleSet;
 use crate::sink::{Sweeper, Unproven};
 
@@ -52,7 +52,7 @@ impl SlowWorker {
     }
 
     /// Asks the lookups. Patterns and tags that follow from an answer join those that are swept anyway.
-    async fn look_up(&mut self, calls: Vec<(Call, Asked)>, sweeps: &mut Plan, pieces: &mpsc::Sender<Plan>) {
+    async fn look_up(&mut self, calls: Vec<(LookupCall, CallOrigin)>, sweeps: &mut Plan, pieces: &mpsc::Sender<Plan>) {
         let mut outlet = Outlet::Channel(pieces, sweeps);
         if self.runner.as_ref().is_none_or(Runner::is_closed) {
             self.runner = match self.primary.another(&self.settings.postgres).await {

@@ -10,7 +10,7 @@ use std::time::SystemTime;
 
 use crate::change::Lsn;
 use crate::coherence::progress::{Progress, Ticket};
-use crate::plan::{Entry, RuleId};
+use crate::plan::{RuleId, StreamAppend};
 use crate::sink::StreamEntry;
 
 /// The most entries that wait, and the most of one transaction.
@@ -26,7 +26,7 @@ const ENTRIES_AT_ONCE: usize = 1000;
 const BYTES_AT_ONCE: usize = 4 << 20;
 
 /// An entry that a rule asks for, and its mark if it has one.
-pub(super) type Marked = (RuleId, Entry, Option<String>);
+pub(super) type Marked = (RuleId, StreamAppend, Option<String>);
 
 /// The entries of one transaction.
 #[derive(Debug)]
@@ -118,7 +118,7 @@ mod tests {
     #[test]
     fn entries_go_in_order_and_not_too_many_at_once() {
         let (mut progress, mut streams) = (Progress::default(), Streams::default());
-        let entry = || (RuleId::new(0), Entry { stream: "s".into(), data: b"{}".to_vec(), maxlen: 1 }, None);
+        let entry = || (RuleId::new(0), StreamAppend { stream: "s".into(), data: b"{}".to_vec(), maxlen: 1 }, None);
         let mut push = |progress: &mut Progress, lsn, count| {
             let ticket = progress.received(Lsn::new(lsn));
             progress.split(ticket);
@@ -142,7 +142,7 @@ mod tests {
     fn marks_are_forgotten_when_the_outbox_has_no_such_entry() {
         let (mut progress, mut streams) = (Progress::default(), Streams::default());
         let entry = |mark: &str| {
-            let entry = Entry { stream: "s".into(), data: b"{}".to_vec(), maxlen: 1 };
+            let entry = StreamAppend { stream: "s".into(), data: b"{}".to_vec(), maxlen: 1 };
             (RuleId::new(0), entry, Some(mark.to_owned()))
         };
         let [first, second] = ["7-0", "8-0"].map(|mark| {

@@ -11,14 +11,14 @@ use std::time::Duration;
 
 use foldhash::fast::RandomState;
 use indexmap::IndexMap;
-use indexmap::map::Entry as Slot;
+use indexmap::map::Entry;
 
-pub use self::op::{Asked, Call, DeadLetter, Entry, Op, Publish, Removal, RuleId, SetValue};
+pub use self::op::{CallOrigin, DeadLetter, LookupCall, Op, Publish, Removal, RuleId, SetValue, StreamAppend};
 use crate::change::Lsn;
 use crate::key::{CacheKey, Glob};
 
 /// Ops by what they name, each once, in the order first asked for.
-type Once<K, V> = IndexMap<K, V, RandomState>;
+type Unique<K, V> = IndexMap<K, V, RandomState>;
 
 /// The most patterns of one rule that are searched for one by one.
 const PATTERNS_PER_RULE: usize = 64;
@@ -32,24 +32,24 @@ const DEAD_MAX: usize = 100;
 /// The de-duplicated ops of one transaction, of a part of a large one, or of several small ones.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
-    deletes: Once<CacheKey, RuleId>,
-    sets: Once<CacheKey, (SetValue, RuleId)>,
-    patterns: Once<Glob, RuleId>,
-    tags: Once<CacheKey, RuleId>,
-    tag_globs: Once<Glob, RuleId>,
-    bumps: Once<CacheKey, (Lsn, RuleId)>,
+    deletes: Unique<CacheKey, RuleId>,
+    sets: Unique<CacheKey, (SetValue, RuleId)>,
+    patterns: Unique<Glob, RuleId>,
+    tags: Unique<CacheKey, RuleId>,
+    tag_globs: Unique<Glob, RuleId>,
+    bumps: Unique<CacheKey, (Lsn, RuleId)>,
     /// With the number of their transaction: equal messages of two transactions are no duplicates.
-    publishes: Once<(u64, Publish), RuleId>,
-    streams: Vec<(RuleId, Entry)>,
+    publishes: Unique<(u64, Publish), RuleId>,
+    streams: Vec<(RuleId, StreamAppend)>,
     /// What the database has to be asked before the rest is known.
-    calls: Once<Call, Asked>,
+    calls: Unique<LookupCall, CallOrigin>,
     /// What is to be removed once more, and how long after.
-    again: Once<(Duration, Removal), RuleId>,
+    repeats: Unique<(Duration, Removal), RuleId>,
     /// What was removed already and only has to be told.
-    announced: Once<Removal, RuleId>,
-    dead: Vec<DeadLetter>,
+    announced: Unique<Removal, RuleId>,
+    dead_letters: Vec<DeadLetter>,
     /// Those that no room was left for, by rule.
-    dead_more: BTreeMap<RuleId, u64>,
+    dead_letters_dropped: BTreeMap<RuleId, u64>,
     /// The number of the transaction that was begun last.
     transaction: u64,
     /// How many numbers were used.
@@ -86,7 +86,7 @@ impl Plan {
     pub fn delete(&mut self, rule: RuleId, key: CacheKey) {
         self.sets.swap_remove(&key);
         let bytes = key.as_bytes().len();
-        if let Slot::Vacant(entry) = self.deletes.entry(key) {
+        if let Entry::Vacant(entry) = self.deletes.entry(key) {
             entry.insert(rule);
             self.bytes += bytes;
         }
@@ -106,7 +106,7 @@ impl Plan {
     pub fn pattern(&mut self, rule: RuleId, glob: Glob) {
         self.slow.insert(self.transaction);
         let bytes = glob.as_bytes().len();
-        if let Slot::Vacant(entry) = self.patterns.entry(glob) {
+        if let Entry::Vacant(entry) = self.patterns.entry(glob) {
             entry.insert(rule);
             self.bytes += bytes;
         }
@@ -142,13 +142,13 @@ impl Plan {
     }
 
     /// Appends to a stream.
-    pub fn stream(&mut self, rule: RuleId, entry: Entry) {
+    pub fn stream(&mut self, rule: RuleId, entry: StreamAppend) {
         self.bytes += entry.data.len();
         self.streams.push((rule, entry));
     }
 
     /// Asks the database; what it answers decides what else is to be done.
-    pub fn call(&mut self, call: Call, asked: Asked) {
+    pub fn call(&mut self, call: LookupCall, asked: CallOrigin) {
         self.slow.insert(self.transaction);
         self.bytes += call.bytes() + asked.change.len();
         let lsn = asked.lsn;
@@ -157,8 +157,8 @@ impl Plan {
     }
 
     /// Removes something once more, some time after it was removed.
-    pub fn again(&mut self, rule: RuleId, after: Duration, removal: Removal) {
-        self.again.entry((after, removal)).or_insert(rule);
+    pub fn repeat(&mut self, rule: RuleId, after: Duration, removal: Removal) {
+        self.repeats.entry((after, removal)).or_insert(rule);
     }
 
     /// Tells that something was removed already.
@@ -168,12 +168,12 @@ impl Plan {
 
     /// Keeps a change that a rule could not be held against.
     pub fn dead_letter(&mut self, letter: DeadLetter) {
-        if self.dead.len() >= DEAD_MAX {
-            *self.dead_more.entry(letter.rule).or_default() += 1;
+        if self.dead_letters.len() >= DEAD_MAX {
+            *self.dead_letters_dropped.entry(letter.rule).or_default() += 1;
             return;
         }
         self.bytes += letter.change.len() + letter.reason.len();
-        self.dead.push(letter);
+        self.dead_letters.push(letter);
     }
 
     /// Adds one removal, whatever its kind.
@@ -224,10 +224,13 @@ impl Plan {
             self.stream(rule, entry);
         }
         other.calls.into_iter().for_each(|(call, asked)| self.call(call, asked));
-        self.again.extend(other.again);
+        self.repeats.extend(other.repeats);
         self.announced.extend(other.announced);
-        other.dead.drain(..).for_each(|letter| self.dead_letter(letter));
-        other.dead_more.into_iter().for_each(|(rule, count)| *self.dead_more.entry(rule).or_default() += count);
+        other.dead_letters.drain(..).for_each(|letter| self.dead_letter(letter));
+        other
+            .dead_letters_dropped
+            .into_iter()
+            .for_each(|(rule, count)| *self.dead_letters_dropped.entry(rule).or_default() += count);
         self.slow = slow;
         self.slow.extend(other.slow.into_iter().map(|transaction| offset + transaction));
         self.transactions = offset + other.transactions;
@@ -257,9 +260,9 @@ impl Plan {
             let publishes = if waits(&transaction) { &mut aside.publishes } else { &mut self.publishes };
             publishes.insert((transaction, publish), rule);
         }
-        for ((after, removal), rule) in std::mem::take(&mut self.again) {
-            let again = if matches!(removal, Removal::Key(_)) { &mut self.again } else { &mut aside.again };
-            again.insert((after, removal), rule);
+        for ((after, removal), rule) in std::mem::take(&mut self.repeats) {
+            let repeats = if matches!(removal, Removal::Key(_)) { &mut self.repeats } else { &mut aside.repeats };
+            repeats.insert((after, removal), rule);
         }
         // A value may land after the search that was to remove it.
         for (key, (value, rule)) in std::mem::take(&mut self.sets) {
@@ -324,14 +327,14 @@ impl Plan {
             .collect();
         (self.transaction, self.transactions, self.open) =
             (collapsed.transaction, collapsed.transactions, collapsed.open);
-        for ((after, _), rule) in collapsed.again {
-            removals_of(rule).into_iter().for_each(|removal| self.again(rule, after, removal));
+        for ((after, _), rule) in collapsed.repeats {
+            removals_of(rule).into_iter().for_each(|removal| self.repeat(rule, after, removal));
         }
         for rule in rules {
             removals_of(rule).into_iter().for_each(|removal| self.remove(rule, removal));
         }
-        collapsed.dead.into_iter().for_each(|letter| self.dead_letter(letter));
-        self.dead_more.extend(collapsed.dead_more);
+        collapsed.dead_letters.into_iter().for_each(|letter| self.dead_letter(letter));
+        self.dead_letters_dropped.extend(collapsed.dead_letters_dropped);
         collapsed.publishes.len() + collapsed.streams.len()
     }
 
@@ -365,7 +368,7 @@ impl Plan {
             + self.streams.len()
             + self.calls.len()
             + self.announced.len()
-            + self.dead.len()
+            + self.dead_letters.len()
     }
 
     /// About how many bytes of names and messages it holds.
@@ -375,7 +378,7 @@ impl Plan {
 
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0 && self.dead_more.is_empty()
+        self.len() == 0 && self.dead_letters_dropped.is_empty()
     }
 
     /// The keys to remove.
@@ -404,23 +407,23 @@ impl Plan {
     }
 
     /// The stream entries, which leave the plan.
-    pub fn take_streams(&mut self) -> Vec<(RuleId, Entry)> {
+    pub fn take_streams(&mut self) -> Vec<(RuleId, StreamAppend)> {
         std::mem::take(&mut self.streams)
     }
 
     /// What the database has to be asked, which leaves the plan.
-    pub fn take_calls(&mut self) -> Vec<(Call, Asked)> {
+    pub fn take_calls(&mut self) -> Vec<(LookupCall, CallOrigin)> {
         std::mem::take(&mut self.calls).into_iter().collect()
     }
 
     /// What the database has to be asked.
-    pub fn calls(&self) -> impl ExactSizeIterator<Item = &Call> {
+    pub fn calls(&self) -> impl ExactSizeIterator<Item = &LookupCall> {
         self.calls.keys()
     }
 
     /// What is to be removed once more, which leaves the plan.
-    pub fn take_again(&mut self) -> Vec<(Duration, RuleId, Removal)> {
-        std::mem::take(&mut self.again).into_iter().map(|((after, removal), rule)| (after, rule, removal)).collect()
+    pub fn take_repeats(&mut self) -> Vec<(Duration, RuleId, Removal)> {
+        std::mem::take(&mut self.repeats).into_iter().map(|((after, removal), rule)| (after, rule, removal)).collect()
     }
 
     /// The patterns and sets to remove, which leave the plan. Unless the database has to be asked, what remains takes no
@@ -436,13 +439,13 @@ impl Plan {
     }
 
     /// What rules could not be held against.
-    pub fn dead(&self) -> &[DeadLetter] {
-        &self.dead
+    pub fn dead_letters(&self) -> &[DeadLetter] {
+        &self.dead_letters
     }
 
     /// How many more dead letters there were than are kept, by rule.
-    pub fn dead_more(&self) -> &BTreeMap<RuleId, u64> {
-        &self.dead_more
+    pub fn dead_letters_dropped(&self) -> &BTreeMap<RuleId, u64> {
+        &self.dead_letters_dropped
     }
 
     /// Every op with the rule that asked first, in the order in which they are applied: what removes and writes,

@@ -49,7 +49,7 @@ pub struct Publish {
 
 /// An entry of a stream that a rule names.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct StreamAppend {
     /// The stream, namespace included.
     pub stream: CacheKey,
     /// The entry: one JSON value.
@@ -60,7 +60,7 @@ pub struct Entry {
 
 /// A row that a lookup has to be asked about, and what the rule's templates read of it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Call {
+pub struct LookupCall {
     /// The rule that asks.
     pub rule: RuleId,
     /// The values of the query's parameters, in order.
@@ -69,7 +69,7 @@ pub struct Call {
     pub cells: Vec<Cell>,
 }
 
-impl Call {
+impl LookupCall {
     /// About how much it holds.
     pub(super) fn bytes(&self) -> usize {
         let cell = |cell: &Cell| match cell {
@@ -82,7 +82,7 @@ impl Call {
 
 /// The change that made a rule ask, as far as answers and failures need it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Asked {
+pub struct CallOrigin {
     /// Its position.
     pub lsn: Lsn,
     /// The change, as one line of a recording.
@@ -131,7 +131,7 @@ pub enum Op<'a> {
     /// Send a message.
     Publish(&'a Publish),
     /// Append to a stream.
-    Stream(&'a Entry),
+    Stream(&'a StreamAppend),
 }
 
 impl<'a> Op<'a> {

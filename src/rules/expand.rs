@@ -10,12 +10,12 @@ use super::rule::Action;
 use super::template::{Image, Rendered, Resolved, Template};
 use crate::change::{Cell, Lsn};
 use crate::config::Spanned;
-use crate::plan::{Call, Plan, Publish, Removal};
+use crate::plan::{LookupCall, Plan, Publish, Removal};
 
 impl RuleSet {
     /// Adds the ops that a call's rule asks for one returned row; bumps rise to `lsn`. A column that the row does not
     /// have is not known.
-    pub fn expand<'a>(&self, call: &'a Call, lsn: Lsn, row: &dyn Fn(&str) -> Option<&'a Cell>, plan: &mut Plan) {
+    pub fn expand<'a>(&self, call: &'a LookupCall, lsn: Lsn, row: &dyn Fn(&str) -> Option<&'a Cell>, plan: &mut Plan) {
         let Some(rule) = self.rule(call.rule) else { return };
         let mut reader = Reader { call, row, next: 0 };
         for action in &rule.actions {
@@ -28,14 +28,14 @@ impl RuleSet {
                         Rendered::Nothing => continue,
                     };
                     if let Some(after) = rule.again_after {
-                        plan.again(call.rule, after, removal.clone());
+                        plan.repeat(call.rule, after, removal.clone());
                     }
                     plan.remove(call.rule, removal);
                 }
                 Action::Pattern(_) => {
                     if let Some(glob) = as_glob(name) {
                         if let Some(after) = rule.again_after {
-                            plan.again(call.rule, after, Removal::Keys(glob.clone()));
+                            plan.repeat(call.rule, after, Removal::Keys(glob.clone()));
                         }
                         plan.pattern(call.rule, glob);
                     }
@@ -63,7 +63,7 @@ impl RuleSet {
     }
 
     /// Adds everything that the rule of a call may ever have made: when the rows are not to be had.
-    pub fn expand_all(&self, call: &Call, plan: &mut Plan) {
+    pub fn expand_all(&self, call: &LookupCall, plan: &mut Plan) {
         let Some(rule) = self.rule(call.rule) else { return };
         rule.remove_all(call.rule, plan);
     }
@@ -71,7 +71,7 @@ impl RuleSet {
 
 /// Reads the references of a rule's templates in their order, which is that of the call's cells.
 struct Reader<'a, 'r> {
-    call: &'a Call,
+    call: &'a LookupCall,
     row: &'r dyn Fn(&str) -> Option<&'a Cell>,
     next: usize,
 }

@@ -15,7 +15,7 @@ use super::template::{Image, Rendered, Resolved};
 use crate::change::{Cell, Change, Commit, Kind, Operation, Relation, RelationId, TableName, json};
 use crate::config::{Truncate, Unknown};
 use crate::key::Glob;
-use crate::plan::{Asked, Call, DeadLetter, Entry, Plan, Publish, Removal, SetValue};
+use crate::plan::{CallOrigin, DeadLetter, LookupCall, Plan, Publish, Removal, SetValue, StreamAppend};
 
 /// Why a change cannot be planned: the file says to stop rather than go on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -299,7 +299,7 @@ pub(super) fn act(rule: &BoundRule, definition: &Rule, change: &Change, commit: 
                 for image in pattern.images(change) {
                     if let Some(glob) = as_glob(pattern.render(change, image)) {
                         if let Some(after) = definition.again_after {
-                            plan.again(rule.id, after, Removal::Keys(glob.clone()));
+                            plan.repeat(rule.id, after, Removal::Keys(glob.clone()));
                         }
                         plan.pattern(rule.id, glob);
                     }
@@ -333,7 +333,7 @@ pub(super) fn act(rule: &BoundRule, definition: &Rule, change: &Change, commit: 
             BoundAction::Stream { name, data, maxlen } => {
                 for image in name.images(change) {
                     if let Some((stream, data)) = message(name, data, &mut |source| source.resolve(change, image)) {
-                        plan.stream(rule.id, Entry { stream, data, maxlen: *maxlen });
+                        plan.stream(rule.id, StreamAppend { stream, data, maxlen: *maxlen });
                     }
                 }
             }
@@ -355,7 +355,7 @@ fn act_on_truncate(rule: &BoundRule, definition: &Rule, plan: &mut Plan) {
             }
             BoundAction::Stream { name, data, maxlen } if name.sources.is_empty() => {
                 if let Some((stream, data)) = message(name, data, &mut resolve) {
-                    plan.stream(rule.id, Entry { stream, data, maxlen: *maxlen });
+                    plan.stream(rule.id, StreamAppend { stream, data, maxlen: *maxlen });
                 }
             }
             _ => {}
@@ -388,8 +388,8 @@ fn ask(
             }
         }
         let cells = rule.references.iter().map(|source| source.cell(change, image)).collect();
-        let asked = Asked { lsn: commit.lsn, change: line(rule, change, commit) };
-        plan.call(Call { rule: rule.id, arguments: values, cells }, asked);
+        let asked = CallOrigin { lsn: commit.lsn, change: line(rule, change, commit) };
+        plan.call(LookupCall { rule: rule.id, arguments: values, cells }, asked);
     }
 }
 
@@ -407,7 +407,7 @@ fn remove(rule: &BoundRule, definition: &Rule, name: Rendered, plan: &mut Plan) 
         Rendered::Nothing => return,
     };
     if let Some(after) = definition.again_after {
-        plan.again(rule.id, after, removal.clone());
+        plan.repeat(rule.id, after, removal.clone());
     }
     plan.remove(rule.id, removal);
 }

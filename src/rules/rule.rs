@@ -135,7 +135,7 @@ impl Rule {
     pub(super) fn remove_all(&self, id: RuleId, plan: &mut Plan) {
         for removal in self.removals() {
             if let Some(after) = self.again_after {
-                plan.again(id, after, removal.clone());
+                plan.repeat(id, after, removal.clone());
             }
             plan.remove(id, removal);
         }

@@ -14,7 +14,7 @@ use super::recent::RuleLabel;
 use crate::change::Lsn;
 use crate::coherence::lease::{Envelope, Token};
 use crate::coherence::watermark::Names;
-use crate::plan::{Entry, Plan, RuleId};
+use crate::plan::{Plan, RuleId, StreamAppend};
 
 /// The ops of one or more transactions, or of a part of one, with what they mean for the watermarks.
 #[derive(Debug)]
@@ -45,7 +45,7 @@ pub struct StreamEntry {
     /// The rule that asked for it.
     pub rule: RuleId,
     /// What it says, and where.
-    pub entry: Entry,
+    pub entry: StreamAppend,
     /// The end of its transaction: the first half of its id.
     pub end: Lsn,
     /// Its number in the transaction: the other half.
@@ -155,13 +155,13 @@ pub(super) fn dead_letters(batch: &Batch, labels: &[RuleLabel], target: Target<'
         bury.arg(LETTERS_MAX).arg(target.ttl_millis()).arg(rule).arg(count);
         bury
     };
-    for letter in batch.plan.dead() {
+    for letter in batch.plan.dead_letters() {
         let mut bury = bury(RuleLabel::name(labels, letter.rule), 1);
         let at = humantime::format_rfc3339_micros(batch.at).to_string();
         bury.arg("reason").arg(&letter.reason).arg("at").arg(at).arg("change").arg(&letter.change);
         pipeline.add_command(bury);
     }
-    for (rule, count) in batch.plan.dead_more() {
+    for (rule, count) in batch.plan.dead_letters_dropped() {
         pipeline.add_command(bury(RuleLabel::name(labels, *rule), *count));
     }
 }

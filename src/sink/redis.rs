@@ -265,7 +265,7 @@ impl Sink {
 
     /// Says that rules failed, and why, at growing intervals: a rule that fails does so for every row.
     fn tell_of_dead(&mut self, batch: &Batch) {
-        for letter in batch.plan.dead() {
+        for letter in batch.plan.dead_letters() {
             if !self.dead_notices.entry(letter.rule).or_default().due() {
                 continue;
             }

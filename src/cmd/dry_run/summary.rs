@@ -69,8 +69,8 @@ impl Summary {
             counts.fan_out = counts.fan_out.max(*count);
         }
         self.largest = self.largest.max(self.open.values().sum());
-        self.buried += plan.dead().len() as u64 + plan.dead_more().values().sum::<u64>();
-        for letter in plan.dead().iter().take(NAMED_MAX - self.letters.len()) {
+        self.buried += plan.dead_letters().len() as u64 + plan.dead_letters_dropped().values().sum::<u64>();
+        for letter in plan.dead_letters().iter().take(NAMED_MAX - self.letters.len()) {
             self.letters.push((letter.rule, letter.reason.clone()));
         }
     }

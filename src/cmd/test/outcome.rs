@@ -109,7 +109,7 @@ impl Judge {
             return (BTreeMap::new(), run);
         }
         answer(self.planner.rules(), answers, &mut plan);
-        run.dead = plan.dead().iter().map(|letter| (letter.rule, letter.reason.clone())).collect();
+        run.dead = plan.dead_letters().iter().map(|letter| (letter.rule, letter.reason.clone())).collect();
         let made = plan.ops().map(|(rule, op)| (self.named(op), rule)).collect();
         (made, run)
     }

@@ -10,7 +10,7 @@ use super::super::super::Loaded;
 use super::super::super::display::{beginning, printable};
 use crate::change::{Cell, Change, Operation};
 use crate::lookups::Runner;
-use crate::plan::{Call, Op};
+use crate::plan::{LookupCall, Op};
 use crate::rules::{Compared, Decision, Image, Made, Named, Rendered, Rule, Verdict};
 
 /// How many characters of a column's value are shown.
@@ -26,7 +26,7 @@ pub(super) struct Shown<'a> {
     change: &'a Change,
     verdict: Verdict,
     /// What the rule's lookup would be asked.
-    calls: Vec<Call>,
+    calls: Vec<LookupCall>,
     /// Whether it was.
     asked: bool,
 }
@@ -161,7 +161,7 @@ impl<'a> Shown<'a> {
         if self.calls.is_empty() && self.verdict.plan.is_empty() {
             let _ = writeln!(text, "  lookup: {lookup} is not asked, because a value to ask with is NULL");
         }
-        for letter in self.verdict.plan.dead() {
+        for letter in self.verdict.plan.dead_letters() {
             let _ = writeln!(text, "  {}", printable(letter.reason.as_bytes()));
         }
         for op in self.ops().take(OPS_SHOWN_MAX) {
