@@ -10,6 +10,7 @@ use super::node::Node;
 use super::problem::Problems;
 use super::span::Spanned;
 use crate::change::Operation;
+use crate::plan::ActionKind;
 
 /// Columns and their values, in the order of the file.
 pub type RawRow = Vec<(Spanned<String>, Value)>;
@@ -45,8 +46,8 @@ pub struct RawAnswer {
 /// One op that a test expects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RawExpected {
-    /// The word of the op: `tag` for what is listed under `tags`.
-    pub op: &'static str,
+    /// The kind of the op.
+    pub kind: ActionKind,
     /// What it names, without the namespace.
     pub name: Spanned<String>,
 }
@@ -58,17 +59,6 @@ const CHANGES: [(&str, Operation); 5] = [
     ("delete", Operation::Delete),
     ("truncate", Operation::Truncate),
     ("event", Operation::Event),
-];
-
-/// The fields of `expect:`, and the word of the op that each lists.
-const EXPECTED: [(&str, &str); 7] = [
-    ("delete", "delete"),
-    ("bump", "bump"),
-    ("tags", "tag"),
-    ("pattern", "pattern"),
-    ("set", "set"),
-    ("publish", "publish"),
-    ("stream", "stream"),
 ];
 
 /// Every test of the section; a file without it has none.
@@ -194,15 +184,16 @@ fn read_answer(lookup: Spanned<String>, node: Spanned<Node>, problems: &mut Prob
 fn read_expected(node: Spanned<Node>, problems: &mut Problems) -> Vec<RawExpected> {
     let Some(mut fields) = Fields::of(node, "`expect`", problems) else { return Vec::new() };
     let mut expected = Vec::new();
-    for (field, op) in EXPECTED {
+    for kind in ActionKind::ALL {
+        let field = kind.field();
         match fields.take(field) {
             None | Some(Spanned { value: Node::Null, .. }) => {}
             Some(Spanned { value: Node::List(names), .. }) => {
                 let names = names.into_iter().filter_map(|name| as_text(name, field, fields.problems()));
-                expected.extend(names.map(|name| RawExpected { op, name }));
+                expected.extend(names.map(|name| RawExpected { kind, name }));
             }
             Some(name) => {
-                expected.extend(as_text(name, field, fields.problems()).map(|name| RawExpected { op, name }));
+                expected.extend(as_text(name, field, fields.problems()).map(|name| RawExpected { kind, name }));
             }
         }
     }
@@ -259,7 +250,8 @@ mod tests {
         assert_eq!(row(&test.row), ["a=1", "b=null", r#"c={"d":[true]}"#]);
         assert_eq!(row(&test.set), [r#"a="x""#]);
         assert_eq!(test.lookups.iter().map(|answer| answer.rows.len()).collect::<Vec<_>>(), [2, 0]);
-        let expected: Vec<_> = test.expect.iter().map(|expected| (expected.op, expected.name.value.as_str())).collect();
+        let expected: Vec<_> =
+            test.expect.iter().map(|expected| (expected.kind.as_str(), expected.name.value.as_str())).collect();
         assert_eq!(expected, [("delete", "k:x"), ("delete", "k:1"), ("tag", "org:1")]);
     }
 

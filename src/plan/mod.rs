@@ -4,6 +4,7 @@
 //! Invariant: a plan names no key twice under the same action, and keeps the order in which the ops
 //! were first asked for; of a delete and a `set` of one key, the later stays.
 
+mod action;
 mod op;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,6 +14,7 @@ use foldhash::fast::RandomState;
 use indexmap::IndexMap;
 use indexmap::map::Entry;
 
+pub use self::action::ActionKind;
 pub use self::op::{CallOrigin, DeadLetter, LookupCall, Op, Publish, Removal, RuleId, SetValue, StreamAppend};
 use crate::change::Lsn;
 use crate::key::{CacheKey, Glob};
@@ -494,7 +496,7 @@ mod tests {
         }
         plan.bump(rule(0), "v".into(), Lsn::new(7));
         plan.bump(rule(0), "v".into(), Lsn::new(3));
-        let words: Vec<_> = plan.ops().map(|(_, op)| op.word()).collect();
+        let words: Vec<_> = plan.ops().map(|(_, op)| op.kind().as_str()).collect();
         assert_eq!(words, ["delete", "pattern", "bump", "publish"]);
         assert_eq!(plan.bumps().next(), Some((&"v".into(), Lsn::new(7))));
     }

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use super::action::ActionKind;
 use crate::change::{Cell, Lsn};
 use crate::key::{CacheKey, Glob};
 
@@ -135,19 +136,16 @@ pub enum Op<'a> {
 }
 
 impl<'a> Op<'a> {
-    /// The words of all ops, in the order in which they are applied.
-    pub const WORDS: [&'static str; 7] = ["delete", "set", "pattern", "tag", "bump", "publish", "stream"];
-
-    /// The word for the action in output and messages.
-    pub const fn word(self) -> &'static str {
+    /// The kind of action that it follows from.
+    pub const fn kind(self) -> ActionKind {
         match self {
-            Self::Delete(_) => "delete",
-            Self::Set(_) => "set",
-            Self::Pattern(_) => "pattern",
-            Self::Tag(_) | Self::Tags(_) => "tag",
-            Self::Bump(..) => "bump",
-            Self::Publish(_) => "publish",
-            Self::Stream(_) => "stream",
+            Self::Delete(_) => ActionKind::Delete,
+            Self::Set(_) => ActionKind::Set,
+            Self::Pattern(_) => ActionKind::Pattern,
+            Self::Tag(_) | Self::Tags(_) => ActionKind::Tag,
+            Self::Bump(..) => ActionKind::Bump,
+            Self::Publish(_) => ActionKind::Publish,
+            Self::Stream(_) => ActionKind::Stream,
         }
     }
 
@@ -175,7 +173,7 @@ impl<'a> Op<'a> {
 
 impl fmt::Display for Op<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ", self.word())?;
+        write!(f, "{} ", self.kind())?;
         crate::key::write_printable(f, self.name())
     }
 }

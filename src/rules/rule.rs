@@ -13,7 +13,7 @@ use super::message::Message;
 use super::template::{Image, Template};
 use crate::change::{Operation, TableName};
 use crate::config::Spanned;
-use crate::plan::{Plan, Removal, RuleId};
+use crate::plan::{ActionKind, Plan, Removal, RuleId};
 
 /// What a rule does, in the order of a plan.
 #[derive(Clone, Debug)]
@@ -28,16 +28,15 @@ pub(super) enum Action {
 }
 
 impl Action {
-    /// The field of the rule that asks for it.
-    pub(super) const fn word(&self) -> &'static str {
+    pub(super) const fn kind(&self) -> ActionKind {
         match self {
-            Self::Set { .. } => "set",
-            Self::Delete(_) => "delete",
-            Self::Pattern(_) => "pattern",
-            Self::Tag(_) => "tags",
-            Self::Bump(_) => "bump",
-            Self::Publish { .. } => "publish",
-            Self::Stream { .. } => "stream",
+            Self::Set { .. } => ActionKind::Set,
+            Self::Delete(_) => ActionKind::Delete,
+            Self::Pattern(_) => ActionKind::Pattern,
+            Self::Tag(_) => ActionKind::Tag,
+            Self::Bump(_) => ActionKind::Bump,
+            Self::Publish { .. } => ActionKind::Publish,
+            Self::Stream { .. } => ActionKind::Stream,
         }
     }
 
@@ -168,9 +167,9 @@ impl Rule {
         self.actions.iter().map(Action::name)
     }
 
-    /// The actions: the field of the rule, and the template that names what is affected.
-    pub fn actions(&self) -> impl Iterator<Item = (&'static str, &Spanned<Template>)> {
-        self.actions.iter().map(|action| (action.word(), action.name()))
+    /// The actions: the kind of each, and the template that names what is affected.
+    pub fn actions(&self) -> impl Iterator<Item = (ActionKind, &Spanned<Template>)> {
+        self.actions.iter().map(|action| (action.kind(), action.name()))
     }
 }
 

@@ -11,7 +11,7 @@ use super::planner::{Decision, PlanError, act, decide};
 use super::rule::Rule;
 use super::template::{Image, Reference, Rendered};
 use crate::change::{Cell, Change, Commit, Operation, Row};
-use crate::plan::{Plan, RuleId};
+use crate::plan::{ActionKind, Plan, RuleId};
 
 /// What one rule made of a change.
 #[derive(Clone, Debug)]
@@ -62,8 +62,8 @@ pub struct Read {
 /// What the template of one action says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Named {
-    /// The field of the rule that asks for the action.
-    pub field: &'static str,
+    /// The kind of the action.
+    pub kind: ActionKind,
     /// Where the file has the template.
     pub span: Range<usize>,
     /// What it says for each image for which it says something of its own, the new one first.
@@ -98,10 +98,10 @@ pub fn trace(rules: &RuleSet, change: &Change, commit: &Commit) -> Vec<Verdict> 
         if verdict.acts() {
             act(rule, definition, change, commit, &mut verdict.plan);
             let templates = rule.actions.iter().map(name);
-            let named = templates.zip(definition.actions()).map(|(template, (field, written))| Named {
-                field,
+            let named = templates.zip(definition.actions()).map(|(template, (kind, written))| Named {
+                kind,
                 span: written.span.clone(),
-                made: made(template, field, change),
+                made: made(template, kind, change),
             });
             verdict.named = named.collect();
         }
@@ -144,12 +144,12 @@ fn name(action: &BoundAction) -> &BoundTemplate {
     }
 }
 
-fn made(template: &BoundTemplate, field: &str, change: &Change) -> Vec<Made> {
+fn made(template: &BoundTemplate, kind: ActionKind, change: &Change) -> Vec<Made> {
     if change.operation == Operation::Truncate {
         return match template.template.references().next() {
             None => vec![Made { image: None, name: template.render(change, Image::New), because: Vec::new() }],
-            // Nobody can tell which channels and streams were meant.
-            Some(_) if matches!(field, "publish" | "stream") => Vec::new(),
+            // The rows that would name the channel or stream are gone.
+            Some(_) if !kind.touches_keys() => Vec::new(),
             Some(_) => vec![Made { image: None, name: Rendered::Glob(template.template.glob()), because: Vec::new() }],
         };
     }
@@ -246,9 +246,9 @@ rules:
     fn a_truncate_names_what_its_templates_match() {
         let verdicts = trace(&rules(), &change(None, None), &Commit::default());
         let large = &verdicts[2];
-        let shown: Vec<_> = large.named.iter().map(|named| (named.field, named.made.len())).collect();
+        let shown: Vec<_> = large.named.iter().map(|named| (named.kind, named.made.len())).collect();
         assert!(large.acts());
-        assert_eq!(shown, [("tags", 1), ("publish", 1)]);
+        assert_eq!(shown, [(ActionKind::Tag, 1), (ActionKind::Publish, 1)]);
         assert!(matches!(large.named[0].made[0].name, Rendered::Glob(_)));
     }
 

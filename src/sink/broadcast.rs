@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use crate::change::Lsn;
-use crate::plan::{Op, Plan};
+use crate::plan::{ActionKind, Op, Plan};
 
 /// A message on the channel `invalidations`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,7 +33,7 @@ pub struct Broadcast {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BroadcastOp {
     /// `delete`, `set`, `pattern`, `tag` or `bump`.
-    pub op: String,
+    pub op: ActionKind,
     /// The full name: a key, for `pattern` a glob, for `tag` a set; the keys that were found in a set are told one by
     /// one.
     pub key: String,
@@ -57,11 +57,11 @@ impl Broadcast {
 }
 
 fn broadcast_op(op: Op<'_>) -> Option<BroadcastOp> {
-    if matches!(op, Op::Publish(_) | Op::Stream(_)) {
+    if !op.kind().touches_keys() {
         return None;
     }
     match std::str::from_utf8(op.name()) {
-        Ok(name) => Some(BroadcastOp { op: op.word().to_owned(), key: name.to_owned() }),
+        Ok(name) => Some(BroadcastOp { op: op.kind(), key: name.to_owned() }),
         // JSON has no bytes. A name that is not UTF-8 becomes a glob that matches it and a few more.
         Err(_) => {
             let mut glob = crate::key::Glob::new();
@@ -71,7 +71,7 @@ fn broadcast_op(op: Op<'_>) -> Option<BroadcastOp> {
                     glob.push_any();
                 }
             }
-            Some(BroadcastOp { op: "pattern".to_owned(), key: String::from_utf8_lossy(glob.as_bytes()).into_owned() })
+            Some(BroadcastOp { op: ActionKind::Pattern, key: String::from_utf8_lossy(glob.as_bytes()).into_owned() })
         }
     }
 }

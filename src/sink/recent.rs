@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::connection::{Scripts, script};
 use super::encode::Batch;
 use crate::coherence::watermark::Names;
-use crate::plan::{Op, RuleId};
+use crate::plan::{ActionKind, Op, RuleId};
 
 /// The most ops that are kept here until they are written.
 const PENDING_MAX: usize = 1024;
@@ -45,8 +45,8 @@ impl RuleLabel {
 /// One op that was done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Touch {
-    /// The word for it.
-    pub op: String,
+    /// What was done.
+    pub op: ActionKind,
     /// The full name of what it was done to.
     pub key: String,
     /// The rule.
@@ -80,7 +80,7 @@ impl Recent {
         let skipped = (all + told).saturating_sub(PENDING_MAX);
         for (rule, op) in ops.chain(streams).skip(skipped) {
             let touch = Touch {
-                op: op.word().to_owned(),
+                op: op.kind(),
                 key: String::from_utf8_lossy(op.name()).into_owned(),
                 rule: RuleLabel::name(labels, rule).to_owned(),
                 line: labels.get(rule.position()).map_or(0, |label| label.line),

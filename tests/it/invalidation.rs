@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use redis::Commands as _;
+use unstale::plan::ActionKind;
 use unstale::sink::Broadcast;
 
 use crate::support::{EVENT_MAX, World, next_message, wait_until};
@@ -135,16 +136,16 @@ fn subscribers_hear_messages_and_an_unbroken_chain_of_invalidations() {
     };
     let first = next();
     assert_eq!((first.v, first.prev.as_ref(), first.epoch), (1, None, 1));
-    let ops: BTreeSet<_> = first.ops.iter().map(|op| (op.op.as_str(), op.key.as_str())).collect();
+    let ops: BTreeSet<_> = first.ops.iter().map(|op| (op.op, op.key.as_str())).collect();
     let deletes = ["v1:user-email:a@x", "v1:user-email:user1@example.com", "v1:user:u1"];
-    assert_eq!(ops, deletes.map(|key| ("delete", key)).into());
+    assert_eq!(ops, deletes.map(|key| (ActionKind::Delete, key)).into());
     let at = humantime::parse_rfc3339(&first.at).unwrap();
     assert!(at + Duration::from_secs(60) > before && at < SystemTime::now() + Duration::from_secs(60), "{at:?}");
 
     world.sql("truncate users cascade");
     let second = next();
     assert_eq!(second.prev.as_ref(), Some(&first.id));
-    assert!(second.ops.iter().any(|op| op.op == "pattern" && op.key == "v1:user:*"), "{second:?}");
+    assert!(second.ops.iter().any(|op| op.op == ActionKind::Pattern && op.key == "v1:user:*"), "{second:?}");
     assert_eq!(daemon.stop(), Some(0));
 
     let daemon = world.daemon();

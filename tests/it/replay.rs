@@ -112,7 +112,7 @@ fn a_recording_makes_the_ops_that_the_daemon_told() {
     while told.len() < expected.len() {
         let message = next_message(&mut subscriber);
         let broadcast: Broadcast = serde_json::from_slice(message.get_payload_bytes()).unwrap();
-        told.extend(broadcast.ops.into_iter().map(|op| (op.op, op.key)));
+        told.extend(broadcast.ops.into_iter().map(|op| (op.op.to_string(), op.key)));
     }
     assert_eq!(told, expected);
     assert_eq!(daemon.stop(), Some(0));

@@ -12,7 +12,7 @@ use super::{Args, JsonOp, rule_name};
 use crate::change::Lsn;
 use crate::cmd::changes::{Changes, OPS_MAX, Portion, has_reader, printable};
 use crate::cmd::{Failure, Loaded};
-use crate::plan::{Op, Plan, RuleId};
+use crate::plan::{ActionKind, Op, Plan, RuleId};
 use crate::rules::RuleSet;
 
 pub(super) async fn run(loaded: &Loaded, other: &Loaded, args: &Args) -> Result<(), Failure> {
@@ -80,11 +80,11 @@ fn compare<'a>((old, before): (&'a RuleSet, &'a Plan), (new, after): (&'a RuleSe
     differences.into_iter().map(|(_, difference)| difference).collect()
 }
 
-/// What an op names, its word, and what it carries: two ops with the same are one.
-type Name<'a> = (&'a [u8], &'static str, Option<&'a [u8]>);
+/// What an op names, its kind, and what it carries: two ops with the same are one.
+type Name<'a> = (&'a [u8], ActionKind, Option<&'a [u8]>);
 
 fn by_name(plan: &Plan) -> BTreeMap<Name<'_>, (RuleId, Op<'_>)> {
-    plan.ops().map(|(rule, op)| ((op.name(), op.word(), op.data()), (rule, op))).collect()
+    plan.ops().map(|(rule, op)| ((op.name(), op.kind(), op.data()), (rule, op))).collect()
 }
 
 /// What a difference is about.
@@ -104,7 +104,7 @@ fn text(title: &str, differences: &[Difference<'_>]) -> String {
     let _ = writeln!(text, "{title}");
     for Difference { gained, rules, rule, op } in differences {
         let sign = if *gained { '+' } else { '-' };
-        let _ = write!(text, "  {sign} {} {}", op.word(), shorten(op.name()));
+        let _ = write!(text, "  {sign} {} {}", op.kind(), shorten(op.name()));
         if let Some(data) = op.data() {
             let _ = write!(text, " {}", shorten(data));
         }

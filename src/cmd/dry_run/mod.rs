@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 use self::summary::Summary;
 use super::changes::{Changes, OPS_MAX, SourceArgs, has_reader};
 use super::{Failure, Loaded, print};
-use crate::plan::{Op, Plan, RuleId};
+use crate::plan::{ActionKind, Op, Plan, RuleId};
 use crate::rules::RuleSet;
 
 #[derive(Debug, clap::Args)]
@@ -75,7 +75,7 @@ struct JsonOp<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     diff: Option<&'static str>,
     rule: &'a str,
-    op: &'static str,
+    op: ActionKind,
     key: Cow<'a, str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     data: Option<&'a RawValue>,
@@ -85,7 +85,7 @@ impl<'a> JsonOp<'a> {
     fn new(rules: &'a RuleSet, rule: RuleId, op: Op<'a>) -> Self {
         let data = op.data().and_then(|data| serde_json::from_slice::<&RawValue>(data).ok());
         let key = String::from_utf8_lossy(op.name());
-        Self { diff: None, rule: rule_name(rules, rule), op: op.word(), key, data }
+        Self { diff: None, rule: rule_name(rules, rule), op: op.kind(), key, data }
     }
 }
 

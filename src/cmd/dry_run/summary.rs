@@ -11,7 +11,7 @@ use comfy_table::{Table, presets};
 use super::rule_name;
 use crate::cmd::changes::printable;
 use crate::key::write_printable;
-use crate::plan::{Op, Plan, RuleId};
+use crate::plan::{ActionKind, Op, Plan, RuleId};
 use crate::rules::RuleSet;
 
 /// How many of a kind are named before the rest is only counted.
@@ -36,7 +36,7 @@ pub(in crate::cmd) struct Summary {
 
 #[derive(Default)]
 struct Counts {
-    ops: BTreeMap<&'static str, u64>,
+    ops: BTreeMap<ActionKind, u64>,
     /// The most ops that one transaction asked of this rule.
     fan_out: u64,
     longest: Vec<u8>,
@@ -52,7 +52,7 @@ impl Summary {
             self.ops += 1;
             *self.open.entry(rule).or_default() += 1;
             let counts = self.rules.entry(rule).or_default();
-            *counts.ops.entry(op.word()).or_default() += 1;
+            *counts.ops.entry(op.kind()).or_default() += 1;
             if op.name().len() > counts.longest.len() {
                 counts.longest = op.name().to_vec();
             }
@@ -82,17 +82,18 @@ impl Summary {
 
     /// A table with a line for each rule.
     pub(in crate::cmd) fn table(&self, rules: &RuleSet, changes: u64) -> String {
-        let occurs = |word: &&str| self.rules.values().any(|counts| counts.ops.contains_key(*word));
-        let words: Vec<_> = Op::WORDS.into_iter().filter(occurs).collect();
+        let occurs = |kind: &ActionKind| self.rules.values().any(|counts| counts.ops.contains_key(kind));
+        let kinds: Vec<_> = ActionKind::ALL.into_iter().filter(occurs).collect();
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
-        let header = std::iter::once("rule").chain(words.iter().copied()).chain(["fan-out", "longest key"]);
+        let header =
+            std::iter::once("rule").chain(kinds.iter().map(|kind| kind.as_str())).chain(["fan-out", "longest key"]);
         table.set_header(header.collect::<Vec<_>>());
         for (position, rule) in rules.rules().iter().enumerate() {
             let empty = Counts::default();
             let counts = self.rules.get(&RuleId::new(position)).unwrap_or(&empty);
             let mut row = vec![printable(&rule.name)];
-            row.extend(words.iter().map(|word| counts.ops.get(*word).copied().unwrap_or(0).to_string()));
+            row.extend(kinds.iter().map(|kind| counts.ops.get(kind).copied().unwrap_or(0).to_string()));
             row.push(counts.fan_out.to_string());
             row.push(shorten(&counts.longest));
             table.add_row(row);

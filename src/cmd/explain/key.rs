@@ -17,6 +17,7 @@ use super::origin::{Origin, origins};
 use crate::change::Lsn;
 use crate::coherence::watermark::Names;
 use crate::key::CacheKey;
+use crate::plan::ActionKind;
 use crate::sink::Touch;
 
 /// How many characters of a value are printed, if that is asked for.
@@ -119,7 +120,7 @@ fn age(look: &KeyReport, stored_at: u64) -> Duration {
 
 /// The number under a version key: a rule says that it is one.
 fn version(held: &[u8], origins: &[Origin<'_>]) -> Option<u64> {
-    let is_version = origins.iter().any(|origin| origin.field == "bump");
+    let is_version = origins.iter().any(|origin| origin.kind == ActionKind::Bump);
     std::str::from_utf8(held).ok().filter(|_| is_version)?.parse().ok()
 }
 
@@ -140,8 +141,8 @@ fn touched(look: &KeyReport, key: &CacheKey) -> String {
     let mut text = "\nlast touched\n".to_owned();
     let touches = touches(look, key);
     for touch in &touches {
-        let shown = [&touch.at, &touch.op, &touch.key, &touch.rule, &touch.lsn].map(|part| printable(part.as_bytes()));
-        let [at, op, name, rule, lsn] = shown;
+        let shown = [&touch.at, &touch.key, &touch.rule, &touch.lsn].map(|part| printable(part.as_bytes()));
+        let ([at, name, rule, lsn], op) = (shown, touch.op);
         let _ = writeln!(text, "  {at}  {op} {name}  by rule `{rule}` (line {}), up to {lsn}", touch.line);
     }
     match look.recent.first() {
@@ -268,16 +269,16 @@ rules:
 
     #[test]
     fn what_touched_a_key_last() {
-        let touch = |op: &str, key: &str, at: u32| Touch {
-            op: op.to_owned(),
+        let touch = |op, key: &str, at: u32| Touch {
+            op,
             key: key.to_owned(),
             rule: "user".to_owned(),
             line: 4,
             lsn: "0/1".to_owned(),
             at: format!("at {at}"),
         };
-        let mut recent: Vec<_> = (0..9).map(|at| touch("delete", "v1:user:1", at)).collect();
-        recent.push(touch("pattern", "v1:user:*", 9));
+        let mut recent: Vec<_> = (0..9).map(|at| touch(ActionKind::Delete, "v1:user:1", at)).collect();
+        recent.push(touch(ActionKind::Pattern, "v1:user:*", 9));
         let (content, ttl, now, applied, epoch) = (KeyContent::Nothing, None, 0, None, None);
         let look = KeyReport { content, ttl, now, applied, epoch, recent };
         let said = touched(&look, &"v1:user:1".into());

@@ -12,6 +12,7 @@ use crate::change::Lsn;
 use crate::coherence::lease::{Envelope, Token};
 use crate::coherence::watermark::Names;
 use crate::key::{CacheKey, Glob};
+use crate::plan::ActionKind;
 use crate::sink::{SinkError, Touch};
 
 /// How long to wait for a connection, and for each answer.
@@ -69,7 +70,10 @@ pub(super) enum KeyContent {
 
 /// Whether it touched this key.
 pub(super) fn concerns(touch: &Touch, key: &CacheKey) -> bool {
-    let is_glob = matches!(touch.op.as_str(), "pattern" | "tag");
+    let is_glob = match touch.op {
+        ActionKind::Pattern | ActionKind::Tag => true,
+        ActionKind::Delete | ActionKind::Set | ActionKind::Bump | ActionKind::Publish | ActionKind::Stream => false,
+    };
     touch.key.as_bytes() == key.as_bytes() || is_glob && glob(&touch.key).matches(key.as_bytes())
 }
 
@@ -173,18 +177,18 @@ mod tests {
 
     #[test]
     fn a_touch_concerns_what_it_names_or_matches() {
-        let check = |op: &str, name: &str, key: &str, expected: bool| {
+        let check = |op: ActionKind, name: &str, key: &str, expected: bool| {
             let [rule, lsn, at] = ["r", "0/1", "t"].map(ToOwned::to_owned);
-            let touch = Touch { op: op.to_owned(), key: name.to_owned(), rule, line: 1, lsn, at };
+            let touch = Touch { op, key: name.to_owned(), rule, line: 1, lsn, at };
             assert_eq!(concerns(&touch, &key.into()), expected, "{op} {name} {key}");
         };
-        check("delete", "v1:user:1", "v1:user:1", true);
-        check("delete", "v1:user:*", "v1:user:1", false);
-        check("pattern", "v1:user:*", "v1:user:1", true);
-        check("pattern", r"v1:user:\*", "v1:user:1", false);
-        check("pattern", r"v1:user:\*", "v1:user:*", true);
-        check("tag", "v1:tag:*", "v1:tag:org", true);
-        check("pattern", "v1:user:*", "v1:org:1", false);
+        check(ActionKind::Delete, "v1:user:1", "v1:user:1", true);
+        check(ActionKind::Delete, "v1:user:*", "v1:user:1", false);
+        check(ActionKind::Pattern, "v1:user:*", "v1:user:1", true);
+        check(ActionKind::Pattern, r"v1:user:\*", "v1:user:1", false);
+        check(ActionKind::Pattern, r"v1:user:\*", "v1:user:*", true);
+        check(ActionKind::Tag, "v1:tag:*", "v1:tag:org", true);
+        check(ActionKind::Pattern, "v1:user:*", "v1:org:1", false);
     }
 
     #[test]

@@ -12,12 +12,13 @@ use super::super::Loaded;
 use super::super::display::printable;
 use crate::config::Spanned;
 use crate::key::CacheKey;
+use crate::plan::ActionKind;
 use crate::rules::{Given, Image, Rule, RuleSet, Template, Trigger};
 
 /// A template that makes the name.
 pub(super) struct Origin<'a> {
     pub(super) rule: &'a Rule,
-    pub(super) field: &'static str,
+    pub(super) kind: ActionKind,
     template: &'a Spanned<Template>,
     given: Vec<Given<'a>>,
 }
@@ -26,9 +27,9 @@ pub(super) struct Origin<'a> {
 pub(super) fn origins<'a>(rules: &'a RuleSet, key: &CacheKey) -> Vec<Origin<'a>> {
     let mut origins = Vec::new();
     for rule in rules.rules() {
-        for (field, template) in rule.actions().filter(|(field, _)| *field != "publish") {
+        for (kind, template) in rule.actions().filter(|(kind, _)| *kind != ActionKind::Publish) {
             if let Some(given) = template.value.invert(key.as_bytes()) {
-                origins.push(Origin { rule, field, template, given });
+                origins.push(Origin { rule, kind, template, given });
             }
         }
     }
@@ -40,7 +41,7 @@ impl Origin<'_> {
     pub(super) fn text(&self, loaded: &Loaded) -> String {
         let place = loaded.place(self.template.span.start);
         let (rule, written) = (printable(self.rule.name.as_bytes()), loaded.said(&self.template.span));
-        let mut text = format!("  {place}  rule `{rule}`, `{}: {written}`\n    ", self.field);
+        let mut text = format!("  {place}  rule `{rule}`, `{}: {written}`\n    ", self.kind.field());
         // Writing to a String cannot fail.
         let _ = write!(text, "{} {}", self.subject(), printable(self.rule.table.value.to_string().as_bytes()));
         for given in &self.given {
@@ -59,7 +60,7 @@ impl Origin<'_> {
         let mut object = Map::new();
         object.insert("rule".to_owned(), self.rule.name.clone().into());
         loaded.place_in(self.template.span.start, &mut object);
-        object.insert("action".to_owned(), self.field.into());
+        object.insert("action".to_owned(), self.kind.field().into());
         object.insert("template".to_owned(), loaded.text.get(self.template.span.clone()).into());
         object.insert(self.subject().to_owned(), self.rule.table.value.to_string().into());
         let values = self.given.iter().map(|given| {

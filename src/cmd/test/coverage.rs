@@ -12,7 +12,7 @@ use super::super::display::{line, printable};
 use super::case::{COMMIT, Case};
 use super::outcome::{Token, answer, covers, tokens};
 use crate::change::Operation;
-use crate::plan::{Op, Plan};
+use crate::plan::{ActionKind, Op, Plan};
 use crate::rules::{Decision, Rendered, Rule, RuleSet, Template, Verdict, trace};
 
 /// What a test can touch.
@@ -51,8 +51,8 @@ impl<'a> Coverage<'a> {
             }
             self.touched.insert(Part::Rule(position));
             answer(self.rules, &case.answers, &mut verdict.plan);
-            for (at, (field, template)) in rule.actions().enumerate() {
-                if is_touched(&verdict, at, field, &template.value) {
+            for (at, (kind, template)) in rule.actions().enumerate() {
+                if is_touched(&verdict, at, kind, &template.value) {
                     self.touched.insert(Part::Action(position, at));
                 }
             }
@@ -124,8 +124,8 @@ impl<'a> Coverage<'a> {
             match gap {
                 Part::Rule(_) => {}
                 Part::Action(_, at) => {
-                    let (field, template) = rule.actions().nth(at)?;
-                    object.insert("action".to_owned(), field.into());
+                    let (kind, template) = rule.actions().nth(at)?;
+                    object.insert("action".to_owned(), kind.field().into());
                     object.insert("template".to_owned(), loaded.text.get(template.span.clone()).into());
                 }
                 Part::Changed(_, never) => {
@@ -148,7 +148,8 @@ impl<'a> Coverage<'a> {
         Some(match gap {
             Part::Rule(_) => (rule, rule.span.start, "no test sets it off".to_owned()),
             Part::Action(_, at) => {
-                let (field, template) = rule.actions().nth(at)?;
+                let (kind, template) = rule.actions().nth(at)?;
+                let field = kind.field();
                 let written = loaded.said(&template.span);
                 (rule, template.span.start, format!("no test makes anything of `{field}: {written}`"))
             }
@@ -165,28 +166,30 @@ impl<'a> Coverage<'a> {
 }
 
 /// Whether an action made an op.
-fn is_touched(verdict: &Verdict, at: usize, field: &str, template: &Template) -> bool {
+fn is_touched(verdict: &Verdict, at: usize, kind: ActionKind, template: &Template) -> bool {
     match verdict.named.get(at) {
         Some(named) => named.made.iter().any(|made| made.name != Rendered::Nothing),
         // What a looked-up row makes is seen in the plan only.
-        None => is_in(&verdict.plan, field, template),
+        None => is_in(&verdict.plan, kind, template),
     }
 }
 
-/// Whether a plan has an op that an action of this field and template may have made.
-fn is_in(plan: &Plan, field: &str, template: &Template) -> bool {
+/// Whether a plan has an op that an action of this kind and template may have made.
+fn is_in(plan: &Plan, kind: ActionKind, template: &Template) -> bool {
     let wide = tokens(template.glob().as_bytes());
     plan.ops().any(|(_, op)| {
-        let (is_glob, is_of_field) = match op {
-            Op::Pattern(_) => (true, matches!(field, "delete" | "bump" | "pattern" | "set")),
-            Op::Tags(_) => (true, field == "tags"),
-            Op::Tag(_) => (false, field == "tags"),
-            op => (false, op.word() == field),
+        let (is_glob, is_of_kind) = match op {
+            // A key with a value that is not known becomes a pattern.
+            Op::Pattern(_) => (true, kind.touches_keys() && kind != ActionKind::Tag),
+            Op::Tags(_) => (true, kind == ActionKind::Tag),
+            Op::Delete(_) | Op::Set(_) | Op::Tag(_) | Op::Bump(..) | Op::Publish(_) | Op::Stream(_) => {
+                (false, op.kind() == kind)
+            }
         };
         let name = match is_glob {
             true => tokens(op.name()),
             false => op.name().iter().copied().map(Token::Byte).collect(),
         };
-        is_of_field && covers(&wide, &name)
+        is_of_kind && covers(&wide, &name)
     })
 }

@@ -8,13 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::case::{Answers, COMMIT, Carried, Case, old_columns};
 use crate::change::{Cell, Change, Operation};
 use crate::key::{Glob, TAG};
-use crate::plan::{Op, Plan, RuleId};
+use crate::plan::{ActionKind, Op, Plan, RuleId};
 use crate::rules::{Image, PlanError, Planner, RuleSet};
 
-/// An op as tests write it: its word, and what it names without the namespace.
+/// An op as tests write it: its kind, and what it names without the namespace.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Named {
-    pub(super) word: &'static str,
+    pub(super) kind: ActionKind,
     pub(super) name: Vec<u8>,
     /// Whether it names all that a glob matches.
     is_glob: bool,
@@ -79,7 +79,7 @@ impl Judge {
     pub(super) fn judge(&mut self, case: &Case<'_>) -> Outcome {
         // Whether a name is a glob is not written: the same text is expected either way.
         let expected: BTreeSet<_> =
-            case.raw.expect.iter().map(|op| Named::literal(op.op, op.name.value.as_bytes())).collect();
+            case.raw.expect.iter().map(|op| Named::literal(op.kind, op.name.value.as_bytes())).collect();
         let (made, mut full) = self.run(&case.full, &case.answers);
         full.compare(&expected, &made, |expected, made| expected.same(made));
         let mut outcome = Outcome { full, ..Outcome::default() };
@@ -126,7 +126,7 @@ impl Judge {
             prefix = glob.as_bytes().to_vec();
         }
         let name = op.name();
-        Named { word: op.word(), name: name.strip_prefix(&*prefix).unwrap_or(name).to_vec(), is_glob }
+        Named { kind: op.kind(), name: name.strip_prefix(&*prefix).unwrap_or(name).to_vec(), is_glob }
     }
 }
 
@@ -186,23 +186,23 @@ fn unnamed<'r>(rules: &RuleSet, change: &Change, asked: impl Iterator<Item = &'r
 }
 
 impl Named {
-    pub(super) fn literal(word: &'static str, name: &[u8]) -> Self {
-        Self { word, name: name.to_vec(), is_glob: false }
+    pub(super) fn literal(kind: ActionKind, name: &[u8]) -> Self {
+        Self { kind, name: name.to_vec(), is_glob: false }
     }
 
     /// Whether both read the same in a test.
     fn same(&self, other: &Self) -> bool {
-        self.word == other.word && self.name == other.name
+        self.kind == other.kind && self.name == other.name
     }
 
     /// Whether this takes away at least as much as the other would.
     fn covers(&self, other: &Self) -> bool {
-        let removes = match other.word {
+        let removes = match other.kind {
             // A value that is not written is at least not stale once its key is gone.
-            "set" => matches!(self.word, "delete" | "pattern"),
-            "delete" | "bump" | "pattern" => self.word == "pattern",
-            "tag" => self.word == "tag",
-            _ => false,
+            ActionKind::Set => matches!(self.kind, ActionKind::Delete | ActionKind::Pattern),
+            ActionKind::Delete | ActionKind::Bump | ActionKind::Pattern => self.kind == ActionKind::Pattern,
+            ActionKind::Tag => self.kind == ActionKind::Tag,
+            ActionKind::Publish | ActionKind::Stream => false,
         };
         if self.same(other) && self.is_glob == other.is_glob {
             return true;
@@ -290,24 +290,25 @@ mod tests {
 
     #[test]
     fn an_op_covers_what_it_takes_away() {
-        let check = |made: (&'static str, &str, bool), expected: (&'static str, &str), covered: bool| {
-            let made = Named { word: made.0, name: made.1.into(), is_glob: made.2 };
+        use ActionKind::{Bump, Delete, Pattern, Publish, Set, Tag};
+        let check = |made: (ActionKind, &str, bool), expected: (ActionKind, &str), covered: bool| {
+            let made = Named { kind: made.0, name: made.1.into(), is_glob: made.2 };
             assert_eq!(
                 made.covers(&Named::literal(expected.0, expected.1.as_bytes())),
                 covered,
                 "{made:?} {expected:?}"
             );
         };
-        check(("delete", "a", false), ("delete", "a"), true);
-        check(("delete", "a", false), ("delete", "b"), false);
-        check(("pattern", "a*", true), ("delete", "ab"), true);
-        check(("pattern", "a*", true), ("bump", "ab"), true);
-        check(("pattern", "a*", true), ("set", "ab"), true);
-        check(("delete", "ab", false), ("set", "ab"), true);
-        check(("bump", "a", false), ("delete", "a"), false);
-        check(("tag", "a*", true), ("tag", "ab"), true);
-        check(("pattern", "a*", true), ("tag", "ab"), false);
-        check(("pattern", "a*", true), ("publish", "ab"), false);
-        check(("publish", "a", false), ("publish", "a"), true);
+        check((Delete, "a", false), (Delete, "a"), true);
+        check((Delete, "a", false), (Delete, "b"), false);
+        check((Pattern, "a*", true), (Delete, "ab"), true);
+        check((Pattern, "a*", true), (Bump, "ab"), true);
+        check((Pattern, "a*", true), (Set, "ab"), true);
+        check((Delete, "ab", false), (Set, "ab"), true);
+        check((Bump, "a", false), (Delete, "a"), false);
+        check((Tag, "a*", true), (Tag, "ab"), true);
+        check((Pattern, "a*", true), (Tag, "ab"), false);
+        check((Pattern, "a*", true), (Publish, "ab"), false);
+        check((Publish, "a", false), (Publish, "a"), true);
     }
 }

@@ -106,7 +106,7 @@ impl Report<'_> {
 
     fn run_in_json(&self, run: &Run) -> Value {
         let ops = |ops: &BTreeSet<Named>| -> Vec<Value> {
-            ops.iter().map(|op| json!({"op": op.word, "name": String::from_utf8_lossy(&op.name)})).collect()
+            ops.iter().map(|op| json!({"op": op.kind, "name": String::from_utf8_lossy(&op.name)})).collect()
         };
         let dead = |(rule, reason): &(RuleId, String)| {
             let name = self.rules.rule(*rule).map(|rule| &rule.name);
@@ -123,7 +123,7 @@ impl Report<'_> {
 
 fn difference(text: &mut String, sign: char, op: &Named) {
     // Writing to a String cannot fail.
-    let _ = writeln!(text, "{INDENT}{sign} {} {}", op.word, printable(&op.name));
+    let _ = writeln!(text, "{INDENT}{sign} {} {}", op.kind, printable(&op.name));
 }
 
 fn note(text: &mut String, words: &str) {

@@ -13,6 +13,7 @@ use crate::catalog::{QueryRelation, RelationKind};
 use crate::change::{Operation, TableName};
 use crate::config::Spanned;
 use crate::key::TAG;
+use crate::plan::ActionKind;
 use crate::rules::{Image, Lint, Rule, RuleSet, Template, Trigger};
 
 /// What is not covered of one read, for each relation that its query reads. `namespace` is what the file's templates
@@ -207,8 +208,8 @@ impl<'a> Judge<'a> {
             (Image::Old | Image::New, Operation::Update) => is_key(relation, column),
             _ => true,
         };
-        rule.actions().any(|(word, template)| {
-            names.is_removed(word, &self.alphabet.glob(&template.value))
+        rule.actions().any(|(kind, template)| {
+            names.is_removed(kind, &self.alphabet.glob(&template.value))
                 && template.value.references().all(|reference| is_seen(reference.image, &reference.column))
         })
     }
@@ -217,11 +218,11 @@ impl<'a> Judge<'a> {
     fn sets(&self) -> Vec<Lint> {
         let names = Names::of(self.read, self.alphabet);
         let actions = self.removing.iter().flat_map(|rule| rule.actions().map(move |action| (rule, action)));
-        let writes = actions.filter(|(_, (word, template))| {
-            *word == "set" && names.is_removed(word, &self.alphabet.glob(&template.value))
+        let writes = actions.filter(|(_, (kind, template))| {
+            *kind == ActionKind::Set && names.is_removed(*kind, &self.alphabet.glob(&template.value))
         });
-        let lint = |(rule, (word, template)): (&&Rule, (&'static str, &Spanned<Template>))| {
-            let key = spell(&template.value, &self.prefix(word), false);
+        let lint = |(rule, (kind, template)): (&&Rule, (ActionKind, &Spanned<Template>))| {
+            let key = spell(&template.value, &self.prefix(kind), false);
             let (rule, read, span) = (&rule.name, &self.read.name, template.span.clone());
             let message = format!("rule `{rule}` writes `{key}` itself, in another shape than read `{read}`");
             let why = "whoever asks for the read is served what the rule wrote: its columns, and nothing of the SQL";
@@ -233,8 +234,9 @@ impl<'a> Judge<'a> {
 
     /// The rule that would do, in the shape of this read's names.
     fn suggestion(&self, table: &TableName) -> String {
-        let (action, template) = self.action();
-        let mut text = format!("add under `rules:` a rule `{{table: {table}, {action}: \"{template}\"}}`");
+        let (kind, template) = self.action();
+        let field = kind.field();
+        let mut text = format!("add under `rules:` a rule `{{table: {table}, {field}: \"{template}\"}}`");
         let references = self.target().1.references().map(|reference| format!("`{}`", reference.column));
         let wanted = references.collect::<Vec<_>>().join(" and ");
         if !wanted.is_empty() {
@@ -244,28 +246,28 @@ impl<'a> Judge<'a> {
         text
     }
 
-    /// The field of a rule, and the text of its template, that remove what is cached.
-    fn action(&self) -> (&'static str, String) {
-        let (action, template) = self.target();
-        let end = if action == "pattern" { "?*" } else { "" };
-        (action, format!("{}{end}", spell(template, &self.prefix(action), true)))
+    /// The action, and the text of its template, that remove what is cached.
+    fn action(&self) -> (ActionKind, String) {
+        let (kind, template) = self.target();
+        let end = if kind == ActionKind::Pattern { "?*" } else { "" };
+        (kind, format!("{}{end}", spell(template, &self.prefix(kind), true)))
     }
 
-    /// What the file leaves out of the names of this field of a rule.
-    fn prefix(&self, word: &str) -> String {
-        if word == "tags" { format!("{}{TAG}", self.namespace) } else { self.namespace.to_owned() }
+    /// What the file leaves out of the names of such an action.
+    fn prefix(&self, kind: ActionKind) -> String {
+        if kind == ActionKind::Tag { format!("{}{TAG}", self.namespace) } else { self.namespace.to_owned() }
     }
 
     /// What reaches every value that the read may keep, however its name goes on.
-    fn target(&self) -> (&'static str, &'a Template) {
+    fn target(&self) -> (ActionKind, &'a Template) {
         let key = &self.read.key.value;
         if let Some(version) = &self.read.version {
-            return ("bump", &version.value);
+            return (ActionKind::Bump, &version.value);
         }
         match (self.read.is_extended(), self.read.tags.first()) {
-            (false, _) => ("delete", key),
-            (true, Some(tag)) => ("tags", &tag.value),
-            (true, None) => ("pattern", key),
+            (false, _) => (ActionKind::Delete, key),
+            (true, Some(tag)) => (ActionKind::Tag, &tag.value),
+            (true, None) => (ActionKind::Pattern, key),
         }
     }
 
@@ -274,9 +276,12 @@ impl<'a> Judge<'a> {
         let loose = Alphabet { filters: false, ..self.alphabet };
         let (exactly, roughly) = (Names::of(self.read, self.alphabet), Names::of(self.read, loose));
         let ours = self.rules.rules().iter().filter(|rule| is_of(rule, relation));
-        ours.flat_map(|rule| rule.actions().map(move |action| (rule, action))).find_map(|(rule, (word, template))| {
-            let name = &rule.name;
-            let names_keys = matches!(word, "delete" | "set" | "pattern");
+        ours.flat_map(|rule| rule.actions().map(move |action| (rule, action))).find_map(|(rule, (kind, template))| {
+            let (name, word) = (&rule.name, kind.field());
+            let names_keys = match kind {
+                ActionKind::Delete | ActionKind::Set | ActionKind::Pattern => true,
+                ActionKind::Bump | ActionKind::Tag | ActionKind::Publish | ActionKind::Stream => false,
+            };
             if names_keys && exactly.begin_like(&self.alphabet.glob(&template.value)) {
                 let what = match self.read.version {
                     Some(_) => "their version: only `bump` reaches them",
@@ -284,8 +289,8 @@ impl<'a> Judge<'a> {
                 };
                 return Some(format!("the `{word}` of rule `{name}` does not: the names of the values end in {what}"));
             }
-            roughly.is_removed(word, &loose.glob(&template.value)).then(|| {
-                let spelled = spell(&template.value, &self.prefix(word), false);
+            roughly.is_removed(kind, &loose.glob(&template.value)).then(|| {
+                let spelled = spell(&template.value, &self.prefix(kind), false);
                 format!("the `{word}` of rule `{name}` does not: `{spelled}` has other filters than the read")
             })
         })

@@ -6,6 +6,7 @@
 
 use crate::config::Spanned;
 use crate::key::Glob;
+use crate::plan::ActionKind;
 use crate::reads::Read;
 use crate::rules::{Filter, Image, Part, Reference, Rule, Template};
 
@@ -95,18 +96,18 @@ impl Names {
 
     /// Whether one of the rule's actions removes the values.
     pub(super) fn are_removed_by(&self, rule: &Rule, alphabet: Alphabet) -> bool {
-        rule.actions().any(|(word, template)| self.is_removed(word, &alphabet.glob(&template.value)))
+        rule.actions().any(|(kind, template)| self.is_removed(kind, &alphabet.glob(&template.value)))
     }
 
     /// Whether this action does. A version key that is gone is made anew, from a later position in the log.
-    pub(super) fn is_removed(&self, word: &str, glob: &Glob) -> bool {
+    pub(super) fn is_removed(&self, kind: ActionKind, glob: &Glob) -> bool {
         let is_version = || self.version.as_ref().is_some_and(|version| glob.matches(version));
-        match word {
-            "set" => glob.matches(&self.kept),
-            "delete" | "pattern" => glob.matches(&self.kept) || is_version(),
-            "bump" => is_version(),
-            "tags" => self.tags.iter().any(|tag| glob.matches(tag)),
-            _ => false,
+        match kind {
+            ActionKind::Set => glob.matches(&self.kept),
+            ActionKind::Delete | ActionKind::Pattern => glob.matches(&self.kept) || is_version(),
+            ActionKind::Bump => is_version(),
+            ActionKind::Tag => self.tags.iter().any(|tag| glob.matches(tag)),
+            ActionKind::Publish | ActionKind::Stream => false,
         }
     }
 

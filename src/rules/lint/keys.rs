@@ -27,8 +27,7 @@ pub(super) fn ambiguous(rules: &[Rule], catalog: Option<&Catalog>) -> Vec<Lint> 
     let mut seen: Vec<Named<'_>> = Vec::new();
     let mut lints = Vec::new();
     for rule in rules {
-        let names_keys = |word: &str| !matches!(word, "publish" | "stream");
-        for (_, template) in rule.actions().filter(|(word, _)| names_keys(word)) {
+        for (_, template) in rule.actions().filter(|(kind, _)| kind.touches_keys()) {
             let named = Named { rule, template, shape: shape(&template.value) };
             let mut alike = seen.iter().filter(|other| other.shape == named.shape);
             lints.extend(alike.find_map(|other| compare(other, &named, catalog)));

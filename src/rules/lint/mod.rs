@@ -220,7 +220,7 @@ fn is_same(one: &Action, other: &Action) -> bool {
             names(columns) == names(others) && ttl == other_ttl
         }
         (Action::Stream { maxlen, .. }, Action::Stream { maxlen: other_maxlen, .. }) => maxlen == other_maxlen,
-        _ => one.word() == other.word(),
+        _ => one.kind() == other.kind(),
     };
     details && spell(&one.name().value) == spell(&other.name().value) && data(one) == data(other)
 }

@@ -14,6 +14,7 @@ use super::finding::{Finding, Findings, Stage};
 use crate::cmd::Loaded;
 use crate::config::Mode;
 use crate::key::Glob;
+use crate::plan::ActionKind;
 use crate::rules::Rule;
 use crate::sink::SinkError;
 
@@ -43,7 +44,7 @@ async fn ask(loaded: &Loaded, address: &str, cache: &mut Cache) -> Result<(), Si
     let mut server = Probe::open(&loaded.settings.redis).await?;
     if let Some(facts) = unless_forbidden(server.facts().await)? {
         judge(&facts, address, findings);
-        let has_tags = loaded.rules.rules().iter().flat_map(Rule::actions).any(|(word, _)| word == "tags");
+        let has_tags = loaded.rules.rules().iter().flat_map(Rule::actions).any(|(kind, _)| kind == ActionKind::Tag);
         eviction(&facts, has_tags, address, findings);
     }
     permissions(loaded, &mut server, address, findings).await?;

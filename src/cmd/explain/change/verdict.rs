@@ -63,7 +63,7 @@ impl<'a> Shown<'a> {
             }
         }
         for named in &self.verdict.named {
-            let _ = writeln!(text, "  {}: {}", named.field, self.loaded.said(&named.span));
+            let _ = writeln!(text, "  {}: {}", named.kind.field(), self.loaded.said(&named.span));
             for words in self.made(named) {
                 let _ = writeln!(text, "    {words}");
             }
@@ -150,7 +150,8 @@ impl<'a> Shown<'a> {
     /// What the rule's lookup is asked, and what followed if it was.
     fn lookup(&self, text: &mut String) {
         let lookup = self.lookup_name();
-        for (field, template) in self.rule.actions() {
+        for (kind, template) in self.rule.actions() {
+            let field = kind.field();
             let _ = writeln!(text, "  {field}: {}, for each row", self.loaded.said(&template.span));
         }
         for call in &self.calls {
@@ -209,7 +210,7 @@ impl<'a> Shown<'a> {
             json!({"lookup": self.lookup_name(), "arguments": arguments, "asked": self.asked})
         });
         object.insert("lookups".to_owned(), calls.collect());
-        let ops = self.ops().map(|op| json!({"op": op.word(), "key": String::from_utf8_lossy(op.name())}));
+        let ops = self.ops().map(|op| json!({"op": op.kind(), "key": String::from_utf8_lossy(op.name())}));
         object.insert("ops".to_owned(), ops.collect());
         Value::Object(object)
     }
@@ -225,7 +226,7 @@ impl<'a> Shown<'a> {
             json!({"row": image, "form": form, "name": name, "because": made.because})
         });
         let written = self.loaded.text.get(named.span.clone());
-        json!({"action": named.field, "template": written, "made": made.collect::<Vec<_>>()})
+        json!({"action": named.kind.field(), "template": written, "made": made.collect::<Vec<_>>()})
     }
 }
 

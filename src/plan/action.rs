@@ -1,0 +1,87 @@
+//! The kinds of actions that a rule can take, and of ops that follow from them.
+//!
+//! Owns the list and the words for it. It must not know templates, ops or Redis commands. Invariant: every place that
+//! treats the kinds differently matches them exhaustively, so that the compiler names each when a kind is added.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// What an action does. Kinds compare as their words do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ActionKind {
+    /// Raises a version key.
+    Bump,
+    /// Removes a key.
+    Delete,
+    /// Removes every key that a pattern matches.
+    Pattern,
+    /// Sends a message to a channel.
+    Publish,
+    /// Writes a value.
+    Set,
+    /// Appends to a stream.
+    Stream,
+    /// Removes every key of a set.
+    Tag,
+}
+
+impl ActionKind {
+    /// Every kind, in the order in which a plan is applied.
+    pub const ALL: [Self; 7] =
+        [Self::Delete, Self::Set, Self::Pattern, Self::Tag, Self::Bump, Self::Publish, Self::Stream];
+
+    /// The word in output, messages and recorded ops.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Bump => "bump",
+            Self::Delete => "delete",
+            Self::Pattern => "pattern",
+            Self::Publish => "publish",
+            Self::Set => "set",
+            Self::Stream => "stream",
+            Self::Tag => "tag",
+        }
+    }
+
+    /// The field in the YAML of rules and tests: the word, except `tags`.
+    pub const fn field(self) -> &'static str {
+        match self {
+            Self::Tag => "tags",
+            Self::Bump | Self::Delete | Self::Pattern | Self::Publish | Self::Set | Self::Stream => self.as_str(),
+        }
+    }
+
+    /// Whether it is about cached values, which a broadcast names and an epoch flush removes; otherwise it sends a
+    /// message.
+    pub const fn touches_keys(self) -> bool {
+        match self {
+            Self::Bump | Self::Delete | Self::Pattern | Self::Set | Self::Tag => true,
+            Self::Publish | Self::Stream => false,
+        }
+    }
+}
+
+impl fmt::Display for ActionKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_is_listed_and_sorts_by_its_word() {
+        let mut kinds = ActionKind::ALL;
+        kinds.sort();
+        assert!(kinds.map(ActionKind::as_str).is_sorted_by(|one, other| one < other));
+        for kind in ActionKind::ALL {
+            let json = serde_json::to_string(&kind).unwrap();
+            assert_eq!(json, format!("\"{kind}\""));
+            assert_eq!(serde_json::from_str::<ActionKind>(&json).unwrap(), kind);
+        }
+    }
+}
