@@ -1,8 +1,8 @@
-//! Redis, as the API reads it.
+//! Redis, as one thread of the API reads it.
 //!
-//! Owns the connection, whether Redis is there at all, and looking at many keys in one round trip. It must not know what
-//! is cached. Invariants: what is said of a value and how far the daemon had come then are from one atomic answer of one
-//! dataset; while Redis is away nobody waits for it.
+//! Owns the connection, whether Redis is available, and lookups, of which many share one round
+//! trip. It must not know what is cached. Invariants: a value and the daemon's progress are from
+//! one atomic reply of one dataset; while Redis is unavailable no request waits for it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,65 +20,75 @@ use crate::coherence::lease::Leases;
 use crate::coherence::watermark::Names;
 use crate::key::CacheKey;
 
-/// How long Redis may take to answer before it counts as away: a stall of any length is one for every reader.
+/// How long Redis may take to answer before it counts as unavailable: a stall delays every reader.
 const ANSWER_MAX: Duration = Duration::from_secs(1);
 
-/// How many looks share a round trip at most.
-const LOOKS_TOGETHER: usize = 256;
+/// The most lookups in one round trip.
+const BATCH_MAX: usize = 256;
 
-/// How many looks may wait to be sent: more than there are connections to the API.
-const WAITING_MAX: usize = 16 * 1024;
+/// The most lookups that wait to be sent. There are fewer connections to the API.
+const QUEUE_MAX: usize = 16 * 1024;
 
-/// Redis, shared by everybody who reads.
+/// Redis, shared by the requests of one thread.
 #[derive(Debug)]
 pub(super) struct Cache {
-    /// The steps of the protocol.
+    /// The steps of the lease protocol.
     pub(super) leases: Leases,
     /// How long a grant lasts.
     pub(super) lease: Duration,
-    link: Arc<Link>,
-    looks: mpsc::Sender<Look>,
+    link: Arc<CacheLink>,
+    lookups: mpsc::Sender<LookupRequest>,
 }
 
-/// Redis is away, or did not answer.
+/// Redis cannot be reached, or did not answer.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
-#[error("Redis is away")]
-pub(super) struct Away;
+#[error("Redis is unavailable")]
+pub(super) struct RedisUnavailable;
 
-/// What a look found.
+/// The result of a lookup.
 #[derive(Clone, Debug)]
-pub(super) struct Sight {
-    /// Every invalidation up to here was in force.
+pub(super) struct CacheLookup {
+    /// Every invalidation up to this position is in force. None while a new epoch begins.
     pub(super) applied: Option<Lsn>,
-    /// How long ago the daemon said that everything committed was in force; nothing if it never did, or has other rules.
+    /// How long ago the daemon reported that everything committed was in force. None if it never
+    /// did, or has other rules.
     pub(super) behind: Option<Duration>,
-    /// The daemon has other rules or reads than we, and does not remove what we would cache.
-    pub(super) is_others: bool,
+    /// The daemon has other rules or reads than this process, so it does not remove what is cached
+    /// here.
+    pub(super) has_other_rules: bool,
     /// What the key held.
     pub(super) held: Value,
 }
 
-impl Sight {
-    /// Whether the daemon was near enough: it may be served. While an epoch begins nothing is.
-    pub(super) fn is_near(&self, max_staleness: Duration) -> bool {
+impl CacheLookup {
+    /// Whether the daemon is close enough behind for the value to be served.
+    pub(super) fn is_within(&self, max_staleness: Duration) -> bool {
         self.applied.is_some() && self.behind.is_some_and(|behind| behind <= max_staleness)
     }
 }
 
-struct Look {
+struct LookupRequest {
     key: CacheKey,
-    reply: oneshot::Sender<Result<Sight, Away>>,
+    reply: oneshot::Sender<Result<CacheLookup, RedisUnavailable>>,
 }
 
-/// The connection. None: Redis is away, and somebody is trying again.
+/// The connection, and the signal to replace it.
 #[derive(Debug, Default)]
-struct Link {
+struct CacheLink {
+    /// None while Redis is unavailable.
     connection: ArcSwapOption<MultiplexedConnection>,
     broken: Notify,
 }
 
+impl CacheLink {
+    fn current(&self) -> Option<MultiplexedConnection> {
+        self.connection.load().as_deref().cloned()
+    }
+}
+
 impl Cache {
-    /// Begins to connect; Redis counts as away until that is done.
+    /// Begins to connect on the runtime that calls. Until that is done, Redis counts as
+    /// unavailable.
     pub(super) fn start(
         info: &ConnectionInfo,
         (names, rules): (&Names, &Arc<str>),
@@ -86,35 +96,35 @@ impl Cache {
         stop: &CancellationToken,
     ) -> Result<Self, RedisError> {
         let client = crate::redis::open_client(info)?;
-        let link = Arc::new(Link::default());
-        let (looks, waiting) = mpsc::channel(WAITING_MAX);
-        let keep = keep(Arc::clone(&link), client, info.addr().to_string());
+        let link = Arc::new(CacheLink::default());
+        let (lookups, queue) = mpsc::channel(QUEUE_MAX);
+        let keep_connected = keep_connected(Arc::clone(&link), client, info.addr().to_string());
         let stop = stop.clone();
-        tokio::spawn(async move { stop.run_until_cancelled(keep).await });
-        tokio::spawn(look_for_all(Arc::clone(&link), names.clone(), Arc::clone(rules), waiting));
-        Ok(Self { leases: Leases::new(names.clone(), lease), lease, link, looks })
+        tokio::spawn(async move { stop.run_until_cancelled(keep_connected).await });
+        tokio::spawn(answer_lookups(Arc::clone(&link), names.clone(), Arc::clone(rules), queue));
+        Ok(Self { leases: Leases::new(names.clone(), lease), lease, link, lookups })
     }
 
-    /// Looks at a key.
-    pub(super) async fn look(&self, key: CacheKey) -> Result<Sight, Away> {
+    /// Looks a key up.
+    pub(super) async fn look_up(&self, key: CacheKey) -> Result<CacheLookup, RedisUnavailable> {
         if self.link.connection.load().is_none() {
-            return Err(Away);
+            return Err(RedisUnavailable);
         }
         let (reply, answer) = oneshot::channel();
-        self.looks.try_send(Look { key, reply }).map_err(|_| Away)?;
-        answer.await.unwrap_or(Err(Away))
+        self.lookups.try_send(LookupRequest { key, reply }).map_err(|_| RedisUnavailable)?;
+        answer.await.unwrap_or(Err(RedisUnavailable))
     }
 
     /// The connection, for the other steps of the protocol.
-    pub(super) fn connection(&self) -> Result<MultiplexedConnection, Away> {
-        self.link.current().ok_or(Away)
+    pub(super) fn connection(&self) -> Result<MultiplexedConnection, RedisUnavailable> {
+        self.link.current().ok_or(RedisUnavailable)
     }
 
-    /// Takes note of how a step went: whoever broke the connection has it made anew. What Redis refused it refused to
-    /// this step alone.
-    pub(super) fn noted<T>(&self, outcome: Result<T, RedisError>) -> Result<T, RedisError> {
+    /// Passes the outcome of a step through. If the connection failed, it is replaced; an error
+    /// that concerns this step alone changes nothing.
+    pub(super) fn observe<T>(&self, outcome: Result<T, RedisError>) -> Result<T, RedisError> {
         if let Err(error) = &outcome
-            && is_away(error)
+            && is_unavailable(error)
         {
             self.link.broken.notify_one();
         }
@@ -122,37 +132,31 @@ impl Cache {
     }
 }
 
-/// Whether the error says that there is nobody to ask, as opposed to a refusal.
-fn is_away(error: &RedisError) -> bool {
+/// Whether the error concerns the server or the connection, as opposed to one command.
+fn is_unavailable(error: &RedisError) -> bool {
     let refuses_all = matches!(error.code(), Some("LOADING" | "READONLY"));
     error.is_io_error() || error.is_timeout() || error.is_connection_dropped() || refuses_all
 }
 
-impl Link {
-    fn current(&self) -> Option<MultiplexedConnection> {
-        self.connection.load().as_deref().cloned()
-    }
-}
-
 /// Connects, and again whenever the connection breaks.
-async fn keep(link: Arc<Link>, client: Client, address: String) {
+async fn keep_connected(link: Arc<CacheLink>, client: Client, address: String) {
     let (mut backoff, mut notices) = (Backoff::default(), Notices::default());
     loop {
-        match open(&client).await {
+        match connect(&client).await {
             Ok(connection) => {
-                tracing::debug!(%address, "Redis answers");
+                tracing::debug!(%address, "connected to Redis");
                 (backoff, notices) = (Backoff::default(), Notices::default());
-                // What broke the one before says nothing of this one.
+                // Discards a signal that concerns the previous connection.
                 let _ = link.broken.notified().now_or_never();
                 link.connection.store(Some(Arc::new(connection)));
                 link.broken.notified().await;
                 link.connection.store(None);
-                tracing::warn!(%address, "Redis is away; reads go to PostgreSQL meanwhile");
+                tracing::warn!(%address, "Redis is unavailable; reads query PostgreSQL until it is back");
             }
             Err(error) => {
                 if notices.due() {
                     let error = crate::redis::describe(&error);
-                    tracing::warn!(%address, error, "Redis is away; reads go to PostgreSQL meanwhile");
+                    tracing::warn!(%address, error, "Redis is unavailable; reads query PostgreSQL until it is back");
                 }
                 tokio::time::sleep(backoff.next_wait().min(ANSWER_MAX)).await;
             }
@@ -160,71 +164,71 @@ async fn keep(link: Arc<Link>, client: Client, address: String) {
     }
 }
 
-/// A connection on which Redis has answered.
-async fn open(client: &Client) -> Result<MultiplexedConnection, RedisError> {
+/// Opens a connection on which Redis has answered.
+async fn connect(client: &Client) -> Result<MultiplexedConnection, RedisError> {
     let mut connection = crate::redis::connect(client, ANSWER_MAX).await?;
     redis::cmd("PING").exec_async(&mut connection).await?;
     Ok(connection)
 }
 
-/// Sends what has gathered while the round trip before was on its way.
-async fn look_for_all(link: Arc<Link>, names: Names, rules: Arc<str>, mut waiting: mpsc::Receiver<Look>) {
-    let mut gathered = Vec::new();
-    let mut said = false;
-    while waiting.recv_many(&mut gathered, LOOKS_TOGETHER).await > 0 {
-        let looks = std::mem::take(&mut gathered);
-        let is_others = look_together(&link, (&names, &rules), looks).await;
-        if is_others && !said {
+/// Sends the lookups that have queued up during the previous round trip.
+async fn answer_lookups(link: Arc<CacheLink>, names: Names, rules: Arc<str>, mut queue: mpsc::Receiver<LookupRequest>) {
+    let mut queued = Vec::new();
+    let mut is_logged = false;
+    while queue.recv_many(&mut queued, BATCH_MAX).await > 0 {
+        let requests = std::mem::take(&mut queued);
+        let has_other_rules = answer_batch(&link, (&names, &rules), requests).await;
+        if has_other_rules && !is_logged {
             tracing::warn!(
-                "the daemon has other rules or reads than this API, so nothing is served from Redis: restart whichever \
-                 has the older file"
+                "the daemon has other rules or reads than this API, so nothing is served from Redis: restart the \
+                 process that has the older file"
             );
         }
-        said = is_others;
+        is_logged = has_other_rules;
     }
 }
 
-/// Whether the daemon has other rules.
-async fn look_together(link: &Link, expected: (&Names, &str), looks: Vec<Look>) -> bool {
-    let found = match link.current() {
-        Some(mut connection) => ask(&mut connection, expected, &looks).await,
+/// Answers a batch of lookups. Returns whether the daemon has other rules.
+async fn answer_batch(link: &CacheLink, expected: (&Names, &str), requests: Vec<LookupRequest>) -> bool {
+    let fetched = match link.current() {
+        Some(mut connection) => fetch(&mut connection, expected, &requests).await.map(Some),
         None => Ok(None),
     };
-    let found = found.unwrap_or_else(|error| {
+    let fetched = fetched.unwrap_or_else(|error| {
         tracing::debug!(error = crate::redis::describe(&error), "Redis did not answer");
         link.broken.notify_one();
         None
     });
-    let Some((seen, held)) = found else {
-        looks.into_iter().for_each(|look| drop(look.reply.send(Err(Away))));
+    let Some((progress, values)) = fetched else {
+        requests.into_iter().for_each(|request| drop(request.reply.send(Err(RedisUnavailable))));
         return false;
     };
-    for (look, held) in looks.into_iter().zip(held) {
-        // Whoever asked may have left.
-        let _ = look.reply.send(Ok(Sight { held, ..seen.clone() }));
+    for (request, held) in requests.into_iter().zip(values) {
+        // Fails if the client has disconnected.
+        let _ = request.reply.send(Ok(CacheLookup { held, ..progress.clone() }));
     }
-    seen.is_others
+    progress.has_other_rules
 }
 
-/// What all looks of a trip have seen, and what each key held.
-async fn ask(
+/// Fetches the daemon's progress, which all lookups of a batch share, and what each key holds.
+async fn fetch(
     connection: &mut MultiplexedConnection,
     (names, rules): (&Names, &str),
-    looks: &[Look],
-) -> Result<Option<(Sight, Vec<Value>)>, RedisError> {
+    requests: &[LookupRequest],
+) -> Result<(CacheLookup, Vec<Value>), RedisError> {
     let mut get = redis::cmd("MGET");
     for name in [&names.applied, &names.asof, &names.rules] {
         get.arg(name.as_bytes());
     }
-    for look in looks {
-        get.arg(look.key.as_bytes());
+    for request in requests {
+        get.arg(request.key.as_bytes());
     }
-    // The time after the heartbeat: what is said to be behind is at least as far behind as it was.
+    // TIME comes after the heartbeat, so `behind` is never too small.
     let mut pipeline = Pipeline::new();
     pipeline.add_command(get).add_command(redis::cmd("TIME"));
     let (mut held, (seconds, micros)): (Vec<Value>, (u64, u64)) = pipeline.query_async(connection).await?;
-    if held.len() != looks.len() + 3 {
-        return Err((redis::ErrorKind::UnexpectedReturnType, "another number of values than keys").into());
+    if held.len() != requests.len() + 3 {
+        return Err((redis::ErrorKind::UnexpectedReturnType, "MGET returned another number of values than keys").into());
     }
     let values = held.split_off(3);
     let mut texts = redis::from_redis_value::<Vec<Option<String>>>(Value::Array(held))?.into_iter();
@@ -232,9 +236,9 @@ async fn ask(
     let (applied, asof, others) = (next(), next(), next());
     let now = Duration::from_secs(seconds) + Duration::from_micros(micros);
     let asof = asof.and_then(|millis| millis.parse().ok()).map(Duration::from_millis);
-    // A daemon that does not say which has those that everybody has.
-    let is_others = others.is_some_and(|others| others != *rules);
-    let behind = asof.map(|asof| now.saturating_sub(asof)).filter(|_| !is_others);
+    // A daemon that reports no rules is one that does not know the check, and is trusted.
+    let has_other_rules = others.is_some_and(|others| others != *rules);
+    let behind = asof.map(|asof| now.saturating_sub(asof)).filter(|_| !has_other_rules);
     let applied = applied.as_deref().and_then(Lsn::from_fixed_hex);
-    Ok(Some((Sight { applied, behind, is_others, held: Value::Nil }, values)))
+    Ok((CacheLookup { applied, behind, has_other_rules, held: Value::Nil }, values))
 }

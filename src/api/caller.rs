@@ -1,7 +1,7 @@
-//! Who asks: the address a request came from.
+//! The address of the client that a request came from.
 //!
-//! Owns what is believed of `X-Forwarded-For`. It must not know limits or sessions. Invariant: a header counts only as
-//! far as trusted proxies wrote it, so that nobody chooses an address for himself.
+//! Owns how far `X-Forwarded-For` is trusted. It must not know limits or sessions. Invariant: a
+//! header counts only as far as trusted proxies wrote it, so that no client can choose its address.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -10,12 +10,13 @@ use ipnet::IpNet;
 
 const FORWARDED: &str = "x-forwarded-for";
 
-/// How much of an IPv6 address says whose it is: providers give a customer at least this much of a network.
+/// The prefix of an IPv6 address that identifies a customer: providers assign at least a /64.
 const CUSTOMER_BITS: u32 = 64;
 
-/// The address of the client that a request came from, given who connected. Every proxy appends whom it heard from, so
-/// the header is read from its end, for as long as the one who wrote that part is trusted. What is no address ends the
-/// search: the last one that is counts.
+/// The address of the client, given the peer of the connection. Every proxy appends the address
+/// that it received the request from, so the header is read from its end, as long as the proxy that
+/// wrote the part is trusted. The search ends at a part that is not an address; the last address
+/// found counts.
 pub(super) fn address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     let is_trusted = |address: &IpAddr| trusted.iter().any(|network| network.contains(address));
     let mut client = peer.to_canonical();
@@ -25,7 +26,7 @@ pub(super) fn address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> I
     for hop in headers.get_all(FORWARDED).iter().rev().flat_map(|line| line.as_bytes().rsplit(|&byte| byte == b',')) {
         let hop = hop.trim_ascii();
         if hop.is_empty() {
-            // RFC 9110, section 5.6.1: an empty element of a list counts for nothing.
+            // RFC 9110, section 5.6.1: empty elements of a list are ignored.
             continue;
         }
         let Some(address) = parse(hop) else { return client };
@@ -37,7 +38,8 @@ pub(super) fn address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> I
     client
 }
 
-/// Whose an address is: of an IPv6 one the network, because one customer has more of them than could be counted.
+/// What identifies the customer of an address. For IPv6 the network, because one customer has more
+/// addresses than can be counted.
 pub(super) fn customer(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {
@@ -76,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stranger_is_who_connected_whatever_it_says() {
+    fn an_untrusted_peer_is_the_client_whatever_its_header_says() {
         check("198.51.100.1", &[], "198.51.100.1");
         check("198.51.100.1", &[b"203.0.113.9"], "198.51.100.1");
         check("198.51.100.1", &[b"203.0.113.9, 10.0.0.1"], "198.51.100.1");
@@ -84,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trusted_proxy_is_believed_as_far_as_trusted_proxies_wrote() {
+    fn the_header_counts_as_far_as_trusted_proxies_wrote_it() {
         check("127.0.0.1", &[], "127.0.0.1");
         check("127.0.0.1", &[b"203.0.113.9"], "203.0.113.9");
         check("127.0.0.1", &[b"1.1.1.1, 203.0.113.9"], "203.0.113.9");
@@ -94,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn every_form_of_an_address_is_understood() {
+    fn every_form_of_an_address_is_parsed() {
         check("127.0.0.1", &[b"203.0.113.9:4711"], "203.0.113.9");
         check("127.0.0.1", &[b"2001:db8::9"], "2001:db8::9");
         check("127.0.0.1", &[b"[2001:db8::9]"], "2001:db8::9");
@@ -108,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_ends_the_search() {
+    fn a_part_that_is_not_an_address_ends_the_search() {
         let garbage: &[&[u8]] = &[
             b"unknown",
             b"_hidden",

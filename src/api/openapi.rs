@@ -1,32 +1,32 @@
-//! The API's description of itself: OpenAPI 3.1.
+//! `/openapi.json`: the API in OpenAPI 3.1.
 //!
-//! Owns the form of `/openapi.json`. It must not know SQL or keys: neither is told. Invariant: every status, media type and
-//! header that a path can answer with is in the document.
+//! Owns the document. It must not know SQL or keys: the document reveals neither. Invariant: every
+//! status, media type and header that a path can answer with is in the document.
 
 use serde_json::{Map, Value, json};
 
 use super::problem::PROBLEM_JSON;
 use crate::config::Api;
-use crate::reads::{Read, ReadSet, Source};
+use crate::reads::{ParameterSource, Read, ReadSet};
 
 /// The name of the security scheme.
 const SESSION: &str = "session";
 
-/// What may go wrong on every path, and when it does.
+/// The problems of every path, by status.
 const ANYWHERE: [(u16, &str); 7] = [
-    (401, "There is no session, or it is over."),
-    (413, "The body is too long; nothing here reads one."),
-    (414, "The path and the query are too long."),
-    (429, "A rate limit is reached."),
-    (431, "The headers are too many or too long."),
-    (503, "What it takes to answer is away or busy."),
-    (504, "The answer took longer than a request may."),
+    (401, "A valid session is required."),
+    (413, "The body is too long. Bodies are ignored."),
+    (414, "The path and the query together are too long."),
+    (429, "A rate limit is exceeded."),
+    (431, "There are too many headers, or they are too long."),
+    (503, "The database or Redis is unavailable or busy."),
+    (504, "The request took too long."),
 ];
 
-/// What else may go wrong with a read.
+/// The problems that only reads have.
 const OF_READS: [(u16, &str); 2] = [
-    (400, "A parameter is not of its type, or a consistency token is none or is ahead of the server."),
-    (404, "There is nothing under this name."),
+    (400, "A parameter has the wrong type, or a consistency token is malformed or ahead of the database."),
+    (404, "There is no such row."),
 ];
 
 /// The document for these reads.
@@ -34,14 +34,14 @@ pub(super) fn document(reads: &ReadSet, api: &Api) -> Value {
     let mut paths = Map::new();
     for read in reads.reads() {
         let is_session = reads.session().is_some_and(|session| session.name == read.name);
-        // A catch-all is a parameter like any other here.
+        // In OpenAPI a catch-all is a parameter like any other.
         let path = read.path.as_str().replace("{*", "{");
         let needs_session = is_session || needs_session(&path, api);
-        let form = Form { parameters: parameters(read), problems: problems(&OF_READS, api), needs_session };
-        paths.insert(path, form.path(&read.name, &format!("The read `{}`.", read.name), found));
+        let form = PathTemplate { parameters: parameters(read), problems: problems(&OF_READS, api), needs_session };
+        paths.insert(path, form.path(&read.name, &format!("The read `{}`.", read.name), value_responses));
     }
-    for (path, id, summary, answer, parameters) in ours() {
-        let form = Form { parameters, problems: problems(&[], api), needs_session: needs_session(path, api) };
+    for (path, id, summary, answer, parameters) in own_paths() {
+        let form = PathTemplate { parameters, problems: problems(&[], api), needs_session: needs_session(path, api) };
         paths.insert(path.to_owned(), form.path(id, summary, answer));
     }
     json!({
@@ -49,42 +49,42 @@ pub(super) fn document(reads: &ReadSet, api: &Api) -> Value {
         "info": {
             "title": "unstale",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "Cached reads that are never stale: a change in the database is in every answer once it is in force.",
+            "description": "Cached reads that are never stale: once the invalidation of a change is in force, every answer contains the change.",
         },
         "paths": paths,
         "components": components(api),
     })
 }
 
-/// What a path answers when all is well; without the body for HEAD.
-type Answer = fn(is_head: bool) -> Map<String, Value>;
+/// Makes the responses of a path without problems; for HEAD, without the body.
+type SuccessResponses = fn(is_head: bool) -> Map<String, Value>;
 
 /// The paths of the API itself.
-fn ours() -> [(&'static str, &'static str, &'static str, Answer, Vec<Value>); 4] {
+fn own_paths() -> [(&'static str, &'static str, &'static str, SuccessResponses, Vec<Value>); 4] {
     [
-        ("/stats", "unstale.stats", "How often what happened, read by read.", object, Vec::new()),
-        ("/events", "unstale.events", "What is invalidated, as it happens.", stream, event_parameters()),
-        ("/healthz", "unstale.healthz", "Whether this instance serves.", nothing, Vec::new()),
+        ("/stats", "unstale.stats", "Counters for each read.", object, Vec::new()),
+        ("/events", "unstale.events", "Invalidations as they happen.", stream, event_parameters()),
+        ("/healthz", "unstale.healthz", "Whether this instance serves.", no_content, Vec::new()),
         ("/openapi.json", "unstale.openapi", "This document.", object, Vec::new()),
     ]
 }
 
 /// What GET and HEAD of a path have in common.
-struct Form {
+struct PathTemplate {
     parameters: Vec<Value>,
     problems: Vec<(u16, &'static str)>,
     needs_session: bool,
 }
 
-impl Form {
-    fn path(&self, id: &str, summary: &str, answer: Answer) -> Value {
+impl PathTemplate {
+    fn path(&self, id: &str, summary: &str, answer: SuccessResponses) -> Value {
         json!({
             "get": self.operation(id, summary, answer, false),
             "head": self.operation(&format!("{id}.head"), summary, answer, true),
         })
     }
 
-    fn operation(&self, id: &str, summary: &str, answer: Answer, is_head: bool) -> Value {
+    fn operation(&self, id: &str, summary: &str, answer: SuccessResponses, is_head: bool) -> Value {
         let mut responses = answer(is_head);
         for (status, description) in &self.problems {
             let response = match is_head {
@@ -110,7 +110,7 @@ fn needs_session(path: &str, api: &Api) -> bool {
     api.session.as_ref().is_some_and(|session| session.required.iter().any(|glob| glob.matches(path)))
 }
 
-/// What may go wrong, as far as the settings let it.
+/// The problems that can occur with these settings.
 fn problems(more: &[(u16, &'static str)], api: &Api) -> Vec<(u16, &'static str)> {
     let may = |status| match status {
         401 => api.session.is_some(),
@@ -125,11 +125,11 @@ fn problems(more: &[(u16, &'static str)], api: &Api) -> Vec<(u16, &'static str)>
 fn parameters(read: &Read) -> Vec<Value> {
     let own = read.parameters.iter().filter_map(|parameter| {
         let (place, schema) = match parameter.source {
-            Source::Path => ("path", json!({"type": "string", "minLength": 1})),
-            Source::Query => ("query", json!({"type": "string"})),
-            Source::Header => ("header", json!({"type": "string"})),
-            // The security scheme says it.
-            Source::Session => return None,
+            ParameterSource::Path => ("path", json!({"type": "string", "minLength": 1})),
+            ParameterSource::Query => ("query", json!({"type": "string"})),
+            ParameterSource::Header => ("header", json!({"type": "string"})),
+            // In the security scheme.
+            ParameterSource::Session => return None,
         };
         Some(json!({"name": parameter.name, "in": place, "required": place == "path", "schema": schema}))
     });
@@ -143,14 +143,14 @@ fn event_parameters() -> Vec<Value> {
             "name": name,
             "in": place,
             "required": false,
-            "description": "The id of the last event that was received: go on after it.",
+            "description": "The id of the last event that was received. The stream resumes after it.",
             "schema": {"type": "string"},
         })
     };
     vec![parameter("Last-Event-ID", "header"), parameter("last_event_id", "query")]
 }
 
-/// A response with these headers of [`components`]; the request's id is in all.
+/// A response with these headers of [`components`], and with the request's id.
 fn response(description: &str, headers: &[&str]) -> Map<String, Value> {
     let headers: Map<_, _> = std::iter::once(&"X-Request-Id").chain(headers).map(|name| header(name)).collect();
     let mut response = Map::new();
@@ -170,30 +170,30 @@ fn with_body(mut response: Map<String, Value>, media: &str, schema: Value, is_he
     response.into()
 }
 
-fn found(is_head: bool) -> Map<String, Value> {
+fn value_responses(is_head: bool) -> Map<String, Value> {
     let headers = ["ETag", "Cache-Control", "Age", "Cache-Status", "Consistency-Token", "Server-Timing"];
-    let value = response("The value, as the database gave it.", &headers);
-    let same = response("The client has it already.", &headers);
+    let value = response("The value, as the database returned it.", &headers);
+    let same = response("The client already has the value.", &headers);
     [("200".to_owned(), with_body(value, "application/json", json!({}), is_head)), ("304".to_owned(), same.into())]
         .into_iter()
         .collect()
 }
 
 fn object(is_head: bool) -> Map<String, Value> {
-    one(200, with_body(response("As it is now.", &[]), "application/json", json!({"type": "object"}), is_head))
+    one(200, with_body(response("The current state.", &[]), "application/json", json!({"type": "object"}), is_head))
 }
 
 fn stream(is_head: bool) -> Map<String, Value> {
-    let description = "Server-sent events without an end: `invalidation`, with what to forget, and `flush`, when what \
-                       has to be forgotten is everything.";
+    let description = "An endless stream of server-sent events: `invalidation` names what to discard, `flush` means to \
+                       discard everything.";
     one(
         200,
         with_body(response(description, &["Cache-Control"]), "text/event-stream", json!({"type": "string"}), is_head),
     )
 }
 
-fn nothing(_: bool) -> Map<String, Value> {
-    one(204, response("It does.", &[]).into())
+fn no_content(_: bool) -> Map<String, Value> {
+    one(204, response("It serves.", &[]).into())
 }
 
 fn one(status: u16, response: Value) -> Map<String, Value> {
@@ -233,10 +233,10 @@ fn components(api: &Api) -> Value {
 fn problem() -> Value {
     json!({
         "type": "object",
-        "description": "Why there is no other answer. RFC 9457.",
+        "description": "Problem details: RFC 9457.",
         "required": ["type", "title", "status", "detail", "instance"],
         "properties": {
-            "type": {"type": "string", "format": "uri", "description": "`urn:unstale:` and a word for the kind."},
+            "type": {"type": "string", "format": "uri", "description": "`urn:unstale:` and the kind of the problem."},
             "title": {"type": "string"},
             "status": {"type": "integer", "minimum": 400, "maximum": 599},
             "detail": {"type": "string"},
@@ -252,14 +252,14 @@ fn shared_parameters() -> Value {
     json!({
         "ConsistencyToken": header(
             "Consistency-Token",
-            "A position in the database's log that the answer must contain, as an earlier answer gave it.",
+            "A position in the database's log, from an earlier answer. The answer contains every commit up to it.",
             &position,
         ),
-        "MinLsn": header("X-Min-LSN", "The same under another name.", &position),
-        "IfNoneMatch": header("If-None-Match", "The entity tags of what the client has.", &text),
+        "MinLsn": header("X-Min-LSN", "Another name for Consistency-Token.", &position),
+        "IfNoneMatch": header("If-None-Match", "The entity tags of the values that the client has.", &text),
         "CacheControl": header(
             "Cache-Control",
-            "`no-cache` asks the database and stores the answer, `no-store` asks it and stores nothing.",
+            "`no-cache` queries the database and stores the result; `no-store` queries it and stores nothing.",
             &text,
         ),
     })
@@ -269,14 +269,14 @@ fn headers() -> Value {
     let header = |required: bool, kind: &str, description: &str| json!({"required": required, "description": description, "schema": {"type": kind}});
     json!({
         "Age": header(false, "integer", "Seconds since the value was stored."),
-        "Cache-Control": header(true, "string", "Who keeps an answer asks again before using it."),
-        "Cache-Status": header(true, "string", "What the cache did. RFC 9211."),
-        "Consistency-Token": header(false, "string", "A position in the database's log that the answer contains."),
-        "ETag": header(true, "string", "A name for this value in this coding. A strong one."),
-        "RateLimit": header(false, "string", "What is left of the limits."),
-        "RateLimit-Policy": header(false, "string", "The limits."),
-        "Retry-After": header(true, "integer", "Seconds to wait before asking again."),
-        "Server-Timing": header(false, "string", "What the answer took, in milliseconds."),
+        "Cache-Control": header(true, "string", "A stored answer must be revalidated before use."),
+        "Cache-Status": header(true, "string", "How the cache handled the request: RFC 9211."),
+        "Consistency-Token": header(false, "string", "A position in the database's log. The answer contains every commit up to it."),
+        "ETag": header(true, "string", "A strong entity tag of the value in this coding."),
+        "RateLimit": header(false, "string", "What is left of each rate limit."),
+        "RateLimit-Policy": header(false, "string", "The rate limits."),
+        "Retry-After": header(true, "integer", "Seconds to wait before a retry."),
+        "Server-Timing": header(false, "string", "How long the parts of the answer took, in ms."),
         "WWW-Authenticate": header(true, "string", "`Bearer`: the token of a session."),
         "X-Request-Id": header(true, "string", "The request's id: the client's own, or a new one."),
     })
@@ -334,7 +334,7 @@ api:
     }
 
     #[test]
-    fn everything_it_names_is_there() {
+    fn every_reference_resolves() {
         let document = described(&format!("{FILE}{API}"));
         assert_eq!(
             (&document["openapi"], &document["info"]["version"]),
@@ -379,7 +379,7 @@ api:
     }
 
     #[test]
-    fn a_status_is_told_where_the_settings_let_it_occur() {
+    fn a_status_is_listed_where_the_settings_let_it_occur() {
         let statuses = |document: &Value, path: &str| -> Vec<String> {
             document["paths"][path]["get"]["responses"].as_object().unwrap().keys().cloned().collect()
         };
@@ -396,7 +396,7 @@ api:
     }
 
     #[test]
-    fn a_head_has_no_body_and_no_other_status() {
+    fn a_head_has_no_body_and_the_same_statuses() {
         let document = described(&format!("{FILE}{API}"));
         for (path, methods) in document["paths"].as_object().unwrap() {
             let [get, head] = ["get", "head"].map(|method| methods[method]["responses"].as_object().unwrap());
@@ -409,7 +409,7 @@ api:
     }
 
     #[test]
-    fn neither_sql_nor_keys_are_told() {
+    fn neither_sql_nor_keys_are_revealed() {
         let text = described(&format!("{FILE}{API}")).to_string();
         assert!(!text.contains("select") && !text.contains("user:{id}"));
     }

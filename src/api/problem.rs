@@ -1,7 +1,8 @@
-//! What is answered when a request cannot be: problem details, as in RFC 9457.
+//! HttpProblem details for requests that fail: RFC 9457.
 //!
-//! Owns the kinds of problems, their words and their status. It must not know what led to one. Invariant: no value of a
-//! row, no token and no SQL is ever part of a problem; what was asked for is not repeated.
+//! Owns the kinds of problems, their texts and their status codes. It must not know what caused
+//! one. Invariant: a problem contains no value of a row, no token and no SQL, and repeats nothing
+//! of the request.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -14,15 +15,15 @@ use axum::response::{IntoResponse, Response};
 /// The media type of a problem.
 pub(super) const PROBLEM_JSON: &str = "application/problem+json";
 
-/// What every type of problem begins with.
-const TYPE: &str = "urn:unstale:";
+/// The prefix of every problem type.
+const TYPE_PREFIX: &str = "urn:unstale:";
 
-/// When to come again after something was away.
-pub(super) const AWAY: Duration = Duration::from_secs(1);
+/// `Retry-After` while a server is unavailable or busy.
+pub(super) const RETRY_SOON: Duration = Duration::from_secs(1);
 
 /// The kinds of problems.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum ProblemKind {
     NotFound,
     NoSuchPath,
     MethodNotAllowed,
@@ -39,8 +40,8 @@ pub(super) enum Kind {
     Internal,
 }
 
-impl Kind {
-    /// Its word, its title and its status.
+impl ProblemKind {
+    /// The last word of its type, its title and its status.
     pub(super) const fn parts(self) -> (&'static str, &'static str, StatusCode) {
         match self {
             Self::NotFound => ("not-found", "Not found", StatusCode::NOT_FOUND),
@@ -63,16 +64,16 @@ impl Kind {
     }
 }
 
-/// Why a request is not answered as it asks for.
+/// Why a request fails.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Problem {
-    kind: Kind,
+pub(super) struct HttpProblem {
+    kind: ProblemKind,
     detail: Cow<'static, str>,
     retry_after: Option<Duration>,
 }
 
-impl Problem {
-    fn new(kind: Kind, detail: impl Into<Cow<'static, str>>) -> Self {
+impl HttpProblem {
+    fn new(kind: ProblemKind, detail: impl Into<Cow<'static, str>>) -> Self {
         Self { kind, detail: detail.into(), retry_after: None }
     }
 
@@ -80,74 +81,79 @@ impl Problem {
         Self { retry_after: Some(wait), ..self }
     }
 
-    /// The read found nothing.
+    /// The read has no row.
     pub(super) fn not_found() -> Self {
-        Self::new(Kind::NotFound, "there is nothing under this name")
+        Self::new(ProblemKind::NotFound, "there is no such row")
     }
 
     /// No read has this path.
     pub(super) fn no_such_path() -> Self {
-        Self::new(Kind::NoSuchPath, "no read has this path; /openapi.json lists those that there are")
+        Self::new(ProblemKind::NoSuchPath, "no read has this path; /openapi.json lists all paths")
     }
 
     /// Another method than GET or HEAD.
     pub(super) fn method_not_allowed() -> Self {
-        Self::new(Kind::MethodNotAllowed, "only GET and HEAD are answered here")
+        Self::new(ProblemKind::MethodNotAllowed, "only GET and HEAD are supported")
     }
 
-    /// The database does not take a parameter for its type.
+    /// A parameter does not have the type that the query takes.
     pub(super) fn invalid_parameter(detail: impl Into<Cow<'static, str>>) -> Self {
-        Self::new(Kind::InvalidParameter, detail)
+        Self::new(ProblemKind::InvalidParameter, detail)
     }
 
-    /// The consistency token is none.
+    /// A consistency token is malformed.
     pub(super) fn invalid_token() -> Self {
-        Self::new(Kind::InvalidToken, "a consistency token is a position in the log, such as 0/16B3748")
+        Self::new(
+            ProblemKind::InvalidToken,
+            "expected a position in the log as the consistency token, such as 0/16B3748",
+        )
     }
 
     /// The consistency token names a position that the log has not reached.
     pub(super) fn token_ahead() -> Self {
-        Self::new(Kind::TokenAhead, "the server's log has not come as far as this token: is it another server's?")
+        let detail = "the database's log has not reached this position: the token may be from another database";
+        Self::new(ProblemKind::TokenAhead, detail)
     }
 
-    /// There is no session, or it is over.
+    /// The request has no token, or its session is not valid.
     pub(super) fn unauthorized() -> Self {
-        Self::new(Kind::Unauthorized, "this needs the token of a session, as `Authorization: Bearer ...`")
+        Self::new(ProblemKind::Unauthorized, "the token of a valid session is required, as `Authorization: Bearer ...`")
     }
 
     /// The request's URI is too long.
     pub(super) fn uri_too_long() -> Self {
-        Self::new(Kind::UriTooLong, "the path and the query are too long together")
+        Self::new(ProblemKind::UriTooLong, "the path and the query together are too long")
     }
 
-    /// The request's headers are too many or too long.
+    /// The request has too many headers, or they are too long.
     pub(super) fn headers_too_large() -> Self {
-        Self::new(Kind::HeadersTooLarge, "the headers are too many or too long")
+        Self::new(ProblemKind::HeadersTooLarge, "there are too many headers, or they are too long")
     }
 
     /// The request's body is too long.
     pub(super) fn body_too_large() -> Self {
-        Self::new(Kind::BodyTooLarge, "nothing here reads a body, and this one is long")
+        Self::new(ProblemKind::BodyTooLarge, "the body is too long; request bodies are ignored, so omit it")
     }
 
-    /// A limit is reached; `wait` until there is room again.
+    /// A rate limit is exceeded. `wait`: until it lets a request pass again.
     pub(super) fn rate_limited(wait: Duration) -> Self {
-        Self::new(Kind::RateLimited, "too many requests; the header RateLimit-Policy has the limit").after(wait)
+        Self::new(ProblemKind::RateLimited, "a rate limit is exceeded; the header RateLimit-Policy has the limits")
+            .after(wait)
     }
 
-    /// Something is away, or busy; worth trying again after `wait`.
+    /// A server is unavailable or busy. `wait`: until a retry may succeed.
     pub(super) fn unavailable(detail: impl Into<Cow<'static, str>>, wait: Duration) -> Self {
-        Self::new(Kind::Unavailable, detail).after(wait)
+        Self::new(ProblemKind::Unavailable, detail).after(wait)
     }
 
-    /// The answer took longer than a request may.
+    /// The request took longer than `api.timeout`, or its query longer than the read's.
     pub(super) fn timeout() -> Self {
-        Self::new(Kind::Timeout, "the answer took longer than a request may")
+        Self::new(ProblemKind::Timeout, "the request took too long")
     }
 
-    /// A fault of ours, or of the read's SQL; the log has more.
+    /// A bug in this process.
     pub(super) fn internal() -> Self {
-        Self::new(Kind::Internal, "this is a fault of the server; its log has the request's id")
+        Self::new(ProblemKind::Internal, "the server failed unexpectedly; see its log")
     }
 
     /// The status of its response.
@@ -158,7 +164,7 @@ impl Problem {
     fn to_json(&self, instance: Option<&str>) -> Vec<u8> {
         let (word, title, status) = self.kind.parts();
         let mut json = serde_json::json!({
-            "type": format!("{TYPE}{word}"),
+            "type": format!("{TYPE_PREFIX}{word}"),
             "title": title,
             "status": status.as_u16(),
             "detail": self.detail,
@@ -172,7 +178,7 @@ impl Problem {
     fn write_headers(&self, headers: &mut HeaderMap) {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if self.kind == Kind::Unauthorized {
+        if self.kind == ProblemKind::Unauthorized {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         if let Some(wait) = self.retry_after {
@@ -181,13 +187,13 @@ impl Problem {
     }
 }
 
-/// Whole seconds, at least one: who comes back too early is refused again.
+/// Whole seconds, at least one, rounded up: a retry that comes too early is refused again.
 fn seconds(wait: Duration) -> u64 {
     wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0)).max(1)
 }
 
-/// Without the request's id, which [`with_instance`] adds in one place for all.
-impl IntoResponse for Problem {
+/// Without the request's id; [`with_instance`] adds it.
+impl IntoResponse for HttpProblem {
     fn into_response(self) -> Response {
         let mut response = Response::new(Body::from(self.to_json(None)));
         *response.status_mut() = self.status();
@@ -197,9 +203,9 @@ impl IntoResponse for Problem {
     }
 }
 
-/// The same response; if it is a problem, then one that names the request. Headers that others added stay.
+/// Adds the request's id to a response that is a problem. Headers added by others stay.
 pub(super) fn with_instance(mut response: Response, request_id: &str) -> Response {
-    if let Some(problem) = response.extensions_mut().remove::<Problem>() {
+    if let Some(problem) = response.extensions_mut().remove::<HttpProblem>() {
         response.headers_mut().remove(CONTENT_LENGTH);
         *response.body_mut() = Body::from(problem.to_json(Some(request_id)));
     }
@@ -210,23 +216,23 @@ pub(super) fn with_instance(mut response: Response, request_id: &str) -> Respons
 mod tests {
     use super::*;
 
-    fn all() -> Vec<Problem> {
+    fn all() -> Vec<HttpProblem> {
         let wait = Duration::from_millis(1_200);
         vec![
-            Problem::not_found(),
-            Problem::no_such_path(),
-            Problem::method_not_allowed(),
-            Problem::invalid_parameter("`id` is not an integer"),
-            Problem::invalid_token(),
-            Problem::token_ahead(),
-            Problem::unauthorized(),
-            Problem::uri_too_long(),
-            Problem::headers_too_large(),
-            Problem::body_too_large(),
-            Problem::rate_limited(wait),
-            Problem::unavailable("PostgreSQL is away", wait),
-            Problem::timeout(),
-            Problem::internal(),
+            HttpProblem::not_found(),
+            HttpProblem::no_such_path(),
+            HttpProblem::method_not_allowed(),
+            HttpProblem::invalid_parameter("`id` is not an integer"),
+            HttpProblem::invalid_token(),
+            HttpProblem::token_ahead(),
+            HttpProblem::unauthorized(),
+            HttpProblem::uri_too_long(),
+            HttpProblem::headers_too_large(),
+            HttpProblem::body_too_large(),
+            HttpProblem::rate_limited(wait),
+            HttpProblem::unavailable("PostgreSQL is away", wait),
+            HttpProblem::timeout(),
+            HttpProblem::internal(),
         ]
     }
 
@@ -263,16 +269,17 @@ mod tests {
         for problem in all() {
             let response = problem.clone().into_response();
             let wait = response.headers().get(RETRY_AFTER).map(|wait| wait.to_str().unwrap().to_owned());
-            let expected = matches!(problem.kind, Kind::RateLimited | Kind::Unavailable).then(|| "2".to_owned());
+            let expected =
+                matches!(problem.kind, ProblemKind::RateLimited | ProblemKind::Unavailable).then(|| "2".to_owned());
             assert_eq!(wait, expected, "{problem:?}");
-            assert_eq!(response.headers().contains_key(WWW_AUTHENTICATE), problem.kind == Kind::Unauthorized);
+            assert_eq!(response.headers().contains_key(WWW_AUTHENTICATE), problem.kind == ProblemKind::Unauthorized);
         }
         assert_eq!([0, 1, 1_000, 1_001].map(|millis| seconds(Duration::from_millis(millis))), [1, 1, 1, 2]);
     }
 
     #[test]
     fn what_others_added_stays_and_what_is_no_problem_is_left_alone() {
-        let mut response = Problem::rate_limited(Duration::from_secs(1)).into_response();
+        let mut response = HttpProblem::rate_limited(Duration::from_secs(1)).into_response();
         response.headers_mut().insert("ratelimit", HeaderValue::from_static("\"a\";r=0"));
         response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from_static("7"));
         let response = with_instance(response, "r-1");

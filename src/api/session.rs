@@ -1,7 +1,8 @@
-//! Who a bearer token stands for.
+//! Sessions: which session and user a bearer token stands for.
 //!
-//! Owns the way from a token to a session: its hash, the read that resolves it, moving its end on. It must not know what
-//! the session permits. Invariant: a token leaves this file only as its SHA-256; it is in no key, log or message.
+//! Owns the way from a token to a session (its hash, the read that resolves it) and prolonging a
+//! session in use. It must not know what a session permits. Invariant: a token leaves this file
+//! only as its SHA-256; no key, log line or message contains it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,32 +11,36 @@ use axum::http::{HeaderMap, header};
 use redis::RedisError;
 use sha2::{Digest as _, Sha256};
 
-use super::reader::{Control, Question, ReadError, Reader};
+use super::cache::Cache;
+use super::error::ReadError;
+use super::question::{CacheControl, Question};
+use super::reader::Reader;
+use super::shared::Shared;
 use crate::change::Lsn;
 use crate::coherence::watermark::Names;
-use crate::config::api::SessionSettings as Settings;
+use crate::config::api::SessionSettings;
 
-/// The longest token that is taken for one, in bytes.
+/// The longest token, in bytes. A longer one counts as none.
 const TOKEN_MAX: usize = 4096;
 
 /// The sessions of an API.
 #[derive(Debug)]
 pub(super) struct Sessions {
-    settings: Settings,
+    settings: SessionSettings,
     /// The read that resolves a token, by its position.
     read: usize,
     names: Names,
 }
 
-/// The SHA-256 of a token, in lower-case hexadecimal digits.
+/// The SHA-256 of a token in lower-case hexadecimal digits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct TokenHash(String);
 
-/// A session that is valid.
+/// A valid session.
 #[derive(Clone, Debug)]
-pub(super) struct Session {
+pub(super) struct ClientSession {
     pub(super) hash: TokenHash,
-    /// The user, if the session names one.
+    /// The user, if `api.session.user` names a field and the session has it.
     pub(super) user: Option<String>,
 }
 
@@ -56,7 +61,7 @@ impl TokenHash {
 }
 
 impl Sessions {
-    pub(super) fn new(settings: Settings, read: usize, names: Names) -> Self {
+    pub(super) fn new(settings: SessionSettings, read: usize, names: Names) -> Self {
         Self { settings, read, names }
     }
 
@@ -65,31 +70,31 @@ impl Sessions {
         self.read == read
     }
 
-    /// Whether nobody may see a path without a session.
+    /// Whether a path needs a session.
     pub(super) fn is_required(&self, path: &str) -> bool {
         self.settings.required.iter().any(|glob| glob.matches(path))
     }
 
-    /// Whether a request goes on when nobody can say whether its session is valid.
-    pub(super) fn is_open(&self) -> bool {
+    /// Whether a request proceeds if its session cannot be verified.
+    pub(super) fn fails_open(&self) -> bool {
         self.settings.on_error == crate::config::api::OnError::Open
     }
 
-    /// The session of a token; nothing if there is none, or it is over.
-    /// The answer contains every commit up to `min`: who has just logged in is known everywhere.
+    /// The session of a token; None if there is none, or it has ended. The answer contains every
+    /// commit up to `min`, so that a new login is known to every instance.
     pub(super) async fn resolve(
         &self,
-        reader: &Arc<Reader>,
+        reader: &Reader,
         hash: TokenHash,
         min: Option<Lsn>,
-    ) -> Result<Option<Session>, ReadError> {
+    ) -> Result<Option<ClientSession>, ReadError> {
         let arguments = vec![Some(hash.as_str().as_bytes().to_vec())];
-        let question = Question { read: self.read, arguments, min, control: Control::Serve };
+        let question = Question { read: self.read, arguments, min, control: CacheControl::Serve };
         let Some(body) = reader.answer(question).await?.body else { return Ok(None) };
-        Ok(Some(Session { hash, user: self.user(&body) }))
+        Ok(Some(ClientSession { hash, user: self.user(&body) }))
     }
 
-    /// The user that a session's JSON names.
+    /// The user in the session's JSON.
     fn user(&self, body: &[u8]) -> Option<String> {
         let field = self.settings.user.as_deref()?;
         match serde_json::from_slice::<serde_json::Value>(body).ok()?.get(field)? {
@@ -99,21 +104,22 @@ impl Sessions {
         }
     }
 
-    /// Moves the end of a session on, because it is used; now and then is enough.
-    pub(super) fn touch(&self, reader: &Arc<Reader>, hash: &TokenHash) {
+    /// Prolongs a session that is in use, in the background and at most once in
+    /// `api.session.sliding.every`.
+    pub(super) fn prolong(&self, cache: &Arc<Cache>, shared: &Arc<Shared>, hash: &TokenHash) {
         let Some(sliding) = self.settings.sliding.clone() else { return };
-        let Ok(mut connection) = reader.cache.connection() else { return };
-        let (reader, hash) = (Arc::clone(reader), hash.clone());
+        let Ok(mut connection) = cache.connection() else { return };
+        let (cache, shared, hash) = (Arc::clone(cache), Arc::clone(shared), hash.clone());
         let mark = self.names.touched(hash.as_str());
         tokio::spawn(async move {
             let every = u64::try_from(sliding.every.max(Duration::from_millis(1)).as_millis()).unwrap_or(u64::MAX);
             let mut set = redis::cmd("SET");
             set.arg(mark.as_bytes()).arg(1).arg("NX").arg("PX").arg(every);
             let first: Result<Option<String>, RedisError> = set.query_async(&mut connection).await;
-            if let Ok(Some(_)) = reader.cache.noted(first)
-                && let Err(error) = reader.primary().touch(&sliding.sql, hash.as_str().as_bytes()).await
+            if let Ok(Some(_)) = cache.observe(first)
+                && let Err(error) = shared.upstream.execute(&sliding.sql, hash.as_str().as_bytes()).await
             {
-                tracing::warn!(%error, "the end of a session could not be moved on: api.session.sliding");
+                tracing::warn!(%error, "a session could not be prolonged; see api.session.sliding");
             }
         });
     }
@@ -124,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_bearer_token_is_a_token() {
+    fn only_bearer_tokens_count() {
         let check = |value: &[u8], expected: bool| {
             let mut headers = HeaderMap::new();
             headers.insert(header::AUTHORIZATION, axum::http::HeaderValue::from_bytes(value).unwrap());
@@ -142,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_known_by_its_sha256() {
+    fn a_token_is_hashed_with_sha256() {
         let mut headers = HeaderMap::new();
         headers.insert(header::AUTHORIZATION, "Bearer abc".parse().unwrap());
         let hash = TokenHash::of(&headers).unwrap();

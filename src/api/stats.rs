@@ -1,43 +1,45 @@
-//! How often what happened, read by read.
+//! The counters of `/stats`, for each read.
 //!
-//! Owns the counters and the form of `/stats`. It must not know when something counts. Invariant: counting never waits.
+//! Owns the counters and the JSON of `/stats`. It must not know when an event happens. Invariant:
+//! counting takes no lock.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use serde_json::{Map, Value, json};
 
-/// What is counted of a read.
+/// An event that is counted for a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Event {
+pub(super) enum ReadEvent {
     /// Served from Redis within its ttl.
     Hit,
-    /// Served from Redis past its ttl, while it was refreshed or the database was away. `/stats` has it under `hits` too.
+    /// Served from Redis past its ttl: while it was refreshed, or because the database was
+    /// unavailable. `/stats` also counts it in `hits`.
     StaleHit,
     /// Not in Redis.
     Miss,
     /// Stored in Redis.
     Fill,
-    /// Read to be stored, and not stored: it was invalidated meanwhile, or nothing would ever have removed it.
+    /// Read but not stored: it was invalidated meanwhile, or no rule could have removed it.
     RefusedFill,
-    /// A request waited for what another one was reading.
+    /// A request waited for another one's fill.
     Wait,
-    /// The client had it already: 304.
+    /// The client already had the value: 304.
     NotModified,
-    /// There is no such thing: 404.
+    /// There is no such row: 404.
     Negative,
-    /// The database was asked.
+    /// The database was queried.
     DatabaseRead,
-    /// Served past Redis: it was away, too old, or the request asked for that.
+    /// Served past Redis: Redis was unavailable or too old, or the client asked for it.
     Bypass,
-    /// Answered with a problem that is not the client's.
+    /// The database failed, through no fault of the client.
     Error,
 }
 
-impl Event {
+impl ReadEvent {
     const COUNT: usize = 11;
 
-    /// All of them, in their order, with their names in `/stats`.
+    /// All events in their order, with their names in `/stats`.
     const ALL: [(Self, &str); Self::COUNT] = [
         (Self::Hit, "hits"),
         (Self::StaleHit, "stale_hits"),
@@ -55,74 +57,74 @@ impl Event {
 
 /// The counters of one read.
 #[derive(Debug, Default)]
-pub(super) struct Counters([AtomicU64; Event::COUNT]);
+pub(super) struct Counters([AtomicU64; ReadEvent::COUNT]);
 
 impl Counters {
-    /// Counts one.
-    pub(super) fn count(&self, event: Event) {
+    /// Adds one to the counter of this event.
+    pub(super) fn count(&self, event: ReadEvent) {
         if let Some(counter) = self.0.get(event as usize) {
             counter.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    fn counts(&self) -> Counts {
-        let mut counts = Counts::default();
+    fn counts(&self) -> CounterValues {
+        let mut counts = CounterValues::default();
         for (count, counter) in counts.0.iter_mut().zip(&self.0) {
             *count = counter.load(Ordering::Relaxed);
         }
-        let stale = counts.of(Event::StaleHit);
-        if let Some(hits) = counts.0.get_mut(Event::Hit as usize) {
+        let stale = counts.of(ReadEvent::StaleHit);
+        if let Some(hits) = counts.0.get_mut(ReadEvent::Hit as usize) {
             *hits = hits.saturating_add(stale);
         }
         counts
     }
 }
 
-/// What counters stood at; stale hits are among the hits.
+/// The values of counters at one time. Hits include stale hits.
 #[derive(Clone, Copy, Debug, Default)]
-struct Counts([u64; Event::COUNT]);
+struct CounterValues([u64; ReadEvent::COUNT]);
 
-impl Counts {
+impl CounterValues {
     fn add(&mut self, other: &Self) {
         for (count, more) in self.0.iter_mut().zip(other.0) {
             *count = count.saturating_add(more);
         }
     }
 
-    fn of(&self, event: Event) -> u64 {
+    fn of(&self, event: ReadEvent) -> u64 {
         self.0.get(event as usize).copied().unwrap_or_default()
     }
 
-    /// Hits among everything that Redis could have answered; null if there was nothing.
+    /// The share of hits in what Redis could have answered; null if there were no such requests.
     fn hit_rate(&self) -> Value {
-        let all = [Event::Hit, Event::Miss, Event::Bypass].map(|event| self.of(event)).iter().sum::<u64>();
+        let all = [ReadEvent::Hit, ReadEvent::Miss, ReadEvent::Bypass].map(|event| self.of(event)).iter().sum::<u64>();
         match all {
             0 => Value::Null,
-            // Counts are far below 2^53, where f64 begins to skip.
-            all => json!((self.of(Event::Hit) as f64 / all as f64 * 1e4).round() / 1e4),
+            // CounterValues stay far below 2^53, above which f64 is not exact.
+            all => json!((self.of(ReadEvent::Hit) as f64 / all as f64 * 1e4).round() / 1e4),
         }
     }
 
     fn to_json(self) -> Value {
-        let counts = Event::ALL.map(|(event, name)| (name.to_owned(), self.of(event).into()));
+        let counts = ReadEvent::ALL.map(|(event, name)| (name.to_owned(), self.of(event).into()));
         let mut object: Map<String, Value> = counts.into_iter().collect();
         object.insert("hit_rate".to_owned(), self.hit_rate());
         object.into()
     }
 }
 
-/// The counters of every read, since the process began.
+/// The counters of every read since the process started.
 #[derive(Debug)]
 pub(super) struct Stats {
     reads: Vec<(String, Counters)>,
-    /// What belongs to no read.
+    /// For events of no read.
     others: Counters,
     rate_limited: AtomicU64,
     since: SystemTime,
 }
 
 impl Stats {
-    /// All at zero. The names of the reads, in their order.
+    /// Takes the names of the reads, in their order. Every counter is zero.
     pub(super) fn new(names: impl Iterator<Item = String>) -> Self {
         Self {
             reads: names.map(|name| (name, Counters::default())).collect(),
@@ -137,12 +139,12 @@ impl Stats {
         self.reads.get(read).map_or(&self.others, |(_, counters)| counters)
     }
 
-    /// Counts a request that a limit refused.
+    /// CounterValues a request that a limit refused.
     pub(super) fn count_rate_limited(&self) {
         self.rate_limited.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// What `/stats` answers.
+    /// The body of `/stats`.
     pub(super) fn to_json(&self, now: SystemTime) -> Value {
         let mut total = self.others.counts();
         let mut reads = Map::new();
@@ -168,12 +170,12 @@ mod tests {
 
     #[test]
     fn every_event_has_a_counter_of_its_own() {
-        for (position, (event, name)) in Event::ALL.into_iter().enumerate() {
+        for (position, (event, name)) in ReadEvent::ALL.into_iter().enumerate() {
             assert_eq!(event as usize, position, "{name}");
             let stats = Stats::new(["user".to_owned()].into_iter());
             stats.of(0).count(event);
             let json = stats.to_json(SystemTime::now());
-            for (_, other) in Event::ALL {
+            for (_, other) in ReadEvent::ALL {
                 let expected = u64::from(other == name || (other == "hits" && name == "stale_hits"));
                 assert_eq!(json["reads"]["user"][other], expected, "{name}, {other}");
                 assert_eq!(json["total"][other], expected, "{name}, {other}");
@@ -184,11 +186,11 @@ mod tests {
     #[test]
     fn the_rate_is_of_what_redis_could_have_answered() {
         let stats = Stats::new(["user", "org", "flag"].map(str::to_owned).into_iter());
-        for event in [Event::Hit, Event::StaleHit, Event::Miss, Event::Fill] {
+        for event in [ReadEvent::Hit, ReadEvent::StaleHit, ReadEvent::Miss, ReadEvent::Fill] {
             stats.of(0).count(event);
         }
-        stats.of(1).count(Event::Bypass);
-        stats.of(99).count(Event::Error);
+        stats.of(1).count(ReadEvent::Bypass);
+        stats.of(99).count(ReadEvent::Error);
         stats.count_rate_limited();
         let json = stats.to_json(stats.since);
         assert_eq!(json["reads"]["user"]["hit_rate"], 0.6667);

@@ -27,7 +27,7 @@ use crate::coherence::watermark::Names;
 use crate::install::setup;
 use crate::key::CacheKey;
 use crate::pipeline;
-use crate::reads::{Read, ReadSet, Source};
+use crate::reads::{ParameterSource, Read, ReadSet};
 use crate::rules::Filter;
 use crate::sandbox::{Postgres, Redis, example};
 use crate::sink::{Broadcast, connect_subscriber};
@@ -204,7 +204,7 @@ impl Show {
         let (read, values) = found.next()?;
         let mut path = read.path.as_str().to_owned();
         for (parameter, value) in read.parameters.iter().zip(values) {
-            if parameter.source != Source::Path {
+            if parameter.source != ParameterSource::Path {
                 // What only the bearer of a token may ask for.
                 return None;
             }

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::serve::{self, Listen};
 use super::{Failure, Loaded, check, duration, preflight};
-use crate::api::Server;
+use crate::api::ApiServer;
 use crate::coherence::history::HistoryGap;
 use crate::config::Settings;
 use crate::pipeline::{self, RunError};
@@ -78,7 +78,7 @@ struct Prepared {
     settings: Settings,
     rules: RuleSet,
     sink: Sink,
-    api: Option<(Server, TcpListener)>,
+    api: Option<(ApiServer, TcpListener)>,
 }
 
 /// Everything that must hold before the first change is read.

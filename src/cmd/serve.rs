@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::run::stop_on_signals;
 use super::{Failure, Loaded, check, duration, preflight};
-use crate::api::Server;
+use crate::api::ApiServer;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -58,7 +58,7 @@ pub(super) async fn open(
     loaded: &Loaded,
     listen: &Listen,
     stop: &CancellationToken,
-) -> Result<(Server, TcpListener), Failure> {
+) -> Result<(ApiServer, TcpListener), Failure> {
     if loaded.reads.reads().is_empty() {
         let path = loaded.path.display();
         return Err(Failure::configuration(format!("{path} has no `reads`: there is nothing to serve")));
@@ -68,7 +68,7 @@ pub(super) async fn open(
         Failure::configuration(format!("cannot listen on {address}: {error}; change api.listen or give --listen"))
     })?;
     let address = listener.local_addr()?;
-    let server = Server::start(&loaded.settings, loaded.reads.clone(), loaded.digest(), stop).map_err(|error| {
+    let server = ApiServer::start(&loaded.settings, loaded.reads.clone(), loaded.digest(), stop).map_err(|error| {
         Failure::configuration(format!("target.url cannot be used: {}", crate::redis::describe(&error)))
     })?;
     tracing::info!(%address, reads = loaded.reads.reads().len(), "serving");

@@ -9,7 +9,7 @@ use std::time::Duration;
 use indexmap::IndexSet;
 
 use super::path::Path;
-use super::read::{Parameter, Read, Source};
+use super::read::{Parameter, ParameterSource, Read};
 use crate::config::{Problems, RawRead, Settings, Spanned};
 use crate::key::{Glob, RESERVED, TAG};
 use crate::nearest::nearest;
@@ -127,9 +127,9 @@ impl Compiler<'_> {
         };
         let (key, path) = (key?, path?);
         let mut parameters: Vec<_> =
-            path.names().iter().map(|name| Parameter { name: name.clone(), source: Source::Path }).collect();
-        self.vary(&raw.vary.query, Source::Query, &mut parameters);
-        self.vary(&raw.vary.header, Source::Header, &mut parameters);
+            path.names().iter().map(|name| Parameter { name: name.clone(), source: ParameterSource::Path }).collect();
+        self.vary(&raw.vary.query, ParameterSource::Query, &mut parameters);
+        self.vary(&raw.vary.header, ParameterSource::Header, &mut parameters);
         if self.is_session {
             parameters = self.session(&path, &parameters, &key);
         }
@@ -169,17 +169,17 @@ impl Compiler<'_> {
     }
 
     /// Adds what the read varies by to its parameters.
-    fn vary(&mut self, names: &[Spanned<String>], source: Source, parameters: &mut Vec<Parameter>) {
+    fn vary(&mut self, names: &[Spanned<String>], source: ParameterSource, parameters: &mut Vec<Parameter>) {
         for text in names {
             let name = match source {
-                Source::Header => text.value.to_ascii_lowercase(),
-                Source::Path | Source::Query | Source::Session => text.value.clone(),
+                ParameterSource::Header => text.value.to_ascii_lowercase(),
+                ParameterSource::Path | ParameterSource::Query | ParameterSource::Session => text.value.clone(),
             };
             let is_sound =
                 !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte));
             let (message, advice) = if !is_sound {
                 ("not the name of a parameter", "expected letters, digits, `_` and `-`")
-            } else if source == Source::Header && CREDENTIALS.contains(&name.as_str()) {
+            } else if source == ParameterSource::Header && CREDENTIALS.contains(&name.as_str()) {
                 ("credentials may not become part of a key", "resolve them by `api.session`")
             } else if parameters.iter().any(|known| known.name == name) {
                 ("two parameters of one name: templates could not tell them apart", "rename one of them")
@@ -235,7 +235,7 @@ impl Compiler<'_> {
 
     /// Whether the key tells requests apart.
     fn check_key(&mut self, key: &Text, parameters: &[Parameter]) {
-        for parameter in parameters.iter().filter(|parameter| parameter.source == Source::Path) {
+        for parameter in parameters.iter().filter(|parameter| parameter.source == ParameterSource::Path) {
             if !key.template.references().any(|reference| reference.column == parameter.name) {
                 let message = format!("the key does not tell one `{}` of the path from another", parameter.name);
                 self.problems.push(key.text.span.clone(), message, format!("add `:{{{}}}`", parameter.name));
@@ -251,7 +251,7 @@ impl Compiler<'_> {
 }
 
 fn of_session(reference: &Reference) -> Parameter {
-    Parameter { name: reference.column.clone(), source: Source::Session }
+    Parameter { name: reference.column.clone(), source: ParameterSource::Session }
 }
 
 /// Which parameter may have been meant.
@@ -270,7 +270,7 @@ fn known(name: &str, parameters: &[Parameter]) -> String {
 /// What the key does not name, and how it is appended.
 fn appended(parameters: &[Parameter], key: &Template) -> Vec<(usize, Vec<u8>)> {
     let is_named = |parameter: &Parameter| key.references().any(|reference| reference.column == parameter.name);
-    let varied = |parameter: &Parameter| matches!(parameter.source, Source::Query | Source::Header);
+    let varied = |parameter: &Parameter| matches!(parameter.source, ParameterSource::Query | ParameterSource::Header);
     let missing = parameters.iter().enumerate().filter(|(_, parameter)| varied(parameter) && !is_named(parameter));
     missing.map(|(at, parameter)| (at, format!("{}=", parameter.name).into_bytes())).collect()
 }
@@ -371,7 +371,10 @@ pub(super) mod tests {
         assert_eq!(set.reads().iter().map(|read| read.name.as_str()).collect::<Vec<_>>(), ["user", "all"]);
         let user = set.find("user").unwrap();
         let parameters: Vec<_> = user.parameters.iter().map(|found| (found.name.as_str(), found.source)).collect();
-        assert_eq!(parameters, [("id", Source::Path), ("page", Source::Query), ("x-tenant", Source::Header)]);
+        assert_eq!(
+            parameters,
+            [("id", ParameterSource::Path), ("page", ParameterSource::Query), ("x-tenant", ParameterSource::Header)]
+        );
         assert_eq!((user.max_staleness.as_secs(), user.timeout), (3, TIMEOUT));
         assert_eq!(set.find("all").unwrap().max_staleness.as_secs(), 10);
         assert!(set.session().is_none() && set.find("nobody").is_none());
@@ -386,7 +389,7 @@ pub(super) mod tests {
         )
         .unwrap();
         let session = set.session().unwrap();
-        assert_eq!(session.parameters, [Parameter { name: "token".to_owned(), source: Source::Session }]);
+        assert_eq!(session.parameters, [Parameter { name: "token".to_owned(), source: ParameterSource::Session }]);
         let key = session.key(&[Some(b"9f86".to_vec())]).unwrap();
         assert_eq!(key.to_string(), "v1:session:9f86");
 

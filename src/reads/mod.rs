@@ -11,4 +11,4 @@ mod read;
 
 pub use compile::ReadSet;
 pub use path::{InvalidPath, Path};
-pub use read::{Arguments, Parameter, Read, Source};
+pub use read::{Arguments, Parameter, ParameterSource, Read};

@@ -64,12 +64,12 @@ pub struct Parameter {
     /// What templates call it; a header's name is in lower case.
     pub name: String,
     /// Where in the request it is.
-    pub source: Source,
+    pub source: ParameterSource,
 }
 
 /// Where in a request a parameter is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
+pub enum ParameterSource {
     /// A segment of the path.
     Path,
     /// The query string.

@@ -1,10 +1,10 @@
-//! `GET /events`: what was invalidated, as server-sent events.
+//! `GET /events`: invalidations as server-sent events.
 //!
-//! Owns the one subscription to the broadcast that all followers share, and their streams. It must not know how messages
-//! are made. Invariants: a follower is told everything that was broadcast after the id it named, or to forget
-//! everything; a slow one holds up nobody and takes no memory.
+//! Owns the one subscription to the broadcast that all clients share, and their streams. It must
+//! not know how messages are made. Invariants: a client receives everything that was broadcast
+//! after the id it named, or a flush; a slow client delays no other and takes no memory.
 
-mod ring;
+mod backlog;
 
 use std::borrow::Cow;
 use std::convert::Infallible;
@@ -22,54 +22,55 @@ use redis::{Client, ConnectionInfo, RedisError, Value};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
-use self::ring::Ring;
-use super::problem::Problem;
+use self::backlog::Backlog;
+use super::problem::HttpProblem;
 use crate::backoff::{Backoff, Notices};
 use crate::coherence::watermark::Names;
 use crate::redis::in_time;
 
-/// How many may follow at once.
-const FOLLOWERS_MAX: usize = 1_000;
+/// The most clients at once.
+const CLIENTS_MAX: usize = 1_000;
 
-/// When whoever found no seat should come back.
+/// `Retry-After` if there are already as many clients.
 const RETRY_AFTER: Duration = Duration::from_secs(10);
 
-/// A quiet stream says so often that it still stands; proxies end what says nothing for a minute.
+/// The interval of comments on a quiet stream: many proxies close a connection after a quiet
+/// minute.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 
-/// After so long without a message Redis is asked whether it is still there.
+/// How long no message may arrive before Redis is pinged.
 const QUIET_MAX: Duration = Duration::from_secs(10);
 
 /// How long one step of the subscription may take.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 
-/// By which a follower says what it was told last.
+/// The header with the id that a client received last.
 const LAST_EVENT_ID: &str = "last-event-id";
 
-/// The same, for browsers: they set the header only when they reconnect by themselves.
+/// The same as a query parameter, for browsers: they send the header only when they reconnect.
 const LAST_EVENT_ID_PARAMETER: &str = "last_event_id";
 
-/// The broadcasts, for everybody who follows them.
+/// The broadcasts, for all clients.
 #[derive(Debug)]
 pub(super) struct Events {
-    ring: Mutex<Ring>,
-    /// There is something new in the ring.
-    news: watch::Sender<()>,
-    seats: Arc<Semaphore>,
+    backlog: Mutex<Backlog>,
+    /// Notified when the backlog has changed.
+    changed: watch::Sender<()>,
+    slots: Arc<Semaphore>,
     stop: CancellationToken,
 }
 
 impl Events {
-    /// Begins to listen, and goes on until `stop`, whatever becomes of Redis meanwhile.
+    /// Subscribes in the background until `stop`, and again whenever the connection breaks.
     pub(super) fn start(
         info: &ConnectionInfo,
         names: &Names,
         stop: &CancellationToken,
     ) -> Result<Arc<Self>, RedisError> {
         let events = Arc::new(Self {
-            ring: Mutex::default(),
-            news: watch::Sender::new(()),
-            seats: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
+            backlog: Mutex::default(),
+            changed: watch::Sender::new(()),
+            slots: Arc::new(Semaphore::new(CLIENTS_MAX)),
             stop: stop.clone(),
         });
         let subscription = Subscription {
@@ -83,18 +84,18 @@ impl Events {
         Ok(events)
     }
 
-    /// Nothing that is done to the ring can leave it half done.
-    fn ring(&self) -> MutexGuard<'_, Ring> {
-        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+    /// A poisoned lock is no problem: no method of the backlog can panic halfway.
+    fn backlog(&self) -> MutexGuard<'_, Backlog> {
+        self.backlog.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn change(&self, change: impl FnOnce(&mut Ring)) {
-        change(&mut self.ring());
-        self.news.send_replace(());
+    fn change(&self, change: impl FnOnce(&mut Backlog)) {
+        change(&mut self.backlog());
+        self.changed.send_replace(());
     }
 }
 
-/// What keeps the ring in step with Redis.
+/// Keeps the backlog up to date with Redis.
 struct Subscription {
     events: Arc<Events>,
     client: Client,
@@ -109,55 +110,56 @@ impl Subscription {
             let error = match self.open().await {
                 Ok((sink, messages)) => {
                     if notices.any() {
-                        tracing::info!(redis = self.address, "the events come again");
+                        tracing::info!(redis = self.address, "subscribed to the broadcast again");
                     }
                     (backoff, notices) = (Backoff::default(), Notices::default());
-                    self.follow(sink, messages).await
+                    self.receive(sink, messages).await
                 }
                 Err(error) => error,
             };
             if notices.due() {
                 let error = crate::redis::describe(&error);
-                tracing::warn!(redis = self.address, error, "no events come: cannot listen to Redis");
+                tracing::warn!(redis = self.address, error, "no events: cannot subscribe to the broadcast in Redis");
             }
             tokio::time::sleep(backoff.next_wait()).await;
         }
     }
 
-    /// Subscribes, and only then asks what was broadcast last: so nothing falls in between.
+    /// Subscribes, and only then asks for the last broadcast, so that none is missed in between.
     async fn open(&self) -> Result<(PubSubSink, PubSubStream), RedisError> {
         let (mut sink, mut messages) = crate::redis::subscriber(&self.client).await?.split();
         let mut mget = redis::cmd("MGET");
         mget.arg(self.names.last_broadcast.as_bytes()).arg(self.names.epoch.as_bytes());
         let asked = async {
             sink.subscribe(self.names.invalidations.as_bytes()).await?;
-            let mut link = crate::redis::connect(&self.client, ANSWER_MAX).await?;
-            let answer: (Option<Vec<u8>>, Option<Vec<u8>>) = mget.query_async(&mut link).await?;
-            // On the connection that listens: what was broadcast before Redis answered has arrived now.
+            let mut connection = crate::redis::connect(&self.client, ANSWER_MAX).await?;
+            let answer: (Option<Vec<u8>>, Option<Vec<u8>>) = mget.query_async(&mut connection).await?;
+            // On the subscription: when Redis answers, all broadcasts before the answer have
+            // arrived.
             sink.ping::<Value>().await?;
             Ok::<_, RedisError>(answer)
         };
         let (last, epoch) = in_time(ANSWER_MAX, asked).await?;
-        self.events.change(|ring| {
+        self.events.change(|backlog| {
             let mut is_linked = false;
             while let Some(Some(message)) = messages.next().now_or_never() {
-                is_linked |= ring.take(message.get_payload_bytes());
+                is_linked |= backlog.append(message.get_payload_bytes());
             }
-            // A message names the one before it, which is all that there is to know.
+            // A message names the previous one, so the answer of Redis is not needed.
             if !is_linked {
-                ring.stand_at(last.as_deref(), epoch.as_deref());
+                backlog.align(last.as_deref(), epoch.as_deref());
             }
         });
         Ok((sink, messages))
     }
 
-    /// Takes what comes until the connection ends; why it did.
-    async fn follow(&self, mut sink: PubSubSink, mut messages: PubSubStream) -> RedisError {
+    /// Appends messages until the connection ends. Returns why it did.
+    async fn receive(&self, mut sink: PubSubSink, mut messages: PubSubStream) -> RedisError {
         loop {
             tokio::select! {
                 message = messages.next() => match message {
-                    Some(message) => self.events.change(|ring| {
-                        ring.take(message.get_payload_bytes());
+                    Some(message) => self.events.change(|backlog| {
+                        backlog.append(message.get_payload_bytes());
                     }),
                     None => return io::Error::from(io::ErrorKind::ConnectionReset).into(),
                 },
@@ -173,20 +175,22 @@ impl Subscription {
 
 /// Answers `GET /events`.
 pub(super) fn get(events: &Arc<Events>, headers: &HeaderMap, query: &str) -> Response {
-    let Ok(seat) = Arc::clone(&events.seats).try_acquire_owned() else {
-        return Problem::unavailable("as many follow the events as may", RETRY_AFTER).into_response();
+    let Ok(slot) = Arc::clone(&events.slots).try_acquire_owned() else {
+        return HttpProblem::unavailable("there are already as many clients of /events as allowed", RETRY_AFTER)
+            .into_response();
     };
-    let follower = Follower::new(events, last_event_id(headers, query).as_deref(), seat);
-    let mut response = Response::new(Body::from_stream(follower.stream()));
+    let client = EventClient::new(events, last_event_id(headers, query).as_deref(), slot);
+    let mut response = Response::new(Body::from_stream(client.stream()));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    // nginx would hold back what comes little by little.
+    // nginx would buffer the stream.
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     response
 }
 
-/// Any bytes. The header goes first: a browser that reconnects has what the page named at first in its query still.
+/// Any bytes. The header takes precedence: a browser that reconnects repeats the query of its first
+/// request.
 fn last_event_id<'a>(headers: &'a HeaderMap, query: &'a str) -> Option<Cow<'a, [u8]>> {
     let header = headers.get(LAST_EVENT_ID).map(|id| Cow::Borrowed(id.as_bytes()));
     let parameters = || query.split('&').filter_map(|pair| pair.split_once('='));
@@ -198,46 +202,46 @@ fn last_event_id<'a>(headers: &'a HeaderMap, query: &'a str) -> Option<Cow<'a, [
         .filter(|id| !id.is_empty())
 }
 
-/// One client.
-struct Follower {
+/// One client of the stream.
+struct EventClient {
     events: Arc<Events>,
-    news: watch::Receiver<()>,
-    /// What it is told first.
+    changed: watch::Receiver<()>,
+    /// The text to send first.
     opening: Option<Bytes>,
-    /// The number of the entry that it is told next.
-    cursor: u64,
-    /// Goes with it.
-    _seat: OwnedSemaphorePermit,
+    /// The number of the next entry to send.
+    next_entry: u64,
+    /// Freed when the client disconnects.
+    _slot: OwnedSemaphorePermit,
 }
 
-impl Follower {
-    fn new(events: &Arc<Events>, last: Option<&[u8]>, seat: OwnedSemaphorePermit) -> Self {
-        let news = events.news.subscribe();
-        let (cursor, opening) = events.ring().begin(last);
-        Self { events: Arc::clone(events), news, opening: Some(opening), cursor, _seat: seat }
+impl EventClient {
+    fn new(events: &Arc<Events>, last: Option<&[u8]>, slot: OwnedSemaphorePermit) -> Self {
+        let changed = events.changed.subscribe();
+        let (next_entry, opening) = events.backlog().resume(last);
+        Self { events: Arc::clone(events), changed, opening: Some(opening), next_entry, _slot: slot }
     }
 
     fn stream(self) -> impl Stream<Item = Result<Bytes, Infallible>> + Send + 'static {
-        stream::unfold(self, |mut follower| async move {
-            let text = follower.next().await?;
-            Some((Ok(text), follower))
+        stream::unfold(self, |mut client| async move {
+            let text = client.next().await?;
+            Some((Ok(text), client))
         })
     }
 
-    /// What it is told next; nothing at the end.
+    /// The next text to send; None when the API stops.
     async fn next(&mut self) -> Option<Bytes> {
         loop {
             if self.events.stop.is_cancelled() {
                 return None;
             }
-            let entry = self.opening.take().or_else(|| self.events.ring().after(&mut self.cursor));
+            let entry = self.opening.take().or_else(|| self.events.backlog().next(&mut self.next_entry));
             if entry.is_some() {
                 return entry;
             }
             tokio::select! {
                 biased;
                 () = self.events.stop.cancelled() => return None,
-                changed = self.news.changed() => changed.ok()?,
+                changed = self.changed.changed() => changed.ok()?,
                 () = tokio::time::sleep(HEARTBEAT) => return Some(Bytes::from_static(b":\n\n")),
             }
         }

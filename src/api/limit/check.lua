@@ -1,14 +1,15 @@
--- KEYS: where each limit counts this caller. ARGV: of each limit its algorithm, its limit and its window in µs. A
--- request that one of them refuses counts against none. The clock is that of Redis, so all who ask agree; its µs and
--- whatever is added to them are far below 2^53. Returns of each limit: 1 if it lets the request pass, how many more it
--- would, and ms until it lets more.
+-- KEYS: where each limit counts this caller. ARGV: the algorithm, the limit and the window in µs of
+-- each limit. A request that one limit refuses is counted by none. The clock is that of Redis, so
+-- all instances agree. Times in µs, and sums of them, stay far below 2^53. Returns for each limit:
+-- 1 if it lets the request pass, how many more requests it lets pass, and the ms until it lets more
+-- pass.
 local algorithms = {sliding = sliding, fixed = fixed}
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) * 1000000 + tonumber(clock[2])
 local limits, pass = {}, 1
 for i, key in ipairs(KEYS) do
   local algorithm, limit, window = algorithms[ARGV[3 * i - 2]], tonumber(ARGV[3 * i - 1]), tonumber(ARGV[3 * i])
-  local passed, left, at = algorithm.look(key, window, now)
+  local passed, left, at = algorithm.count(key, window, now)
   limits[i] = {take = algorithm.take, limit = limit, window = window, passed = passed, left = left, at = at}
   if passed >= limit then
     pass = 0

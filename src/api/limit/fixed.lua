@@ -1,10 +1,11 @@
--- A fixed window: a counter that begins with the first request and ends by itself. It begins when its caller does, so
--- that not everybody's windows end in the same moment.
+-- A fixed window: a counter that starts with the first request and expires. Each caller has its own
+-- start, so that not all windows end at the same time.
 local fixed = {}
 
--- How many passed within the window, and µs until none did. What would live for more than two windows was written
--- before the clock was set back, or the window was made shorter.
-function fixed.look(key, window, now)
+-- Returns how many requests passed within the window, the µs until it ends, and the time. A key
+-- that would live for more than two windows was written before the clock was set back, or before
+-- the window was made shorter.
+function fixed.count(key, window, now)
   local left = redis.call('PTTL', key) * 1000
   if left < 0 or left > 2 * window then
     return 0, window, now

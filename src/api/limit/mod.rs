@@ -1,12 +1,14 @@
-//! Rate limits: how often somebody may ask.
+//! Rate limits.
 //!
-//! Owns which limits a request must pass, where each counts whom, and the header fields that say so. The counting is
-//! one script in Redis, `limit/check.lua` behind `limit/sliding.lua` and `limit/fixed.lua`, on the clock of Redis: it
-//! is exact however many instances ask at once. It must not know sessions or how an address is found. Invariants: a
-//! request that one limit refuses counts against none of its step; no address, token or user is readable in Redis.
+//! Owns which limits a request must pass and under which keys each counts. The counting is one
+//! script in Redis, `check.lua` behind `sliding.lua` and `fixed.lua`, on the clock of Redis, so it
+//! is exact for any number of instances. It must not know sessions or how an address is found.
+//! Invariants: a request that one limit refuses is not counted by the other limits of its phase; no
+//! address, token or user is readable in Redis.
+
+mod headers;
 
 use std::borrow::Cow;
-use std::cmp::Reverse;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -16,28 +18,18 @@ use redis::aio::ConnectionLike;
 use redis::{ErrorKind, RedisError, Script};
 use sha2::{Digest as _, Sha256};
 
+use self::headers::{LimitState, whole_seconds};
 use super::caller;
 use crate::coherence::watermark::Names;
 use crate::config::api::{Algorithm, Api, By, OnError, RateLimit};
 
-/// Without `allow-oom`: a full Redis refuses to count, which is for [`Limits::on_error`] to judge. What callers could
-/// make it store must not push out, or stop, what makes the cache coherent.
+/// Without `allow-oom`: a full Redis refuses to count, and [`Limits::on_error`] decides. What
+/// clients make Redis store must not displace or block what keeps the cache coherent.
 const CHECK: &str =
     concat!("#!lua\n", include_str!("sliding.lua"), include_str!("fixed.lua"), include_str!("check.lua"));
 
-/// How much of the hash of who asks becomes part of a key, in bytes.
-const WHO_BYTES: usize = 16;
-
-/// The largest integer of a structured field: RFC 9651, section 3.3.1.
-const INTEGER_MAX: u64 = 999_999_999_999_999;
-
-// As of draft-ietf-httpapi-ratelimit-headers-11.
-static POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
-static STANDING: HeaderName = HeaderName::from_static("ratelimit");
-// As many servers write them: of the limit that is closest, the reset in seconds from now.
-static X_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
-static X_REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
-static X_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
+/// How many bytes of the hash of a caller are part of a key.
+const CALLER_BYTES: usize = 16;
 
 /// The limits of `api.rate_limits`.
 #[derive(Debug)]
@@ -48,56 +40,47 @@ pub(super) struct Limits {
     x_ratelimit: bool,
 }
 
-/// Who asks, by all that is known of him.
+/// The client of a request, as far as it is known.
 #[derive(Clone, Debug)]
 pub(super) struct Caller {
     /// The client's address.
     pub(super) ip: IpAddr,
-    /// What stands for the session, if there is one: the token's hash. Not of a token that names no session: whoever
-    /// made one up would have a window of its own.
+    /// The hash of the token, if its session is valid. An invented token must not get a window of
+    /// its own.
     pub(super) session: Option<String>,
     /// The user of the session.
     pub(super) user: Option<String>,
 }
 
-/// When a limit is asked: a token that is made up costs a look at the database, which those by address spare.
+/// When a limit is checked. The limits by address come first, because an invented token costs a
+/// query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Step {
-    /// Before it is known whose session it is.
+pub(super) enum LimitPhase {
+    /// Before the session is resolved.
     ByAddress,
-    /// After that.
+    /// After the session is resolved.
     BySession,
 }
 
-impl Step {
+impl LimitPhase {
     fn includes(self, by: By) -> bool {
         (by == By::Ip) == (self == Self::ByAddress)
     }
 }
 
-/// What the limits say of a request.
+/// The decision of the limits of one phase.
 #[derive(Debug)]
-pub(super) struct Verdict {
-    /// All of them let it pass, and have counted it.
+pub(super) struct LimitDecision {
+    /// All of them let the request pass, and have counted it.
     pub(super) allowed: bool,
-    /// What to tell the client about its limits, with any answer. Without `Retry-After`.
+    /// The header fields for any answer. Without `Retry-After`.
     pub(super) headers: Vec<(HeaderName, HeaderValue)>,
-    /// When all of those that refused it let something pass again: whole seconds, at least one.
+    /// When all limits that refused it let a request pass again: whole seconds, at least one.
     pub(super) retry_after: Duration,
 }
 
-/// Where somebody stands with one limit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Standing {
-    allowed: bool,
-    /// How many more requests pass now.
-    remaining: u64,
-    /// How long it stays at that.
-    reset: Duration,
-}
-
 impl Limits {
-    /// The limits of an API whose state has these names.
+    /// The limits of the settings.
     pub(super) fn new(api: &Api, names: &Names) -> Self {
         Self {
             limits: api.rate_limits.clone(),
@@ -107,48 +90,48 @@ impl Limits {
         }
     }
 
-    /// Whether any limit holds for a path; if not, there is nothing to [`Limits::check`].
+    /// Whether any limit applies to a path. If not, [`Limits::check`] is not needed.
     pub(super) fn applies(&self, path: &str) -> bool {
         self.of(path).next().is_some()
     }
 
-    /// Whether any of them is one of this step.
-    pub(super) fn applies_in(&self, path: &str, step: Step) -> bool {
-        self.of(path).any(|limit| step.includes(limit.by))
+    /// Whether any limit of this phase applies to a path.
+    pub(super) fn applies_in(&self, path: &str, phase: LimitPhase) -> bool {
+        self.of(path).any(|limit| phase.includes(limit.by))
     }
 
-    /// What becomes of a request to a path when its limits cannot be asked: the strictest of them decides.
+    /// What happens to a request if its limits cannot be checked. The strictest limit decides.
     pub(super) fn on_error(&self, path: &str) -> OnError {
         let closed = self.of(path).any(|limit| matches!(limit.on_error, OnError::Closed));
         if closed { OnError::Closed } else { OnError::Open }
     }
 
-    /// Counts a request against every limit of its path, if all of them let it pass.
+    /// Counts a request against every limit of its path and phase, if all of them let it pass.
     ///
     /// # Errors
     ///
-    /// Redis's, also that it is full; [`Limits::on_error`] says what becomes of the request. It may have been counted.
+    /// Redis failed or is full; [`Limits::on_error`] decides. The request may have been counted.
     pub(super) async fn check(
         &self,
         redis: &mut impl ConnectionLike,
-        (path, step): (&str, Step),
+        (path, phase): (&str, LimitPhase),
         caller: &Caller,
-    ) -> Result<Verdict, RedisError> {
-        let limits: Vec<&RateLimit> = self.of(path).filter(|limit| step.includes(limit.by)).collect();
+    ) -> Result<LimitDecision, RedisError> {
+        let limits: Vec<&RateLimit> = self.of(path).filter(|limit| phase.includes(limit.by)).collect();
         if limits.is_empty() {
-            return Ok(verdict(&[], self.x_ratelimit));
+            return Ok(decide(&[], self.x_ratelimit));
         }
-        let mut ask = self.script.prepare_invoke();
+        let mut invocation = self.script.prepare_invoke();
         for limit in &limits {
-            ask.key(self.names.limit(&limit.name, &who(limit, caller)).as_bytes());
-            ask.arg(word(limit.algorithm)).arg(limit.limit).arg(micros(limit.window));
+            invocation.key(self.names.limit(&limit.name, &caller_hash(limit, caller)).as_bytes());
+            invocation.arg(word(limit.algorithm)).arg(limit.limit).arg(micros(limit.window));
         }
-        let answer: Vec<u64> = ask.invoke_async(redis).await?;
+        let answer: Vec<u64> = invocation.invoke_async(redis).await?;
         if answer.len() != limits.len() * 3 {
-            return Err((ErrorKind::UnexpectedReturnType, "the rate limits were not all answered").into());
+            return Err((ErrorKind::UnexpectedReturnType, "the script did not answer for every limit").into());
         }
-        let standings: Vec<_> = limits.into_iter().zip(answer.chunks_exact(3).map(Standing::read)).collect();
-        Ok(verdict(&standings, self.x_ratelimit))
+        let states: Vec<_> = limits.into_iter().zip(answer.chunks_exact(3).map(LimitState::parse)).collect();
+        Ok(decide(&states, self.x_ratelimit))
     }
 
     fn of<'a>(&'a self, path: &'a str) -> impl Iterator<Item = &'a RateLimit> {
@@ -156,19 +139,10 @@ impl Limits {
     }
 }
 
-impl Standing {
-    /// From what `check.lua` answers of one limit. What is not that answer lets nothing pass.
-    fn read(answer: &[u64]) -> Self {
-        let &[allowed, remaining, reset] = answer else {
-            return Self { allowed: false, remaining: 0, reset: Duration::ZERO };
-        };
-        Self { allowed: allowed == 1, remaining, reset: Duration::from_millis(reset) }
-    }
-}
-
-/// What stands for whom a limit counts, in a key: 32 hexadecimal digits. What kind of name it is goes into the hash, so
-/// that no user is called like an address; and the algorithm, because each keeps its counts in its own form.
-fn who(limit: &RateLimit, caller: &Caller) -> String {
+/// What identifies the caller in the key of a limit: 32 hexadecimal digits. The kind of the name is
+/// hashed too, so that no user is confused with an address; and the algorithm, because each has its
+/// own format.
+fn caller_hash(limit: &RateLimit, caller: &Caller) -> String {
     let ip = || ("ip", Cow::<str>::Owned(caller::customer(caller.ip).to_string()));
     let session = caller.session.as_deref().map(|session| ("session", Cow::Borrowed(session)));
     let user = caller.user.as_deref().map(|user| ("user", Cow::Borrowed(user)));
@@ -178,66 +152,21 @@ fn who(limit: &RateLimit, caller: &Caller) -> String {
         By::UserOrIp => user.unwrap_or_else(ip),
     };
     let digest = Sha256::digest(format!("{}\0{kind}\0{name}", word(limit.algorithm)));
-    digest.iter().take(WHO_BYTES).fold(String::with_capacity(2 * WHO_BYTES), |mut hex, byte| {
-        // Writing to a text cannot fail.
+    digest.iter().take(CALLER_BYTES).fold(String::with_capacity(2 * CALLER_BYTES), |mut hex, byte| {
+        // Writing to a String cannot fail.
         let _ = write!(hex, "{byte:02x}");
         hex
     })
 }
 
-fn verdict(standings: &[(&RateLimit, Standing)], x_ratelimit: bool) -> Verdict {
-    let refusing = standings.iter().filter(|(_, standing)| !standing.allowed);
-    let wait = refusing.map(|(_, standing)| standing.reset).max();
-    Verdict {
+fn decide(states: &[(&RateLimit, LimitState)], x_ratelimit: bool) -> LimitDecision {
+    let refusing = states.iter().filter(|(_, state)| !state.allowed);
+    let wait = refusing.map(|(_, state)| state.reset).max();
+    LimitDecision {
         allowed: wait.is_none(),
-        headers: headers(standings, x_ratelimit),
+        headers: headers::fields(states, x_ratelimit),
         retry_after: Duration::from_secs(whole_seconds(wait.unwrap_or_default()).max(1)),
     }
-}
-
-fn headers(standings: &[(&RateLimit, Standing)], x_ratelimit: bool) -> Vec<(HeaderName, HeaderValue)> {
-    // Of two that are as close, the one that stays so for longer.
-    let closest = standings.iter().min_by_key(|(_, standing)| (standing.remaining, Reverse(standing.reset)));
-    let Some((closest, standing)) = closest else { return Vec::new() };
-    let policies: Vec<_> = standings.iter().map(|(limit, _)| policy(limit)).collect();
-    let states: Vec<_> = standings.iter().map(|(limit, standing)| state(limit, *standing)).collect();
-    let mut headers = Vec::with_capacity(5);
-    let mut push = |name: &HeaderName, value: &str| {
-        // [`quoted`] and numbers make nothing that a header may not hold.
-        headers.extend(HeaderValue::from_str(value).ok().map(|value| (name.clone(), value)));
-    };
-    push(&POLICY, &policies.join(", "));
-    push(&STANDING, &states.join(", "));
-    if x_ratelimit {
-        push(&X_LIMIT, &closest.limit.to_string());
-        push(&X_REMAINING, &standing.remaining.to_string());
-        push(&X_RESET, &whole_seconds(standing.reset).to_string());
-    }
-    headers
-}
-
-fn policy(limit: &RateLimit) -> String {
-    let window = whole_seconds(limit.window).clamp(1, INTEGER_MAX);
-    format!("{};q={};w={window}", quoted(&limit.name), limit.limit.min(INTEGER_MAX))
-}
-
-fn state(limit: &RateLimit, standing: Standing) -> String {
-    let reset = whole_seconds(standing.reset).min(INTEGER_MAX);
-    format!("{};r={};t={reset}", quoted(&limit.name), standing.remaining.min(INTEGER_MAX))
-}
-
-/// A name as the string of a structured field, which knows printable ASCII only: RFC 9651, section 3.3.3.
-fn quoted(name: &str) -> String {
-    let mut quoted = String::from('"');
-    for character in name.chars() {
-        match character {
-            '"' | '\\' => quoted.extend(['\\', character]),
-            ' '..='~' => quoted.push(character),
-            _ => quoted.push('?'),
-        }
-    }
-    quoted.push('"');
-    quoted
 }
 
 fn word(algorithm: Algorithm) -> &'static str {
@@ -245,11 +174,6 @@ fn word(algorithm: Algorithm) -> &'static str {
         Algorithm::Sliding => "sliding",
         Algorithm::Fixed => "fixed",
     }
-}
-
-/// Rounded up: who comes back after so many seconds does not come too early.
-fn whole_seconds(duration: Duration) -> u64 {
-    duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
 }
 
 fn micros(duration: Duration) -> u64 {
@@ -280,12 +204,12 @@ mod tests {
         Caller { ip: ip.parse().unwrap(), session: session.map(str::to_owned), user: user.map(str::to_owned) }
     }
 
-    fn standing(allowed: bool, remaining: u64, reset: u64) -> Standing {
-        Standing { allowed, remaining, reset: Duration::from_millis(reset) }
+    fn state(allowed: bool, remaining: u64, reset: u64) -> LimitState {
+        LimitState { allowed, remaining, reset: Duration::from_millis(reset) }
     }
 
     #[test]
-    fn a_request_must_pass_every_limit_whose_glob_matches() {
+    fn every_limit_whose_glob_matches_applies() {
         let limits = three();
         let check = |path: &str, expected: &[&str]| {
             let names: Vec<_> = limits.of(path).map(|limit| limit.name.as_str()).collect();
@@ -300,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn the_strictest_decides_when_redis_cannot_be_asked() {
+    fn the_strictest_limit_decides_if_redis_is_unavailable() {
         let limits = three();
         assert!(matches!(limits.on_error("/users/u1"), OnError::Closed), "a limit by session is closed by default");
         assert!(matches!(limits.on_error("/organizations/o1/members"), OnError::Open));
@@ -308,34 +232,38 @@ mod tests {
     }
 
     #[test]
-    fn each_limit_counts_whom_it_is_for() {
+    fn each_limit_counts_its_callers() {
         let limits = three();
         let [all, users, org] = limits.limits.as_slice() else { panic!("{:?}", limits.limits) };
         let ann = caller("203.0.113.9", Some("aa"), Some("u1"));
         let ann_again = caller("203.0.113.10", Some("bb"), Some("u1"));
-        let nobody = caller("203.0.113.9", None, None);
-        assert_eq!(who(all, &ann), who(all, &nobody));
-        assert_ne!(who(all, &ann), who(all, &ann_again));
-        assert_ne!(who(users, &ann), who(users, &ann_again));
-        assert_ne!(who(users, &ann), who(users, &nobody));
-        assert_eq!(who(users, &nobody), who(all, &nobody), "without a session it is the address");
-        assert_eq!(who(org, &ann), who(org, &ann_again));
-        assert_ne!(who(org, &ann), who(org, &nobody));
-        assert_ne!(who(org, &nobody), who(all, &nobody), "another algorithm counts elsewhere");
+        let anonymous = caller("203.0.113.9", None, None);
+        assert_eq!(caller_hash(all, &ann), caller_hash(all, &anonymous));
+        assert_ne!(caller_hash(all, &ann), caller_hash(all, &ann_again));
+        assert_ne!(caller_hash(users, &ann), caller_hash(users, &ann_again));
+        assert_ne!(caller_hash(users, &ann), caller_hash(users, &anonymous));
+        assert_eq!(caller_hash(users, &anonymous), caller_hash(all, &anonymous), "without a session it is the address");
+        assert_eq!(caller_hash(org, &ann), caller_hash(org, &ann_again));
+        assert_ne!(caller_hash(org, &ann), caller_hash(org, &anonymous));
+        assert_ne!(caller_hash(org, &anonymous), caller_hash(all, &anonymous), "another algorithm counts elsewhere");
         let posing = caller("203.0.113.10", Some("203.0.113.9"), None);
-        assert_ne!(who(users, &posing), who(users, &nobody), "no session is called like an address");
+        assert_ne!(
+            caller_hash(users, &posing),
+            caller_hash(users, &anonymous),
+            "a session is never confused with an address"
+        );
         let (one, other) = (caller("2001:db8::1", None, None), caller("2001:db8::2:1", None, None));
-        assert_eq!(who(all, &one), who(all, &other), "one customer's network");
-        assert_eq!(who(all, &one).len(), 32);
+        assert_eq!(caller_hash(all, &one), caller_hash(all, &other), "one customer's network");
+        assert_eq!(caller_hash(all, &one).len(), 32);
     }
 
     #[test]
-    fn a_key_says_nothing_about_who_asked() {
+    fn a_key_reveals_nothing_about_the_caller() {
         let limits = three();
         let [_, users, org] = limits.limits.as_slice() else { panic!("{:?}", limits.limits) };
         let ann = caller("203.0.113.9", Some("deadbeef"), Some("ann"));
         for limit in [users, org] {
-            let key = limits.names.limit(&limit.name, &who(limit, &ann));
+            let key = limits.names.limit(&limit.name, &caller_hash(limit, &ann));
             let text = key.to_string();
             assert!(text.starts_with(&format!("v1:unstale:{{unstale}}:limit:{}:", limit.name)), "{text}");
             assert!(!["203.0.113.9", "deadbeef", "ann"].iter().any(|secret| text.contains(secret)), "{text}");
@@ -347,19 +275,19 @@ mod tests {
     fn headers_name_every_limit_and_the_closest() {
         let limits = three();
         let [all, users, _] = limits.limits.as_slice() else { panic!("{:?}", limits.limits) };
-        let check = |standings: &[(&RateLimit, Standing)], x: bool, expected: &[(&str, &str)]| {
-            let headers = headers(standings, x);
+        let check = |states: &[(&RateLimit, LimitState)], x: bool, expected: &[(&str, &str)]| {
+            let headers = headers::fields(states, x);
             let found: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
             assert_eq!(found, expected);
         };
         check(&[], true, &[]);
         check(
-            &[(all, standing(true, 50, 29_001))],
+            &[(all, state(true, 50, 29_001))],
             false,
             &[("ratelimit-policy", "\"all\";q=100;w=60"), ("ratelimit", "\"all\";r=50;t=30")],
         );
         check(
-            &[(all, standing(true, 99, 60_000)), (users, standing(true, 4, 1_500))],
+            &[(all, state(true, 99, 60_000)), (users, state(true, 4, 1_500))],
             true,
             &[
                 ("ratelimit-policy", "\"all\";q=100;w=60, \"users\";q=5;w=2"),
@@ -372,34 +300,19 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_request_waits_for_all_that_refused_it() {
+    fn a_refused_request_waits_for_all_limits_that_refused_it() {
         let limits = three();
         let [all, users, org] = limits.limits.as_slice() else { panic!("{:?}", limits.limits) };
-        let check = |standings: &[(&RateLimit, Standing)], allowed: bool, retry_after: u64| {
-            let verdict = verdict(standings, false);
-            assert_eq!((verdict.allowed, verdict.retry_after), (allowed, Duration::from_secs(retry_after)));
+        let check = |states: &[(&RateLimit, LimitState)], allowed: bool, retry_after: u64| {
+            let decision = decide(states, false);
+            assert_eq!((decision.allowed, decision.retry_after), (allowed, Duration::from_secs(retry_after)));
         };
         check(&[], true, 1);
-        check(&[(all, standing(true, 0, 9_000))], true, 1);
-        check(&[(all, standing(false, 0, 0))], false, 1);
-        check(&[(all, standing(false, 0, 1))], false, 1);
-        check(&[(all, standing(false, 0, 1_001))], false, 2);
-        let mixed =
-            [(all, standing(true, 3, 50_000)), (users, standing(false, 0, 1_200)), (org, standing(false, 0, 30_000))];
+        check(&[(all, state(true, 0, 9_000))], true, 1);
+        check(&[(all, state(false, 0, 0))], false, 1);
+        check(&[(all, state(false, 0, 1))], false, 1);
+        check(&[(all, state(false, 0, 1_001))], false, 2);
+        let mixed = [(all, state(true, 3, 50_000)), (users, state(false, 0, 1_200)), (org, state(false, 0, 30_000))];
         check(&mixed, false, 30);
-    }
-
-    #[test]
-    fn a_name_is_quoted_so_that_any_client_can_read_it() {
-        assert_eq!(quoted("per minute"), "\"per minute\"");
-        assert_eq!(quoted("a\"b\\c"), "\"a\\\"b\\\\c\"");
-        assert_eq!(quoted("ü\n"), "\"??\"");
-    }
-
-    #[test]
-    fn an_answer_that_is_none_lets_nothing_pass() {
-        assert_eq!(Standing::read(&[1, 4, 250]), standing(true, 4, 250));
-        assert_eq!(Standing::read(&[0, 0, 250]), standing(false, 0, 250));
-        assert!(!Standing::read(&[1, 4]).allowed);
     }
 }

@@ -1,11 +1,12 @@
--- A window that slides: the requests that passed, as a list of their times in µs, oldest first. As exact as a sorted
--- set and a fraction of its memory, and two requests in one µs need no names to be two. It never holds more than the
--- limit, because what is refused is not added.
+-- A sliding window: a list of the times in µs at which requests passed, oldest first. It is as
+-- exact as a sorted set, takes a fraction of the memory, and can hold two requests of the same µs.
+-- It never holds more than the limit, because refused requests are not added.
 local sliding = {}
 
--- How many passed within the window, µs until one fewer did, and the time to write now. Times in the list only rise,
--- also where the clock was set back; when it was set back by more than a window they mean nothing any more.
-function sliding.look(key, window, now)
+-- Returns how many requests passed within the window, the µs until one of them leaves it, and the
+-- time to write. Times in a list never fall, even if the clock was set back. If it was set back by
+-- more than a window, the list is discarded.
+function sliding.count(key, window, now)
   local size = redis.call('LLEN', key)
   if size == 0 then
     return 0, window, now
@@ -16,7 +17,7 @@ function sliding.look(key, window, now)
     return 0, window, now
   end
   now = math.max(now, newest)
-  -- By halves: how many at the front are too old. Most often none, or one.
+  -- Binary search: how many at the front are too old. It looks at the front first: usually none is.
   local low, high = 0, size
   local middle = 0
   while low < high do
@@ -36,7 +37,7 @@ function sliding.look(key, window, now)
   return size - low, tonumber(redis.call('LINDEX', key, 0)) + window - now, now
 end
 
--- A millisecond more than the window: Redis counts in whole ones, and may not forget too early.
+-- One ms longer than the window: Redis expires keys in whole ms, and must not do so too early.
 function sliding.take(key, window, now)
   redis.call('RPUSH', key, string.format('%.0f', now))
   redis.call('PEXPIRE', key, math.ceil(window / 1000) + 1)

@@ -15,7 +15,7 @@ use crate::cmd::preflight::Compared;
 use crate::cmd::{Failure, Loaded};
 use crate::config::Problems;
 use crate::query::{self, Notation, Query, Refusal, Take};
-use crate::reads::{Parameter, Read, Source, coverage};
+use crate::reads::{Parameter, ParameterSource, Read, coverage};
 use crate::rules::{Filter, Image, Lint, Reference, RuleSet};
 
 /// What is wrong with one read.
@@ -216,7 +216,7 @@ fn notations(read: &Read, query: &Query) -> Vec<Lint> {
         let at = number.saturating_sub(1);
         let Some((parameter, kind)) = read.parameters.get(at).zip(query.parameters.get(at)) else { continue };
         let is_text = matches!(*kind, Type::TEXT | Type::VARCHAR | Type::NAME);
-        if !is_text || parameter.source == Source::Session {
+        if !is_text || parameter.source == ParameterSource::Session {
             continue;
         }
         let is_other = |(reference, is_free): &(&Reference, bool)| {

@@ -8,7 +8,7 @@ mod names;
 use std::collections::BTreeSet;
 
 use self::names::{Alphabet, Names, spell};
-use super::{Read, Source};
+use super::{ParameterSource, Read};
 use crate::catalog::{QueryRelation, RelationKind};
 use crate::change::{Operation, TableName};
 use crate::config::Spanned;
@@ -19,7 +19,7 @@ use crate::rules::{Image, Lint, Rule, RuleSet, Template, Trigger};
 /// What is not covered of one read, for each relation that its query reads. `namespace` is what the file's templates
 /// leave out of names.
 pub fn gaps(read: &Read, relations: &[QueryRelation], rules: &RuleSet, namespace: &str) -> Vec<Lint> {
-    let hashed = read.parameters.iter().any(|parameter| parameter.source == Source::Session);
+    let hashed = read.parameters.iter().any(|parameter| parameter.source == ParameterSource::Session);
     let alphabet = Alphabet { hashed, filters: true };
     let names = Names::of(read, alphabet);
     let removing: Vec<&Rule> = rules.rules().iter().filter(|rule| names.are_removed_by(rule, alphabet)).collect();

@@ -1,0 +1,57 @@
+//! Why PostgreSQL gave no value.
+//!
+//! Owns the reasons and the way from SQLSTATE to one. It must not know which response follows from
+//! one. Invariant: no reason contains a value of a row. PostgreSQL's messages about values quote
+//! them.
+
+/// Why there is no value.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(in crate::api) enum DatabaseError {
+    /// A parameter does not have the type that the query takes. Holds the SQLSTATE.
+    #[error("a parameter does not have the type that the query takes (SQLSTATE {0})")]
+    Parameter(String),
+    /// The server cannot be reached, or the connection broke. Holds what happened.
+    #[error("PostgreSQL is unavailable: {0}")]
+    Unavailable(String),
+    /// No connection became free in time.
+    #[error("PostgreSQL has too many reads to answer; `api.database_connections` limits them")]
+    Overloaded,
+    /// The statement took too long.
+    #[error("PostgreSQL did not answer within the read's `timeout`")]
+    Timeout,
+    /// The server refused the query itself. Holds the SQLSTATE, or what happened.
+    #[error("PostgreSQL refused the query (SQLSTATE {0})")]
+    Refused(String),
+}
+
+impl DatabaseError {
+    /// Whether the server is unavailable or busy, so that a cached value may stand in for its
+    /// answer.
+    pub(in crate::api) fn is_transient(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::Overloaded | Self::Timeout)
+    }
+
+    /// Whether a statement may still run on the connection, or the connection may be broken.
+    pub(super) fn leaves_connection_unusable(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::Timeout)
+    }
+}
+
+impl From<tokio_postgres::Error> for DatabaseError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        let Some(refusal) = error.as_db_error() else { return Self::Unavailable(error.to_string()) };
+        let code = refusal.code().code();
+        match code.get(..2).unwrap_or_default() {
+            "22" => Self::Parameter(code.to_owned()),
+            // query_canceled: `statement_timeout`.
+            _ if code == "57014" => Self::Timeout,
+            // Connections, resources, operator intervention.
+            "08" | "53" | "57" => Self::Unavailable(format!("{} (SQLSTATE {code})", refusal.message())),
+            _ => {
+                // At debug level only: what a function raises may contain values of rows.
+                tracing::debug!(message = refusal.message(), code, "PostgreSQL refused a query");
+                Self::Refused(code.to_owned())
+            }
+        }
+    }
+}
