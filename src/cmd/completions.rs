@@ -1,19 +1,20 @@
 //! `unstale completions`: what a shell has to know to complete a command line.
 
-use clap::CommandFactory as _;
+use clap::Command;
 use clap_complete::{Shell, generate};
 
-use super::{Cli, Failure, print};
+use super::failure::Failure;
+use super::stdout::print;
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(super) struct CompletionsArgs {
     /// The shell
     #[arg(value_enum)]
     shell: Shell,
 }
 
-pub(super) fn run(args: Args) -> Result<(), Failure> {
+pub(super) fn run(args: CompletionsArgs, mut command: Command) -> Result<(), Failure> {
     let mut script = Vec::new();
-    generate(args.shell, &mut Cli::command(), "unstale", &mut script);
+    generate(args.shell, &mut command, "unstale", &mut script);
     print(&String::from_utf8_lossy(&script))
 }

@@ -1,24 +1,23 @@
-//! How places in the file, names and times are written in one line of output.
+//! How places in a file, names, numbers and times are written in output.
 //!
-//! Owns their form. It must not know what is said about them. Invariant: what came from a row, a file or a server
-//! cannot steer a terminal.
+//! Owns their form. It must not know what is said about them. Invariant: what came from a row, a file or a server cannot
+//! control a terminal.
 
 use std::time::Duration;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::Loaded;
 use crate::key::write_printable;
 
-/// A place in the file, from 1, in lines and characters.
+/// A place in a text: the line and the character in it, both from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct LineColumn {
     pub(super) line: usize,
     pub(super) column: usize,
 }
 
-impl Place {
-    /// The place of a byte.
+impl LineColumn {
+    /// The place of the byte at `offset`.
     pub(super) fn of(text: &str, offset: usize) -> Self {
         let before = text.get(..text.floor_char_boundary(offset.min(text.len()))).unwrap_or("");
         let line = before.matches('\n').count() + 1;
@@ -27,36 +26,15 @@ impl Place {
     }
 }
 
-impl Loaded {
-    /// The place of a byte of the file, as `path:line:column`.
-    pub(super) fn place(&self, offset: usize) -> String {
-        let Place { line, column } = Place::of(&self.text, offset);
-        format!("{}:{line}:{column}", self.path.display())
-    }
-
-    /// What the file says at these bytes.
-    pub(super) fn said(&self, span: &std::ops::Range<usize>) -> String {
-        printable(self.text.get(span.clone()).unwrap_or("").as_bytes())
-    }
-
-    /// A place as the fields of a JSON object.
-    pub(super) fn place_in(&self, offset: usize, object: &mut Map<String, Value>) {
-        let Place { line, column } = Place::of(&self.text, offset);
-        object.insert("file".to_owned(), self.path.display().to_string().into());
-        object.insert("line".to_owned(), line.into());
-        object.insert("column".to_owned(), column.into());
-    }
-}
-
-/// Bytes for a terminal.
-pub(super) fn printable(bytes: &[u8]) -> String {
+/// Text or bytes in one line that cannot control a terminal.
+pub(super) fn printable(bytes: impl AsRef<[u8]>) -> String {
     let mut text = String::new();
     // Writing to a String cannot fail.
-    let _ = write_printable(&mut text, bytes);
+    let _ = write_printable(&mut text, bytes.as_ref());
     text
 }
 
-/// The beginning of some bytes for a terminal, at most so many characters.
+/// The first `characters` of some bytes, printable.
 pub(super) fn beginning(bytes: &[u8], characters: usize) -> String {
     let text = printable(bytes);
     match text.char_indices().nth(characters) {
@@ -65,30 +43,35 @@ pub(super) fn beginning(bytes: &[u8], characters: usize) -> String {
     }
 }
 
-/// A span of time in a few words.
+/// A duration for people: to the millisecond below 10 seconds, otherwise to the second.
 pub(super) fn time(duration: Duration) -> String {
     let exact = duration < Duration::from_secs(10);
     let rounded = if exact { Duration::from_millis(millis(duration)) } else { Duration::from_secs(duration.as_secs()) };
     humantime::format_duration(rounded).to_string()
 }
 
-/// A span of time in milliseconds.
+/// A duration in milliseconds.
 pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// One JSON value a line.
-pub(super) fn line(value: Value) -> String {
+/// A JSON value as one line.
+pub(super) fn json_line(value: Value) -> String {
     format!("{value}\n")
 }
 
-/// So many bytes, for people.
+/// A number of bytes for people.
 pub(super) fn size(bytes: i64) -> String {
     const UNITS: [(&str, i64); 3] = [("GB", 1 << 30), ("MB", 1 << 20), ("kB", 1 << 10)];
     match UNITS.iter().find(|(_, unit)| bytes >= *unit) {
         Some((name, unit)) => format!("{}.{} {name}", bytes / unit, bytes % unit * 10 / unit),
         None => format!("{} bytes", bytes.max(0)),
     }
+}
+
+/// A count and its noun, which gets an `s` unless the count is 1.
+pub(super) fn counted(count: usize, noun: &str) -> String {
+    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
 }
 
 #[cfg(test)]
@@ -98,7 +81,7 @@ mod tests {
     #[test]
     fn a_place_counts_lines_and_characters() {
         let check = |text: &str, offset: usize, line: usize, column: usize| {
-            assert_eq!(Place::of(text, offset), Place { line, column }, "{text:?} {offset}");
+            assert_eq!(LineColumn::of(text, offset), LineColumn { line, column }, "{text:?} {offset}");
         };
         check("", 0, 1, 1);
         check("ab\ncd", 1, 1, 2);

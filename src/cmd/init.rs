@@ -6,10 +6,13 @@ use std::path::{Path, PathBuf};
 
 use tokio_postgres::Client;
 
-use super::{Failure, Loaded, print};
+use super::config_file::ConfigFile;
+use super::failure::{Failure, with_causes};
+use super::preflight::catalog_fit::CatalogFit;
+use super::stdout::print;
 use crate::catalog::Catalog;
 use crate::change::TableName;
-use crate::config::Problems;
+use crate::config::Mode;
 use crate::draft::{Draft, DraftError, Survey, setup_comment};
 use crate::postgres::catalog;
 use crate::postgres::{self, Address};
@@ -28,7 +31,7 @@ const ASIDE: &str = "select n.nspname, c.relname, \
                      from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.relkind in ('r', 'p')";
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(super) struct InitArgs {
     /// The database to read; without it DATABASE_URL, or else a server on this machine. It is not written down
     #[arg(long, value_name = "URL")]
     database_url: Option<String>,
@@ -43,7 +46,7 @@ pub(super) struct Args {
     force: bool,
 }
 
-pub(super) async fn run(config: &Path, args: Args) -> Result<(), Failure> {
+pub(super) async fn run(config: &Path, args: InitArgs) -> Result<(), Failure> {
     let output = args.output.as_deref().unwrap_or(config);
     let to_file = output != Path::new("-");
     if to_file && !args.force && output.exists() {
@@ -58,8 +61,8 @@ pub(super) async fn run(config: &Path, args: Args) -> Result<(), Failure> {
     })?;
     let survey = survey(&postgres::connect(&address).await?).await?;
     let draft = Draft::of(&survey, &args.tables).map_err(|error| match error {
-        DraftError::UnknownTable { .. } => Failure::usage(error.to_string()),
-        DraftError::NoTables(_) | DraftError::NoRules(_) => Failure::findings(error.to_string()),
+        DraftError::UnknownTable { .. } => Failure::usage(with_causes(&error)),
+        DraftError::NoTables(_) | DraftError::NoRules(_) => Failure::findings(with_causes(&error)),
     })?;
     let text = complete(&draft, output, &survey.catalog)?;
     if !to_file {
@@ -90,17 +93,16 @@ fn complete(draft: &Draft, path: &Path, catalog: &Catalog) -> Result<String, Fai
     let defect = |failure: Failure| {
         Failure::findings(format!("the draft is not sound, which is a defect of unstale:\n{}", failure.message))
     };
-    let loaded = Loaded::parse(path, draft.text.clone(), &|_| None).map_err(defect)?;
-    let mut problems = Problems::default();
-    let rules = loaded.rules.clone().resolve(catalog, &mut problems);
-    rules.check_logged(catalog, &mut problems);
+    let file = ConfigFile::parse(path, draft.text.clone(), &|_| None).map_err(defect)?;
+    // Identities that are too narrow are no defect: the SQL at the end widens them.
+    let CatalogFit { rules, unknown: mut problems, unlogged, widenings, .. } =
+        CatalogFit::of(&file.rules, catalog, Mode::Slot);
+    problems.append(unlogged);
     if !problems.is_empty() {
-        return Err(defect(loaded.failure(&problems)));
+        return Err(defect(file.failure(&problems)));
     }
-    // What these problems say is what the SQL at the end mends.
-    let widenings = rules.check_identities(catalog, &mut problems);
     let statements: Vec<_> = widenings.iter().flat_map(Widening::statements).collect();
-    Ok(draft.text.clone() + &setup_comment(&loaded.settings, &rules.tables(), &statements))
+    Ok(draft.text.clone() + &setup_comment(&file.settings, &rules.tables(), &statements))
 }
 
 fn write(path: &Path, text: &str, force: bool) -> Result<(), Failure> {
@@ -148,6 +150,7 @@ fn advice(draft: &Draft, path: &Path, config: &Path, is_set: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cmd::failure::Exit;
 
     fn draft() -> Draft {
         let left_out = vec!["fast is unlogged".to_owned()];
@@ -160,12 +163,12 @@ mod tests {
         let path = directory.path().join("rules.yaml");
         write(&path, "one, and long", false).unwrap();
         let refused = write(&path, "two", false).unwrap_err();
-        assert!(refused.code == 2 && refused.message.contains("--force"), "{refused:?}");
+        assert!(refused.exit == Exit::Usage && refused.message.contains("--force"), "{refused:?}");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "one, and long");
         write(&path, "two", true).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "two");
         let nowhere = write(&directory.path().join("none/rules.yaml"), "one", true).unwrap_err();
-        assert!(nowhere.code == 2 && nowhere.message.contains("none/rules.yaml"), "{nowhere:?}");
+        assert!(nowhere.exit == Exit::Usage && nowhere.message.contains("none/rules.yaml"), "{nowhere:?}");
     }
 
     #[test]

@@ -2,20 +2,21 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::CommandFactory as _;
+use clap::Command;
 use clap_mangen::Man;
 
-use super::{Cli, Failure, print};
+use super::failure::Failure;
+use super::stdout::print;
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(super) struct ManArgs {
     /// Write a page for every command into this directory, instead of one to standard output
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 }
 
-pub(super) fn run(args: Args) -> Result<(), Failure> {
-    let command = Cli::command().disable_help_subcommand(true);
+pub(super) fn run(args: ManArgs, command: Command) -> Result<(), Failure> {
+    let command = command.disable_help_subcommand(true);
     match args.dir {
         Some(directory) => write(command, &directory).map_err(|error| {
             let directory = directory.display();
@@ -29,7 +30,7 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
     }
 }
 
-fn write(command: clap::Command, directory: &Path) -> std::io::Result<()> {
+fn write(command: Command, directory: &Path) -> std::io::Result<()> {
     std::fs::create_dir_all(directory)?;
     clap_mangen::generate_to(command, directory)
 }

@@ -12,9 +12,11 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tokio::time::Instant;
 use tokio_postgres::Client;
 
-use super::changes::{Changes, Portion, SourceArgs, has_reader};
-use super::dry_run::summary::Summary;
-use super::{Failure, Loaded, print};
+use super::changes::summary::Summary;
+use super::changes::{Changes, ChangesArgs, PlanChunk};
+use super::config_file::ConfigFile;
+use super::failure::{Failure, with_causes};
+use super::stdout::{has_reader, print};
 use crate::change::Lsn;
 use crate::plan::{Op, Plan, RuleId};
 use crate::postgres;
@@ -24,9 +26,9 @@ use crate::sink::Sink;
 const BATCH_OPS_MAX: usize = 4096;
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(super) struct ReplayArgs {
     #[command(flatten)]
-    source: SourceArgs,
+    changes: ChangesArgs,
     /// Do not ask
     #[arg(long, short)]
     yes: bool,
@@ -35,31 +37,31 @@ pub(super) struct Args {
     rate: Option<u32>,
 }
 
-pub(super) async fn run(path: &Path, args: Args) -> Result<(), Failure> {
-    args.require_somebody_to_ask()?;
-    let loaded = Loaded::read(path)?;
-    let settings = &loaded.settings;
-    let mut changes = Changes::find(&args.source, settings).await?;
-    let rules = changes.rules(&loaded)?;
+pub(super) async fn run(config: &Path, args: ReplayArgs) -> Result<(), Failure> {
+    args.require_consent_possible()?;
+    let file = ConfigFile::read(config)?;
+    let settings = &file.settings;
+    let mut changes = Changes::find(&args.changes, settings).await?;
+    let rules = changes.rules(&file)?;
     // Both servers are tried before somebody is asked.
     let client = postgres::connect(&settings.postgres).await?;
-    let mut sink = loaded.sink(&rules)?;
+    let mut sink = file.sink(&rules)?;
     sink.connect().await?;
     changes.keep_input()?;
 
-    let desk = || [changes.desk(rules.clone(), settings, true)];
+    let resolver = || [changes.resolver(rules.clone(), settings, true)];
     let mut summary = Summary::default();
-    let mut portions = changes.read(desk(), settings, BATCH_OPS_MAX).await?;
-    while let Some(Portion { plans: [plan], begins, .. }) = portions.next().await? {
+    let mut chunks = changes.read(resolver(), settings, BATCH_OPS_MAX).await?;
+    while let Some(PlanChunk { plans: [plan], begins, .. }) = chunks.next().await? {
         summary.add(&plan, begins);
     }
-    let found = portions.changes();
+    let found = chunks.changes();
     eprint!("{}{}{}", summary.table(&rules, found), summary.warnings(&rules, settings.max_keys), summary.dead(&rules));
-    if let Some(note) = portions.note() {
+    if let Some(note) = chunks.note() {
         eprintln!("{note}");
     }
-    drop(portions);
-    let nothing = summary.ops() == 0 && !(changes.is_dead() && found > 0);
+    drop(chunks);
+    let nothing = summary.ops() == 0 && !(changes.are_dead_letters() && found > 0);
     if !nothing && !args.is_agreed()? {
         return Err(Failure::findings("nothing was applied"));
     }
@@ -67,11 +69,11 @@ pub(super) async fn run(path: &Path, args: Args) -> Result<(), Failure> {
     let mut applier = Applier::new(client, sink, args.rate, summary.ops());
     if !nothing {
         // What came since then, nobody agreed to.
-        let desk = desk();
+        let resolver = resolver();
         changes.stop_after(found);
-        let mut portions = changes.read(desk, settings, BATCH_OPS_MAX).await?;
-        while let Some(portion) = portions.next().await? {
-            applier.take(portion).await?;
+        let mut chunks = changes.read(resolver, settings, BATCH_OPS_MAX).await?;
+        while let Some(chunk) = chunks.next().await? {
+            applier.take(chunk).await?;
         }
         applier.flush().await?;
     }
@@ -79,11 +81,11 @@ pub(super) async fn run(path: &Path, args: Args) -> Result<(), Failure> {
     print(&format!("applied {} ops of {found} changes\n", applier.applied))
 }
 
-impl Args {
+impl ReplayArgs {
     /// Fails if nobody agreed and nobody can be asked.
-    fn require_somebody_to_ask(&self) -> Result<(), Failure> {
+    fn require_consent_possible(&self) -> Result<(), Failure> {
         let terminal = std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
-        if self.yes || (terminal && !self.source.reads_input()) {
+        if self.yes || (terminal && !self.changes.reads_input()) {
             return Ok(());
         }
         Err(Failure::usage(
@@ -112,7 +114,7 @@ struct Applier {
     batch_max: usize,
     pace: Pace,
     /// The dead letters whose ops are all in the batch or in force.
-    letters: Vec<String>,
+    dead_letters: Vec<String>,
     /// The ops that were taken in, which may be in a batch still.
     taken: u64,
     applied: u64,
@@ -133,7 +135,7 @@ impl Applier {
             batch: Plan::default(),
             batch_max: batch_max(rate),
             pace: Pace::new(rate),
-            letters: Vec::new(),
+            dead_letters: Vec::new(),
             taken: 0,
             applied: 0,
             progress,
@@ -142,8 +144,8 @@ impl Applier {
 
     /// Takes in a plan; what makes a full batch is put into force. The second deletes that a rule may ask for are left
     /// out: they are for fillers that read before the change was visible, and by now those are done.
-    async fn take(&mut self, portion: Portion<1>) -> Result<(), Failure> {
-        let [plan] = portion.plans;
+    async fn take(&mut self, chunk: PlanChunk<1>) -> Result<(), Failure> {
+        let [plan] = chunk.plans;
         // Equal messages of two transactions are no duplicates.
         self.batch.begin_transaction();
         for (rule, op) in plan.ops() {
@@ -155,7 +157,7 @@ impl Applier {
             }
         }
         if plan.dead_letters().is_empty() && plan.dead_letters_dropped().is_empty() {
-            self.letters.extend(portion.letter);
+            self.dead_letters.extend(chunk.dead_letter);
         }
         Ok(())
     }
@@ -164,16 +166,19 @@ impl Applier {
     async fn flush(&mut self) -> Result<(), Failure> {
         let batch = std::mem::take(&mut self.batch);
         let applied = self.applied;
-        let stopped = |error: &dyn std::fmt::Display| {
-            Failure::unavailable(format!("{error}\n{applied} ops were applied; it does no harm to apply them again"))
+        let stopped = |error: &dyn std::error::Error| {
+            Failure::unavailable(format!(
+                "{}\n{applied} ops were applied; it does no harm to apply them again",
+                with_causes(error)
+            ))
         };
         if !batch.is_empty() {
             let fresh = fresh_position(&self.client).await?;
             self.sink.replay(&batch, fresh).await.map_err(|error| stopped(&error))?;
         }
-        if !self.letters.is_empty() {
-            self.sink.forget_dead(&self.letters).await.map_err(|error| stopped(&error))?;
-            self.letters.clear();
+        if !self.dead_letters.is_empty() {
+            self.sink.forget_dead(&self.dead_letters).await.map_err(|error| stopped(&error))?;
+            self.dead_letters.clear();
         }
         self.applied = self.taken;
         self.progress.set_position(self.applied);

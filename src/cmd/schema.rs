@@ -1,6 +1,7 @@
 //! `unstale schema`: what editors have to know of `invalidation.yaml`.
 
-use super::{Failure, print};
+use super::failure::Failure;
+use super::stdout::print;
 
 /// JSON Schema, 2020-12. The parser decides; this says the same where a schema can, and a test holds them together.
 const SCHEMA: &str = include_str!("../config/schema.json");
@@ -8,9 +9,9 @@ const SCHEMA: &str = include_str!("../config/schema.json");
 #[derive(Debug, clap::Args)]
 #[command(after_help = "For completion in an editor: `unstale schema > invalidation.schema.json`, and as the first \
                         line of the file `# yaml-language-server: $schema=invalidation.schema.json`")]
-pub(super) struct Args {}
+pub(super) struct SchemaArgs {}
 
-pub(super) fn run(_: Args) -> Result<(), Failure> {
+pub(super) fn run(_: SchemaArgs) -> Result<(), Failure> {
     print(SCHEMA)
 }
 

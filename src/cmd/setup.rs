@@ -2,22 +2,24 @@
 
 use std::path::Path;
 
-use super::preflight::Compared;
-use super::{Failure, Loaded, preflight, print};
+use super::config_file::ConfigFile;
+use super::failure::{Failure, with_causes};
+use super::preflight::Preflight;
+use super::stdout::print;
 use crate::config::Mode;
 use crate::install::outbox::{self, InstallError};
 use crate::install::setup;
 use crate::install::step::Step;
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {}
+pub(super) struct SetupArgs {}
 
-pub(super) async fn run(path: &Path, _: Args) -> Result<(), Failure> {
-    let loaded = Loaded::read(path)?;
-    let compared = preflight::compare(&loaded).await?;
-    let steps = match loaded.settings.mode {
-        Mode::Slot => replication(&loaded, &compared).await?,
-        Mode::Outbox => install(&loaded, &compared).await?,
+pub(super) async fn run(config: &Path, _: SetupArgs) -> Result<(), Failure> {
+    let file = ConfigFile::read(config)?;
+    let preflight = Preflight::compare(&file).await?;
+    let steps = match file.settings.mode {
+        Mode::Slot => replication(&file, &preflight).await?,
+        Mode::Outbox => install(&file, &preflight).await?,
     };
     for step in steps {
         print(&match step {
@@ -28,24 +30,24 @@ pub(super) async fn run(path: &Path, _: Args) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn replication(loaded: &Loaded, compared: &Compared) -> Result<Vec<Step>, Failure> {
-    let wal_level: String = compared.client.query_one("show wal_level", &[]).await?.get(0);
+async fn replication(file: &ConfigFile, preflight: &Preflight) -> Result<Vec<Step>, Failure> {
+    let wal_level: String = preflight.client.query_one("show wal_level", &[]).await?.get(0);
     if wal_level != "logical" {
         return Err(Failure::configuration(format!(
             "PostgreSQL runs with wal_level = {wal_level}: run ALTER SYSTEM SET wal_level = logical and restart it, \
              or use source.mode: outbox"
         )));
     }
-    let (tables, events) = (compared.rules.tables(), compared.rules.has_events());
-    Ok(setup::apply(&compared.client, &loaded.settings, &tables, events, &compared.widenings).await?)
+    let (tables, events) = (preflight.rules.tables(), preflight.rules.has_events());
+    Ok(setup::apply(&preflight.client, &file.settings, &tables, events, &preflight.widenings).await?)
 }
 
-async fn install(loaded: &Loaded, compared: &Compared) -> Result<Vec<Step>, Failure> {
-    let events = compared.rules.has_events();
-    let installed = outbox::install(&compared.client, &loaded.settings, &compared.captures, events).await;
+async fn install(file: &ConfigFile, preflight: &Preflight) -> Result<Vec<Step>, Failure> {
+    let events = preflight.rules.has_events();
+    let installed = outbox::install(&preflight.client, &file.settings, &preflight.captures, events).await;
     installed.map_err(|error| match error {
-        InstallError::OtherConsumer(_) | InstallError::Invisible(_) => Failure::configuration(error.to_string()),
-        InstallError::Locked => Failure::unavailable(error.to_string()),
+        InstallError::OtherConsumer(_) | InstallError::Invisible(_) => Failure::configuration(with_causes(&error)),
+        InstallError::Locked => Failure::unavailable(with_causes(&error)),
         InstallError::Query(error) => error.into(),
     })
 }

@@ -2,18 +2,20 @@
 
 use std::path::Path;
 
-use super::{Failure, Loaded, print};
+use super::config_file::ConfigFile;
+use super::failure::Failure;
+use super::stdout::print;
 use crate::install::outbox;
 use crate::install::teardown::{self, OutboxRemoval};
 use crate::postgres;
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {}
+pub(super) struct TeardownArgs {}
 
-pub(super) async fn run(path: &Path, _: Args) -> Result<(), Failure> {
-    let loaded = Loaded::read(path)?;
-    let client = postgres::connect(&loaded.settings.postgres).await?;
-    let settings = &loaded.settings;
+pub(super) async fn run(config: &Path, _: TeardownArgs) -> Result<(), Failure> {
+    let file = ConfigFile::read(config)?;
+    let client = postgres::connect(&file.settings.postgres).await?;
+    let settings = &file.settings;
     let removed = teardown::remove(&client, settings).await.map_err(|error| match outbox::is_locked(&error) {
         true => Failure::unavailable(outbox::InstallError::Locked.to_string()),
         false => error.into(),

@@ -29,6 +29,11 @@ impl Problems {
         self.0.push(Problem { span, message: message.into(), advice: advice.into() });
     }
 
+    /// Adds the problems of another comparison with the same file.
+    pub fn append(&mut self, other: Self) {
+        self.0.extend(other.0);
+    }
+
     /// Whether nothing was found.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

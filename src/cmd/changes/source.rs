@@ -1,7 +1,7 @@
-//! One source of changes that is being read.
+//! A source of changes, opened.
 //!
-//! Owns what differs from source to source: how it is opened, where a transaction begins, how its errors read. It must
-//! not plan. Invariant: reading a source changes nothing, in PostgreSQL or in Redis.
+//! Owns what differs between sources: how each is opened, where a transaction begins, what its errors say. It must not
+//! plan. Invariant: reading a source changes nothing, in PostgreSQL or in Redis.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Seek as _};
@@ -9,11 +9,12 @@ use std::path::PathBuf;
 
 use tokio_postgres::error::SqlState;
 
-use super::letters::{Letter, Letters};
-use super::{printable, unseen};
+use super::dead_letters::{DeadLetterEntry, DeadLetterReader};
 use crate::catalog::Table;
 use crate::change::{Begin, Change, Commit, Lsn, SourceEvent, TableName};
-use crate::cmd::{Failure, malformed};
+use crate::cmd::display::printable;
+use crate::cmd::failure::{Failure, with_causes};
+use crate::cmd::outbox::unreadable_outbox;
 use crate::config::Settings;
 use crate::postgres::{self, ServerError};
 use crate::source::outbox::entry::EntryEvent;
@@ -22,77 +23,77 @@ use crate::source::peek::{Peek, PeekError};
 use crate::source::recording::Recording;
 use crate::source::table::TableRows;
 
-/// What is to be read.
-pub(super) enum Origin {
+/// Which source is read.
+pub(super) enum SourceSpec {
     File(PathBuf),
-    /// Standard input, or what it said.
+    /// Standard input, or a copy of it.
     Input(Option<File>),
     Table {
         table: Box<Table>,
-        /// The table whose partition it is.
+        /// The root of the partition tree that the table belongs to.
         root: Option<TableName>,
         condition: Option<String>,
     },
     Slot,
-    /// What waited in the outbox at this moment.
+    /// What was in the outbox at this moment.
     Outbox(Moment),
-    Dead,
+    DeadLetters,
 }
 
-/// One change, and how it is to be planned.
-pub(super) struct Item {
+/// One change, and how it is planned.
+pub(super) struct InputChange {
     pub(super) change: Change,
     pub(super) commit: Commit,
-    /// It belongs to the same transaction as the one before.
+    /// It belongs to the same transaction as the change before.
     pub(super) continues: bool,
-    pub(super) way: Way,
+    pub(super) planning: Planning,
 }
 
-/// How a change is to be planned.
-pub(super) enum Way {
-    /// As the daemon does.
-    AsItCame,
+/// How a change is planned.
+pub(super) enum Planning {
+    /// As the daemon plans it.
+    AsDaemon,
     /// By every rule of its table.
-    Whatever,
-    /// By every rule of its table, for all of its rows: nobody knows what happened.
+    EveryRule,
+    /// By every rule of its table, for all of its rows, because it is not known what changed.
     Resync,
     /// By one rule.
-    Only(Letter),
+    OneRule(DeadLetterEntry),
 }
 
-/// A source that is being read.
-pub(super) enum Source {
+/// An open source.
+pub(super) enum ChangeSource {
     Lines { recording: Recording<Box<dyn BufRead>>, name: String },
     Rows { rows: TableRows, table: TableName, first: bool },
     Slot { peek: Box<Peek>, slot: String, begin: Option<Begin>, first: bool },
     Outbox { pending: Box<Pending>, transaction: Option<u64> },
-    Dead(Letters),
+    DeadLetters(DeadLetterReader),
 }
 
-impl Source {
-    /// Begins at the beginning. With a limit, servers are asked for no more than it takes.
-    pub(super) async fn open(origin: &Origin, settings: &Settings, limit: Option<u32>) -> Result<Self, Failure> {
+impl ChangeSource {
+    /// Opens a source at its beginning. With a limit, servers are asked for no more changes than that.
+    pub(super) async fn open(spec: &SourceSpec, settings: &Settings, limit: Option<u32>) -> Result<Self, Failure> {
         let lines = |input: Box<dyn BufRead>, name: String| Self::Lines { recording: Recording::new(input), name };
-        match origin {
-            Origin::File(path) => {
-                let name = printable(&path.display().to_string());
+        match spec {
+            SourceSpec::File(path) => {
+                let name = printable(path.display().to_string());
                 let file = File::open(path).map_err(|error| Failure::usage(format!("cannot read {name}: {error}")))?;
                 Ok(lines(Box::new(BufReader::new(file)), name))
             }
-            Origin::Input(None) => Ok(lines(Box::new(std::io::stdin().lock()), "-".to_owned())),
-            Origin::Input(Some(kept)) => {
+            SourceSpec::Input(None) => Ok(lines(Box::new(std::io::stdin().lock()), "-".to_owned())),
+            SourceSpec::Input(Some(kept)) => {
                 let mut file = kept.try_clone()?;
                 file.rewind()?;
                 Ok(lines(Box::new(BufReader::new(file)), "-".to_owned()))
             }
-            Origin::Table { table, root, condition } => {
+            SourceSpec::Table { table, root, condition } => {
                 let client = postgres::connect(&settings.postgres).await?;
                 let name = root.as_ref().unwrap_or(&table.name).clone();
                 let rows = TableRows::open(client, table, name, condition.as_deref(), limit).await;
                 let rows = rows.map_err(|error| unread(&table.name, error))?;
                 Ok(Self::Rows { rows, table: table.name.clone(), first: true })
             }
-            Origin::Slot => {
+            SourceSpec::Slot => {
                 let client = postgres::connect(&settings.postgres).await?;
                 let catalog = postgres::connect(&settings.postgres).await?;
                 let slot = settings.slot.clone();
@@ -100,31 +101,34 @@ impl Source {
                 let peek = peek.map_err(|error| unpeeked(&slot, error))?;
                 Ok(Self::Slot { peek: Box::new(peek), slot, begin: None, first: true })
             }
-            Origin::Outbox(moment) => {
+            SourceSpec::Outbox(moment) => {
                 let client = postgres::connect(&settings.postgres).await?;
                 let mut pending = Pending::new(client);
-                pending.look(None, Some(moment)).await.map_err(unseen)?;
+                pending.look(None, Some(moment)).await.map_err(unreadable_outbox)?;
                 Ok(Self::Outbox { pending: Box::new(pending), transaction: None })
             }
-            Origin::Dead => Ok(Self::Dead(Letters::open(settings).await?)),
+            SourceSpec::DeadLetters => Ok(Self::DeadLetters(DeadLetterReader::open(settings).await?)),
         }
     }
 
-    /// The next change. A table that `has_rules_for` does not know may be a partition of one that it does.
-    pub(super) async fn next(&mut self, has_rules_for: &dyn Fn(&TableName) -> bool) -> Result<Option<Item>, Failure> {
+    /// The next change. A table for which `has_rules_for` is false may be a partition of one for which it is true.
+    pub(super) async fn next(
+        &mut self,
+        has_rules_for: &dyn Fn(&TableName) -> bool,
+    ) -> Result<Option<InputChange>, Failure> {
         match self {
             Self::Lines { recording, name } => {
                 let Some(recorded) = recording.next() else { return Ok(None) };
-                let recorded = recorded.map_err(|error| malformed(name, error))?;
+                let recorded = recorded.map_err(|error| Failure::recording(name, error))?;
                 let commit = Commit { lsn: recorded.lsn.unwrap_or_default(), at: recorded.at };
                 let (change, continues) = (recorded.change, recorded.continues);
-                Ok(Some(Item { change, commit, continues, way: Way::AsItCame }))
+                Ok(Some(InputChange { change, commit, continues, planning: Planning::AsDaemon }))
             }
             Self::Rows { rows, table, first } => {
                 let Some(change) = rows.next().await.map_err(|error| unread(table, error))? else { return Ok(None) };
-                // As if one transaction had touched every row: what they have in common is named once.
+                // As if one transaction had changed every row: an op that rows have in common is planned once.
                 let continues = !std::mem::replace(first, false);
-                Ok(Some(Item { change, commit: Commit::default(), continues, way: Way::Whatever }))
+                Ok(Some(InputChange { change, commit: Commit::default(), continues, planning: Planning::EveryRule }))
             }
             Self::Slot { peek, slot, begin, first } => loop {
                 match peek.next_event(has_rules_for).await.map_err(|error| unpeeked(slot, error))? {
@@ -135,37 +139,42 @@ impl Source {
                             begin.map(|begin| Commit { lsn: begin.commit_lsn.just_after(), at: Some(begin.at) });
                         let continues = !std::mem::replace(first, false);
                         let commit = commit.unwrap_or_default();
-                        return Ok(Some(Item { change, commit, continues, way: Way::AsItCame }));
+                        return Ok(Some(InputChange { change, commit, continues, planning: Planning::AsDaemon }));
                     }
                     Some(SourceEvent::Commit { .. } | SourceEvent::Progress { .. }) => {}
                 }
             },
             Self::Outbox { pending, transaction } => {
-                let Some(entry) = pending.next().await.map_err(unseen)? else { return Ok(None) };
+                let Some(entry) = pending.next().await.map_err(unreadable_outbox)? else { return Ok(None) };
                 let continues = transaction.replace(entry.xid) == Some(entry.xid);
                 let commit = Commit { lsn: Lsn::ZERO, at: Some(entry.at) };
-                let (change, way) = match entry.event {
-                    EntryEvent::Change(change) => (change, Way::AsItCame),
-                    EntryEvent::Unknown(change) => (change, Way::Resync),
+                let (change, planning) = match entry.event {
+                    EntryEvent::Change(change) => (change, Planning::AsDaemon),
+                    EntryEvent::Unknown(change) => (change, Planning::Resync),
                 };
-                Ok(Some(Item { change, commit, continues, way }))
+                Ok(Some(InputChange { change, commit, continues, planning }))
             }
-            Self::Dead(letters) => loop {
-                let Some((letter, text)) = letters.next().await? else { return Ok(None) };
+            Self::DeadLetters(reader) => loop {
+                let Some((entry, text)) = reader.next().await? else { return Ok(None) };
                 match Recording::new(text.as_slice()).next() {
                     Some(Ok(recorded)) => {
                         let commit = Commit { lsn: recorded.lsn.unwrap_or_default(), at: recorded.at };
                         let change = recorded.change;
-                        return Ok(Some(Item { change, commit, continues: false, way: Way::Only(letter) }));
+                        return Ok(Some(InputChange {
+                            change,
+                            commit,
+                            continues: false,
+                            planning: Planning::OneRule(entry),
+                        }));
                     }
                     Some(Err(error)) => {
                         eprintln!(
                             "note: dead letter {} is no change and stays: {}",
-                            letter.id,
-                            printable(&error.to_string())
+                            entry.id,
+                            printable(with_causes(&error))
                         );
                     }
-                    None => eprintln!("note: dead letter {} has no change and stays", letter.id),
+                    None => eprintln!("note: dead letter {} has no change and stays", entry.id),
                 }
             },
         }
@@ -176,7 +185,7 @@ impl Source {
 fn unread(table: &TableName, error: tokio_postgres::Error) -> Failure {
     match error.as_db_error() {
         Some(refusal) => {
-            let (table, refusal) = (printable(&table.to_string()), printable(&ServerError::from(refusal).to_string()));
+            let (table, refusal) = (printable(table.to_string()), printable(ServerError::from(refusal).to_string()));
             Failure::usage(format!("PostgreSQL does not give the rows of {table}: {refusal}"))
         }
         None => error.into(),
@@ -192,15 +201,16 @@ fn unpeeked(slot: &str, error: PeekError) -> Failure {
         )),
         PeekError::Refused(error) => match error.as_db_error() {
             Some(refusal) => {
-                let refusal = printable(&ServerError::from(refusal).to_string());
+                let refusal = printable(ServerError::from(refusal).to_string());
                 Failure::configuration(format!(
                     "what is pending in the replication slot `{slot}` cannot be read: {refusal}"
                 ))
             }
             None => error.into(),
         },
-        PeekError::Decode(_) | PeekError::Assemble(_) => {
-            Failure::findings(format!("what is pending in the replication slot `{slot}` cannot be read: {error}"))
-        }
+        PeekError::Decode(_) | PeekError::Assemble(_) => Failure::findings(format!(
+            "what is pending in the replication slot `{slot}` cannot be read: {}",
+            with_causes(&error)
+        )),
     }
 }

@@ -1,40 +1,26 @@
-//! Whether the rules fit a catalog, as problems of the file and what would mend them.
+//! The findings about rules that do not fit a catalog.
 //!
-//! Owns the translation; the comparison is the rules' own. It must not ask a server: the catalog may come from one, or
-//! from the lock file. Invariant: everything is compared, also when a name is unknown.
+//! Owns which findings follow from a [`CatalogFit`]. It must not ask a server: the catalog may come from the lock file.
 
 use super::finding::{Finding, Findings, Stage};
 use crate::catalog::Catalog;
-use crate::config::{Mode, Problem, Problems};
+use crate::cmd::preflight::catalog_fit::CatalogFit;
+use crate::config::{Mode, Problem};
 use crate::rules::{RuleSet, Widening};
 
-/// Compares rules with a catalog. The rules with the schema of every table filled in.
+/// Compares rules with a catalog. Returns the rules with the schema of every known table filled in.
 pub(super) fn compare(rules: &RuleSet, catalog: &Catalog, mode: Mode, findings: &mut Findings) -> RuleSet {
-    let mut unknown = Problems::default();
-    let rules = rules.clone().resolve(catalog, &mut unknown);
-    unknown.sort();
-    let tables = rules.tables().len();
+    let CatalogFit { rules, unknown, unlogged, narrow, widenings } = CatalogFit::of(rules, catalog, mode);
     findings.pass_or(
-        format!("names: {tables} tables and their columns"),
+        format!("names: {} tables and their columns", rules.tables().len()),
         unknown.iter().map(|problem| Finding::problem("unknown-name", problem).why("the rule can do nothing")),
     );
     if mode == Mode::Slot {
-        logged(&rules, catalog, findings);
+        findings.found.extend(unlogged.iter().map(|problem| Finding::problem("unlogged-table", problem)));
+        findings.pass_or("replica identities", narrow.iter().map(|problem| identity(problem, &widenings)));
+        findings.found.extend(keyless(&rules, catalog));
     }
     rules
-}
-
-/// What holds only where the log is read: triggers see every table, and the whole row before.
-fn logged(rules: &RuleSet, catalog: &Catalog, findings: &mut Findings) {
-    let mut unlogged = Problems::default();
-    rules.check_logged(catalog, &mut unlogged);
-    unlogged.sort();
-    findings.found.extend(unlogged.iter().map(|problem| Finding::problem("unlogged-table", problem)));
-    let mut narrow = Problems::default();
-    let widenings = rules.check_identities(catalog, &mut narrow);
-    narrow.sort();
-    findings.pass_or("replica identities", narrow.iter().map(|problem| identity(problem, &widenings)));
-    findings.found.extend(keyless(rules, catalog));
 }
 
 /// An identity that is too narrow, with the statements of its own table.

@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use crate::cmd::failure::Exit;
 use crate::config::Problem;
 use crate::rules::Lint;
 
@@ -25,17 +26,6 @@ impl Severity {
             Self::Error => "error",
         }
     }
-}
-
-/// What kind of failure an error is; each has an exit code of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Cause {
-    /// A server, or a lint, says so.
-    Found,
-    /// A server is away: trying again may help.
-    Unavailable,
-    /// The file itself, or what it says about a server, is wrong.
-    Configuration,
 }
 
 /// When a statement of the fixing script has to run, in order.
@@ -74,7 +64,8 @@ pub(super) struct Finding {
     /// Stays the same between versions, for those who filter.
     pub(super) id: &'static str,
     pub(super) severity: Severity,
-    pub(super) cause: Cause,
+    /// The exit code, if it is an error.
+    pub(super) exit: Exit,
     /// The bytes of the file that are at fault, if it is the file.
     pub(super) place: Option<Range<usize>>,
     pub(super) message: String,
@@ -84,29 +75,29 @@ pub(super) struct Finding {
 }
 
 impl Finding {
-    fn new(id: &'static str, severity: Severity, cause: Cause, message: String) -> Self {
+    fn new(id: &'static str, severity: Severity, exit: Exit, message: String) -> Self {
         let (why, fix) = (String::new(), String::new());
-        Self { id, severity, cause, place: None, message, why, fix, statements: Vec::new() }
+        Self { id, severity, exit, place: None, message, why, fix, statements: Vec::new() }
     }
 
     /// Something that does not work.
     pub(super) fn error(id: &'static str, message: impl Into<String>) -> Self {
-        Self::new(id, Severity::Error, Cause::Found, message.into())
+        Self::new(id, Severity::Error, Exit::Findings, message.into())
     }
 
     /// Something that somebody should know.
     pub(super) fn warning(id: &'static str, message: impl Into<String>) -> Self {
-        Self::new(id, Severity::Warning, Cause::Found, message.into())
+        Self::new(id, Severity::Warning, Exit::Findings, message.into())
     }
 
     /// A server that did not answer.
     pub(super) fn unavailable(id: &'static str, message: impl Into<String>) -> Self {
-        Self::new(id, Severity::Error, Cause::Unavailable, message.into())
+        Self::new(id, Severity::Error, Exit::Unavailable, message.into())
     }
 
     /// Something wrong with the file, or with what it says about a server.
     pub(super) fn configuration(id: &'static str, message: impl Into<String>) -> Self {
-        Self::new(id, Severity::Error, Cause::Configuration, message.into())
+        Self::new(id, Severity::Error, Exit::Configuration, message.into())
     }
 
     /// A problem that reading or comparing the file found.
@@ -118,7 +109,7 @@ impl Finding {
     /// A lint of the rules.
     pub(super) fn lint(lint: Lint) -> Self {
         let severity = if lint.certain { Severity::Error } else { Severity::Warning };
-        let finding = Self::new(lint.id, severity, Cause::Found, lint.message).why(lint.why).fix(lint.fix);
+        let finding = Self::new(lint.id, severity, Exit::Findings, lint.message).why(lint.why).fix(lint.fix);
         Self { place: Some(lint.span), ..finding }
     }
 
@@ -208,16 +199,11 @@ impl Findings {
         self.found.iter().filter(|finding| finding.severity == severity).count()
     }
 
-    /// The exit code of the errors that `counts` lets count. A file that is wrong will be wrong the next time too, so
-    /// it weighs more than a server that is away.
-    pub(super) fn exit_code(&self, counts: impl Fn(&Finding) -> bool) -> u8 {
+    /// The exit code of the errors that `counts` includes. A wrong file outweighs a server that is not available,
+    /// because it will be wrong the next time, too.
+    pub(super) fn exit(&self, counts: impl Fn(&Finding) -> bool) -> Option<Exit> {
         let errors = self.found.iter().filter(|finding| finding.severity == Severity::Error && counts(finding));
-        let code = |finding: &Finding| match finding.cause {
-            Cause::Found => 1,
-            Cause::Unavailable => 69,
-            Cause::Configuration => 78,
-        };
-        errors.map(code).max().unwrap_or(0)
+        errors.map(|finding| finding.exit).max()
     }
 }
 
@@ -227,19 +213,19 @@ mod tests {
 
     #[test]
     fn the_worst_finding_decides() {
-        let check = |findings: &[Finding], expected: u8| {
+        let check = |findings: &[Finding], expected: Option<Exit>| {
             let findings = Findings { passed: Vec::new(), found: findings.to_vec() };
-            assert_eq!(findings.exit_code(|_| true), expected, "{findings:?}");
+            assert_eq!(findings.exit(|_| true), expected, "{findings:?}");
         };
         let warning = Finding::warning("a", "a");
         let error = Finding::error("b", "b");
         let away = Finding::unavailable("c", "c");
         let file = Finding::configuration("d", "d");
-        check(&[], 0);
-        check(std::slice::from_ref(&warning), 0);
-        check(&[warning, error.clone()], 1);
-        check(&[away.clone(), error], 69);
-        check(&[file, away], 78);
+        check(&[], None);
+        check(std::slice::from_ref(&warning), None);
+        check(&[warning, error.clone()], Some(Exit::Findings));
+        check(&[away.clone(), error], Some(Exit::Unavailable));
+        check(&[file, away], Some(Exit::Configuration));
     }
 
     #[test]

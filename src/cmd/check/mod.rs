@@ -5,8 +5,9 @@
 
 mod clock;
 mod compare;
+mod cost;
 mod finding;
-pub(super) mod lock;
+mod lock;
 mod postgres;
 mod reads;
 mod redis;
@@ -17,14 +18,18 @@ use std::io::Write as _;
 use std::path::Path;
 
 use self::finding::{Finding, Findings, Severity};
-pub(super) use self::reads::require_reads;
-use self::report::Report;
-use super::{Failure, Loaded, colours, print};
+use self::report::CheckReport;
+use super::config_file::ConfigFile;
+use super::display::counted;
+use super::failure::Failure;
+use super::lock_file;
+use super::logging::colours;
+use super::stdout::print;
 use crate::catalog::Catalog;
 use crate::rules::{RuleSet, lint};
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(super) struct CheckArgs {
     /// Ask no server: look at the file, and at what --lock wrote beside it
     #[arg(long, conflicts_with_all = ["lock", "sql"])]
     offline: bool,
@@ -38,52 +43,58 @@ pub(super) struct Args {
     #[arg(long, conflicts_with = "format")]
     json: bool,
     /// Print for people, or as annotations of a GitHub workflow
-    #[arg(long, value_enum, default_value_t = Format::Text, value_name = "FORMAT")]
-    format: Format,
+    #[arg(long, value_enum, default_value_t = CheckFormat::Text, value_name = "FORMAT")]
+    format: CheckFormat,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Format {
+enum CheckFormat {
     Text,
     Github,
 }
 
-pub(super) async fn run(path: &Path, args: Args) -> Result<(), Failure> {
-    let text = Loaded::text_of(path)?;
-    let loaded = match Loaded::compile(path, text.clone(), &|name| std::env::var(name).ok()) {
-        Ok(loaded) => loaded,
+pub(super) async fn run(config: &Path, args: CheckArgs) -> Result<(), Failure> {
+    let text = ConfigFile::text_of(config)?;
+    let file = match ConfigFile::compile(config, text.clone(), &|name| std::env::var(name).ok()) {
+        Ok(file) => file,
         Err(problems) => {
             let mut findings = Findings::default();
             findings.found.extend(problems.iter().map(|problem| Finding::problem("file", problem)));
-            return show(&args, &Report::new(path, &text, &findings), &findings, "");
+            return show(&args, &CheckReport::new(config, &text, &findings), &findings, "");
         }
     };
     if args.lock {
-        return lock::write(&loaded).await;
+        return lock(&file).await;
     }
-    let (findings, asked) = if args.offline { (offline(&loaded), false) } else { online(&loaded).await };
-    let report = Report::new(path, &loaded.text, &findings);
+    let (findings, asked) = if args.offline { (offline(&file), false) } else { online(&file).await };
+    let report = CheckReport::new(config, &file.text, &findings);
     if args.sql {
-        return show_script(&loaded, &report, &findings, asked);
+        return show_script(&file, &report, &findings, asked);
     }
-    let (rules, tables) = (loaded.rules.rules().len(), loaded.rules.tables().len());
+    let (rules, tables) = (file.rules.rules().len(), file.rules.tables().len());
     let ready = if args.offline { "" } else { "; PostgreSQL and Redis are ready" };
     let warnings = match findings.count(Severity::Warning) {
         0 => String::new(),
         count => format!(", {}", counted(count, "warning")),
     };
-    let sound = format!("{}: {rules} rules on {tables} tables, no problems{warnings}{ready}\n", path.display());
+    let sound = format!("{}: {rules} rules on {tables} tables, no problems{warnings}{ready}\n", config.display());
     show(&args, &report, &findings, &sound)
 }
 
+/// Writes the lock file.
+async fn lock(file: &ConfigFile) -> Result<(), Failure> {
+    let tables = lock_file::write(file).await?;
+    print(&format!("{}: {tables} tables written down\n", lock_file::path(&file.path).display()))
+}
+
 /// What can be said without a server.
-fn offline(loaded: &Loaded) -> Findings {
+fn offline(file: &ConfigFile) -> Findings {
     let mut findings = Findings::default();
-    findings.heading(loaded.path.display().to_string());
-    match lock::read(&loaded.path) {
+    findings.heading(file.path.display().to_string());
+    match lock_file::read(&file.path) {
         Ok(Some(catalog)) => {
             let mut compared = Findings::default();
-            let rules = compare::compare(&loaded.rules, &catalog, loaded.settings.mode, &mut compared);
+            let rules = compare::compare(&file.rules, &catalog, file.settings.mode, &mut compared);
             for finding in &mut compared.found {
                 let note = "as the lock file has the tables; if they are otherwise now: unstale check --lock";
                 finding.why = if finding.why.is_empty() { note.to_owned() } else { format!("{}\n{note}", finding.why) };
@@ -91,28 +102,28 @@ fn offline(loaded: &Loaded) -> Findings {
             findings.append(compared);
             lints(&rules, Some(&catalog), &mut findings);
         }
-        Ok(None) => lints(&loaded.rules, None, &mut findings),
+        Ok(None) => lints(&file.rules, None, &mut findings),
         Err(failure) => {
             let why = "the names and types of columns were not checked";
             findings.add(Finding::configuration("lock-file", failure.message).why(why));
-            lints(&loaded.rules, None, &mut findings);
+            lints(&file.rules, None, &mut findings);
         }
     }
     findings
 }
 
 /// Both servers are asked at once, each whether or not the other answers; and whether PostgreSQL did.
-async fn online(loaded: &Loaded) -> (Findings, bool) {
-    let (database, cache) = tokio::join!(postgres::probe(loaded), redis::probe(loaded));
+async fn online(file: &ConfigFile) -> (Findings, bool) {
+    let (database, cache) = tokio::join!(postgres::probe(file), redis::probe(file));
     let mut findings = match &database.compared {
         Some((catalog, rules)) => {
             let mut findings = Findings::default();
-            findings.heading(loaded.path.display().to_string());
+            findings.heading(file.path.display().to_string());
             lints(rules, Some(catalog), &mut findings);
-            lock::compare(&loaded.path, catalog, rules, &mut findings);
+            lock::compare(&file.path, catalog, rules, &mut findings);
             findings
         }
-        None => offline(loaded),
+        None => offline(file),
     };
     findings.append(database.findings);
     findings.append(cache.findings);
@@ -125,31 +136,31 @@ fn lints(rules: &RuleSet, catalog: Option<&Catalog>, findings: &mut Findings) {
 }
 
 /// Shows everything in the format that was asked for; errors make the exit code.
-fn show(args: &Args, report: &Report<'_>, findings: &Findings, sound: &str) -> Result<(), Failure> {
-    let code = findings.exit_code(|_| true);
-    if args.json || args.format == Format::Github {
+fn show(args: &CheckArgs, report: &CheckReport<'_>, findings: &Findings, sound: &str) -> Result<(), Failure> {
+    let exit = findings.exit(|_| true);
+    if args.json || args.format == CheckFormat::Github {
         print(&if args.json { report.json() } else { report.github() })?;
-        return if code == 0 { Ok(()) } else { Err(Failure { code, message: String::new() }) };
+        return exit.map_or(Ok(()), |exit| Err(Failure::silent(exit)));
     }
     print(&report.passed())?;
     let shown = report.text(colours(), |_| true);
-    if code == 0 {
-        // Nobody may be there to read it.
-        let _ = write!(std::io::stderr(), "{shown}");
-        return print(sound);
+    if let Some(exit) = exit {
+        return Err(Failure { exit, message: format!("{shown}{}", counts(findings)) });
     }
-    Err(Failure { code, message: format!("{shown}{}", counts(findings)) })
+    // Standard error may be closed.
+    let _ = write!(std::io::stderr(), "{shown}");
+    print(sound)
 }
 
 /// Prints the script; what it does not mend is said besides, and makes the exit code.
-fn show_script(loaded: &Loaded, report: &Report<'_>, findings: &Findings, asked: bool) -> Result<(), Failure> {
+fn show_script(file: &ConfigFile, report: &CheckReport<'_>, findings: &Findings, asked: bool) -> Result<(), Failure> {
     if asked {
-        print(&script::script(&format!("PostgreSQL at {}", loaded.settings.postgres), findings))?;
+        print(&script::script(&format!("PostgreSQL at {}", file.settings.postgres), findings))?;
     }
     let remains = |finding: &Finding| finding.severity == Severity::Error && !finding.is_scripted();
-    match findings.exit_code(remains) {
-        0 => Ok(()),
-        code => Err(Failure { code, message: report.text(colours(), remains) }),
+    match findings.exit(remains) {
+        None => Ok(()),
+        Some(exit) => Err(Failure { exit, message: report.text(colours(), remains) }),
     }
 }
 
@@ -159,8 +170,4 @@ fn counts(findings: &Findings) -> String {
         0 => format!("{}\n", counted(errors, "problem")),
         _ => format!("{}, {}\n", counted(errors, "problem"), counted(warnings, "warning")),
     }
-}
-
-fn counted(count: usize, word: &str) -> String {
-    if count == 1 { format!("1 {word}") } else { format!("{count} {word}s") }
 }

@@ -12,10 +12,10 @@ use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 use serde::Serialize;
 
 use super::finding::{Finding, Findings, Severity, Stage};
-use crate::key::write_printable;
+use crate::cmd::display::{LineColumn, printable};
 
 /// What is shown, and the file it is about.
-pub(super) struct Report<'a> {
+pub(super) struct CheckReport<'a> {
     path: String,
     text: &'a str,
     findings: &'a Findings,
@@ -23,7 +23,7 @@ pub(super) struct Report<'a> {
 
 /// The object that `--json` prints.
 #[derive(Serialize)]
-struct Json<'a> {
+struct JsonReport<'a> {
     ok: bool,
     findings: Vec<JsonFinding<'a>>,
 }
@@ -48,7 +48,7 @@ struct JsonPlace<'a> {
     column: usize,
 }
 
-impl<'a> Report<'a> {
+impl<'a> CheckReport<'a> {
     pub(super) fn new(path: &Path, text: &'a str, findings: &'a Findings) -> Self {
         Self { path: path.display().to_string(), text, findings }
     }
@@ -111,7 +111,7 @@ impl<'a> Report<'a> {
                 id: finding.id,
                 severity: finding.severity.word(),
                 place: finding.place.as_ref().map(|place| {
-                    let (line, column) = self.position(place);
+                    let LineColumn { line, column } = self.position(place);
                     JsonPlace { file: &self.path, line, column }
                 }),
                 message: &finding.message,
@@ -122,7 +122,7 @@ impl<'a> Report<'a> {
             }
         });
         let ok = self.findings.count(Severity::Error) == 0;
-        let json = Json { ok, findings: findings.collect() };
+        let json = JsonReport { ok, findings: findings.collect() };
         let mut text = serde_json::to_string(&json).expect("texts and numbers always serialize");
         text.push('\n');
         text
@@ -133,7 +133,7 @@ impl<'a> Report<'a> {
         let command = |finding: &Finding| {
             let mut properties = String::new();
             if let Some(place) = &finding.place {
-                let (line, column) = self.position(place);
+                let LineColumn { line, column } = self.position(place);
                 properties = format!("file={},line={line},col={column},", property(&self.path));
             }
             let mut message = finding.message.clone();
@@ -152,12 +152,8 @@ impl<'a> Report<'a> {
         start..self.text.ceil_char_boundary(span.end.clamp(start, self.text.len()))
     }
 
-    /// The line, and the column in characters, from 1.
-    fn position(&self, span: &Range<usize>) -> (usize, usize) {
-        let before = self.text.get(..self.within(span).start).unwrap_or_default();
-        let line_start = before.rfind('\n').map_or(0, |at| at + 1);
-        let in_line = before.get(line_start..).unwrap_or_default();
-        (before.matches('\n').count() + 1, in_line.chars().count() + 1)
+    fn position(&self, span: &Range<usize>) -> LineColumn {
+        LineColumn::of(self.text, span.start)
     }
 }
 
@@ -184,14 +180,6 @@ fn property(text: &str) -> String {
     data(text).replace(':', "%3A").replace(',', "%2C")
 }
 
-/// A text that a terminal shows and does not obey, in one line.
-pub(super) fn printable(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    // Writing to a String cannot fail.
-    let _ = write_printable(&mut out, text.as_bytes());
-    out
-}
-
 fn printable_lines(text: &str) -> String {
     text.lines().map(printable).collect::<Vec<_>>().join("\n")
 }
@@ -214,7 +202,7 @@ mod tests {
     #[test]
     fn people_see_the_place_why_and_what_to_do() {
         let findings = findings();
-        let report = Report::new(Path::new("a.yaml"), TEXT, &findings);
+        let report = CheckReport::new(Path::new("a.yaml"), TEXT, &findings);
         let text = report.text(false, |_| true);
         for part in [
             "error: 100% wrong\\u{1b}[31m",
@@ -232,7 +220,7 @@ mod tests {
     #[test]
     fn programs_see_one_object() {
         let findings = findings();
-        let json = Report::new(Path::new("a.yaml"), TEXT, &findings).json();
+        let json = CheckReport::new(Path::new("a.yaml"), TEXT, &findings).json();
         let value: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!(value["ok"], false);
         assert_eq!(value["findings"][0]["where"], serde_json::json!({"file": "a.yaml", "line": 3, "column": 7}));
@@ -247,7 +235,7 @@ mod tests {
     #[test]
     fn github_sees_one_line_a_finding() {
         let findings = findings();
-        let lines = Report::new(Path::new("a,b:c.yaml"), TEXT, &findings).github();
+        let lines = CheckReport::new(Path::new("a,b:c.yaml"), TEXT, &findings).github();
         let first = "::error file=a%2Cb%3Ac.yaml,line=3,col=7,title=unstale one::100%25 wrong\\u{1b}[31m\
                      %0Awhy: because,%0Aof this%0Afix: do: that";
         let second = "::warning title=unstale two::slow%0Afix: GRANT a;%0Acost: locks nothing";

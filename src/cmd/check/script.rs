@@ -4,7 +4,7 @@
 //! only an operator can decide is there as a comment; a second run does no harm.
 
 use super::finding::{Findings, Severity, Stage, Statement};
-use super::report::printable;
+use crate::cmd::display::printable;
 
 /// The whole script for a server.
 pub(super) fn script(server: &str, findings: &Findings) -> String {

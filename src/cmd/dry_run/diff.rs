@@ -7,61 +7,65 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{self, BufWriter, Write};
 
-use super::summary::{Summary, shorten};
-use super::{Args, JsonOp, rule_name};
+use super::args::DryRunArgs;
+use super::json_op::JsonOp;
 use crate::change::Lsn;
-use crate::cmd::changes::{Changes, OPS_MAX, Portion, has_reader, printable};
-use crate::cmd::{Failure, Loaded};
+use crate::cmd::changes::summary::{Summary, rule_name, shorten};
+use crate::cmd::changes::{Changes, OPS_MAX, PlanChunk};
+use crate::cmd::config_file::ConfigFile;
+use crate::cmd::display::printable;
+use crate::cmd::failure::{Exit, Failure};
+use crate::cmd::stdout::has_reader;
 use crate::plan::{ActionKind, Op, Plan, RuleId};
 use crate::rules::RuleSet;
 
-pub(super) async fn run(loaded: &Loaded, other: &Loaded, args: &Args) -> Result<(), Failure> {
-    let settings = &loaded.settings;
-    let changes = Changes::find(&args.source, settings).await?;
-    let rules = [changes.rules(loaded)?, changes.rules(other)?];
-    let desks = rules.clone().map(|rules| changes.desk(rules, settings, false));
-    let mut portions = changes.read(desks, settings, OPS_MAX).await?;
+pub(super) async fn run(file: &ConfigFile, other: &ConfigFile, args: &DryRunArgs) -> Result<(), Failure> {
+    let settings = &file.settings;
+    let changes = Changes::find(&args.changes, settings).await?;
+    let rules = [changes.rules(file)?, changes.rules(other)?];
+    let resolvers = rules.clone().map(|rules| changes.resolver(rules, settings, false));
+    let mut chunks = changes.read(resolvers, settings, OPS_MAX).await?;
     let mut output = BufWriter::new(io::stdout());
-    let mut totals = Totals::default();
+    let mut totals = DiffTotals::default();
     let mut summaries = [Summary::default(), Summary::default()];
     let [old, new] = &rules;
-    while let Some(portion) = portions.next().await? {
-        for (summary, plan) in summaries.iter_mut().zip(&portion.plans) {
-            summary.add(plan, portion.begins);
+    while let Some(chunk) = chunks.next().await? {
+        for (summary, plan) in summaries.iter_mut().zip(&chunk.plans) {
+            summary.add(plan, chunk.begins);
         }
-        let [before, after] = &portion.plans;
+        let [before, after] = &chunk.plans;
         let differences = compare((old, before), (new, after));
-        totals.add(&differences, portion.begins);
+        totals.add(&differences, chunk.begins);
         let written = match args.json {
             true => write_json(&mut output, &differences),
-            false => output.write_all(text(&title(&portion), &differences).as_bytes()),
+            false => output.write_all(text(&title(&chunk), &differences).as_bytes()),
         };
         if !has_reader(written)? {
             return Ok(());
         }
     }
-    if !args.json && !has_reader(output.write_all(totals.line(portions.changes()).as_bytes()))? {
+    if !args.json && !has_reader(output.write_all(totals.line(chunks.changes()).as_bytes()))? {
         return Ok(());
     }
     if !has_reader(output.flush())? {
         return Ok(());
     }
-    for ((summary, rules), file) in summaries.iter().zip(&rules).zip([loaded, other]) {
+    for ((summary, rules), file) in summaries.iter().zip(&rules).zip([file, other]) {
         for line in summary.dead(rules).lines() {
-            eprintln!("{}: {line}", printable(&file.path.display().to_string()));
+            eprintln!("{}: {line}", printable(file.path.display().to_string()));
         }
     }
-    if let Some(note) = portions.note() {
+    if let Some(note) = chunks.note() {
         eprintln!("{note}");
     }
     match args.exit_code && totals.gained + totals.lost > 0 {
-        true => Err(Failure::findings("")),
+        true => Err(Failure::silent(Exit::Findings)),
         false => Ok(()),
     }
 }
 
 /// An op that only one of the rule sets asks for.
-struct Difference<'a> {
+struct OpDifference<'a> {
     gained: bool,
     rules: &'a RuleSet,
     rule: RuleId,
@@ -69,40 +73,40 @@ struct Difference<'a> {
 }
 
 /// The differences between two plans of the same changes, sorted by what they name.
-fn compare<'a>((old, before): (&'a RuleSet, &'a Plan), (new, after): (&'a RuleSet, &'a Plan)) -> Vec<Difference<'a>> {
+fn compare<'a>((old, before): (&'a RuleSet, &'a Plan), (new, after): (&'a RuleSet, &'a Plan)) -> Vec<OpDifference<'a>> {
     let (before, after) = (by_name(before), by_name(after));
     let lost = before.iter().filter(|(name, _)| !after.contains_key(*name));
     let gained = after.iter().filter(|(name, _)| !before.contains_key(*name));
-    let lost = lost.map(|(name, &(rule, op))| (name, Difference { gained: false, rules: old, rule, op }));
-    let gained = gained.map(|(name, &(rule, op))| (name, Difference { gained: true, rules: new, rule, op }));
+    let lost = lost.map(|(name, &(rule, op))| (name, OpDifference { gained: false, rules: old, rule, op }));
+    let gained = gained.map(|(name, &(rule, op))| (name, OpDifference { gained: true, rules: new, rule, op }));
     let mut differences: Vec<_> = lost.chain(gained).collect();
     differences.sort_by_key(|&(name, _)| name);
     differences.into_iter().map(|(_, difference)| difference).collect()
 }
 
-/// What an op names, its kind, and what it carries: two ops with the same are one.
-type Name<'a> = (&'a [u8], ActionKind, Option<&'a [u8]>);
+/// What identifies an op: its name, its kind and its data.
+type OpIdentity<'a> = (&'a [u8], ActionKind, Option<&'a [u8]>);
 
-fn by_name(plan: &Plan) -> BTreeMap<Name<'_>, (RuleId, Op<'_>)> {
+fn by_name(plan: &Plan) -> BTreeMap<OpIdentity<'_>, (RuleId, Op<'_>)> {
     plan.ops().map(|(rule, op)| ((op.name(), op.kind(), op.data()), (rule, op))).collect()
 }
 
 /// What a difference is about.
-fn title<const N: usize>(portion: &Portion<N>) -> String {
-    match portion.lsn {
-        Lsn::ZERO => format!("change {}", portion.change),
+fn title<const N: usize>(chunk: &PlanChunk<N>) -> String {
+    match chunk.lsn {
+        Lsn::ZERO => format!("change {}", chunk.change),
         lsn => format!("transaction at {lsn}"),
     }
 }
 
-fn text(title: &str, differences: &[Difference<'_>]) -> String {
+fn text(title: &str, differences: &[OpDifference<'_>]) -> String {
     let mut text = String::new();
     if differences.is_empty() {
         return text;
     }
     // Writing to a String cannot fail.
     let _ = writeln!(text, "{title}");
-    for Difference { gained, rules, rule, op } in differences {
+    for OpDifference { gained, rules, rule, op } in differences {
         let sign = if *gained { '+' } else { '-' };
         let _ = write!(text, "  {sign} {} {}", op.kind(), shorten(op.name()));
         if let Some(data) = op.data() {
@@ -113,10 +117,10 @@ fn text(title: &str, differences: &[Difference<'_>]) -> String {
     text
 }
 
-fn write_json(output: &mut impl Write, differences: &[Difference<'_>]) -> io::Result<()> {
+fn write_json(output: &mut impl Write, differences: &[OpDifference<'_>]) -> io::Result<()> {
     for difference in differences {
         let diff = Some(if difference.gained { "gained" } else { "lost" });
-        let line = JsonOp { diff, ..JsonOp::new(difference.rules, difference.rule, difference.op) };
+        let line = JsonOp::new(diff, difference.rules, difference.rule, difference.op);
         serde_json::to_writer(&mut *output, &line)?;
         output.write_all(b"\n")?;
     }
@@ -125,7 +129,7 @@ fn write_json(output: &mut impl Write, differences: &[Difference<'_>]) -> io::Re
 
 /// How much differs in all.
 #[derive(Default)]
-struct Totals {
+struct DiffTotals {
     gained: u64,
     lost: u64,
     transactions: u64,
@@ -133,8 +137,8 @@ struct Totals {
     differs: bool,
 }
 
-impl Totals {
-    fn add(&mut self, differences: &[Difference<'_>], begins: bool) {
+impl DiffTotals {
+    fn add(&mut self, differences: &[OpDifference<'_>], begins: bool) {
         let gained = differences.iter().filter(|difference| difference.gained).count() as u64;
         self.gained += gained;
         self.lost += differences.len() as u64 - gained;
@@ -191,12 +195,12 @@ mod tests {
             json.starts_with("{\"diff\":\"lost\",\"rule\":\"a\",\"op\":\"publish\",\"key\":\"c\",\"data\":1}\n"),
             "{json}"
         );
-        let mut totals = Totals::default();
+        let mut totals = DiffTotals::default();
         totals.add(&differences, true);
         totals.add(&differences, false);
         totals.add(&[], true);
         assert_eq!(totals.line(7), "6 gained, 4 lost, in 1 transactions of 7 changes\n");
         assert_eq!(text("here", &compare((&old, &before), (&old, &before))), "");
-        assert_eq!(Totals::default().line(7), "no difference in 7 changes\n");
+        assert_eq!(DiffTotals::default().line(7), "no difference in 7 changes\n");
     }
 }

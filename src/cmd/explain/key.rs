@@ -9,12 +9,14 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::super::display::{beginning, line, millis, printable, time};
-use super::super::{Failure, Loaded, print};
-use super::Args;
+use super::args::ExplainArgs;
 use super::key_report::{self, KeyContent, KeyReport, concerns};
-use super::origin::{Origin, origins};
+use super::template_match::{TemplateMatch, matches};
 use crate::change::Lsn;
+use crate::cmd::config_file::ConfigFile;
+use crate::cmd::display::{beginning, json_line, millis, printable, time};
+use crate::cmd::failure::Failure;
+use crate::cmd::stdout::print;
 use crate::coherence::watermark::Names;
 use crate::key::CacheKey;
 use crate::plan::ActionKind;
@@ -26,25 +28,25 @@ const SHOWN_MAX: usize = 200;
 /// How many of the ops that touched the key are shown.
 const TOUCHES_MAX: usize = 5;
 
-pub(super) async fn explain(loaded: &Loaded, given: &OsStr, args: &Args) -> Result<(), Failure> {
-    let key = full_name(given.as_encoded_bytes(), &loaded.settings.namespace);
-    let names = Names::new(&loaded.settings.namespace, &loaded.settings.slot);
-    let origins = origins(&loaded.rules, &key);
+pub(super) async fn explain(file: &ConfigFile, given: &OsStr, args: &ExplainArgs) -> Result<(), Failure> {
+    let key = full_name(given.as_encoded_bytes(), &file.settings.namespace);
+    let names = Names::new(&file.settings.namespace, &file.settings.slot);
+    let matches = matches(&file.rules, &key);
     if !args.json {
-        print(&made_by(loaded, &key, &names, &origins))?;
+        print(&made_by(file, &key, &names, &matches))?;
     }
-    let looked = match args.offline {
+    let report = match args.offline {
         true => None,
-        false => Some(key_report::read(&loaded.settings.redis, &names, &key).await),
+        false => Some(key_report::read(&file.settings.redis, &names, &key).await),
     };
-    match looked {
-        None if args.json => print(&line(object(loaded, &key, &origins, None, args))),
+    match report {
+        None if args.json => print(&json_line(object(file, &key, &matches, None, args))),
         None => Ok(()),
-        Some(Ok(look)) if args.json => print(&line(object(loaded, &key, &origins, Some(&look), args))),
-        Some(Ok(look)) => print(&(holds(&look, &origins, args) + &touched(&look, &key))),
+        Some(Ok(report)) if args.json => print(&json_line(object(file, &key, &matches, Some(&report), args))),
+        Some(Ok(report)) => print(&(holds(&report, &matches, args) + &touched(&report, &key))),
         Some(Err(error)) => {
             if args.json {
-                print(&line(object(loaded, &key, &origins, None, args)))?;
+                print(&json_line(object(file, &key, &matches, None, args)))?;
             }
             Err(error.into())
         }
@@ -59,52 +61,52 @@ fn full_name(given: &[u8], namespace: &str) -> CacheKey {
     }
 }
 
-fn made_by(loaded: &Loaded, key: &CacheKey, names: &Names, origins: &[Origin<'_>]) -> String {
+fn made_by(file: &ConfigFile, key: &CacheKey, names: &Names, matches: &[TemplateMatch<'_>]) -> String {
     let mut text = format!("{key}\n\nmade by\n");
-    for origin in origins {
-        text.push_str(&origin.text(loaded));
+    for found in matches {
+        text.push_str(&found.text(file));
     }
     if names.owns(key.as_bytes()) {
         text.push_str("  this tool itself: it is part of its state\n");
-    } else if origins.is_empty() {
+    } else if matches.is_empty() {
         text.push_str("  no template of any rule\n");
     }
     text
 }
 
-fn holds(look: &KeyReport, origins: &[Origin<'_>], args: &Args) -> String {
-    let mut text = format!("\nholds\n  {}\n", held(look, origins));
+fn holds(report: &KeyReport, matches: &[TemplateMatch<'_>], args: &ExplainArgs) -> String {
+    let mut text = format!("\nholds\n  {}\n", content(report, matches));
     // Writing to a String cannot fail.
-    let _ = match (look.ttl, &look.content) {
+    let _ = match (report.ttl, &report.content) {
         (_, KeyContent::Nothing) => Ok(()),
         (Some(ttl), KeyContent::Lease) => writeln!(text, "  the lease ends in {} at the latest", time(ttl)),
         (Some(ttl), _) => writeln!(text, "  it expires in {}", time(ttl)),
         (None, _) => writeln!(text, "  it does not expire"),
     };
-    if let (true, Some(value)) = (args.show_value, value(&look.content)) {
+    if let (true, Some(value)) = (args.show_value, value(&report.content)) {
         let _ = writeln!(text, "  {}", beginning(value, SHOWN_MAX));
     }
-    let epoch = look.epoch.map_or_else(String::new, |epoch| format!(", in epoch {epoch}"));
-    let _ = match look.applied {
+    let epoch = report.epoch.map_or_else(String::new, |epoch| format!(", in epoch {epoch}"));
+    let _ = match report.applied {
         Some(applied) => writeln!(text, "  invalidations are in force up to {applied}{epoch}"),
         None => writeln!(text, "  how far invalidations are in force, Redis does not know{epoch}"),
     };
     text
 }
 
-fn held(look: &KeyReport, origins: &[Origin<'_>]) -> String {
-    match &look.content {
+fn content(report: &KeyReport, matches: &[TemplateMatch<'_>]) -> String {
+    match &report.content {
         KeyContent::Nothing => "nothing".to_owned(),
         KeyContent::Lease => "a lease: a reader is about to fill it".to_owned(),
         KeyContent::Value { envelope, bytes } => {
-            let age = time(age(look, envelope.stored_at));
+            let age = time(age(report, envelope.stored_at));
             let soft = match envelope.soft_ttl {
                 0 => String::new(),
                 soft => format!("; readers refresh it when it is {} old", time(Duration::from_millis(soft))),
             };
             format!("a value of {bytes} bytes, stored {age} ago, with every commit up to {}{soft}", envelope.lo)
         }
-        KeyContent::Text { head, bytes } => match version(head, origins) {
+        KeyContent::Text { head, bytes } => match version(head, matches) {
             Some(version) => format!("the version {version}, which is the position {}", Lsn::new(version)),
             None => format!("a plain value of {bytes} bytes, of another application"),
         },
@@ -114,13 +116,13 @@ fn held(look: &KeyReport, origins: &[Origin<'_>]) -> String {
 }
 
 /// How long a value has been there, by the clock of Redis.
-fn age(look: &KeyReport, stored_at: u64) -> Duration {
-    Duration::from_millis(look.now.saturating_sub(stored_at))
+fn age(report: &KeyReport, stored_at: u64) -> Duration {
+    Duration::from_millis(report.now.saturating_sub(stored_at))
 }
 
 /// The number under a version key: a rule says that it is one.
-fn version(held: &[u8], origins: &[Origin<'_>]) -> Option<u64> {
-    let is_version = origins.iter().any(|origin| origin.kind == ActionKind::Bump);
+fn version(held: &[u8], matches: &[TemplateMatch<'_>]) -> Option<u64> {
+    let is_version = matches.iter().any(|found| found.kind == ActionKind::Bump);
     std::str::from_utf8(held).ok().filter(|_| is_version)?.parse().ok()
 }
 
@@ -133,22 +135,22 @@ fn value(held: &KeyContent) -> Option<&[u8]> {
 }
 
 /// The last ops that touched the key, the newest first.
-fn touches<'l>(look: &'l KeyReport, key: &CacheKey) -> Vec<&'l Touch> {
-    look.recent.iter().rev().filter(|touch| concerns(touch, key)).take(TOUCHES_MAX).collect()
+fn touches<'l>(report: &'l KeyReport, key: &CacheKey) -> Vec<&'l Touch> {
+    report.recent.iter().rev().filter(|touch| concerns(touch, key)).take(TOUCHES_MAX).collect()
 }
 
-fn touched(look: &KeyReport, key: &CacheKey) -> String {
+fn touched(report: &KeyReport, key: &CacheKey) -> String {
     let mut text = "\nlast touched\n".to_owned();
-    let touches = touches(look, key);
+    let touches = touches(report, key);
     for touch in &touches {
         let shown = [&touch.at, &touch.key, &touch.rule, &touch.lsn].map(|part| printable(part.as_bytes()));
         let ([at, name, rule, lsn], op) = (shown, touch.op);
         let _ = writeln!(text, "  {at}  {op} {name}  by rule `{rule}` (line {}), up to {lsn}", touch.line);
     }
-    match look.recent.first() {
+    match report.recent.first() {
         _ if !touches.is_empty() => {}
         Some(oldest) => {
-            let (count, since) = (look.recent.len(), printable(oldest.at.as_bytes()));
+            let (count, since) = (report.recent.len(), printable(oldest.at.as_bytes()));
             let _ = writeln!(text, "  by none of the last {count} ops, which go back to {since}");
         }
         None => text.push_str("  no op is remembered\n"),
@@ -156,40 +158,46 @@ fn touched(look: &KeyReport, key: &CacheKey) -> String {
     text
 }
 
-fn object(loaded: &Loaded, key: &CacheKey, origins: &[Origin<'_>], look: Option<&KeyReport>, args: &Args) -> Value {
+fn object(
+    file: &ConfigFile,
+    key: &CacheKey,
+    matches: &[TemplateMatch<'_>],
+    report: Option<&KeyReport>,
+    args: &ExplainArgs,
+) -> Value {
     let mut object = Map::new();
     object.insert("key".to_owned(), String::from_utf8_lossy(key.as_bytes()).into());
-    object.insert("made_by".to_owned(), origins.iter().map(|origin| origin.json(loaded)).collect());
-    let Some(look) = look else { return Value::Object(object) };
-    object.insert("holds".to_owned(), held_in_json(look, origins, args));
-    object.insert("applied".to_owned(), look.applied.map(|applied| applied.to_string()).into());
-    object.insert("epoch".to_owned(), look.epoch.into());
-    object.insert("touched".to_owned(), json!(touches(look, key)));
-    let since = look.recent.first().map(|touch| &touch.at);
-    object.insert("remembered".to_owned(), json!({"ops": look.recent.len(), "since": since}));
+    object.insert("made_by".to_owned(), matches.iter().map(|found| found.json(file)).collect());
+    let Some(report) = report else { return Value::Object(object) };
+    object.insert("holds".to_owned(), held_in_json(report, matches, args));
+    object.insert("applied".to_owned(), report.applied.map(|applied| applied.to_string()).into());
+    object.insert("epoch".to_owned(), report.epoch.into());
+    object.insert("touched".to_owned(), json!(touches(report, key)));
+    let since = report.recent.first().map(|touch| &touch.at);
+    object.insert("remembered".to_owned(), json!({"ops": report.recent.len(), "since": since}));
     Value::Object(object)
 }
 
-fn held_in_json(look: &KeyReport, origins: &[Origin<'_>], args: &Args) -> Value {
-    let mut object = match &look.content {
+fn held_in_json(report: &KeyReport, matches: &[TemplateMatch<'_>], args: &ExplainArgs) -> Value {
+    let mut object = match &report.content {
         KeyContent::Nothing => json!({"kind": "nothing"}),
         KeyContent::Lease => json!({"kind": "lease"}),
         KeyContent::Value { envelope, bytes } => json!({
             "kind": "value",
             "bytes": bytes,
             "lo": envelope.lo.to_string(),
-            "age_ms": millis(age(look, envelope.stored_at)),
+            "age_ms": millis(age(report, envelope.stored_at)),
             "soft_ttl_ms": Some(envelope.soft_ttl).filter(|soft| *soft > 0),
         }),
-        KeyContent::Text { head, bytes } => match version(head, origins) {
+        KeyContent::Text { head, bytes } => match version(head, matches) {
             Some(version) => json!({"kind": "version", "version": version, "lsn": Lsn::new(version).to_string()}),
             None => json!({"kind": "plain", "bytes": bytes}),
         },
         KeyContent::Other { kind, members } => json!({"kind": kind, "members": members}),
     };
     if let Value::Object(fields) = &mut object {
-        fields.insert("ttl_ms".to_owned(), look.ttl.map(millis).into());
-        if let (true, Some(value)) = (args.show_value, value(&look.content)) {
+        fields.insert("ttl_ms".to_owned(), report.ttl.map(millis).into());
+        if let (true, Some(value)) = (args.show_value, value(&report.content)) {
             fields.insert("beginning".to_owned(), beginning(value, SHOWN_MAX).into());
         }
     }
@@ -211,21 +219,21 @@ rules:
   flags: {event: flag.changed, bump: 'version:{org}', publish: {channel: 'user:{org}'}}
 ";
 
-    fn loaded() -> Loaded {
-        Loaded::parse("f.yaml".as_ref(), RULES.to_owned(), &|_| None).map_err(|failure| failure.message).unwrap()
+    fn file() -> ConfigFile {
+        ConfigFile::parse("f.yaml".as_ref(), RULES.to_owned(), &|_| None).map_err(|failure| failure.message).unwrap()
     }
 
-    fn args() -> Args {
-        Args { key: None, change: None, lookups: false, offline: false, show_value: true, json: false }
+    fn args() -> ExplainArgs {
+        ExplainArgs { key: None, change: None, lookups: false, offline: false, show_value: true, json: false }
     }
 
     #[test]
     fn a_key_is_made_by_what_could_have_made_it() {
-        let loaded = loaded();
+        let file = file();
         let names = Names::new("v1:", "unstale");
         let check = |key: &str, expected: &[&str]| {
             let key = full_name(key.as_bytes(), "v1:");
-            let said = made_by(&loaded, &key, &names, &origins(&loaded.rules, &key));
+            let said = made_by(&file, &key, &names, &matches(&file.rules, &key));
             assert!(expected.iter().all(|part| said.contains(part)), "{expected:?} are not all in {said}");
             assert_eq!(said.lines().count(), 3 + expected.len() - 1, "{said}");
         };
@@ -240,9 +248,9 @@ rules:
 
     #[test]
     fn what_a_key_holds() {
-        let loaded = loaded();
+        let file = file();
         let check = |key: &str, held: KeyContent, ttl: Option<u64>, expected: &[&str]| {
-            let look = KeyReport {
+            let report = KeyReport {
                 content: held,
                 ttl: ttl.map(Duration::from_millis),
                 now: 10_000,
@@ -250,7 +258,7 @@ rules:
                 epoch: Some(3),
                 recent: Vec::new(),
             };
-            let said = holds(&look, &origins(&loaded.rules, &full_name(key.as_bytes(), "v1:")), &args());
+            let said = holds(&report, &matches(&file.rules, &full_name(key.as_bytes(), "v1:")), &args());
             assert!(expected.iter().all(|part| said.contains(part)), "{expected:?} are not all in {said}");
             assert!(said.contains("up to 0/16B3748, in epoch 3"), "{said}");
         };
@@ -280,12 +288,12 @@ rules:
         let mut recent: Vec<_> = (0..9).map(|at| touch(ActionKind::Delete, "v1:user:1", at)).collect();
         recent.push(touch(ActionKind::Pattern, "v1:user:*", 9));
         let (content, ttl, now, applied, epoch) = (KeyContent::Nothing, None, 0, None, None);
-        let look = KeyReport { content, ttl, now, applied, epoch, recent };
-        let said = touched(&look, &"v1:user:1".into());
+        let report = KeyReport { content, ttl, now, applied, epoch, recent };
+        let said = touched(&report, &"v1:user:1".into());
         assert_eq!(
             said.lines().skip(2).map(|line| line.trim_start().get(..4).unwrap()).collect::<Vec<_>>(),
             ["at 9", "at 8", "at 7", "at 6", "at 5"]
         );
-        assert!(touched(&look, &"v1:org:1".into()).contains("none of the last 10 ops, which go back to at 0"));
+        assert!(touched(&report, &"v1:org:1".into()).contains("none of the last 10 ops, which go back to at 0"));
     }
 }

@@ -3,33 +3,35 @@
 //! Owns the arguments, and which source is read until when. It must not know what a line looks like. Invariant: no change
 //! is taken from the daemon.
 
-mod journal;
+mod ending;
+mod filter;
 mod outbox;
 mod output;
-mod scope;
 mod slot;
+mod writer;
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio_postgres::Client;
-use tokio_util::sync::CancellationToken;
 
-use self::journal::Journal;
-use self::outbox::Watch;
-use self::output::{Output, Rotation, size};
-use self::scope::Scope;
-use self::slot::Tap;
-use super::changes::require_outbox;
-use super::run::stop_on_signals;
-use super::{Failure, Loaded, duration};
+use self::ending::{RecordingEnd, StopCondition};
+use self::filter::RecordFilter;
+use self::outbox::OutboxRecorder;
+use self::output::{Output, Rotation};
+use self::slot::SlotRecorder;
+use self::writer::RecordWriter;
+use super::arguments::{byte_size, duration};
+use super::config_file::ConfigFile;
+use super::failure::Failure;
+use super::outbox::require_outbox;
+use super::signals::stop_on_signals;
 use crate::config::{Mode, Settings};
 use crate::postgres;
 use crate::postgres::catalog;
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(super) struct RecordArgs {
     /// Read this replication slot, and consume what is written; without it, a temporary one, from now on
     #[arg(long, value_name = "NAME", value_parser = slot::name)]
     slot: Option<String>,
@@ -43,7 +45,7 @@ pub(super) struct Args {
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Begin another file once one has this size: FILE.000001.ndjson, FILE.000002.ndjson, …
-    #[arg(long, value_parser = size, value_name = "SIZE", requires = "output")]
+    #[arg(long, value_parser = byte_size, value_name = "SIZE", requires = "output")]
     rotate_size: Option<u64>,
     /// Keep so many files and delete the oldest
     #[arg(long, value_name = "N", requires = "rotate_size", value_parser = clap::value_parser!(u32).range(1..))]
@@ -59,44 +61,44 @@ pub(super) struct Args {
     count: Option<u64>,
 }
 
-pub(super) async fn run(path: &Path, args: Args) -> Result<(), Failure> {
+pub(super) async fn run(config: &Path, args: RecordArgs) -> Result<(), Failure> {
     let stop = stop_on_signals()?;
-    let loaded = Loaded::read(path)?;
-    let (mut source, mut journal) = tokio::select! {
+    let file = ConfigFile::read(config)?;
+    let (mut recorder, mut writer) = tokio::select! {
         biased;
         () = stop.cancelled() => return Ok(()),
-        opened = open(&loaded, &args) => opened?,
+        opened = open(&file, &args) => opened?,
     };
     let deadline = args.limit.and_then(|limit| tokio::time::Instant::now().checked_add(limit));
-    let ended = source.run(&mut journal, &Ending { stop, deadline }).await;
-    eprintln!("{}", journal.summary());
+    let ended = recorder.run(&mut writer, &StopCondition { stop, deadline }).await;
+    eprintln!("{}", writer.summary());
     match ended {
-        Ok(()) | Err(Halt::Enough | Halt::ReaderLeft) => Ok(()),
-        Err(Halt::Failed(failure)) => Err(failure),
+        Ok(()) | Err(RecordingEnd::Enough | RecordingEnd::ReaderLeft) => Ok(()),
+        Err(RecordingEnd::Failed(failure)) => Err(failure),
     }
 }
 
-async fn open(loaded: &Loaded, args: &Args) -> Result<(Source, Journal), Failure> {
-    let settings = &loaded.settings;
+async fn open(file: &ConfigFile, args: &RecordArgs) -> Result<(Recorder, RecordWriter), Failure> {
+    let settings = &file.settings;
     args.require_fit(settings)?;
     let client = postgres::connect(&settings.postgres).await?;
     match settings.mode {
         Mode::Slot => {
             let publication = args.publication.as_deref().unwrap_or(&settings.publication);
             slot::require_publication(&client, publication).await?;
-            let journal = args.journal(&client).await?;
-            let tap = Tap::open(loaded, client, args.slot.as_deref(), publication).await?;
-            Ok((Source::Slot(Box::new(tap)), journal))
+            let writer = args.writer(&client).await?;
+            let recorder = SlotRecorder::open(file, client, args.slot.as_deref(), publication).await?;
+            Ok((Recorder::Slot(Box::new(recorder)), writer))
         }
         Mode::Outbox => {
             require_outbox(&client, settings).await?;
-            let journal = args.journal(&client).await?;
-            Ok((Source::Outbox(Box::new(Watch::open(client).await?)), journal))
+            let writer = args.writer(&client).await?;
+            Ok((Recorder::Outbox(Box::new(OutboxRecorder::open(client).await?)), writer))
         }
     }
 }
 
-impl Args {
+impl RecordArgs {
     /// Fails if what is named is the daemon's, or is not there in this mode.
     fn require_fit(&self, settings: &Settings) -> Result<(), Failure> {
         match settings.mode {
@@ -117,82 +119,35 @@ impl Args {
         }
     }
 
-    /// Opens what is written to.
-    async fn journal(&self, client: &Client) -> Result<Journal, Failure> {
-        let scope = Scope::new(&self.tables, &self.redact, &catalog::read(client).await?)?;
+    /// Opens the output.
+    async fn writer(&self, client: &Client) -> Result<RecordWriter, Failure> {
+        let filter = RecordFilter::new(&self.tables, &self.redact, &catalog::read(client).await?)?;
         let rotation = self.rotate_size.map(|bytes_max| Rotation { bytes_max, keep: self.keep });
         let output = Output::open(self.output.as_deref(), rotation)?;
-        Ok(Journal::new(scope, output, self.count))
+        Ok(RecordWriter::new(filter, output, self.count))
     }
 }
 
-/// Why the recording ends.
-enum Halt {
-    /// There are as many changes as were asked for.
-    Enough,
-    /// Nobody reads the output any more.
-    ReaderLeft,
-    Failed(Failure),
+/// A recorder for either mode.
+enum Recorder {
+    Slot(Box<SlotRecorder>),
+    Outbox(Box<OutboxRecorder>),
 }
 
-impl From<Failure> for Halt {
-    fn from(failure: Failure) -> Self {
-        Self::Failed(failure)
-    }
-}
-
-impl From<io::Error> for Halt {
-    fn from(error: io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::BrokenPipe => Self::ReaderLeft,
-            _ => Self::Failed(error.into()),
-        }
-    }
-}
-
-/// When the recording ends if nothing else ends it.
-struct Ending {
-    stop: CancellationToken,
-    deadline: Option<tokio::time::Instant>,
-}
-
-impl Ending {
-    /// Until somebody says so, or the time is over.
-    async fn reached(&self) {
-        let time_is_over = async {
-            match self.deadline {
-                Some(deadline) => tokio::time::sleep_until(deadline).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            biased;
-            () = self.stop.cancelled() => {}
-            () = time_is_over => {}
-        }
-    }
-}
-
-/// What is recorded.
-enum Source {
-    Slot(Box<Tap>),
-    Outbox(Box<Watch>),
-}
-
-impl Source {
-    /// Records to the end, and makes safe what was written.
-    async fn run(&mut self, journal: &mut Journal, ending: &Ending) -> Result<(), Halt> {
+impl Recorder {
+    /// Records until the end, then flushes what was written to disk.
+    async fn run(&mut self, writer: &mut RecordWriter, stop: &StopCondition) -> Result<(), RecordingEnd> {
         let recorded = match self {
-            Self::Slot(tap) => tap.run(journal, ending).await,
-            Self::Outbox(watch) => watch.run(journal, ending).await,
+            Self::Slot(recorder) => recorder.run(writer, stop).await,
+            Self::Outbox(recorder) => recorder.run(writer, stop).await,
         };
         match recorded {
-            Ok(()) | Err(Halt::Enough) => {}
-            Err(halt) => return Err(halt),
+            Ok(()) | Err(RecordingEnd::Enough) => {}
+            Err(end) => return Err(end),
         }
         match self {
-            Self::Slot(tap) => tap.finish(journal).await,
-            Self::Outbox(_) => Ok(journal.settle()?),
+            Self::Slot(recorder) => recorder.finish(writer).await,
+            Self::Outbox(_) => Ok(writer.sync()?),
         }
     }
 }

@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 
 use tokio_postgres::Client;
 
-use super::journal::Journal;
-use super::{Ending, Halt};
+use super::ending::{RecordingEnd, StopCondition};
+use super::writer::RecordWriter;
 use crate::change::{Begin, Change, Lsn, Operation, Row, Xid};
-use crate::cmd::Failure;
-use crate::cmd::changes::{printable, unseen};
+use crate::cmd::display::printable;
+use crate::cmd::failure::Failure;
+use crate::cmd::outbox::unreadable_outbox;
 use crate::source::outbox::entry::{Entry, EntryEvent};
 use crate::source::outbox::pending::{Moment, Pending};
 use crate::source::outbox::survey::daemons;
@@ -25,7 +26,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 const SETTLE_EVERY: Duration = Duration::from_secs(1);
 
 /// An outbox that is watched.
-pub(super) struct Watch {
+pub(super) struct OutboxRecorder {
     pending: Pending,
     /// The last look: what could be seen then is written.
     seen: Option<Moment>,
@@ -36,7 +37,7 @@ pub(super) struct Watch {
     said_unknown: bool,
 }
 
-impl Watch {
+impl OutboxRecorder {
     /// Begins with what waits now.
     pub(super) async fn open(client: Client) -> Result<Self, Failure> {
         if client.query_one("select pg_is_in_recovery()", &[]).await?.try_get(0)? {
@@ -51,49 +52,49 @@ impl Watch {
     }
 
     /// Records until the end.
-    pub(super) async fn run(&mut self, journal: &mut Journal, ending: &Ending) -> Result<(), Halt> {
+    pub(super) async fn run(&mut self, writer: &mut RecordWriter, stop: &StopCondition) -> Result<(), RecordingEnd> {
         loop {
             let began = Instant::now();
             tokio::select! {
                 biased;
-                () = ending.reached() => return Ok(()),
-                looked = self.look(journal) => looked?,
+                () = stop.reached() => return Ok(()),
+                looked = self.look(writer) => looked?,
             }
-            journal.pass_on()?;
+            writer.flush_stdout()?;
             if self.settled.elapsed() >= SETTLE_EVERY {
-                journal.settle()?;
+                writer.sync()?;
                 self.mention_daemon().await?;
                 self.settled = Instant::now();
             }
             tokio::select! {
                 biased;
-                () = ending.reached() => return Ok(()),
+                () = stop.reached() => return Ok(()),
                 () = tokio::time::sleep(LOOK_EVERY.max(began.elapsed())) => {}
             }
         }
     }
 
     /// Writes what could not be seen before.
-    async fn look(&mut self, journal: &mut Journal) -> Result<(), Halt> {
-        let sight = self.pending.look(self.seen.as_ref(), None).await.map_err(unseen)?;
+    async fn look(&mut self, writer: &mut RecordWriter) -> Result<(), RecordingEnd> {
+        let sight = self.pending.look(self.seen.as_ref(), None).await.map_err(unreadable_outbox)?;
         let mut open = None;
-        while let Some(entry) = self.pending.next().await.map_err(unseen)? {
+        while let Some(entry) = self.pending.next().await.map_err(unreadable_outbox)? {
             if open != Some(entry.xid) {
-                commit(journal, sight.end)?;
-                journal.begin(begin(&entry, sight.end));
+                commit(writer, sight.end)?;
+                writer.begin(begin(&entry, sight.end));
                 open = Some(entry.xid);
             }
             match &entry.event {
-                EntryEvent::Change(change) => journal.add(change)?,
+                EntryEvent::Change(change) => writer.add(change)?,
                 EntryEvent::Unknown(change) => {
                     self.mention_unknown(change);
                     for possible in possibilities(change) {
-                        journal.add(&possible)?;
+                        writer.add(&possible)?;
                     }
                 }
             }
         }
-        commit(journal, sight.end)?;
+        commit(writer, sight.end)?;
         self.seen = Some(sight.moment);
         Ok(())
     }
@@ -112,7 +113,7 @@ impl Watch {
     /// Says, once, what lines without values mean.
     fn mention_unknown(&mut self, change: &Change) {
         if !std::mem::replace(&mut self.said_unknown, true) {
-            let table = printable(&change.relation.name.to_string());
+            let table = printable(change.relation.name.to_string());
             eprintln!(
                 "note: nobody knows what happened to {table}, as after its set-up: it is written as a change of every \
                  kind, without values"
@@ -122,10 +123,10 @@ impl Watch {
 }
 
 /// Ends the transaction that has begun, if one has.
-fn commit(journal: &mut Journal, end: Lsn) -> Result<(), Halt> {
-    journal.commit(end)?;
-    match journal.is_full() {
-        true => Err(Halt::Enough),
+fn commit(writer: &mut RecordWriter, end: Lsn) -> Result<(), RecordingEnd> {
+    writer.commit(end)?;
+    match writer.is_full() {
+        true => Err(RecordingEnd::Enough),
         false => Ok(()),
     }
 }

@@ -1,15 +1,15 @@
 //! Where the lines of a recording go: standard output, a file, or one file after another.
 //!
 //! Owns the files. It must not know what a line says. Invariants: the lines of a transaction are in one file; no file
-//! that is there is overwritten; after [`Output::settle`] what was written survives a crash.
+//! that is there is overwritten; after [`Output::sync`] what was written survives a crash.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read as _, Seek as _, SeekFrom, Stdout, Write as _};
 use std::path::{Path, PathBuf};
 
 use crate::change::Lsn;
-use crate::cmd::Failure;
-use crate::cmd::changes::printable;
+use crate::cmd::display::printable;
+use crate::cmd::failure::Failure;
 use crate::source::recording::write::Transaction;
 
 /// When another file is begun.
@@ -23,12 +23,12 @@ pub(super) struct Rotation {
 
 /// Where lines go.
 pub(super) struct Output {
-    target: Target,
-    /// Something was written since it was last made safe.
+    target: OutputTarget,
+    /// Something was written since the last sync.
     dirty: bool,
 }
 
-enum Target {
+enum OutputTarget {
     Standard(BufWriter<Stdout>),
     File(PathBuf, BufWriter<File>),
     Files(Files),
@@ -38,14 +38,14 @@ impl Output {
     /// Opens a file, or the first one; without a path, or with `-`, standard output.
     pub(super) fn open(path: Option<&Path>, rotation: Option<Rotation>) -> Result<Self, Failure> {
         let target = match (path.filter(|path| path.as_os_str() != "-"), rotation) {
-            (None, None) => Target::Standard(BufWriter::new(io::stdout())),
+            (None, None) => OutputTarget::Standard(BufWriter::new(io::stdout())),
             (None, Some(_)) => return Err(Failure::usage("--rotate-size needs a file: name one with --output")),
             (Some(path), None) => {
                 let file = append(path).map_err(|error| unwritten(path, &error))?;
-                Target::File(path.to_owned(), BufWriter::new(file))
+                OutputTarget::File(path.to_owned(), BufWriter::new(file))
             }
             (Some(path), Some(rotation)) => {
-                Target::Files(Files::open(path, rotation).map_err(|error| unwritten(path, &error))?)
+                OutputTarget::Files(Files::open(path, rotation).map_err(|error| unwritten(path, &error))?)
             }
         };
         Ok(Self { target, dirty: false })
@@ -55,29 +55,31 @@ impl Output {
     pub(super) fn write(&mut self, transaction: Transaction, end_lsn: Lsn) -> io::Result<()> {
         self.dirty = true;
         match &mut self.target {
-            Target::Standard(standard) => transaction.commit(end_lsn, standard).map(drop),
-            Target::File(path, file) => transaction.commit(end_lsn, file).map(drop).map_err(|error| at(path, error)),
-            Target::Files(files) => files.write(transaction, end_lsn),
+            OutputTarget::Standard(standard) => transaction.commit(end_lsn, standard).map(drop),
+            OutputTarget::File(path, file) => {
+                transaction.commit(end_lsn, file).map(drop).map_err(|error| at(path, error))
+            }
+            OutputTarget::Files(files) => files.write(transaction, end_lsn),
         }
     }
 
-    /// Lets a reader of standard output have what was written.
-    pub(super) fn pass_on(&mut self) -> io::Result<()> {
+    /// Flushes standard output, for its reader.
+    pub(super) fn flush_stdout(&mut self) -> io::Result<()> {
         match &mut self.target {
-            Target::Standard(standard) if self.dirty => standard.flush(),
-            Target::Standard(_) | Target::File(..) | Target::Files(_) => Ok(()),
+            OutputTarget::Standard(standard) if self.dirty => standard.flush(),
+            OutputTarget::Standard(_) | OutputTarget::File(..) | OutputTarget::Files(_) => Ok(()),
         }
     }
 
-    /// Makes safe what was written.
-    pub(super) fn settle(&mut self) -> io::Result<()> {
+    /// Flushes what was written to disk.
+    pub(super) fn sync(&mut self) -> io::Result<()> {
         if !std::mem::take(&mut self.dirty) {
             return Ok(());
         }
         match &mut self.target {
-            Target::Standard(standard) => standard.flush(),
-            Target::File(path, file) => settle(file).map_err(|error| at(path, error)),
-            Target::Files(files) => files.settle(),
+            OutputTarget::Standard(standard) => standard.flush(),
+            OutputTarget::File(path, file) => sync(file).map_err(|error| at(path, error)),
+            OutputTarget::Files(files) => files.sync(),
         }
     }
 }
@@ -97,12 +99,12 @@ fn append(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-fn settle(file: &mut BufWriter<File>) -> io::Result<()> {
+fn sync(file: &mut BufWriter<File>) -> io::Result<()> {
     file.flush()?;
     match file.get_ref().sync_data() {
         // What is no file on a disk, such as a pipe, cannot be made safer.
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
-        settled => settled,
+        syncd => syncd,
     }
 }
 
@@ -176,16 +178,16 @@ impl Files {
         let Some(file) = &mut self.file else { return Ok(()) };
         self.bytes += transaction.commit(end_lsn, file).map_err(|error| at(&path, error))?;
         if self.bytes >= self.rotation.bytes_max {
-            self.settle()?;
+            self.sync()?;
             self.file = None;
         }
         Ok(())
     }
 
-    fn settle(&mut self) -> io::Result<()> {
+    fn sync(&mut self) -> io::Result<()> {
         let path = self.path(self.number);
         match &mut self.file {
-            Some(file) => settle(file).map_err(|error| at(&path, error)),
+            Some(file) => sync(file).map_err(|error| at(&path, error)),
             None => Ok(()),
         }
     }
@@ -193,35 +195,18 @@ impl Files {
 
 /// The error, with the file's name.
 fn at(path: &Path, error: io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("cannot write {}: {error}", printable(&path.display().to_string())))
+    io::Error::new(error.kind(), format!("cannot write {}: {error}", printable(path.display().to_string())))
 }
 
 fn unwritten(path: &Path, error: &io::Error) -> Failure {
-    Failure::usage(format!("cannot write {}: {error}", printable(&path.display().to_string())))
-}
-
-/// A number of bytes such as `100MB` or `64KiB`.
-pub(super) fn size(text: &str) -> Result<u64, String> {
-    let expected = || "expected a size such as `100MB` or `64KiB`".to_owned();
-    let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
-    let factor: u64 = match unit.trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 1,
-        "k" | "kb" => 1000,
-        "m" | "mb" => 1_000_000,
-        "g" | "gb" => 1_000_000_000,
-        "kib" => 1 << 10,
-        "mib" => 1 << 20,
-        "gib" => 1 << 30,
-        _ => return Err(expected()),
-    };
-    let number: u64 = digits.parse().map_err(|_| expected())?;
-    number.checked_mul(factor).filter(|&bytes| bytes > 0).ok_or_else(expected)
+    Failure::usage(format!("cannot write {}: {error}", printable(path.display().to_string())))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::change::{Begin, Change, Operation, Relation, RelationId, TableName, Xid};
+    use crate::cmd::failure::Exit;
     use crate::source::recording::write::Redaction;
     use tempfile::TempDir;
 
@@ -256,7 +241,7 @@ mod tests {
             for xid in 1..=4 {
                 output.write(transaction(xid), Lsn::new(7)).unwrap();
             }
-            output.settle().unwrap();
+            output.sync().unwrap();
             let (before, last) = (run * 4 + 3, run * 4 + 4);
             let expected = [
                 format!("changes.{before:06}.ndjson"),
@@ -277,24 +262,12 @@ mod tests {
         for lines in [3, 6] {
             let mut output = Output::open(Some(&path), None).unwrap();
             output.write(transaction(1), Lsn::new(7)).unwrap();
-            output.settle().unwrap();
+            output.sync().unwrap();
             assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), lines);
         }
         fs::write(&path, "{\"half").unwrap();
         let failure = Output::open(Some(&path), None).err().unwrap();
-        assert!(failure.code == 2 && failure.message.contains("not complete"), "{failure:?}");
+        assert!(failure.exit == Exit::Usage && failure.message.contains("not complete"), "{failure:?}");
         assert_eq!(fs::read_to_string(&path).unwrap(), "{\"half");
-    }
-
-    #[test]
-    fn sizes_have_units() {
-        let check = |text: &str, expected: Option<u64>| assert_eq!(size(text).ok(), expected, "{text}");
-        check("100MB", Some(100_000_000));
-        check("64KiB", Some(65_536));
-        check("7", Some(7));
-        check("2 gb", Some(2_000_000_000));
-        for text in ["", "0", "MB", "-1MB", "1.5MB", "1TB", "99999999999999999999", "99999999999GB"] {
-            check(text, None);
-        }
     }
 }

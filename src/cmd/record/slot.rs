@@ -10,11 +10,12 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::time::MissedTickBehavior;
 use tokio_postgres::Client;
 
-use super::journal::Journal;
-use super::{Ending, Halt};
+use super::ending::{RecordingEnd, StopCondition};
+use super::writer::RecordWriter;
 use crate::change::{Lsn, SourceEvent, TableName};
-use crate::cmd::changes::printable;
-use crate::cmd::{Failure, Loaded};
+use crate::cmd::config_file::ConfigFile;
+use crate::cmd::display::printable;
+use crate::cmd::failure::{Failure, with_causes};
 use crate::postgres::{PREREQUISITE_STATE, UNDEFINED_OBJECT};
 use crate::rules::Planner;
 use crate::source::peek::find_root;
@@ -39,7 +40,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(60);
 const GOODBYE_MAX: Duration = Duration::from_secs(2);
 
 /// A slot that is being read.
-pub(super) struct Tap {
+pub(super) struct SlotRecorder {
     stream: Stream,
     slot: String,
     /// For questions to the catalog.
@@ -53,27 +54,27 @@ pub(super) struct Tap {
     ticked: Instant,
 }
 
-impl Tap {
+impl SlotRecorder {
     /// Begins to read a slot; without a name, one of our own, from now on.
     pub(super) async fn open(
-        loaded: &Loaded,
+        file: &ConfigFile,
         client: Client,
         slot: Option<&str>,
         publication: &str,
     ) -> Result<Self, Failure> {
-        let mut connection = Connection::open(&loaded.settings.postgres).await?;
+        let mut connection = Connection::open(&file.settings.postgres).await?;
         let slot = match slot {
             Some(slot) => slot.to_owned(),
             None => create(&mut connection).await?,
         };
         let stream = Stream::start(connection, &slot, publication, true).await;
-        let stream = stream.map_err(|error| unread(&slot, error))?;
+        let stream = stream.map_err(|error| unreadable(&slot, error))?;
         Ok(Self {
             stream,
             slot,
             client,
             assembler: Assembler::default(),
-            planner: Planner::new(Arc::new(loaded.rules.clone())),
+            planner: Planner::new(Arc::new(file.rules.clone())),
             written: Lsn::ZERO,
             heard: Instant::now(),
             ticked: Instant::now(),
@@ -81,35 +82,35 @@ impl Tap {
     }
 
     /// Records until the end.
-    pub(super) async fn run(&mut self, journal: &mut Journal, ending: &Ending) -> Result<(), Halt> {
+    pub(super) async fn run(&mut self, writer: &mut RecordWriter, stop: &StopCondition) -> Result<(), RecordingEnd> {
         let mut tick = tokio::time::interval(STATUS_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            while let Some(frame) = self.stream.next_frame().map_err(|error| unread(&self.slot, error))? {
-                self.take(frame, journal).await?;
+            while let Some(frame) = self.stream.next_frame().map_err(|error| unreadable(&self.slot, error))? {
+                self.take(frame, writer).await?;
             }
-            journal.pass_on()?;
+            writer.flush_stdout()?;
             if self.stream.answer_due() {
-                self.report(journal, false)?;
+                self.report(writer, false)?;
             }
             tokio::select! {
                 biased;
-                () = ending.reached() => return Ok(()),
+                () = stop.reached() => return Ok(()),
                 // Before the source, which may always have something.
-                _ = tick.tick() => self.on_tick(journal)?,
+                _ = tick.tick() => self.on_tick(writer)?,
                 received = self.stream.exchange(true) => {
-                    received.map_err(|error| unread(&self.slot, error))?;
+                    received.map_err(|error| unreadable(&self.slot, error))?;
                     self.heard = Instant::now();
                 }
             }
         }
     }
 
-    async fn take(&mut self, frame: Frame, journal: &mut Journal) -> Result<(), Halt> {
+    async fn take(&mut self, frame: Frame, writer: &mut RecordWriter) -> Result<(), RecordingEnd> {
         let bytes = match frame {
             Frame::Log(bytes) => bytes,
             Frame::Keepalive { wal_end } => {
-                if !journal.is_inside_transaction() {
+                if !writer.is_inside_transaction() {
                     self.written = self.written.max(wal_end);
                 }
                 return Ok(());
@@ -120,8 +121,10 @@ impl Tap {
                 return Err(Failure::configuration(message).into());
             }
         };
-        let unreadable = |error: &dyn std::fmt::Display| Failure::findings(format!("the log cannot be read: {error}"));
-        let message = pgoutput::decode(bytes).map_err(|error| unreadable(&error))?;
+        let undecodable = |error: &dyn std::error::Error| {
+            Failure::findings(format!("the log cannot be read: {}", with_causes(error)))
+        };
+        let message = pgoutput::decode(bytes).map_err(|error| undecodable(&error))?;
         if let Message::Relation(body) = &message {
             let root = match self.planner.has_rules_for(&TableName::new(&body.schema, &body.table)) {
                 true => None,
@@ -129,30 +132,30 @@ impl Tap {
             };
             self.assembler.set_root(body.id, root);
         }
-        self.assembler.take(message).map_err(|error| unreadable(&error))?;
+        self.assembler.take(message).map_err(|error| undecodable(&error))?;
         while let Some(event) = self.assembler.next_event() {
-            self.on_event(event, journal)?;
+            self.on_event(event, writer)?;
         }
         Ok(())
     }
 
-    fn on_event(&mut self, event: SourceEvent, journal: &mut Journal) -> Result<(), Halt> {
+    fn on_event(&mut self, event: SourceEvent, writer: &mut RecordWriter) -> Result<(), RecordingEnd> {
         match event {
-            SourceEvent::Begin(begin) => journal.begin(begin),
-            SourceEvent::Change(change) => journal.add(&change)?,
+            SourceEvent::Begin(begin) => writer.begin(begin),
+            SourceEvent::Change(change) => writer.add(&change)?,
             SourceEvent::Progress { wal_end } => self.written = self.written.max(wal_end),
             SourceEvent::Commit { end_lsn } => {
-                journal.commit(end_lsn)?;
+                writer.commit(end_lsn)?;
                 self.written = self.written.max(end_lsn);
-                if journal.is_full() {
-                    return Err(Halt::Enough);
+                if writer.is_full() {
+                    return Err(RecordingEnd::Enough);
                 }
             }
         }
         Ok(())
     }
 
-    fn on_tick(&mut self, journal: &mut Journal) -> Result<(), Halt> {
+    fn on_tick(&mut self, writer: &mut RecordWriter) -> Result<(), RecordingEnd> {
         if self.ticked.elapsed() > SILENCE_BEFORE_ASKING {
             // Whoever takes the output made us wait: the silence is our own.
             self.heard = Instant::now();
@@ -163,19 +166,19 @@ impl Tap {
             let seconds = SILENCE_MAX.as_secs();
             return Err(Failure::unavailable(format!("PostgreSQL has been silent for {seconds} seconds")).into());
         }
-        self.report(journal, silence > SILENCE_BEFORE_ASKING)
+        self.report(writer, silence > SILENCE_BEFORE_ASKING)
     }
 
     /// Makes safe what is written, then tells the slot.
-    fn report(&mut self, journal: &mut Journal, ask: bool) -> Result<(), Halt> {
-        journal.settle()?;
+    fn report(&mut self, writer: &mut RecordWriter, ask: bool) -> Result<(), RecordingEnd> {
+        writer.sync()?;
         self.stream.report(self.written, SystemTime::now(), ask);
         Ok(())
     }
 
     /// Makes everything safe, tells the slot and leaves. A transaction of which only a part came is not written.
-    pub(super) async fn finish(&mut self, journal: &mut Journal) -> Result<(), Halt> {
-        self.report(journal, false)?;
+    pub(super) async fn finish(&mut self, writer: &mut RecordWriter) -> Result<(), RecordingEnd> {
+        self.report(writer, false)?;
         if let Err(error) = self.stream.close(GOODBYE_MAX).await {
             tracing::debug!(%error, "the goodbye to PostgreSQL was not heard");
         }
@@ -211,14 +214,14 @@ async fn create(connection: &mut Connection) -> Result<String, Failure> {
             created.await
         }
     };
-    created.map_err(|error| unread(&slot, error))?;
+    created.map_err(|error| unreadable(&slot, error))?;
     Ok(slot)
 }
 
 /// Why a slot cannot be read, or not any more.
-fn unread(slot: &str, error: ConnectionError) -> Failure {
-    let ConnectionError::Server(refusal) = &error else { return Failure::unavailable(error.to_string()) };
-    let refused = printable(&refusal.to_string());
+fn unreadable(slot: &str, error: ConnectionError) -> Failure {
+    let ConnectionError::Server(refusal) = &error else { return Failure::unavailable(with_causes(&error)) };
+    let refused = printable(refusal.to_string());
     match refusal.sqlstate.as_str() {
         IN_USE => Failure::unavailable(format!(
             "the replication slot `{slot}` is being read by somebody else; leave --slot out to record from a slot of its own"
@@ -242,6 +245,7 @@ pub(super) fn name(text: &str) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cmd::failure::Exit;
     use crate::postgres::ServerError;
 
     #[test]
@@ -258,16 +262,16 @@ mod tests {
 
     #[test]
     fn a_refusal_has_the_code_of_its_cause() {
-        let check = |sqlstate: &str, code: u8, word: &str| {
+        let check = |sqlstate: &str, exit: Exit, word: &str| {
             let error = ServerError { sqlstate: sqlstate.to_owned(), message: "no\u{1b}".to_owned(), detail: None };
-            let failure = unread("mine", ConnectionError::Server(error));
-            assert!(failure.code == code && failure.message.contains(word), "{failure:?}");
+            let failure = unreadable("mine", ConnectionError::Server(error));
+            assert!(failure.exit == exit && failure.message.contains(word), "{failure:?}");
             assert!(!failure.message.contains('\u{1b}'), "{failure:?}");
         };
-        check("55006", 69, "leave --slot out");
-        check("42704", 78, "`mine`");
-        check("55000", 78, "`mine`");
-        check("53400", 69, "`mine`");
-        assert_eq!(unread("mine", ConnectionError::Protocol("x".to_owned())).code, 69);
+        check("55006", Exit::Unavailable, "leave --slot out");
+        check("42704", Exit::Configuration, "`mine`");
+        check("55000", Exit::Configuration, "`mine`");
+        check("53400", Exit::Unavailable, "`mine`");
+        assert_eq!(unreadable("mine", ConnectionError::Protocol("x".to_owned())).exit, Exit::Unavailable);
     }
 }

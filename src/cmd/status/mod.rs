@@ -1,11 +1,12 @@
 //! `unstale status`: how far invalidations are in force, and what waits, as both servers say.
 //!
-//! Owns when they are asked and what the exit code says. It must not judge what is too late. Invariant: what one server
-//! says is shown also when the other is away.
+//! Owns when the servers are asked. It must not judge what is too late.
 
-mod report;
+mod json;
+mod servers;
 mod source;
 mod target;
+mod text;
 
 use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
@@ -13,14 +14,13 @@ use std::time::Duration;
 
 use tokio::time::MissedTickBehavior;
 
-use self::source::{Found, Questions};
-use self::target::TargetStatus;
-use super::changes::has_reader;
-use super::display::line;
-use super::run::stop_on_signals;
-use super::{Failure, Loaded};
-use crate::coherence::watermark::Names;
-use crate::config::Settings;
+use self::servers::ServerStatus;
+use self::source::SourceConnection;
+use super::config_file::ConfigFile;
+use super::display::json_line;
+use super::failure::Failure;
+use super::signals::stop_on_signals;
+use super::stdout::has_reader;
 
 /// How often is asked again.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
@@ -29,7 +29,7 @@ const WATCH_EVERY: Duration = Duration::from_secs(1);
 const CLEAR: &str = "\x1b[H\x1b[2J";
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(super) struct StatusArgs {
     /// Print JSON, one object a line
     #[arg(long)]
     json: bool,
@@ -38,16 +38,16 @@ pub(super) struct Args {
     watch: bool,
 }
 
-pub(super) async fn run(path: &Path, args: Args) -> Result<(), Failure> {
+pub(super) async fn run(config: &Path, args: StatusArgs) -> Result<(), Failure> {
     let stop = stop_on_signals()?;
-    let Loaded { settings, .. } = Loaded::read(path)?;
-    let mut questions = Questions::default();
+    let ConfigFile { settings, .. } = ConfigFile::read(config)?;
+    let mut connection = SourceConnection::default();
     let mut tick = tokio::time::interval(WATCH_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let asked = async {
             tick.tick().await;
-            Status::ask(&settings, &mut questions).await
+            ServerStatus::ask(&settings, &mut connection).await
         };
         let status = tokio::select! {
             biased;
@@ -58,40 +58,16 @@ pub(super) async fn run(path: &Path, args: Args) -> Result<(), Failure> {
             return Ok(());
         }
         if !args.watch {
-            return status.verdict();
+            return status.outcome();
         }
     }
 }
 
-/// What both servers say.
-struct Status<'a> {
-    settings: &'a Settings,
-    source: Result<Found, Failure>,
-    target: Result<TargetStatus, Failure>,
-}
-
-impl<'a> Status<'a> {
-    async fn ask(settings: &'a Settings, questions: &mut Questions) -> Self {
-        let names = Names::new(&settings.namespace, &settings.slot);
-        let (source, target) = tokio::join!(questions.ask(settings), target::read(&settings.redis, &names));
-        Self { settings, source, target: target.map_err(Failure::from) }
-    }
-
-    /// Fails if a server had nothing to say; why is shown already.
-    fn verdict(self) -> Result<(), Failure> {
-        let codes = [self.source.err(), self.target.err()].into_iter().flatten().map(|failure| failure.code);
-        match codes.max() {
-            None => Ok(()),
-            Some(code) => Err(Failure { code, message: String::new() }),
-        }
-    }
-}
-
-fn show(status: &Status<'_>, args: &Args) -> std::io::Result<()> {
+fn show(status: &ServerStatus<'_>, args: &StatusArgs) -> std::io::Result<()> {
     let mut output = std::io::stdout().lock();
     let text = match args.json {
-        true => line(report::object(status)),
-        false => report::text(status),
+        true => json_line(json::object(status)),
+        false => text::text(status),
     };
     if args.watch && !args.json {
         let between = if output.is_terminal() { CLEAR } else { "\n" };

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use tokio_postgres::Client;
 
-use crate::cmd::Failure;
-use crate::cmd::changes::require_outbox;
+use crate::cmd::failure::Failure;
+use crate::cmd::outbox::require_outbox;
 use crate::config::{Mode, Settings};
 use crate::postgres;
 use crate::source::outbox::survey::daemons;
@@ -21,14 +21,14 @@ const DEPTH_MAX: i64 = 1_000_000;
 
 /// What was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Found {
-    Slot(Slot),
-    Outbox(Outbox),
+pub(super) enum SourceStatus {
+    Slot(SlotStatus),
+    Outbox(OutboxStatus),
 }
 
 /// A replication slot.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Slot {
+pub(super) struct SlotStatus {
     /// Somebody reads it.
     pub(super) active: bool,
     /// What was told to it.
@@ -43,7 +43,7 @@ pub(super) struct Slot {
 
 /// An outbox.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Outbox {
+pub(super) struct OutboxStatus {
     /// How many entries wait, up to a limit.
     pub(super) depth: i64,
     /// There are more.
@@ -62,20 +62,20 @@ pub(super) struct Outbox {
 
 /// A connection for questions that are asked again and again.
 #[derive(Default)]
-pub(super) struct Questions {
+pub(super) struct SourceConnection {
     client: Option<Client>,
 }
 
-impl Questions {
-    pub(super) async fn ask(&mut self, settings: &Settings) -> Result<Found, Failure> {
+impl SourceConnection {
+    pub(super) async fn ask(&mut self, settings: &Settings) -> Result<SourceStatus, Failure> {
         let asked = tokio::time::timeout(ANSWER_MAX, async {
             let client = match self.client.take().filter(|client| !client.is_closed()) {
                 Some(client) => client,
                 None => postgres::connect(&settings.postgres).await?,
             };
             let found = match settings.mode {
-                Mode::Slot => slot(&client, settings).await.map(Found::Slot),
-                Mode::Outbox => outbox(&client, settings).await.map(Found::Outbox),
+                Mode::Slot => slot(&client, settings).await.map(SourceStatus::Slot),
+                Mode::Outbox => outbox(&client, settings).await.map(SourceStatus::Outbox),
             };
             self.client = Some(client);
             found
@@ -88,7 +88,7 @@ impl Questions {
     }
 }
 
-async fn slot(client: &Client, settings: &Settings) -> Result<Slot, Failure> {
+async fn slot(client: &Client, settings: &Settings) -> Result<SlotStatus, Failure> {
     const SLOT: &str = "select active, confirmed_flush_lsn::text, \
          pg_wal_lsn_diff(log.ends, confirmed_flush_lsn)::int8, pg_wal_lsn_diff(log.ends, restart_lsn)::int8, wal_status \
          from pg_replication_slots, (select case when pg_is_in_recovery() \
@@ -99,7 +99,7 @@ async fn slot(client: &Client, settings: &Settings) -> Result<Slot, Failure> {
             settings.postgres, settings.slot
         )));
     };
-    Ok(Slot {
+    Ok(SlotStatus {
         active: row.try_get(0)?,
         confirmed: row.try_get(1)?,
         lag: row.try_get(2)?,
@@ -108,7 +108,7 @@ async fn slot(client: &Client, settings: &Settings) -> Result<Slot, Failure> {
     })
 }
 
-async fn outbox(client: &Client, settings: &Settings) -> Result<Outbox, Failure> {
+async fn outbox(client: &Client, settings: &Settings) -> Result<OutboxStatus, Failure> {
     const OUTBOX: &str = "select (select count(*) from (select from unstale.outbox limit $1::int8 + 1) counted), \
          (select (extract(epoch from clock_timestamp() - at) * 1000)::int8 from unstale.outbox order by id limit 1), \
          pg_total_relation_size('unstale.outbox'::regclass), \
@@ -119,7 +119,7 @@ async fn outbox(client: &Client, settings: &Settings) -> Result<Outbox, Failure>
     let row = client.query_one(OUTBOX, &[&DEPTH_MAX, &settings.slot]).await?;
     let depth: i64 = row.try_get(0)?;
     let oldest: Option<i64> = row.try_get(1)?;
-    Ok(Outbox {
+    Ok(OutboxStatus {
         depth: depth.min(DEPTH_MAX),
         deeper: depth > DEPTH_MAX,
         // A clock that was set back makes an entry come from the future.

@@ -7,17 +7,18 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 
-use super::super::Loaded;
-use super::super::display::{line, printable};
 use super::case::{COMMIT, Case};
-use super::outcome::{Token, answer, covers, tokens};
+use super::glob::{covers, literal_tokens, tokens};
+use super::runner::answer;
 use crate::change::Operation;
+use crate::cmd::config_file::ConfigFile;
+use crate::cmd::display::{json_line, printable};
 use crate::plan::{ActionKind, Op, Plan};
 use crate::rules::{Decision, Rendered, Rule, RuleSet, Template, Verdict, trace};
 
 /// What a test can touch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Part {
+enum CoverageItem {
     /// The rule at this position in the file.
     Rule(usize),
     /// The rule's action at this position.
@@ -32,7 +33,7 @@ enum Part {
 #[derive(Debug)]
 pub(super) struct Coverage<'a> {
     rules: &'a RuleSet,
-    touched: BTreeSet<Part>,
+    touched: BTreeSet<CoverageItem>,
 }
 
 impl<'a> Coverage<'a> {
@@ -49,11 +50,11 @@ impl<'a> Coverage<'a> {
             if !verdict.acts() {
                 continue;
             }
-            self.touched.insert(Part::Rule(position));
+            self.touched.insert(CoverageItem::Rule(position));
             answer(self.rules, &case.answers, &mut verdict.plan);
             for (at, (kind, template)) in rule.actions().enumerate() {
                 if is_touched(&verdict, at, kind, &template.value) {
-                    self.touched.insert(Part::Action(position, at));
+                    self.touched.insert(CoverageItem::Action(position, at));
                 }
             }
         }
@@ -66,28 +67,29 @@ impl<'a> Coverage<'a> {
             return;
         }
         if operation == Operation::Update && !rule.changed.is_empty() {
-            self.touched.insert(Part::Changed(position, !unchanged));
+            self.touched.insert(CoverageItem::Changed(position, !unchanged));
         }
         // Of a truncate there is no row to hold it against.
         if rule.condition.is_some() && !unchanged && operation != Operation::Truncate {
-            self.touched.insert(Part::When(position, *decision != Decision::ConditionFalse));
+            self.touched.insert(CoverageItem::When(position, *decision != Decision::ConditionFalse));
         }
     }
 
     /// What could be touched and was not, in the order of the file. Of a rule that no test touches only that is said.
-    fn gaps(&self) -> Vec<Part> {
+    fn gaps(&self) -> Vec<CoverageItem> {
         let mut gaps = Vec::new();
         for (position, rule) in self.rules.rules().iter().enumerate() {
-            if !self.touched.contains(&Part::Rule(position)) {
-                gaps.push(Part::Rule(position));
+            if !self.touched.contains(&CoverageItem::Rule(position)) {
+                gaps.push(CoverageItem::Rule(position));
                 continue;
             }
-            let mut parts: Vec<_> = rule.actions().enumerate().map(|(at, _)| Part::Action(position, at)).collect();
+            let mut parts: Vec<_> =
+                rule.actions().enumerate().map(|(at, _)| CoverageItem::Action(position, at)).collect();
             if !rule.changed.is_empty() && rule.triggers_on(Operation::Update) {
-                parts.extend([true, false].map(|came_to| Part::Changed(position, came_to)));
+                parts.extend([true, false].map(|came_to| CoverageItem::Changed(position, came_to)));
             }
             if rule.condition.is_some() {
-                parts.extend([true, false].map(|came_to| Part::When(position, came_to)));
+                parts.extend([true, false].map(|came_to| CoverageItem::When(position, came_to)));
             }
             gaps.extend(parts.into_iter().filter(|part| !self.touched.contains(part)));
         }
@@ -100,64 +102,66 @@ impl<'a> Coverage<'a> {
     }
 
     /// A line for each gap, and a summary.
-    pub(super) fn text(&self, loaded: &Loaded) -> String {
+    pub(super) fn text(&self, file: &ConfigFile) -> String {
         let (rules, actions) = (self.rules.rules().len(), self.rules.rules().iter().flat_map(Rule::actions).count());
-        let count = |is: fn(&Part) -> bool| self.touched.iter().filter(|part| is(part)).count();
-        let touched_rules = count(|part| matches!(part, Part::Rule(_)));
-        let touched_actions = count(|part| matches!(part, Part::Action(..)));
+        let count = |is: fn(&CoverageItem) -> bool| self.touched.iter().filter(|part| is(part)).count();
+        let touched_rules = count(|part| matches!(part, CoverageItem::Rule(_)));
+        let touched_actions = count(|part| matches!(part, CoverageItem::Action(..)));
         let mut text = format!("coverage: {touched_rules} of {rules} rules, {touched_actions} of {actions} actions\n");
         for gap in self.gaps() {
-            let Some((rule, at, what)) = self.describe(gap, loaded) else { continue };
+            let Some((rule, at, what)) = self.describe(gap, file) else { continue };
             let rule = printable(rule.name.as_bytes());
-            text.push_str(&format!("  {}  rule `{rule}`: {what}\n", loaded.place(at)));
+            text.push_str(&format!("  {}  rule `{rule}`: {what}\n", file.place(at)));
         }
         text
     }
 
     /// An object a line for each gap.
-    pub(super) fn json(&self, loaded: &Loaded) -> String {
+    pub(super) fn json(&self, file: &ConfigFile) -> String {
         let objects = self.gaps().into_iter().filter_map(|gap| {
-            let (rule, at, _) = self.describe(gap, loaded)?;
+            let (rule, at, _) = self.describe(gap, file)?;
             let mut object = Map::new();
             object.insert("rule".to_owned(), rule.name.clone().into());
-            loaded.place_in(at, &mut object);
+            file.insert_place(at, &mut object);
             match gap {
-                Part::Rule(_) => {}
-                Part::Action(_, at) => {
+                CoverageItem::Rule(_) => {}
+                CoverageItem::Action(_, at) => {
                     let (kind, template) = rule.actions().nth(at)?;
                     object.insert("action".to_owned(), kind.field().into());
-                    object.insert("template".to_owned(), loaded.text.get(template.span.clone()).into());
+                    object.insert("template".to_owned(), file.text.get(template.span.clone()).into());
                 }
-                Part::Changed(_, never) => {
+                CoverageItem::Changed(_, never) => {
                     object.insert("changed_never".to_owned(), never.into());
                 }
-                Part::When(_, never) => {
+                CoverageItem::When(_, never) => {
                     object.insert("when_never".to_owned(), never.into());
                 }
             }
-            Some(line(json!({"uncovered": Value::Object(object)})))
+            Some(json_line(json!({"uncovered": Value::Object(object)})))
         });
         objects.collect()
     }
 
     /// The rule of a gap, its place, and the gap in words.
-    fn describe(&self, gap: Part, loaded: &Loaded) -> Option<(&'a Rule, usize, String)> {
-        let (Part::Rule(position) | Part::Action(position, _) | Part::Changed(position, _) | Part::When(position, _)) =
-            gap;
+    fn describe(&self, gap: CoverageItem, file: &ConfigFile) -> Option<(&'a Rule, usize, String)> {
+        let (CoverageItem::Rule(position)
+        | CoverageItem::Action(position, _)
+        | CoverageItem::Changed(position, _)
+        | CoverageItem::When(position, _)) = gap;
         let rule = self.rules.rules().get(position)?;
         Some(match gap {
-            Part::Rule(_) => (rule, rule.span.start, "no test sets it off".to_owned()),
-            Part::Action(_, at) => {
+            CoverageItem::Rule(_) => (rule, rule.span.start, "no test sets it off".to_owned()),
+            CoverageItem::Action(_, at) => {
                 let (kind, template) = rule.actions().nth(at)?;
                 let field = kind.field();
-                let written = loaded.said(&template.span);
+                let written = file.excerpt(&template.span);
                 (rule, template.span.start, format!("no test makes anything of `{field}: {written}`"))
             }
-            Part::Changed(_, came_to) => {
+            CoverageItem::Changed(_, came_to) => {
                 let at = rule.changed.first().map_or(rule.span.start, |column| column.span.start);
                 (rule, at, format!("`changed` is never {came_to} in a test"))
             }
-            Part::When(_, came_to) => {
+            CoverageItem::When(_, came_to) => {
                 let at = rule.condition.as_ref().map_or(rule.span.start, |condition| condition.span.start);
                 (rule, at, format!("`when` is never {came_to} in a test"))
             }
@@ -188,7 +192,7 @@ fn is_in(plan: &Plan, kind: ActionKind, template: &Template) -> bool {
         };
         let name = match is_glob {
             true => tokens(op.name()),
-            false => op.name().iter().copied().map(Token::Byte).collect(),
+            false => literal_tokens(op.name()),
         };
         is_of_kind && covers(&wide, &name)
     })

@@ -1,27 +1,35 @@
 //! `unstale test`: do the rules do what the file's tests expect?
 //!
-//! Thin: [`case`] makes tests ready, [`outcome`] runs and compares, [`report`] and [`coverage`] show. No server is
-//! asked: what is known of the database is what `check --lock` wrote down.
+//! Thin: [`suite`] prepares tests, [`runner`] runs them, [`report`] and [`coverage`] show. No server is asked: the lock
+//! file says what is known of the database.
 
 mod case;
 mod coverage;
+mod glob;
+mod named_op;
 mod outcome;
 mod report;
+mod rows;
+mod runner;
+mod suite;
 
 use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use self::case::{Bench, Case};
+use self::case::Case;
 use self::coverage::Coverage;
-use self::outcome::Judge;
-use self::report::Report;
-use super::check::lock;
-use super::{Failure, Loaded, print};
+use self::report::TestReport;
+use self::runner::CaseRunner;
+use self::suite::TestSuite;
+use super::config_file::ConfigFile;
+use super::failure::{Exit, Failure};
+use super::lock_file;
+use super::stdout::print;
 use crate::rules::Planner;
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(super) struct TestArgs {
     /// Run only the tests whose description contains this
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
@@ -39,23 +47,23 @@ pub(super) struct Args {
     json: bool,
 }
 
-pub(super) fn run(path: &Path, args: Args) -> Result<(), Failure> {
-    let loaded = Loaded::read(path)?;
-    if loaded.tests.is_empty() {
+pub(super) fn run(config: &Path, args: TestArgs) -> Result<(), Failure> {
+    let file = ConfigFile::read(config)?;
+    if file.tests.is_empty() {
         // Nobody may be there to read it.
-        let _ = writeln!(std::io::stderr(), "{}: there are no tests; add some under `tests:`", path.display());
+        let _ = writeln!(std::io::stderr(), "{}: there are no tests; add some under `tests:`", config.display());
         return Ok(());
     }
-    let bench = Bench::new(&loaded, lock::read(path)?);
-    let mut cases = bench.cases().map_err(|problems| loaded.failure(&problems))?;
+    let suite = TestSuite::new(&file, lock_file::read(config)?);
+    let mut cases = suite.cases().map_err(|problems| file.failure(&problems))?;
     if let Some(part) = &args.filter {
         cases.retain(|case| case.raw.it.value.contains(part.as_str()));
         if cases.is_empty() {
             return Err(Failure::usage(format!("no test's description contains `{part}`")));
         }
     }
-    let failed = judge(&args, &loaded, &bench, &cases)?;
-    let complete = cover(&args, &loaded, &bench, &cases)?;
+    let failed = run_cases(&args, &file, &suite, &cases)?;
+    let complete = cover(&args, &file, &suite, &cases)?;
     let summary = format!("{} passed, {failed} failed", cases.len() - failed);
     if !args.json {
         let signs = if failed > 0 { " (- expected and not there, + there and not expected)" } else { "" };
@@ -64,18 +72,19 @@ pub(super) fn run(path: &Path, args: Args) -> Result<(), Failure> {
     match (failed, complete || !args.fail_uncovered) {
         (0, true) => Ok(()),
         (0, false) => Err(Failure::findings("the tests do not touch everything")),
-        // In words the summary has been said.
-        _ => Err(Failure::findings(if args.json { summary } else { String::new() })),
+        _ if args.json => Err(Failure::findings(summary)),
+        // The summary was printed already.
+        _ => Err(Failure::silent(Exit::Findings)),
     }
 }
 
 /// Runs the tests, each shown as it ends; how many failed.
-fn judge(args: &Args, loaded: &Loaded, bench: &Bench<'_>, cases: &[Case<'_>]) -> Result<usize, Failure> {
-    let mut judge = Judge::new(Planner::new(Arc::clone(&bench.rules)), &loaded.settings.namespace);
-    let report = Report { loaded, rules: &bench.rules, verbose: args.verbose };
+fn run_cases(args: &TestArgs, file: &ConfigFile, suite: &TestSuite<'_>, cases: &[Case<'_>]) -> Result<usize, Failure> {
+    let mut runner = CaseRunner::new(Planner::new(Arc::clone(&suite.rules)), &file.settings.namespace);
+    let report = TestReport { file, rules: &suite.rules, verbose: args.verbose };
     let mut failed = 0;
     for case in cases {
-        let outcome = judge.judge(case);
+        let outcome = runner.run(case);
         failed += usize::from(!outcome.passed());
         print(&if args.json { report.json(case, &outcome) } else { report.text(case, &outcome) })?;
     }
@@ -83,12 +92,12 @@ fn judge(args: &Args, loaded: &Loaded, bench: &Bench<'_>, cases: &[Case<'_>]) ->
 }
 
 /// Shows what no test touches, if that is asked for; whether nothing is left.
-fn cover(args: &Args, loaded: &Loaded, bench: &Bench<'_>, cases: &[Case<'_>]) -> Result<bool, Failure> {
+fn cover(args: &TestArgs, file: &ConfigFile, suite: &TestSuite<'_>, cases: &[Case<'_>]) -> Result<bool, Failure> {
     if !args.coverage {
         return Ok(true);
     }
-    let mut coverage = Coverage::of(&bench.rules);
+    let mut coverage = Coverage::of(&suite.rules);
     cases.iter().for_each(|case| coverage.add(case));
-    print(&if args.json { coverage.json(loaded) } else { coverage.text(loaded) })?;
+    print(&if args.json { coverage.json(file) } else { coverage.text(file) })?;
     Ok(coverage.is_complete())
 }

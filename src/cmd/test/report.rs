@@ -8,10 +8,11 @@ use std::fmt::Write as _;
 
 use serde_json::{Map, Value, json};
 
-use super::super::Loaded;
-use super::super::display::{line, printable};
 use super::case::Case;
-use super::outcome::{Named, Outcome, Run};
+use super::named_op::NamedOp;
+use super::outcome::{Outcome, TestRun};
+use crate::cmd::config_file::ConfigFile;
+use crate::cmd::display::{json_line, printable};
 use crate::plan::RuleId;
 use crate::rules::RuleSet;
 
@@ -20,20 +21,20 @@ const INDENT: &str = "     ";
 
 /// What tests are reported against.
 #[derive(Clone, Copy)]
-pub(super) struct Report<'a> {
-    pub(super) loaded: &'a Loaded,
+pub(super) struct TestReport<'a> {
+    pub(super) file: &'a ConfigFile,
     pub(super) rules: &'a RuleSet,
     /// Also say what is deleted beyond need where the log carries less.
     pub(super) verbose: bool,
 }
 
-impl Report<'_> {
+impl TestReport<'_> {
     /// One line, and more if it failed.
     pub(super) fn text(&self, case: &Case<'_>, outcome: &Outcome) -> String {
         let title = printable(case.raw.it.value.as_bytes());
         let mut text = match outcome.passed() {
             true => format!("ok   {title}\n"),
-            false => format!("FAIL {title}\n{INDENT}{}\n", self.loaded.place(case.raw.it.span.start)),
+            false => format!("FAIL {title}\n{INDENT}{}\n", self.file.place(case.raw.it.span.start)),
         };
         // There is a second run only if the first went well.
         if !outcome.passed() && outcome.carried.is_none() {
@@ -64,8 +65,8 @@ impl Report<'_> {
         text
     }
 
-    fn run(&self, run: &Run, text: &mut String) {
-        let mut lines: Vec<(&Named, char)> = run.met.iter().map(|op| (op, ' ')).collect();
+    fn run(&self, run: &TestRun, text: &mut String) {
+        let mut lines: Vec<(&NamedOp, char)> = run.met.iter().map(|op| (op, ' ')).collect();
         lines.extend(run.missing.iter().map(|op| (op, '-')));
         lines.extend(run.beyond.iter().map(|op| (op, '+')));
         lines.sort();
@@ -90,7 +91,7 @@ impl Report<'_> {
     pub(super) fn json(&self, case: &Case<'_>, outcome: &Outcome) -> String {
         let mut object = Map::new();
         object.insert("it".to_owned(), case.raw.it.value.clone().into());
-        self.loaded.place_in(case.raw.it.span.start, &mut object);
+        self.file.insert_place(case.raw.it.span.start, &mut object);
         object.insert("passed".to_owned(), outcome.passed().into());
         object.insert("full".to_owned(), self.run_in_json(&outcome.full));
         if let Some((run, carried)) = outcome.carried.as_ref().zip(case.carried.as_ref()) {
@@ -101,11 +102,11 @@ impl Report<'_> {
             }
             object.insert("carried".to_owned(), run);
         }
-        line(Value::Object(object))
+        json_line(Value::Object(object))
     }
 
-    fn run_in_json(&self, run: &Run) -> Value {
-        let ops = |ops: &BTreeSet<Named>| -> Vec<Value> {
+    fn run_in_json(&self, run: &TestRun) -> Value {
+        let ops = |ops: &BTreeSet<NamedOp>| -> Vec<Value> {
             ops.iter().map(|op| json!({"op": op.kind, "name": String::from_utf8_lossy(&op.name)})).collect()
         };
         let dead = |(rule, reason): &(RuleId, String)| {
@@ -121,7 +122,7 @@ impl Report<'_> {
     }
 }
 
-fn difference(text: &mut String, sign: char, op: &Named) {
+fn difference(text: &mut String, sign: char, op: &NamedOp) {
     // Writing to a String cannot fail.
     let _ = writeln!(text, "{INDENT}{sign} {} {}", op.kind, printable(&op.name));
 }

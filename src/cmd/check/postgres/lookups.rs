@@ -5,9 +5,11 @@
 
 use tokio_postgres::Client;
 
-use super::{Finding, Findings, Server, Stage};
+use super::probe::PostgresProbe;
 use crate::catalog::{quote, quote_table};
 use crate::change::TableName;
+use crate::cmd::check::cost::AT_ONCE;
+use crate::cmd::check::finding::{Finding, Findings, Stage};
 use crate::config::Problems;
 use crate::rules::{Lookup, RuleSet};
 
@@ -23,7 +25,7 @@ const UNREADABLE: &str = "select n.nspname::text, c.relname::text, has_schema_pr
 
 const WHY: &str = "every change that asks it would delete everything the rule can name instead";
 
-impl Server<'_> {
+impl PostgresProbe<'_> {
     pub(super) async fn lookups(&self, rules: &RuleSet, findings: &mut Findings) -> Result<(), tokio_postgres::Error> {
         let mut problems = Problems::default();
         rules.check_lookups(self.client, &mut problems).await?;
@@ -58,7 +60,6 @@ impl Server<'_> {
     /// What the role would have to be granted. The server's message names one object, and not in every language alike,
     /// so what the role may not read is held against the words of the query.
     async fn unreadable(&self, lookup: &Lookup, reason: &str) -> Result<Finding, tokio_postgres::Error> {
-        const COST: &str = "locks nothing; counts at once";
         let (name, role) = (&lookup.name.value, quote(&self.facts.role));
         let message = format!("{}: the role {role} may not ask the lookup `{name}`: {reason}", self.name);
         let mut finding =
@@ -71,11 +72,11 @@ impl Server<'_> {
             }
             if !row.get::<_, bool>(2) {
                 let statement = format!("GRANT USAGE ON SCHEMA {} TO {role};", quote(&schema));
-                finding = finding.statement(Stage::Role, statement, COST);
+                finding = finding.statement(Stage::Role, statement, AT_ONCE);
             }
             if !row.get::<_, bool>(3) {
                 let table = quote_table(&TableName::new(schema, table));
-                finding = finding.statement(Stage::Role, format!("GRANT SELECT ON {table} TO {role};"), COST);
+                finding = finding.statement(Stage::Role, format!("GRANT SELECT ON {table} TO {role};"), AT_ONCE);
             }
         }
         Ok(finding)

@@ -3,8 +3,10 @@
 //! Owns these questions; what has to be installed is compared where `setup` does it. It must not take an entry out.
 //! Invariant: triggers that cost writers something and serve nobody are worth a word, never an error.
 
-use super::{Finding, Findings, RESTART, Server, Stage};
+use super::probe::PostgresProbe;
 use crate::catalog::{Catalog, quote};
+use crate::cmd::check::cost::{AT_ONCE, RELOAD, RESTART};
+use crate::cmd::check::finding::{Finding, Findings, Stage};
 use crate::install::outbox::{self, InstallError, OutboxDifference, OutboxPart};
 use crate::rules::RuleSet;
 
@@ -17,9 +19,6 @@ const ENTRIES_COUNTED: i64 = 1_000_000;
 /// A notification queue that is fuller than this is worth a word. At a half, writers stop to ring.
 const QUEUE_MAX: f64 = 0.25;
 
-const RELOAD: &str = "locks nothing; takes effect after SELECT pg_reload_conf()";
-const AT_ONCE: &str = "locks nothing; counts at once";
-
 /// For each object what may be done with it: as GRANT has it, and whether all of that may be done.
 const PRIVILEGES: &str = "with ours as (select oid from pg_namespace where nspname = 'unstale'), \
      wanted (name, privileges) as (values ('outbox', 'SELECT, INSERT, UPDATE, DELETE'), ('consumer', 'SELECT, UPDATE'), \
@@ -30,7 +29,7 @@ const PRIVILEGES: &str = "with ours as (select oid from pg_namespace where nspna
           from unnest(string_to_array(privileges, ', ')) p) \
      from wanted join pg_class c on c.relname = name join ours on c.relnamespace = ours.oid";
 
-impl Server<'_> {
+impl PostgresProbe<'_> {
     pub(super) async fn outbox(
         &self,
         rules: &RuleSet,

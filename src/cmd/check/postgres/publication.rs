@@ -3,36 +3,16 @@
 //! Owns that question. It must not judge replica identities. Invariant: a row filter or a column list on a table of the
 //! rules counts as not carrying it, because it hides changes.
 
-use std::collections::HashSet;
-
-use super::{Finding, Findings, Server, Stage};
+use super::probe::PostgresProbe;
 use crate::catalog::{Catalog, Table, quote, quote_table};
-use crate::change::TableName;
+use crate::cmd::check::finding::{Finding, Findings, Stage};
+use crate::cmd::preflight::publication::Publication;
 use crate::rules::RuleSet;
-
-/// The publication itself, if there is one.
-const PUBLICATION: &str = "select puballtables, pubinsert and pubupdate and pubdelete and pubtruncate, pubviaroot \
-     from pg_publication where pubname = $1";
-
-/// Every table it carries: as it stands in the publication, by its schema, and each partition.
-const CARRIED: &str = "select schemaname::text, tablename::text from pg_publication_tables where pubname = $1 \
-     union select n.nspname::text, c.relname::text from pg_publication p \
-       join pg_publication_rel r on r.prpubid = p.oid join pg_class c on c.oid = r.prrelid \
-       join pg_namespace n on n.oid = c.relnamespace where p.pubname = $1 \
-     union select n.nspname::text, c.relname::text from pg_publication p \
-       join pg_publication_namespace s on s.pnpubid = p.oid join pg_namespace n on n.oid = s.pnnspid \
-       join pg_class c on c.relnamespace = n.oid and c.relkind in ('r', 'p') where p.pubname = $1";
-
-/// Those of which it carries only some rows or columns.
-const NARROWED: &str = "select n.nspname::text, c.relname::text from pg_publication p \
-     join pg_publication_rel r on r.prpubid = p.oid join pg_class c on c.oid = r.prrelid \
-     join pg_namespace n on n.oid = c.relnamespace \
-     where p.pubname = $1 and (r.prqual is not null or r.prattrs is not null)";
 
 const COST: &str = "locks the tables against changes of their definition (SHARE UPDATE EXCLUSIVE) for a moment";
 const NO_COST: &str = "locks no table";
 
-impl Server<'_> {
+impl PostgresProbe<'_> {
     pub(super) async fn publication(
         &self,
         rules: &RuleSet,
@@ -43,40 +23,27 @@ impl Server<'_> {
         if tables.is_empty() && !rules.has_events() {
             return Ok(());
         }
-        let publication = &self.settings.publication;
-        let Some(row) = self.client.query_opt(PUBLICATION, &[publication]).await? else {
+        let name = &self.settings.publication;
+        let Some(publication) = Publication::read(self.client, name).await? else {
             findings.add(self.unpublished(&tables));
             return Ok(());
         };
-        let (all_tables, every_change, by_root): (bool, bool, bool) = (row.get(0), row.get(1), row.get(2));
-        let mut found = Vec::new();
-        if !all_tables {
-            let carried = self.names(CARRIED).await?;
-            let narrowed = self.names(NARROWED).await?;
-            let is_narrowed = |table: &&Table| {
-                narrowed.contains(&table.name) || table.leaves.iter().any(|leaf| narrowed.contains(leaf))
-            };
-            let is_carried = |table: &&Table| {
-                carried.contains(&table.name) || table.leaves.iter().all(|leaf| carried.contains(leaf))
-            };
-            let narrow: Vec<_> = tables.iter().copied().filter(is_narrowed).collect();
-            let missing: Vec<_> = tables.iter().copied().filter(|table| !is_carried(table)).collect();
-            found.extend(self.missing(&missing, &narrow, &tables));
-        }
-        if !every_change {
-            let message = format!("{}: the publication `{publication}` leaves out some kinds of changes", self.name);
+        let narrow: Vec<_> = tables.iter().copied().filter(|table| publication.narrows(table)).collect();
+        let missing: Vec<_> = tables.iter().copied().filter(|table| !publication.carries(table)).collect();
+        let mut found: Vec<_> = self.missing(&missing, &narrow, &tables).into_iter().collect();
+        if !publication.every_change {
+            let message = format!("{}: the publication `{name}` leaves out some kinds of changes", self.name);
             let statement =
-                format!("ALTER PUBLICATION {} SET (publish = 'insert, update, delete, truncate');", quote(publication));
+                format!("ALTER PUBLICATION {} SET (publish = 'insert, update, delete, truncate');", quote(name));
             let finding = Finding::error("publication-changes", message)
                 .why("what is not published is never invalidated")
                 .statement(Stage::Publication, statement, NO_COST);
             found.push(finding);
         }
-        if by_root {
+        if publication.via_root {
             let message =
-                format!("{}: the publication `{publication}` publishes partitions under their root's name", self.name);
-            let statement =
-                format!("ALTER PUBLICATION {} SET (publish_via_partition_root = false);", quote(publication));
+                format!("{}: the publication `{name}` publishes partitions under their root's name", self.name);
+            let statement = format!("ALTER PUBLICATION {} SET (publish_via_partition_root = false);", quote(name));
             let finding = Finding::error("publication-root", message)
                 .why("then a TRUNCATE of one partition is not published at all")
                 .statement(Stage::Publication, statement, NO_COST);
@@ -84,13 +51,8 @@ impl Server<'_> {
         }
         let names: Vec<_> = tables.iter().map(|table| table.name.to_string()).collect();
         let carries = if names.is_empty() { "no table".to_owned() } else { names.join(", ") };
-        findings.pass_or(format!("publication {publication} carries {carries}"), found);
+        findings.pass_or(format!("publication {name} carries {carries}"), found);
         Ok(())
-    }
-
-    async fn names(&self, sql: &str) -> Result<HashSet<TableName>, tokio_postgres::Error> {
-        let rows = self.client.query(sql, &[&self.settings.publication]).await?;
-        Ok(rows.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect())
     }
 
     fn unpublished(&self, tables: &[&Table]) -> Finding {

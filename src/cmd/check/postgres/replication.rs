@@ -5,8 +5,11 @@
 
 use std::time::Duration;
 
-use super::{Finding, Findings, RESTART, Server, Stage};
+use super::probe::PostgresProbe;
 use crate::catalog::quote;
+use crate::cmd::check::cost::RESTART;
+use crate::cmd::check::finding::{Finding, Findings, Stage};
+use crate::cmd::failure::with_causes;
 use crate::coherence::primary::INSTANCE;
 use crate::postgres::ConnectError;
 use crate::source::replication::connection::Connection;
@@ -20,7 +23,7 @@ const MORE: i32 = 4;
 /// SQLSTATE: the role lacks a privilege.
 const INSUFFICIENT_PRIVILEGE: &str = "42501";
 
-impl Server<'_> {
+impl PostgresProbe<'_> {
     pub(super) async fn replication(&self, findings: &mut Findings) -> Result<(), tokio_postgres::Error> {
         const OURS: &str = "select count(*) > 0, coalesce(bool_or(active), false) from pg_replication_slots \
              where slot_name = $1";
@@ -65,10 +68,10 @@ impl Server<'_> {
             Err(ConnectError::Refused(error)) if error.sqlstate == INSUFFICIENT_PRIVILEGE => {
                 return Err(Box::new(self.unprivileged()));
             }
-            Err(error) => return Err(refused(error.to_string())),
+            Err(error) => return Err(refused(with_causes(&error))),
         };
-        let system = connection.query("IDENTIFY_SYSTEM").await.map_err(|error| refused(error.to_string()))?;
-        let found = connection.query(INSTANCE).await.map_err(|error| refused(error.to_string()))?;
+        let system = connection.query("IDENTIFY_SYSTEM").await.map_err(|error| refused(with_causes(&error)))?;
+        let found = connection.query(INSTANCE).await.map_err(|error| refused(with_causes(&error)))?;
         let found = found.into_iter().flatten().flatten().next().unwrap_or_default();
         if found != instance {
             let message = format!("{}: source.url leads to more than one server", self.name);

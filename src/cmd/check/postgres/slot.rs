@@ -7,7 +7,9 @@ use std::collections::HashMap;
 
 use serde::Deserialize;
 
-use super::{Finding, Findings, Server, Stage};
+use super::probe::PostgresProbe;
+use crate::cmd::check::cost::RELOAD;
+use crate::cmd::check::finding::{Finding, Findings, Stage};
 use crate::cmd::display::size;
 
 /// Log that is kept for us beyond this is worth a word, in bytes.
@@ -26,7 +28,7 @@ const SETTINGS: &str = "select name, setting from pg_settings where name in ('ma
 /// The columns of `pg_replication_slots` that count. Older versions lack some.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct Slot {
+struct SlotRow {
     plugin: Option<String>,
     database: Option<String>,
     active: bool,
@@ -35,7 +37,7 @@ struct Slot {
     failover: Option<bool>,
 }
 
-impl Server<'_> {
+impl PostgresProbe<'_> {
     pub(super) async fn slot(&self, findings: &mut Findings) -> Result<(), tokio_postgres::Error> {
         let rows = self.client.query(SETTINGS, &[]).await?;
         let settings: HashMap<String, String> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
@@ -45,7 +47,7 @@ impl Server<'_> {
             self.limits(&settings, findings);
             return Ok(());
         };
-        let slot: Slot = serde_json::from_str(row.get(0)).unwrap_or_default();
+        let slot: SlotRow = serde_json::from_str(row.get(0)).unwrap_or_default();
         let retained = row.get::<_, Option<i64>>(1).unwrap_or(0);
         if let Some(finding) = self.other_owner(&slot, row.get(2)).or_else(|| self.unusable(&slot)) {
             findings.add(finding);
@@ -84,7 +86,7 @@ impl Server<'_> {
             .statement(Stage::Slot, self.create(), COST)
     }
 
-    fn other_owner(&self, slot: &Slot, database: &str) -> Option<Finding> {
+    fn other_owner(&self, slot: &SlotRow, database: &str) -> Option<Finding> {
         let plugin = slot.plugin.as_deref().unwrap_or("none");
         let owner = slot.database.as_deref().unwrap_or("none");
         if plugin == "pgoutput" && owner == database {
@@ -96,7 +98,7 @@ impl Server<'_> {
         Some(finding.why("it is somebody else's").fix("choose another name for source.slot"))
     }
 
-    fn unusable(&self, slot: &Slot) -> Option<Finding> {
+    fn unusable(&self, slot: &SlotRow) -> Option<Finding> {
         if slot.wal_status.as_deref() != Some("lost") {
             return None;
         }
@@ -114,7 +116,7 @@ impl Server<'_> {
         Some(finding)
     }
 
-    fn endangered(&self, slot: &Slot) -> Option<Finding> {
+    fn endangered(&self, slot: &SlotRow) -> Option<Finding> {
         if slot.wal_status.as_deref() != Some("unreserved") {
             return None;
         }
@@ -126,7 +128,7 @@ impl Server<'_> {
         Some(finding)
     }
 
-    fn retains(&self, slot: &Slot, retained: i64) -> Option<Finding> {
+    fn retains(&self, slot: &SlotRow, retained: i64) -> Option<Finding> {
         if retained <= RETAINED_MAX {
             return None;
         }
@@ -183,8 +185,6 @@ impl Server<'_> {
     }
 }
 
-const RELOAD: &str = "locks nothing; takes effect after SELECT pg_reload_conf()";
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -193,10 +193,10 @@ mod tests {
     fn a_slot_of_any_version_is_read() {
         let older =
             r#"{"plugin": "pgoutput", "database": "d", "active": true, "wal_status": "reserved", "xmin": null}"#;
-        let slot: Slot = serde_json::from_str(older).unwrap();
+        let slot: SlotRow = serde_json::from_str(older).unwrap();
         assert!(slot.active && slot.failover.is_none() && slot.invalidation_reason.is_none(), "{slot:?}");
         let newer = r#"{"plugin": null, "active": false, "failover": false, "invalidation_reason": "wal_removed"}"#;
-        let slot: Slot = serde_json::from_str(newer).unwrap();
+        let slot: SlotRow = serde_json::from_str(newer).unwrap();
         assert_eq!((slot.failover, slot.invalidation_reason.as_deref()), (Some(false), Some("wal_removed")));
     }
 }

@@ -11,7 +11,8 @@ use std::time::{Instant, SystemTime};
 use self::probe::{Permission, Probe, ServerFacts};
 use super::clock::{self, Reading, SAMPLES};
 use super::finding::{Finding, Findings, Stage};
-use crate::cmd::Loaded;
+use crate::cmd::config_file::ConfigFile;
+use crate::cmd::failure::with_causes;
 use crate::config::Mode;
 use crate::key::Glob;
 use crate::plan::ActionKind;
@@ -22,32 +23,32 @@ use crate::sink::SinkError;
 const MAJOR_LEAST: u32 = 7;
 
 /// What a Redis answered.
-pub(super) struct Cache {
+pub(super) struct RedisFindings {
     pub(super) findings: Findings,
     /// Its clock, if it was read.
     pub(super) clock: Option<Reading>,
 }
 
 /// Asks everything there is to ask; a server that is away is one finding.
-pub(super) async fn probe(loaded: &Loaded) -> Cache {
-    let address = loaded.settings.redis.addr().to_string();
-    let mut cache = Cache { findings: Findings::default(), clock: None };
+pub(super) async fn probe(file: &ConfigFile) -> RedisFindings {
+    let address = file.settings.redis.addr().to_string();
+    let mut cache = RedisFindings { findings: Findings::default(), clock: None };
     cache.findings.heading(format!("Redis at {address}"));
-    if let Err(error) = ask(loaded, &address, &mut cache).await {
+    if let Err(error) = ask(file, &address, &mut cache).await {
         cache.findings.add(refused(&error));
     }
     cache
 }
 
-async fn ask(loaded: &Loaded, address: &str, cache: &mut Cache) -> Result<(), SinkError> {
+async fn ask(file: &ConfigFile, address: &str, cache: &mut RedisFindings) -> Result<(), SinkError> {
     let findings = &mut cache.findings;
-    let mut server = Probe::open(&loaded.settings.redis).await?;
+    let mut server = Probe::open(&file.settings.redis).await?;
     if let Some(facts) = unless_forbidden(server.facts().await)? {
         judge(&facts, address, findings);
-        let has_tags = loaded.rules.rules().iter().flat_map(Rule::actions).any(|(kind, _)| kind == ActionKind::Tag);
+        let has_tags = file.rules.rules().iter().flat_map(Rule::actions).any(|(kind, _)| kind == ActionKind::Tag);
         eviction(&facts, has_tags, address, findings);
     }
-    permissions(loaded, &mut server, address, findings).await?;
+    permissions(file, &mut server, address, findings).await?;
     let mut samples = Vec::new();
     for _ in 0..SAMPLES {
         let asked = Instant::now();
@@ -74,9 +75,9 @@ fn unless_forbidden<T>(answer: Result<T, SinkError>) -> Result<Option<T>, SinkEr
 fn refused(error: &SinkError) -> Finding {
     let why = "without Redis nothing is invalidated";
     if error.is_login_refused() {
-        return Finding::configuration("redis-login", error.to_string()).why(why).fix("correct target.url");
+        return Finding::configuration("redis-login", with_causes(error)).why(why).fix("correct target.url");
     }
-    Finding::unavailable("redis-unreachable", error.to_string()).why(why).fix("start Redis, or correct target.url")
+    Finding::unavailable("redis-unreachable", with_causes(error)).why(why).fix("start Redis, or correct target.url")
 }
 
 fn judge(facts: &ServerFacts, address: &str, findings: &mut Findings) {
@@ -134,16 +135,16 @@ fn eviction(facts: &ServerFacts, has_tags: bool, address: &str, findings: &mut F
 
 /// Whether the user may run every command that is used.
 async fn permissions(
-    loaded: &Loaded,
+    file: &ConfigFile,
     server: &mut Probe,
     address: &str,
     findings: &mut Findings,
 ) -> Result<(), SinkError> {
-    let settings = &loaded.settings;
+    let settings = &file.settings;
     let user = server.user().await?;
     let (mut needed, mut to_look, mut untried) = (Vec::new(), Vec::new(), Vec::new());
     let is_outbox = settings.mode == Mode::Outbox;
-    for need in probe::needs(&settings.namespace, &settings.slot, &loaded.rules.removals(), is_outbox) {
+    for need in probe::needs(&settings.namespace, &settings.slot, &file.rules.removals(), is_outbox) {
         match server.may(user.as_deref(), &need).await? {
             Permission::Allowed => {}
             Permission::Denied(reason) if need.only_to_look => to_look.push(reason),

@@ -8,15 +8,15 @@ use std::fmt::Write as _;
 
 use serde_json::{Map, Value, json};
 
-use super::super::Loaded;
-use super::super::display::printable;
+use crate::cmd::config_file::ConfigFile;
+use crate::cmd::display::printable;
 use crate::config::Spanned;
 use crate::key::CacheKey;
 use crate::plan::ActionKind;
 use crate::rules::{Given, Image, Rule, RuleSet, Template, Trigger};
 
 /// A template that makes the name.
-pub(super) struct Origin<'a> {
+pub(super) struct TemplateMatch<'a> {
     pub(super) rule: &'a Rule,
     pub(super) kind: ActionKind,
     template: &'a Spanned<Template>,
@@ -24,23 +24,23 @@ pub(super) struct Origin<'a> {
 }
 
 /// Every template that makes a name, in the order of the file. A channel is no key.
-pub(super) fn origins<'a>(rules: &'a RuleSet, key: &CacheKey) -> Vec<Origin<'a>> {
-    let mut origins = Vec::new();
+pub(super) fn matches<'a>(rules: &'a RuleSet, key: &CacheKey) -> Vec<TemplateMatch<'a>> {
+    let mut matches = Vec::new();
     for rule in rules.rules() {
         for (kind, template) in rule.actions().filter(|(kind, _)| *kind != ActionKind::Publish) {
             if let Some(given) = template.value.invert(key.as_bytes()) {
-                origins.push(Origin { rule, kind, template, given });
+                matches.push(TemplateMatch { rule, kind, template, given });
             }
         }
     }
-    origins
+    matches
 }
 
-impl Origin<'_> {
+impl TemplateMatch<'_> {
     /// Two lines.
-    pub(super) fn text(&self, loaded: &Loaded) -> String {
-        let place = loaded.place(self.template.span.start);
-        let (rule, written) = (printable(self.rule.name.as_bytes()), loaded.said(&self.template.span));
+    pub(super) fn text(&self, file: &ConfigFile) -> String {
+        let place = file.place(self.template.span.start);
+        let (rule, written) = (printable(self.rule.name.as_bytes()), file.excerpt(&self.template.span));
         let mut text = format!("  {place}  rule `{rule}`, `{}: {written}`\n    ", self.kind.field());
         // Writing to a String cannot fail.
         let _ = write!(text, "{} {}", self.subject(), printable(self.rule.table.value.to_string().as_bytes()));
@@ -56,12 +56,12 @@ impl Origin<'_> {
         text
     }
 
-    pub(super) fn json(&self, loaded: &Loaded) -> Value {
+    pub(super) fn json(&self, file: &ConfigFile) -> Value {
         let mut object = Map::new();
         object.insert("rule".to_owned(), self.rule.name.clone().into());
-        loaded.place_in(self.template.span.start, &mut object);
+        file.insert_place(self.template.span.start, &mut object);
         object.insert("action".to_owned(), self.kind.field().into());
-        object.insert("template".to_owned(), loaded.text.get(self.template.span.clone()).into());
+        object.insert("template".to_owned(), file.text.get(self.template.span.clone()).into());
         object.insert(self.subject().to_owned(), self.rule.table.value.to_string().into());
         let values = self.given.iter().map(|given| {
             let value = given.value.as_ref().map(|value| String::from_utf8_lossy(value));

@@ -7,33 +7,31 @@ use std::collections::HashSet;
 
 use crate::catalog::{Catalog, Table};
 use crate::change::{Change, Operation, TableName};
-use crate::cmd::Failure;
-use crate::cmd::changes::{no_table, printable};
-use crate::nearest::nearest;
+use crate::cmd::display::printable;
+use crate::cmd::failure::Failure;
+use crate::cmd::tables::{find_table, require_column};
 use crate::source::recording::write::Redaction;
 
 /// What is recorded.
-pub(super) struct Scope {
+pub(super) struct RecordFilter {
     /// Only these; none for all.
     tables: Option<HashSet<TableName>>,
     pub(super) redaction: Redaction,
 }
 
-impl Scope {
+impl RecordFilter {
     /// Finds what was named in the database.
     pub(super) fn new(tables: &[String], redact: &[String], catalog: &Catalog) -> Result<Self, Failure> {
         let mut wanted = HashSet::new();
         for name in tables {
-            wanted.extend(family(find(name, catalog)?, catalog).cloned());
+            wanted.extend(family(find_table(name.trim(), catalog)?, catalog).cloned());
         }
         let mut redaction = Redaction::new(rand::random());
         for name in redact {
             let expected = || Failure::usage(format!("--redact {}: expected `table.column`", printable(name)));
             let (table, column) = name.rsplit_once('.').ok_or_else(expected)?;
-            let table = find(table, catalog)?;
-            if !table.columns.iter().any(|known| known.name == column) {
-                return Err(no_column(table, column));
-            }
+            let table = find_table(table.trim(), catalog)?;
+            require_column(table, column)?;
             family(table, catalog).for_each(|table| redaction.add(table.clone(), column));
         }
         Ok(Self { tables: (!tables.is_empty()).then_some(wanted), redaction })
@@ -46,11 +44,6 @@ impl Scope {
     }
 }
 
-fn find<'a>(name: &str, catalog: &'a Catalog) -> Result<&'a Table, Failure> {
-    let name = TableName::parse(name.trim());
-    catalog.find(&name).ok_or_else(|| no_table(&name, catalog))
-}
-
 /// Every table that has rows in common with this one: itself, its partitions, what it is a partition of.
 fn family<'a>(table: &'a Table, catalog: &'a Catalog) -> impl Iterator<Item = &'a TableName> {
     let related = move |other: &&Table| other.leaves.iter().any(|leaf| table.leaves.contains(leaf));
@@ -58,21 +51,12 @@ fn family<'a>(table: &'a Table, catalog: &'a Catalog) -> impl Iterator<Item = &'
     std::iter::once(&table.name).chain(others)
 }
 
-fn no_column(table: &Table, column: &str) -> Failure {
-    let names = table.columns.iter().map(|known| known.name.as_str());
-    let advice = match nearest(column, names.clone()) {
-        Some(near) => format!("did you mean `{}`?", printable(near)),
-        None => format!("it has {}", printable(&names.collect::<Vec<_>>().join(", "))),
-    };
-    let (table, column) = (printable(&table.name.to_string()), printable(column));
-    Failure::usage(format!("table {table} has no column `{column}`; {advice}"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::catalog::{CatalogColumn, Identity};
     use crate::change::{Kind, Relation, RelationId, Row};
+    use crate::cmd::failure::Exit;
 
     fn table(name: &str, leaves: &[&str]) -> Table {
         let column = |name: &str| CatalogColumn {
@@ -110,15 +94,15 @@ mod tests {
 
     #[test]
     fn a_table_stands_for_its_partitions() {
-        let scope = |tables: &[&str]| {
+        let filter = |tables: &[&str]| {
             let tables: Vec<_> = tables.iter().map(ToString::to_string).collect();
-            Scope::new(&tables, &[], &catalog()).unwrap()
+            RecordFilter::new(&tables, &[], &catalog()).unwrap()
         };
         let check = |tables: &[&str], expected: [bool; 5]| {
-            let scope = scope(tables);
+            let filter = filter(tables);
             let names = ["users", "events", "events_1", "events_2"];
-            let of_tables = names.map(|name| scope.includes(&change(name, Operation::Insert)));
-            let found = [&of_tables[..], &[scope.includes(&change("users", Operation::Event))]].concat();
+            let of_tables = names.map(|name| filter.includes(&change(name, Operation::Insert)));
+            let found = [&of_tables[..], &[filter.includes(&change("users", Operation::Event))]].concat();
             assert_eq!(found, expected, "{tables:?}");
         };
         check(&[], [true; 5]);
@@ -133,8 +117,8 @@ mod tests {
         let check = |tables: &[&str], redact: &[&str], expected: &str| {
             let [tables, redact] =
                 [tables, redact].map(|names| names.iter().map(ToString::to_string).collect::<Vec<_>>());
-            let failure = Scope::new(&tables, &redact, &catalog()).err().unwrap();
-            assert!(failure.code == 2 && failure.message.contains(expected), "{failure:?}");
+            let failure = RecordFilter::new(&tables, &redact, &catalog()).err().unwrap();
+            assert!(failure.exit == Exit::Usage && failure.message.contains(expected), "{failure:?}");
         };
         check(&["usres"], &[], "did you mean `users`?");
         check(&["other.users"], &[], "did you mean `public.users`?");

@@ -1,38 +1,36 @@
-//! What both servers say, as text and as JSON.
+//! The status as text.
 //!
-//! Owns the form. It must not ask. Invariant: what came from a server cannot steer a terminal.
+//! Owns the form. It must not ask a server. Invariant: what came from a server cannot control a terminal.
 
 use std::collections::BTreeMap;
 
-use serde_json::{Map, Value, json};
-
-use super::Status;
-use super::source::{Found, Outbox, Slot};
+use super::servers::ServerStatus;
+use super::source::{OutboxStatus, SlotStatus, SourceStatus};
 use super::target::TargetStatus;
-use crate::cmd::display::{millis, printable, size, time};
+use crate::cmd::display::{printable, size, time};
 use crate::config::{Mode, Settings};
 use crate::key::CacheKey;
 
 /// How many names of streams are printed.
 const STREAMS_SHOWN: usize = 5;
 
-/// Aligned lines: what it is about, and what there is to say.
+/// Lines of a label and a value, aligned.
 #[derive(Default)]
-struct Lines(String);
+struct StatusLines(String);
 
-impl Lines {
+impl StatusLines {
     fn add(&mut self, label: &str, value: impl AsRef<str>) {
         self.0.push_str(&format!("{label:<11}{}\n", value.as_ref()));
     }
 }
 
-/// For people.
-pub(super) fn text(status: &Status<'_>) -> String {
-    let Status { settings, source, target } = status;
-    let mut lines = Lines::default();
+/// The whole text.
+pub(super) fn text(status: &ServerStatus<'_>) -> String {
+    let ServerStatus { settings, source, target } = status;
+    let mut lines = StatusLines::default();
     match source {
-        Ok(Found::Slot(slot)) => show_slot(slot, settings, &mut lines),
-        Ok(Found::Outbox(outbox)) => {
+        Ok(SourceStatus::Slot(slot)) => show_slot(slot, settings, &mut lines),
+        Ok(SourceStatus::Outbox(outbox)) => {
             let counted = target.as_ref().ok().map(|standing| standing.batches.unwrap_or(0));
             show_outbox(outbox, settings, counted, &mut lines);
         }
@@ -46,7 +44,7 @@ pub(super) fn text(status: &Status<'_>) -> String {
     lines.0
 }
 
-fn show_slot(slot: &Slot, settings: &Settings, lines: &mut Lines) {
+fn show_slot(slot: &SlotStatus, settings: &Settings, lines: &mut StatusLines) {
     lines.add("source", format!("replication slot `{}` at {}", settings.slot, settings.postgres));
     lines.add("daemon", if slot.active { "reads it" } else { "none reads it" });
     let confirmed = slot.confirmed.as_deref().unwrap_or("nothing");
@@ -57,7 +55,7 @@ fn show_slot(slot: &Slot, settings: &Settings, lines: &mut Lines) {
     lines.add("log kept", format!("{retained} ({wal_status})"));
 }
 
-fn show_outbox(outbox: &Outbox, settings: &Settings, counted: Option<u64>, lines: &mut Lines) {
+fn show_outbox(outbox: &OutboxStatus, settings: &Settings, counted: Option<u64>, lines: &mut StatusLines) {
     lines.add("source", format!("outbox at {}", settings.postgres));
     let daemons = if outbox.daemons == 0 { "none".to_owned() } else { outbox.daemons.to_string() };
     lines.add("daemons", format!("{daemons} at work"));
@@ -78,7 +76,7 @@ fn show_outbox(outbox: &Outbox, settings: &Settings, counted: Option<u64>, lines
     lines.add("batches", batches);
 }
 
-fn show_standing(standing: &TargetStatus, settings: &Settings, lines: &mut Lines) {
+fn show_standing(standing: &TargetStatus, settings: &Settings, lines: &mut StatusLines) {
     let namespace = printable(settings.namespace.as_bytes());
     lines.add("target", format!("{}, namespace `{namespace}`", settings.redis.addr()));
     let applied = match standing.applied {
@@ -121,77 +119,15 @@ fn listed(counts: &BTreeMap<String, u64>) -> String {
     format!(" ({})", each.join(", "))
 }
 
-/// For programs.
-pub(super) fn object(status: &Status<'_>) -> Value {
-    let Status { settings, source, target } = status;
-    let mode = match settings.mode {
-        Mode::Slot => "slot",
-        Mode::Outbox => "outbox",
-    };
-    let error = |message: &str| json!({"error": message.trim_end()});
-    let source = match source {
-        Ok(Found::Slot(slot)) => slot_object(slot),
-        Ok(Found::Outbox(outbox)) => outbox_object(outbox),
-        Err(failure) => error(&failure.message),
-    };
-    let target = match target {
-        Ok(standing) => standing_object(standing),
-        Err(failure) => error(&failure.message),
-    };
-    let mut object = Map::new();
-    object.insert("mode".to_owned(), mode.into());
-    object.insert("slot".to_owned(), settings.slot.as_str().into());
-    object.insert("source".to_owned(), source);
-    object.insert("target".to_owned(), target);
-    Value::Object(object)
-}
-
-fn slot_object(slot: &Slot) -> Value {
-    json!({
-        "active": slot.active,
-        "confirmed": slot.confirmed,
-        "lag_bytes": slot.lag,
-        "retained_bytes": slot.retained,
-        "wal_status": slot.wal_status,
-    })
-}
-
-fn outbox_object(outbox: &Outbox) -> Value {
-    json!({
-        "daemons": outbox.daemons,
-        "depth": outbox.depth,
-        "deeper": outbox.deeper,
-        "oldest_seconds": outbox.oldest.map(|age| age.as_secs_f64()),
-        "bytes": outbox.bytes,
-        "consumer": outbox.consumer,
-        "batches": outbox.batches,
-    })
-}
-
-fn standing_object(standing: &TargetStatus) -> Value {
-    let names: Vec<_> =
-        standing.stream_names.iter().map(|name| String::from_utf8_lossy(name.as_bytes()).into_owned()).collect();
-    json!({
-        "applied": standing.applied.map(|applied| applied.to_string()),
-        "started": standing.started.map(|started| started.to_string()),
-        "epoch": standing.epoch,
-        "epochs": standing.epochs,
-        "asof_age_ms": standing.asof.map(millis),
-        "dead": standing.dead,
-        "failures": standing.failures,
-        "streams": standing.streams,
-        "stream_names": names,
-        "batches": standing.batches,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
     use super::*;
     use crate::change::Lsn;
-    use crate::cmd::{Failure, Loaded};
+    use crate::cmd::config_file::ConfigFile;
+    use crate::cmd::failure::Failure;
+    use crate::cmd::status::json::object;
 
     fn settings(mode: &str) -> Settings {
         let rules = format!(
@@ -199,13 +135,13 @@ mod tests {
              target: {{url: 'redis://:hunter2@cache:6380', namespace: 'v1:'}}\n\
              rules:\n  user: {{table: users, delete: 'user:{{id}}'}}\n"
         );
-        let loaded = Loaded::parse("f.yaml".as_ref(), rules, &|_| None);
-        loaded.map_err(|failure| failure.message).unwrap().settings
+        let file = ConfigFile::parse("f.yaml".as_ref(), rules, &|_| None);
+        file.map_err(|failure| failure.message).unwrap().settings
     }
 
-    fn check(mode: &str, source: Result<Found, Failure>, target: Result<TargetStatus, Failure>, expected: &str) {
+    fn check(mode: &str, source: Result<SourceStatus, Failure>, target: Result<TargetStatus, Failure>, expected: &str) {
         let settings = settings(mode);
-        let status = Status { settings: &settings, source, target };
+        let status = ServerStatus { settings: &settings, source, target };
         assert_eq!(text(&status), expected);
         assert!(!object(&status).to_string().contains("hunter2"));
     }
@@ -228,7 +164,7 @@ mod tests {
 
     #[test]
     fn a_slot_is_shown_with_its_lag() {
-        let slot = Slot {
+        let slot = SlotStatus {
             active: true,
             confirmed: Some("0/16B3748".to_owned()),
             lag: Some(1300),
@@ -249,12 +185,12 @@ as of      340ms ago
 dead       4 letters; failed (user 7)
 streams    1: v1:user-changes
 ";
-        check("slot", Ok(Found::Slot(slot)), Ok(standing()), expected);
+        check("slot", Ok(SourceStatus::Slot(slot)), Ok(standing()), expected);
     }
 
     #[test]
     fn an_outbox_is_shown_with_what_waits() {
-        let outbox = Outbox {
+        let outbox = OutboxStatus {
             depth: 12,
             deeper: false,
             oldest: Some(Duration::from_millis(1300)),
@@ -278,9 +214,9 @@ as of      340ms ago
 dead       4 letters; failed (user 7)
 streams    1: v1:user-changes
 ";
-        check("outbox", Ok(Found::Outbox(outbox.clone())), Ok(standing()), expected);
-        let outbox = Outbox { depth: 1_000_000, deeper: true, daemons: 0, batches: None, oldest: None, ..outbox };
-        let outbox = Outbox { consumer: Some("other".to_owned()), ..outbox };
+        check("outbox", Ok(SourceStatus::Outbox(outbox.clone())), Ok(standing()), expected);
+        let outbox = OutboxStatus { depth: 1_000_000, deeper: true, daemons: 0, batches: None, oldest: None, ..outbox };
+        let outbox = OutboxStatus { consumer: Some("other".to_owned()), ..outbox };
         let expected = "\
 source     outbox at db:5433 (database shop)
 daemons    none at work
@@ -290,7 +226,7 @@ batches    none: it was set up for `other`, not for `unstale`
 
 target     away
 ";
-        check("outbox", Ok(Found::Outbox(outbox)), Err(Failure::unavailable("away")), expected);
+        check("outbox", Ok(SourceStatus::Outbox(outbox)), Err(Failure::unavailable("away")), expected);
     }
 
     #[test]

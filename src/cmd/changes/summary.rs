@@ -1,4 +1,4 @@
-//! What the plans of all transactions come to, rule by rule.
+//! The plans of all transactions, counted rule by rule.
 //!
 //! Owns the counts and how they are shown. It must not know where plans come from. Invariant: memory does not grow with
 //! the number of changes.
@@ -8,8 +8,7 @@ use std::fmt::Write as _;
 
 use comfy_table::{Table, presets};
 
-use super::rule_name;
-use crate::cmd::changes::printable;
+use crate::cmd::display::printable;
 use crate::key::write_printable;
 use crate::plan::{ActionKind, Op, Plan, RuleId};
 use crate::rules::RuleSet;
@@ -17,25 +16,25 @@ use crate::rules::RuleSet;
 /// How many of a kind are named before the rest is only counted.
 const NAMED_MAX: usize = 10;
 
-/// What the plans of all transactions come to.
+/// Counts of the ops of all transactions.
 #[derive(Default)]
 pub(in crate::cmd) struct Summary {
-    rules: BTreeMap<RuleId, Counts>,
+    rules: BTreeMap<RuleId, RuleCounts>,
     ops: u64,
     scans: u64,
-    /// The first scans of each rule and glob.
+    /// The first different globs, each with its rule.
     globs: Vec<(RuleId, Vec<u8>)>,
-    buried: u64,
+    dead_letters: u64,
     /// The first of them: the rule and the reason.
-    letters: Vec<(RuleId, String)>,
-    /// The ops of the transaction that goes on.
+    first_dead_letters: Vec<(RuleId, String)>,
+    /// The ops of the current transaction.
     open: BTreeMap<RuleId, u64>,
     /// The most ops of one transaction.
     largest: u64,
 }
 
 #[derive(Default)]
-struct Counts {
+struct RuleCounts {
     ops: BTreeMap<ActionKind, u64>,
     /// The most ops that one transaction asked of this rule.
     fan_out: u64,
@@ -69,9 +68,9 @@ impl Summary {
             counts.fan_out = counts.fan_out.max(*count);
         }
         self.largest = self.largest.max(self.open.values().sum());
-        self.buried += plan.dead_letters().len() as u64 + plan.dead_letters_dropped().values().sum::<u64>();
-        for letter in plan.dead_letters().iter().take(NAMED_MAX - self.letters.len()) {
-            self.letters.push((letter.rule, letter.reason.clone()));
+        self.dead_letters += plan.dead_letters().len() as u64 + plan.dead_letters_dropped().values().sum::<u64>();
+        for letter in plan.dead_letters().iter().take(NAMED_MAX - self.first_dead_letters.len()) {
+            self.first_dead_letters.push((letter.rule, letter.reason.clone()));
         }
     }
 
@@ -86,11 +85,11 @@ impl Summary {
         let kinds: Vec<_> = ActionKind::ALL.into_iter().filter(occurs).collect();
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
-        let header =
-            std::iter::once("rule").chain(kinds.iter().map(|kind| kind.as_str())).chain(["fan-out", "longest key"]);
+        let words = kinds.iter().map(|kind| kind.as_str());
+        let header = std::iter::once("rule").chain(words).chain(["fan-out", "longest key"]);
         table.set_header(header.collect::<Vec<_>>());
         for (position, rule) in rules.rules().iter().enumerate() {
-            let empty = Counts::default();
+            let empty = RuleCounts::default();
             let counts = self.rules.get(&RuleId::new(position)).unwrap_or(&empty);
             let mut row = vec![printable(&rule.name)];
             row.extend(kinds.iter().map(|kind| counts.ops.get(kind).copied().unwrap_or(0).to_string()));
@@ -129,11 +128,11 @@ impl Summary {
     /// The changes that rules could not be held against.
     pub(in crate::cmd) fn dead(&self, rules: &RuleSet) -> String {
         let mut text = String::new();
-        for (rule, reason) in &self.letters {
+        for (rule, reason) in &self.first_dead_letters {
             // Writing to a String cannot fail.
             let _ = writeln!(text, "dead letter: rule {}: {}", printable(rule_name(rules, *rule)), printable(reason));
         }
-        let more = self.buried.saturating_sub(self.letters.len() as u64);
+        let more = self.dead_letters.saturating_sub(self.first_dead_letters.len() as u64);
         if more > 0 {
             let _ = writeln!(text, "dead letter: and {more} more");
         }
@@ -141,8 +140,13 @@ impl Summary {
     }
 }
 
-/// A key for one line: printable, and not longer than a line.
-pub(super) fn shorten(key: &[u8]) -> String {
+/// The name of a rule.
+pub(in crate::cmd) fn rule_name(rules: &RuleSet, rule: RuleId) -> &str {
+    rules.rule(rule).map_or("", |rule| rule.name.as_str())
+}
+
+/// A key that is printable and not longer than a line.
+pub(in crate::cmd) fn shorten(key: &[u8]) -> String {
     const SHOWN: usize = 60;
     let mut text = String::new();
     // Writing to a String cannot fail.

@@ -6,9 +6,9 @@ use std::fmt::Write as _;
 
 use serde_json::{Map, Value, json};
 
-use super::super::super::Loaded;
-use super::super::super::display::{beginning, printable};
 use crate::change::{Cell, Change, Operation};
+use crate::cmd::config_file::ConfigFile;
+use crate::cmd::display::{beginning, printable};
 use crate::lookups::Runner;
 use crate::plan::{LookupCall, Op};
 use crate::rules::{Compared, Decision, Image, Made, Named, Rendered, Rule, Verdict};
@@ -20,8 +20,8 @@ const VALUE_SHOWN_MAX: usize = 60;
 const OPS_SHOWN_MAX: usize = 100;
 
 /// A verdict, to be shown.
-pub(super) struct Shown<'a> {
-    loaded: &'a Loaded,
+pub(super) struct RuleReport<'a> {
+    file: &'a ConfigFile,
     rule: &'a Rule,
     change: &'a Change,
     verdict: Verdict,
@@ -31,22 +31,22 @@ pub(super) struct Shown<'a> {
     asked: bool,
 }
 
-impl<'a> Shown<'a> {
-    pub(super) fn new(loaded: &'a Loaded, rule: &'a Rule, change: &'a Change, verdict: Verdict) -> Self {
+impl<'a> RuleReport<'a> {
+    pub(super) fn new(file: &'a ConfigFile, rule: &'a Rule, change: &'a Change, verdict: Verdict) -> Self {
         let calls = verdict.plan.calls().cloned().collect();
-        Self { loaded, rule, change, verdict, calls, asked: false }
+        Self { file, rule, change, verdict, calls, asked: false }
     }
 
     /// Asks the lookup.
     pub(super) async fn resolve(&mut self, runner: &mut Runner) {
-        runner.resolve(&self.loaded.rules, &mut self.verdict.plan).await;
+        runner.resolve(&self.file.rules, &mut self.verdict.plan).await;
         self.asked = true;
     }
 
     /// Some lines.
     pub(super) fn text(&self) -> String {
         let name = printable(self.rule.name.as_bytes());
-        let place = self.loaded.place(self.rule.span.start);
+        let place = self.file.place(self.rule.span.start);
         let mut text = format!("rule `{name}` ({place}) {}\n", self.outcome());
         if !self.is_considered() {
             return text;
@@ -56,14 +56,14 @@ impl<'a> Shown<'a> {
             let _ = writeln!(text, "  changed: {}", shown_compared(compared));
         }
         if let Some(held) = self.condition_held() {
-            let condition = self.rule.condition.as_ref().map(|condition| self.loaded.said(&condition.span));
+            let condition = self.rule.condition.as_ref().map(|condition| self.file.excerpt(&condition.span));
             let _ = writeln!(text, "  when: {}  is {held}", condition.unwrap_or_default());
             for (column, cell) in self.read() {
                 let _ = writeln!(text, "    {} is {}", printable(column.as_bytes()), shown_cell(cell));
             }
         }
         for named in &self.verdict.named {
-            let _ = writeln!(text, "  {}: {}", named.kind.field(), self.loaded.said(&named.span));
+            let _ = writeln!(text, "  {}: {}", named.kind.field(), self.file.excerpt(&named.span));
             for words in self.made(named) {
                 let _ = writeln!(text, "    {words}");
             }
@@ -152,7 +152,7 @@ impl<'a> Shown<'a> {
         let lookup = self.lookup_name();
         for (kind, template) in self.rule.actions() {
             let field = kind.field();
-            let _ = writeln!(text, "  {field}: {}, for each row", self.loaded.said(&template.span));
+            let _ = writeln!(text, "  {field}: {}, for each row", self.file.excerpt(&template.span));
         }
         for call in &self.calls {
             let arguments: Vec<_> = call.arguments.iter().map(|value| beginning(value, VALUE_SHOWN_MAX)).collect();
@@ -175,7 +175,7 @@ impl<'a> Shown<'a> {
     }
 
     fn lookup_name(&self) -> String {
-        let lookup = self.rule.for_each.as_ref().and_then(|for_each| self.loaded.rules.lookups().get(for_each.lookup));
+        let lookup = self.rule.for_each.as_ref().and_then(|for_each| self.file.rules.lookups().get(for_each.lookup));
         printable(lookup.map_or("?", |lookup| &lookup.name.value).as_bytes())
     }
 
@@ -188,7 +188,7 @@ impl<'a> Shown<'a> {
         let mut object = Map::new();
         object.insert("change".to_owned(), number.into());
         object.insert("rule".to_owned(), self.rule.name.clone().into());
-        self.loaded.place_in(self.rule.span.start, &mut object);
+        self.file.insert_place(self.rule.span.start, &mut object);
         object.insert("acts".to_owned(), self.verdict.acts().into());
         object.insert("because".to_owned(), self.outcome().into());
         let changed = self.verdict.changed.iter().map(|compared| {
@@ -225,7 +225,7 @@ impl<'a> Shown<'a> {
             };
             json!({"row": image, "form": form, "name": name, "because": made.because})
         });
-        let written = self.loaded.text.get(named.span.clone());
+        let written = self.file.text.get(named.span.clone());
         json!({"action": named.kind.field(), "template": written, "made": made.collect::<Vec<_>>()})
     }
 }

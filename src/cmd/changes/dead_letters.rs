@@ -1,6 +1,6 @@
 //! The dead letters in Redis, oldest first.
 //!
-//! Owns how their stream is read. It must not know what a change is. Invariant: reading leaves them where they are.
+//! Owns how their stream is read. It must not know what a change is. Invariant: reading does not remove them.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -8,42 +8,42 @@ use std::time::Duration;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, RedisError};
 
-use super::printable;
-use crate::cmd::Failure;
+use crate::cmd::display::printable;
+use crate::cmd::failure::Failure;
 use crate::coherence::watermark::Names;
 use crate::config::Settings;
 use crate::key::CacheKey;
 
-/// How many are fetched at once.
-const LETTERS_AT_ONCE: usize = 100;
+/// How many entries are read at once.
+const PAGE_ENTRIES: usize = 100;
 
 /// How long to wait for a connection, and for each answer.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 
-/// One dead letter, but for its change.
+/// A dead letter, without its change.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Letter {
-    /// By what the stream knows it.
+pub(super) struct DeadLetterEntry {
+    /// Its id in the stream.
     pub(super) id: String,
-    /// The rule that the change could not be held against.
+    /// The rule that could not be applied to the change.
     pub(super) rule: String,
 }
 
-/// An entry of the stream: its id, then fields and values.
-type Entry = (String, Vec<(String, Vec<u8>)>);
-
-/// The dead letters, on their way.
-pub(super) struct Letters {
-    link: MultiplexedConnection,
+/// Reads the dead letters, page by page.
+pub(super) struct DeadLetterReader {
+    connection: MultiplexedConnection,
     address: String,
     stream: CacheKey,
     /// Where the next page begins, as `XRANGE` takes it.
     from: String,
-    page: VecDeque<Entry>,
+    page: VecDeque<StreamRow>,
 }
 
-impl Letters {
-    /// Begins at the oldest.
+/// An entry of the stream: its id, then fields and values.
+type StreamRow = (String, Vec<(String, Vec<u8>)>);
+
+impl DeadLetterReader {
+    /// Connects to Redis. The first entry is the oldest.
     pub(super) async fn open(settings: &Settings) -> Result<Self, Failure> {
         let address = settings.redis.addr().to_string();
         let config = AsyncConnectionConfig::new()
@@ -53,18 +53,18 @@ impl Letters {
             let client = Client::open(settings.redis.clone())?;
             client.get_multiplexed_async_connection_with_config(&config).await
         };
-        let link = opened.await.map_err(|error| unread(&address, &error))?;
+        let connection = opened.await.map_err(|error| unreadable(&address, &error))?;
         let stream = Names::new(&settings.namespace, &settings.slot).dead;
-        Ok(Self { link, address, stream, from: "-".to_owned(), page: VecDeque::new() })
+        Ok(Self { connection, address, stream, from: "-".to_owned(), page: VecDeque::new() })
     }
 
-    /// The next one, and its change as one line of a recording.
-    pub(super) async fn next(&mut self) -> Result<Option<(Letter, Vec<u8>)>, Failure> {
+    /// The next dead letter, and its change as one line of a recording.
+    pub(super) async fn next(&mut self) -> Result<Option<(DeadLetterEntry, Vec<u8>)>, Failure> {
         if self.page.is_empty() {
             let mut range = redis::cmd("XRANGE");
-            range.arg(self.stream.as_bytes()).arg(&self.from).arg("+").arg("COUNT").arg(LETTERS_AT_ONCE);
-            let page: Vec<Entry> =
-                range.query_async(&mut self.link).await.map_err(|error| unread(&self.address, &error))?;
+            range.arg(self.stream.as_bytes()).arg(&self.from).arg("+").arg("COUNT").arg(PAGE_ENTRIES);
+            let page: Vec<StreamRow> =
+                range.query_async(&mut self.connection).await.map_err(|error| unreadable(&self.address, &error))?;
             self.page = page.into();
         }
         let Some((id, fields)) = self.page.pop_front() else { return Ok(None) };
@@ -77,11 +77,11 @@ impl Letters {
                 _ => {}
             }
         }
-        Ok(Some((Letter { id, rule }, change)))
+        Ok(Some((DeadLetterEntry { id, rule }, change)))
     }
 }
 
-fn unread(address: &str, error: &RedisError) -> Failure {
-    let said = crate::redis::describe(error);
-    Failure::unavailable(format!("cannot read the dead letters in Redis at {address}: {}", printable(&said)))
+fn unreadable(address: &str, error: &RedisError) -> Failure {
+    let reason = printable(crate::redis::describe(error));
+    Failure::unavailable(format!("cannot read the dead letters in Redis at {address}: {reason}"))
 }

@@ -1,0 +1,97 @@
+//! The command line: its flags for all verbs, and the verbs.
+//!
+//! Owns which verb runs. It must not know what a verb does.
+
+use std::path::PathBuf;
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+use super::failure::Failure;
+use super::{
+    check, completions, demo, dry_run, explain, init, man, record, replay, run, schema, serve, setup, status, teardown,
+    test,
+};
+
+/// Keeps Redis coherent with PostgreSQL.
+#[derive(Debug, Parser)]
+#[command(name = "unstale", version, about, propagate_version = true, arg_required_else_help = true)]
+pub struct Cli {
+    /// The file with the rules
+    #[arg(
+        long,
+        short,
+        global = true,
+        env = "UNSTALE_CONFIG",
+        default_value = "invalidation.yaml",
+        value_name = "FILE"
+    )]
+    config: PathBuf,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Write a first `invalidation.yaml`, with tests, from the tables of a database
+    Init(init::InitArgs),
+    /// Lint the rules; unless --offline, also compare them with the database and try both servers
+    Check(check::CheckArgs),
+    /// Run the file's tests
+    Test(test::TestArgs),
+    /// Create the publication, the replication slot and wide enough replica identities; safe to repeat
+    Setup(setup::SetupArgs),
+    /// Remove what `setup` created
+    Teardown(teardown::TeardownArgs),
+    /// Keep Redis coherent until told to stop
+    Run(run::RunArgs),
+    /// Serve the file's reads over HTTP, from a cache that is never stale
+    Serve(serve::ServeArgs),
+    /// Print what changes would do to Redis, touching nothing
+    DryRun(dry_run::DryRunArgs),
+    /// Write changes down as they come, as NDJSON
+    Record(record::RecordArgs),
+    /// Do to Redis what changes would have done
+    Replay(replay::ReplayArgs),
+    /// Tell which rules make a key, what it holds and what touched it last; or what rules make of a change
+    Explain(explain::ExplainArgs),
+    /// Tell how far invalidations are in force, and what waits
+    Status(status::StatusArgs),
+    /// Print the JSON Schema of the file, for editors
+    Schema(schema::SchemaArgs),
+    /// Print a completion script for a shell
+    Completions(completions::CompletionsArgs),
+    /// Print the manual
+    Man(man::ManArgs),
+    /// Show it all at work on throwaway servers
+    Demo(demo::DemoArgs),
+}
+
+impl Cli {
+    /// Whether only warnings are logged by default.
+    pub(super) fn is_quiet(&self) -> bool {
+        matches!(self.verb, Verb::Demo(_))
+    }
+
+    /// Runs the verb.
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        let config = self.config.as_path();
+        match self.verb {
+            Verb::Init(args) => init::run(config, args).await,
+            Verb::Check(args) => check::run(config, args).await,
+            Verb::Test(args) => test::run(config, args),
+            Verb::Setup(args) => setup::run(config, args).await,
+            Verb::Teardown(args) => teardown::run(config, args).await,
+            Verb::Run(args) => run::run(config, args).await,
+            Verb::Serve(args) => serve::run(config, args).await,
+            Verb::DryRun(args) => dry_run::run(config, args).await,
+            Verb::Record(args) => record::run(config, args).await,
+            Verb::Replay(args) => replay::run(config, args).await,
+            Verb::Explain(args) => explain::run(config, args).await,
+            Verb::Status(args) => status::run(config, args).await,
+            Verb::Schema(args) => schema::run(args),
+            Verb::Completions(args) => completions::run(args, Self::command()),
+            Verb::Man(args) => man::run(args, Self::command()),
+            Verb::Demo(args) => demo::run(args).await,
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! What must hold before anything is installed or run: the file fits the database.
+//!
+//! Owns which mismatches stop `setup`, `run` and `serve`. [`catalog_fit`], [`publication`] and [`read_review`] hold what
+//! `check` finds by the same questions. Invariant: nothing is changed in the database.
+
+pub(super) mod catalog_fit;
+pub(super) mod publication;
+pub(super) mod read_review;
+
+use tokio_postgres::Client;
+
+use self::catalog_fit::CatalogFit;
+use self::publication::Publication;
+use self::read_review::ReadReview;
+use super::config_file::ConfigFile;
+use super::failure::Failure;
+use crate::catalog::Catalog;
+use crate::coherence::primary::PrimaryError;
+use crate::config::{Mode, Problems};
+use crate::install::outbox;
+use crate::postgres;
+use crate::postgres::catalog;
+use crate::rules::{Capture, RuleSet, Widening};
+
+/// A database whose tables and lookups fit the rules.
+pub(super) struct Preflight {
+    pub(super) client: Client,
+    /// The rules, with every table's schema filled in.
+    pub(super) rules: RuleSet,
+    /// The identities that are too narrow; [`Preflight::require_identities`] makes them a failure.
+    pub(super) widenings: Vec<Widening>,
+    /// What the triggers of an outbox have to record. Empty in slot mode.
+    pub(super) captures: Vec<Capture>,
+    catalog: Catalog,
+    narrow: Problems,
+}
+
+impl Preflight {
+    /// Compares a file with its database. Unknown tables and columns, tables that are never logged, and lookups that
+    /// cannot be asked are a failure.
+    pub(super) async fn compare(file: &ConfigFile) -> Result<Self, Failure> {
+        let settings = &file.settings;
+        let client = postgres::connect(&settings.postgres).await?;
+        client.batch_execute(postgres::SESSION).await?;
+        if client.query_one("select pg_is_in_recovery()", &[]).await?.get(0) {
+            return Err(Failure::configuration(format!("{}: {}", settings.postgres, PrimaryError::Standby)));
+        }
+        let catalog: Catalog = catalog::read(&client).await?;
+        let CatalogFit { rules, unknown, unlogged, narrow, widenings } =
+            CatalogFit::of(&file.rules, &catalog, settings.mode);
+        let mut problems = unknown;
+        problems.append(unlogged);
+        rules.check_lookups(&client, &mut problems).await?;
+        if !problems.is_empty() {
+            problems.sort();
+            return Err(file.failure(&problems));
+        }
+        let captures = match settings.mode {
+            Mode::Slot => Vec::new(),
+            Mode::Outbox => rules.captures(&catalog),
+        };
+        Ok(Self { client, rules, widenings, captures, catalog, narrow })
+    }
+
+    /// Fails if a key needs an old value that the log does not carry.
+    pub(super) fn require_identities(&self, file: &ConfigFile) -> Result<(), Failure> {
+        if self.narrow.is_empty() { Ok(()) } else { Err(file.failure(&self.narrow)) }
+    }
+
+    /// Fails if what `setup` creates is not what the rules need.
+    pub(super) async fn require_setup(&self, file: &ConfigFile) -> Result<(), Failure> {
+        match file.settings.mode {
+            Mode::Slot => self.require_slot(file).await,
+            Mode::Outbox => self.require_outbox(file).await,
+        }
+    }
+
+    /// Fails if a read does not fit the database, or could serve values that no rule removes.
+    pub(super) async fn require_reads(&self, file: &ConfigFile) -> Result<(), Failure> {
+        let mut problems = Problems::default();
+        for read in file.reads.reads() {
+            let review = ReadReview::of(&self.client, file, &self.rules, read).await?;
+            problems.append(review.problems);
+            for lint in review.lints.into_iter().filter(|lint| lint.certain) {
+                problems.push(lint.span, lint.message, lint.fix);
+            }
+        }
+        if problems.is_empty() {
+            return Ok(());
+        }
+        problems.sort();
+        Err(file.failure(&problems))
+    }
+
+    /// Fails if the outbox is missing or belongs to another consumer, or if the triggers of a table are not what its
+    /// rules need. Triggers that no rule needs are not a failure.
+    async fn require_outbox(&self, file: &ConfigFile) -> Result<(), Failure> {
+        let events = self.rules.has_events();
+        let comparison = outbox::compare(&self.client, &file.settings, &self.captures, events).await?;
+        if let Some(other) = comparison.other_consumer {
+            return Err(Failure::configuration(outbox::InstallError::OtherConsumer(other).to_string()));
+        }
+        if let Some(column) = comparison.invisible.into_iter().next() {
+            return Err(Failure::configuration(outbox::InstallError::Invisible(column).to_string()));
+        }
+        let needed =
+            comparison.differences.into_iter().filter(|difference| difference.part != outbox::OutboxPart::Surplus);
+        let (minor, needed): (Vec<_>, Vec<_>) = needed.partition(|difference| difference.is_minor);
+        for difference in minor {
+            tracing::warn!("{}; run `unstale setup`", difference.wrong.join("; "));
+        }
+        require_none(needed.into_iter().flat_map(|difference| difference.wrong).collect())
+    }
+
+    /// Fails if the slot or the publication is missing, or if the publication does not carry a table.
+    async fn require_slot(&self, file: &ConfigFile) -> Result<(), Failure> {
+        const STATE: &str = "select exists (select from pg_replication_slots where slot_name = $1), \
+             current_setting('wal_level')";
+        const DIVERTED: &str = "select exists (select from pg_proc where oid = to_regprocedure('unstale.emit(text, jsonb)') \
+             and prosrc like '%unstale.outbox%')";
+        let settings = &file.settings;
+        let row = self.client.query_one(STATE, &[&settings.slot]).await?;
+        if row.get::<_, &str>(1) != "logical" {
+            let message = "PostgreSQL runs with wal_level below `logical`: run ALTER SYSTEM SET wal_level = logical and restart it";
+            return Err(Failure::configuration(message));
+        }
+        let mut missing = Vec::new();
+        if self.rules.has_events() && self.client.query_one(DIVERTED, &[]).await?.get(0) {
+            missing.push("unstale.emit writes to an outbox".to_owned());
+        }
+        if !row.get::<_, bool>(0) {
+            missing.push(format!("there is no replication slot `{}`", settings.slot));
+        }
+        match Publication::read(&self.client, &settings.publication).await? {
+            None => missing.push(format!("there is no publication `{}`", settings.publication)),
+            Some(publication) => {
+                let tables = self.rules.tables().into_iter().filter_map(|name| self.catalog.find(name));
+                for table in tables.filter(|table| !publication.carries(table)) {
+                    missing.push(format!(
+                        "the publication `{}` does not carry table {}",
+                        settings.publication, table.name
+                    ));
+                }
+            }
+        }
+        require_none(missing)
+    }
+}
+
+/// Fails if `setup` has something to create or to change.
+fn require_none(missing: Vec<String>) -> Result<(), Failure> {
+    match missing.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::configuration(format!("{}; run `unstale setup`", missing.join("; ")))),
+    }
+}

@@ -1,0 +1,219 @@
+//! One read, compared with the database and the rules.
+//!
+//! Owns the words about a read's SQL and its parameters. [`crate::query`] asks the database, and [`coverage`] compares
+//! its answer with the rules. It must not run a read. Invariant: an error is what keeps the reads from being served,
+//! and nothing else.
+
+use tokio_postgres::types::{Kind, Type};
+use tokio_postgres::{Client, Error};
+
+use crate::cmd::config_file::ConfigFile;
+use crate::cmd::display::counted;
+use crate::config::Problems;
+use crate::query::{self, Notation, Query, Refusal, Take};
+use crate::reads::{Parameter, ParameterSource, Read, coverage};
+use crate::rules::{Filter, Image, Lint, Reference, RuleSet};
+
+/// What is wrong with one read.
+#[derive(Default)]
+pub(in crate::cmd) struct ReadReview {
+    /// PostgreSQL cannot answer its SQL as the API needs it.
+    pub(in crate::cmd) problems: Problems,
+    /// What it depends on and no rule removes. A certain lint keeps it from being served.
+    pub(in crate::cmd) lints: Vec<Lint>,
+    /// Why its columns and functions are not known, in the server's words.
+    pub(in crate::cmd) unseen: Option<String>,
+}
+
+impl ReadReview {
+    /// Reviews a read. The rules have every table's schema filled in.
+    pub(in crate::cmd) async fn of(
+        client: &Client,
+        file: &ConfigFile,
+        rules: &RuleSet,
+        read: &Read,
+    ) -> Result<Self, Error> {
+        let mut review = Self::default();
+        match query::ask(client, &read.sql.value).await? {
+            Err(refusal) => refused(read, refusal, &mut review.problems),
+            Ok(query) => {
+                shape(read, &query, &mut review.problems);
+                review.lints = coverage::gaps(read, &query.relations, rules, &file.settings.namespace);
+                review.lints.extend(calls(read, &query));
+                review.lints.extend(loose(read, &query));
+                review.lints.extend(notations(read, &query));
+                // A view cannot be made of a statement that writes, and that is reported already.
+                review.unseen = query.unseen.filter(|_| !query.writes);
+            }
+        }
+        Ok(review)
+    }
+}
+
+fn refused(read: &Read, refusal: Refusal, problems: &mut Problems) {
+    let mut message = format!("PostgreSQL refuses read `{}`: {}", read.name, refusal.message);
+    if let Some(line) = refusal.line {
+        message.push_str(&format!(", in line {line} of its SQL"));
+    }
+    let advice = match refusal.hint {
+        Some(hint) => hint,
+        None if refusal.is_forbidden => "GRANT SELECT on what it reads to the role that source.url names".to_owned(),
+        None => "expected one `select`".to_owned(),
+    };
+    problems.push(read.sql.span.clone(), message, advice);
+}
+
+/// What a read takes and gives.
+fn shape(read: &Read, query: &Query, problems: &mut Problems) {
+    let name = &read.name;
+    let mut push = |message: String, advice: &str| problems.push(read.sql.span.clone(), message, advice);
+    if query.writes {
+        push(format!("read `{name}` changes or locks rows"), "expected a `select` that only reads");
+    }
+    let (wanted, given) = (query.parameters.len(), read.parameters.len());
+    let values = read.parameters.iter().enumerate();
+    let values: Vec<_> = values.map(|(at, parameter)| format!("${} is {}", at + 1, parameter.name)).collect();
+    let values = if values.is_empty() { "there are none".to_owned() } else { values.join(", ") };
+    let message = format!("the SQL of read `{name}` takes {}, and the read gives {given}", counted(wanted, "value"));
+    if wanted > given {
+        push(message, &format!("name what it takes in `path` or `vary`; now {values}"));
+    } else if wanted < given {
+        push(message, &format!("use every value, or drop it from `path` or `vary`: {values}"));
+    }
+    match query.columns.first() {
+        None => push(format!("read `{name}` returns no column"), "expected one column of JSON"),
+        Some(&(Type::JSON | Type::JSONB | Type::TEXT)) => {}
+        Some(other) => {
+            let message = format!("read `{name}` returns {} and not JSON", other.name());
+            push(message, "expected json, jsonb, or JSON as text: `json_build_object(…)`, `to_json(…)`");
+        }
+    }
+    let valid_until = "expected one column of JSON, and at most one more: a timestamptz, until when it is valid";
+    if query.columns.len() > 2 {
+        push(format!("read `{name}` returns {} columns", query.columns.len()), valid_until);
+    } else if let Some(other) = query.columns.get(1).filter(|other| **other != Type::TIMESTAMPTZ) {
+        push(format!("the second column of read `{name}` is of type {}", other.name()), valid_until);
+    }
+}
+
+/// What the result depends on beside the tables that are known.
+fn calls(read: &Read, query: &Query) -> Vec<Lint> {
+    let name = &read.name;
+    let mut lints = Vec::new();
+    let mut warn = |id: &'static str, message: String, why: &str, fix: &str| {
+        let (why, fix) = (why.to_owned(), fix.to_owned());
+        lints.push(Lint { id, certain: false, span: read.span.clone(), message, why, fix });
+    };
+    if !query.functions.is_empty() {
+        let message = format!("read `{name}` calls {}, which may read tables unseen", query.functions.join(", "));
+        let why = "PostgreSQL does not tell what the body of such a function reads, so no rule was held against it";
+        let fix = "see that every table in it has a rule for this read; a body in BEGIN ATOMIC is looked into, and a \
+                   function whose result follows from its arguments alone should be IMMUTABLE";
+        warn("read-function", message, why, fix);
+    }
+    // The second column says until when a value is valid.
+    if !query.times.is_empty() && query.columns.len() < 2 {
+        let message = format!("read `{name}` goes by the time: {}", query.times.join(", "));
+        let why = "time passes without a change of any row, so the value is served until its ttl is over";
+        warn("read-volatile", message, why, "return as a second column, a timestamptz, until when the value is valid");
+    }
+    if !query.whims.is_empty() {
+        let message = format!("read `{name}` goes by the session or by chance: {}", query.whims.join(", "));
+        let why = "whoever asks first decides what everybody is served";
+        warn("read-volatile", message, why, "make it a parameter, or leave it out");
+    }
+    lints
+}
+
+/// Parameters whose type keeps every value from being cached.
+fn loose(read: &Read, query: &Query) -> Vec<Lint> {
+    let lint = |(parameter, kind): (&Parameter, &Type)| {
+        let (name, read_name) = (&parameter.name, &read.name);
+        let shown = match kind.kind() {
+            Kind::Array(of) => format!("{}[]", of.name()),
+            _ => kind.name().to_owned(),
+        };
+        let (how, fix) = match Notation::of(kind) {
+            Notation::Text | Notation::One => return None,
+            Notation::Folded if read.folds(name) => return None,
+            Notation::Folded => ("in upper and lower case", format!("name it `{{{name}|lower}}` wherever it is named")),
+            Notation::Several => {
+                let types = "text, integers, uuid, boolean, date, timestamp or an enum";
+                ("in several ways", format!("cast it, as in `$1::bigint`, to what is written in one way: {types}"))
+            }
+        };
+        let message = format!(
+            "parameter `{name}` of read `{read_name}` is {shown}, whose equal values may be written {how}, so nothing \
+             is cached"
+        );
+        let why = "a rule removes what is cached under the one notation that PostgreSQL writes".to_owned();
+        Some(Lint { id: "read-parameter", certain: false, span: read.span.clone(), message, why, fix })
+    };
+    read.parameters.iter().zip(&query.parameters).filter_map(lint).collect()
+}
+
+/// Texts that the SQL takes for equal where their names are not, or the other way round. A `version` stands for the
+/// key, which then need not be what a rule makes.
+fn notations(read: &Read, query: &Query) -> Vec<Lint> {
+    let keys = std::iter::once((&read.key, read.version.is_some()));
+    let others = read.tags.iter().chain(&read.version).map(|template| (template, false));
+    let templates: Vec<_> = keys.chain(others).collect();
+    let mut lints: Vec<Lint> = Vec::new();
+    for (number, take) in &query.takes {
+        let at = number.saturating_sub(1);
+        let Some((parameter, kind)) = read.parameters.get(at).zip(query.parameters.get(at)) else { continue };
+        let is_text = matches!(*kind, Type::TEXT | Type::VARCHAR | Type::NAME);
+        if !is_text || parameter.source == ParameterSource::Session {
+            continue;
+        }
+        let is_other = |(reference, is_free): &(&Reference, bool)| {
+            let is_ours = reference.image != Image::Lookup && reference.column == parameter.name;
+            let named = named(reference);
+            is_ours && named != *take && (!is_free || named != Take::AsIs)
+        };
+        let mut references = templates
+            .iter()
+            .flat_map(|(template, is_free)| template.value.references().map(move |found| (found, *is_free)));
+        let Some((reference, _)) = references.find(is_other) else { continue };
+        let lint = notation(read, *number, *take, reference);
+        if !lints.contains(&lint) {
+            lints.push(lint);
+        }
+    }
+    lints
+}
+
+/// How a template takes what it names.
+fn named(reference: &Reference) -> Take {
+    match reference.filters.first() {
+        Some(Filter::Lower) => Take::Lower,
+        Some(Filter::Upper) => Take::Upper,
+        Some(Filter::Sha256 | Filter::Urlencode) | None => Take::AsIs,
+    }
+}
+
+fn notation(read: &Read, number: usize, take: Take, reference: &Reference) -> Lint {
+    let (name, column) = (&read.name, &reference.column);
+    let words = |take: Take| match take {
+        Take::AsIs => "as it is",
+        Take::Lower => "in lower case",
+        Take::Upper => "in upper case",
+        Take::Otherwise => "otherwise than by `column = …`",
+    };
+    let message = format!(
+        "the SQL of read `{name}` compares `{column}` {}, and the names of its values have it {}",
+        words(take),
+        words(named(reference))
+    );
+    let fix = match (take, named(reference)) {
+        (Take::Lower, _) => format!("name it `{{{column}|lower}}`, in the rules, too"),
+        (Take::Upper, _) => format!("name it `{{{column}|upper}}`, in the rules, too"),
+        (_, Take::Lower) => format!("compare `lower(column) = lower(${number})`"),
+        (_, Take::Upper) => format!("compare `upper(column) = upper(${number})`"),
+        (Take::AsIs | Take::Otherwise, _) => {
+            format!("compare `column = ${number}`, or keep the values under a `version` that does not name `{column}`")
+        }
+    };
+    let why = "one row then has names that no rule makes of it, or two rows have one".to_owned();
+    Lint { id: "read-notation", certain: false, span: read.sql.span.clone(), message, why, fix }
+}
