@@ -1,226 +1,575 @@
-//! From a plan to Redis commands.
+//! From a batch to Redis commands.
 //!
-//! Owns their order: what removes, then what raises, then what tells. It must not know the connection.
-//! Invariants: no command names more than [`KEYS_PER_COMMAND`] keys, so none blocks Redis for long;
-//! `started` rises before anything else happens.
+//! Owns the order of the commands, and the positions of the replies that are read. Pure; it must not know the connection.
+//! Invariants: `started` rises before any op; what removes goes before what announces; the count follows every op; no
+//! command names more than [`KEYS_PER_COMMAND`] keys, so that none blocks Redis for long; no op touches the daemon's own
+//! state.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::ops::Range;
+use std::time::{Duration, SystemTime};
 
-use redis::Pipeline;
+use redis::{Cmd, Pipeline};
 
+use super::batch::{Batch, StreamEntry};
 use super::broadcast::Broadcast;
-use super::connection::{KEYS_PER_COMMAND, Scripts, script};
-use super::recent::RuleLabel;
-use crate::change::Lsn;
+use super::dataset::{info, time};
+use super::proof::Proof;
+use super::recent;
+use super::scripts::{Scripts, script};
+use super::settings::SinkSettings;
 use crate::coherence::lease::{Envelope, Token};
 use crate::coherence::watermark::Names;
-use crate::plan::{Plan, RuleId, StreamAppend};
 
-/// The ops of one or more transactions, or of a part of one, with what they mean for the watermarks.
-#[derive(Debug)]
-pub struct Batch {
-    /// What to do. What takes its time was split off.
-    pub plan: Plan,
-    /// The stream entries whose turn it is.
-    pub streams: Vec<StreamEntry>,
-    /// The furthest position whose invalidations the batch begins to apply.
-    pub started: Lsn,
-    /// Everything before the batch that is in force and not yet recorded.
-    pub record: Option<Lsn>,
-    /// When its last transaction committed.
-    pub at: SystemTime,
-    /// Everything committed before this moment is in force once the batch is.
-    pub heartbeat: Option<Instant>,
-    /// The dataset has to say again which one it is.
-    pub probe: bool,
-    /// Redis is to count it, so that an outbox can tell whether it still knows it.
-    pub counts: bool,
-    /// Marks ([`StreamEntry::mark`]) that no entry of the outbox can have any more.
-    pub forget: Vec<String>,
-}
+/// The most keys that one command names.
+pub(super) const KEYS_PER_COMMAND: usize = 256;
 
-/// A stream entry on its way.
-#[derive(Clone, Debug)]
-pub struct StreamEntry {
-    /// The rule that asked for it.
-    pub rule: RuleId,
-    /// What it says, and where.
-    pub entry: StreamAppend,
-    /// The end of its transaction: the first half of its id.
-    pub end: Lsn,
-    /// Its number in the transaction: the other half.
-    pub number: u64,
-    /// When the transaction committed.
-    pub at: SystemTime,
-    /// What tells it from any other, where its position does not: an entry of an outbox has another each time that it
-    /// is taken.
-    pub mark: Option<String>,
-}
+/// About how many dead letters are kept.
+const DEAD_LETTERS_MAX: u64 = 10_000;
 
-/// Under which names and by which scripts a batch is written.
+/// Where a batch is written: the names, the scripts, and what Redis must still know.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Target<'a> {
     pub(super) names: &'a Names,
     pub(super) scripts: &'a Scripts,
-    /// How long what is written lives, unless a rule says otherwise.
-    pub(super) ttl: Duration,
+    pub(super) settings: &'a SinkSettings,
+    pub(super) proof: &'a Proof,
 }
 
-impl Target<'_> {
+/// What is sent with a batch. Times are milliseconds since 1970 by the clock of Redis.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Attached<'a> {
+    /// The message for subscribers.
+    pub(super) broadcast: Option<&'a Broadcast>,
+    /// The ops to add to the list of recent ops.
+    pub(super) recent: &'a [String],
+    /// The time at which values are stored.
+    pub(super) now: u64,
+    /// The time of [`Batch::heartbeat`].
+    pub(super) heartbeat: Option<u64>,
+}
+
+/// The commands of a batch.
+#[derive(Debug)]
+pub(super) struct Encoded {
+    pub(super) pipeline: Pipeline,
+    pub(super) positions: Positions,
+}
+
+/// Where in the pipeline the commands are whose replies are read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Positions {
+    /// The stream entries.
+    pub(super) streams: Range<usize>,
+    /// The count of batches.
+    pub(super) count: Option<usize>,
+    /// `TIME` and `INFO`.
+    pub(super) probe: Range<usize>,
+}
+
+/// The commands of a batch, in order.
+pub(super) fn encode(batch: &Batch, attached: Attached<'_>, target: Target<'_>) -> Encoded {
+    let mut encoder = Encoder { batch, target, pipeline: Pipeline::new() };
+    encoder.record();
+    encoder.raise_started();
+    encoder.deletes();
+    encoder.sets(attached.now);
+    encoder.bumps();
+    encoder.publishes();
+    encoder.broadcast(attached.broadcast);
+    let streams = encoder.streams();
+    encoder.dead_letters();
+    encoder.recent(attached.recent);
+    encoder.forget_marks();
+    let count = encoder.count();
+    encoder.heartbeat(attached.heartbeat);
+    let probe = encoder.probe();
+    Encoded { pipeline: encoder.pipeline, positions: Positions { streams, count, probe } }
+}
+
+/// The commands of a replayed plan: those that go before its patterns and tags are swept, and those that go after.
+/// Nothing is recorded or counted.
+pub(super) fn encode_replay(batch: &Batch, attached: Attached<'_>, target: Target<'_>) -> [Pipeline; 2] {
+    let mut before = Encoder { batch, target, pipeline: Pipeline::new() };
+    before.raise_started();
+    before.deletes();
+    let mut after = Encoder { batch, target, pipeline: Pipeline::new() };
+    after.bumps();
+    after.publishes();
+    after.broadcast(attached.broadcast);
+    after.streams();
+    after.recent(attached.recent);
+    [before.pipeline, after.pipeline]
+}
+
+/// The command that sends a broadcast and stores its id.
+pub(super) fn announce(message: &Broadcast, names: &Names, scripts: &Scripts) -> Cmd {
+    let (head, tail) = message.around_prev();
+    let mut announce = script(&scripts.announce, &[&names.last_broadcast]);
+    announce.arg(names.invalidations.as_bytes()).arg(&message.id).arg(head).arg(tail);
+    announce
+}
+
+/// A pipeline that grows.
+struct Encoder<'a> {
+    batch: &'a Batch,
+    target: Target<'a>,
+    pipeline: Pipeline,
+}
+
+impl Encoder<'_> {
+    /// Records what is in force, unless Redis does not know any more what it recorded before.
+    fn record(&mut self) {
+        let Target { names, scripts, proof, .. } = self.target;
+        if let Some(applied) = self.batch.record {
+            let mut record = script(&scripts.record, &[&names.applied, &names.epoch]);
+            record.arg(applied.to_fixed_hex()).arg(proof.recorded().to_fixed_hex()).arg(proof.epoch_found());
+            self.pipeline.add_command(record);
+        }
+    }
+
+    fn raise_started(&mut self) {
+        if self.batch.plan.is_empty() && self.batch.streams.is_empty() {
+            return;
+        }
+        let mut raise = script(&self.target.scripts.raise, &[&self.target.names.started]);
+        raise.arg(self.batch.started.to_fixed_hex());
+        self.pipeline.add_command(raise);
+    }
+
+    fn deletes(&mut self) {
+        let names = self.target.names;
+        let mut deletes = self.batch.plan.deletes().filter(|key| !names.owns(key.as_bytes())).peekable();
+        while deletes.peek().is_some() {
+            let mut unlink = redis::cmd("UNLINK");
+            for key in deletes.by_ref().take(KEYS_PER_COMMAND) {
+                unlink.arg(key.as_bytes());
+            }
+            self.pipeline.add_command(unlink);
+        }
+    }
+
+    /// Values of `set`.
+    fn sets(&mut self, now: u64) {
+        let Target { names, scripts, .. } = self.target;
+        for value in self.batch.plan.sets().filter(|value| !names.owns(value.key.as_bytes())) {
+            let envelope = Envelope {
+                nonce: Token::of_new_value(),
+                lo: value.lsn,
+                stored_at: now,
+                soft_ttl: 0,
+                etag: Envelope::etag_of(&value.body),
+                body: value.body.clone(),
+            };
+            let mut write = script(&scripts.write, &[&value.key, &names.started]);
+            write.arg(envelope.encode()).arg(value.lsn.to_fixed_hex()).arg(millis(value.ttl));
+            write.arg(self.batch.started.to_fixed_hex());
+            self.pipeline.add_command(write);
+        }
+    }
+
+    fn bumps(&mut self) {
+        let Target { names, scripts, .. } = self.target;
+        let bumps: Vec<_> = self.batch.plan.bumps().filter(|(key, _)| !names.owns(key.as_bytes())).collect();
+        for chunk in bumps.chunks(KEYS_PER_COMMAND) {
+            let keys: Vec<_> = std::iter::once(&names.started).chain(chunk.iter().map(|(key, _)| *key)).collect();
+            let mut bump = script(&scripts.bump, &keys);
+            bump.arg(self.batch.started.to_fixed_hex());
+            for (_, lsn) in chunk {
+                bump.arg(lsn.offset());
+            }
+            bump.arg(self.ttl_millis());
+            self.pipeline.add_command(bump);
+        }
+    }
+
+    fn publishes(&mut self) {
+        // A row can hold a value with which a template names the channel of broadcasts. Only the daemon sends there.
+        let own = &self.target.names.invalidations;
+        for publish in self.batch.plan.publishes().filter(|publish| publish.channel != *own) {
+            let mut command = redis::cmd("PUBLISH");
+            command.arg(publish.channel.as_bytes()).arg(publish.data.as_slice());
+            self.pipeline.add_command(command);
+        }
+    }
+
+    fn broadcast(&mut self, message: Option<&Broadcast>) {
+        if let Some(message) = message {
+            self.pipeline.add_command(announce(message, self.target.names, self.target.scripts));
+        }
+    }
+
+    /// Stream entries, in commit order. Returns their positions.
+    fn streams(&mut self) -> Range<usize> {
+        let Target { names, scripts, settings, proof } = self.target;
+        let first = self.pipeline.len();
+        for StreamEntry { rule, entry, end, number, at, mark } in &self.batch.streams {
+            if names.owns(entry.stream.as_bytes()) {
+                continue;
+            }
+            let keys = [&entry.stream, &names.streams, &names.added, &names.started];
+            let mark = mark.as_deref().map(|mark| self.full_mark(mark)).unwrap_or_default();
+            let mut add = script(&scripts.stream, &keys);
+            add.arg(end.offset()).arg(*number).arg(entry.maxlen).arg(self.ttl_millis());
+            add.arg(proof.history()).arg(end.to_fixed_hex()).arg(mark).arg(self.batch.started.to_fixed_hex());
+            add.arg("rule").arg(settings.rule_name(*rule)).arg("at").arg(rfc3339(*at));
+            add.arg("data").arg(entry.data.as_slice());
+            self.pipeline.add_command(add);
+        }
+        first..self.pipeline.len()
+    }
+
+    /// Changes on which a rule failed, and how many more there were than the plan keeps.
+    fn dead_letters(&mut self) {
+        let Target { names, scripts, settings, .. } = self.target;
+        let count = |rule, count: u64| {
+            let mut command = script(&scripts.dead_letter, &[&names.dead, &names.failures]);
+            command.arg(DEAD_LETTERS_MAX).arg(millis(settings.ttl)).arg(settings.rule_name(rule)).arg(count);
+            command
+        };
+        for letter in self.batch.plan.dead_letters() {
+            let mut command = count(letter.rule, 1);
+            command.arg("reason").arg(&letter.reason).arg("at").arg(rfc3339(self.batch.at));
+            command.arg("change").arg(&letter.change);
+            self.pipeline.add_command(command);
+        }
+        for (&rule, &more) in self.batch.plan.dead_letters_dropped() {
+            self.pipeline.add_command(count(rule, more));
+        }
+    }
+
+    fn recent(&mut self, touches: &[String]) {
+        if !touches.is_empty() {
+            let mut append = script(&self.target.scripts.append, &[&self.target.names.recent]);
+            append.arg(recent::LISTED_MAX).arg(recent::LISTED_MILLIS).arg(touches);
+            self.pipeline.add_command(append);
+        }
+    }
+
+    fn forget_marks(&mut self) {
+        for marks in self.batch.forget.chunks(KEYS_PER_COMMAND) {
+            let marks: Vec<_> = marks.iter().map(|mark| self.full_mark(mark)).collect();
+            let mut forget = redis::cmd("HDEL");
+            forget.arg(self.target.names.added.as_bytes()).arg(marks);
+            self.pipeline.add_command(forget);
+        }
+    }
+
+    /// Counts the batch, unless Redis does not know any more what it counted before. Returns the position.
+    fn count(&mut self) -> Option<usize> {
+        self.batch.counts.then(|| {
+            let mut count = script(&self.target.scripts.count, &[&self.target.names.batches]);
+            count.arg(self.target.proof.counted());
+            self.pipeline.add_command(count);
+            self.pipeline.len() - 1
+        })
+    }
+
+    /// Stores up to when everything is in force, and by which rules.
+    fn heartbeat(&mut self, asof: Option<u64>) {
+        let Some(asof) = asof else { return };
+        let Target { names, scripts, settings, .. } = self.target;
+        let mut rules = script(&scripts.set, &[&names.rules]);
+        rules.arg(&settings.digest);
+        let mut time = script(&scripts.set, &[&names.asof]);
+        time.arg(asof);
+        // The rules go first: whoever finds the time finds the rules it holds for.
+        self.pipeline.add_command(rules).add_command(time);
+    }
+
+    /// Asks for the clock and the dataset. Returns their positions.
+    fn probe(&mut self) -> Range<usize> {
+        let first = self.pipeline.len();
+        if self.batch.probe {
+            self.pipeline.add_command(time()).add_command(info());
+        }
+        first..self.pipeline.len()
+    }
+
     fn ttl_millis(&self) -> u64 {
-        millis(self.ttl)
+        millis(self.target.settings.ttl)
+    }
+
+    /// A mark as it is stored. The numbers of entries begin again in another outbox.
+    fn full_mark(&self, mark: &str) -> String {
+        format!("{}:{mark}", self.target.proof.history())
     }
 }
 
-/// Milliseconds as Redis takes them: at most what it can add to its clock.
+fn rfc3339(at: SystemTime) -> String {
+    humantime::format_rfc3339_micros(at).to_string()
+}
+
+/// Milliseconds as Redis accepts them: at least one, and at most what it can add to its clock.
 fn millis(duration: Duration) -> u64 {
     const MILLIS_MAX: u64 = 1 << 52;
     u64::try_from(duration.as_millis()).unwrap_or(MILLIS_MAX).clamp(1, MILLIS_MAX)
 }
 
-/// What goes before the globs: records, and removals by name. `recorded` is what Redis must still know, and in which epoch.
-pub(super) fn removals(batch: &Batch, recorded: (Lsn, &str), target: Target<'_>, pipeline: &mut Pipeline) {
-    let Target { names, scripts, .. } = target;
-    if let Some(applied) = batch.record {
-        let (recorded, epoch) = recorded;
-        let mut record = script(&scripts.record, &[&names.applied, &names.epoch]);
-        record.arg(applied.to_fixed_hex()).arg(recorded.to_fixed_hex()).arg(epoch);
-        pipeline.add_command(record);
-    }
-    if batch.plan.is_empty() && batch.streams.is_empty() {
-        return;
-    }
-    let mut raise = script(&scripts.raise, &[&names.started]);
-    raise.arg(batch.started.to_fixed_hex());
-    pipeline.add_command(raise);
-    let mut deletes = batch.plan.deletes().filter(|key| !names.owns(key.as_bytes())).peekable();
-    while deletes.peek().is_some() {
-        let mut unlink = redis::cmd("UNLINK");
-        for key in deletes.by_ref().take(KEYS_PER_COMMAND) {
-            unlink.arg(key.as_bytes());
-        }
-        pipeline.add_command(unlink);
-    }
-}
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
 
-/// Values that are written through. Nothing else may be in their pipeline: a full Redis refuses them.
-pub(super) fn writes(batch: &Batch, now: u64, target: Target<'_>, pipeline: &mut Pipeline) {
-    for value in batch.plan.sets().filter(|value| !target.names.owns(value.key.as_bytes())) {
-        let envelope = Envelope {
-            nonce: Token::of_new_value(),
-            lo: value.lsn,
-            stored_at: now,
-            soft_ttl: 0,
-            etag: Envelope::etag_of(&value.body),
-            body: value.body.clone(),
+    use redis::Arg;
+
+    use super::super::dataset::Dataset;
+    use super::super::settings::RuleLabel;
+    use super::*;
+    use crate::change::Lsn;
+    use crate::coherence::history::{Origin, Remembered};
+    use crate::plan::{DeadLetter, StreamAppend, Plan, Publish, RuleId, SetValue};
+
+    fn batch(plan: Plan) -> Batch {
+        Batch {
+            plan,
+            streams: Vec::new(),
+            started: Lsn::new(9),
+            record: None,
+            at: SystemTime::UNIX_EPOCH,
+            heartbeat: None,
+            probe: false,
+            counts: false,
+            forget: Vec::new(),
+        }
+    }
+
+    fn plan(fill: impl FnOnce(&mut Plan, RuleId)) -> Plan {
+        let mut plan = Plan::default();
+        fill(&mut plan, RuleId::new(0));
+        plan
+    }
+
+    fn entry(stream: &str, mark: Option<&str>) -> StreamEntry {
+        let entry = StreamAppend { stream: stream.into(), data: b"{}".to_vec(), maxlen: 100 };
+        let (rule, end, at) = (RuleId::new(0), Lsn::new(8), SystemTime::UNIX_EPOCH);
+        StreamEntry { rule, entry, end, number: 2, at, mark: mark.map(ToOwned::to_owned) }
+    }
+
+    fn broadcast() -> Broadcast {
+        let (id, lsn, at) = ("i-1".to_owned(), "0/9".to_owned(), "t".to_owned());
+        Broadcast { v: 1, id, prev: None, epoch: 1, lsn, at, ops: Vec::new() }
+    }
+
+    /// A dataset that recorded position 5 and counted 4 batches in epoch 3.
+    fn proof() -> Proof {
+        let origin = Origin::decode("s/1/0");
+        let mut proof = Proof::default();
+        proof.read(Dataset::parse("role:master").unwrap(), Some("3"));
+        proof.go_on(&Remembered { applied: Some(Lsn::new(5)), started: None, origin, batches: 4 });
+        proof
+    }
+
+    fn with_target<T>(proof: &Proof, run: impl FnOnce(Target<'_>) -> T) -> T {
+        let labels = vec![RuleLabel { name: "user".to_owned(), line: 3 }];
+        let (ttl, digest) = (Duration::from_millis(60), "d1".to_owned());
+        let settings = SinkSettings { removals: Vec::new(), labels, ttl, digest };
+        let (names, scripts) = (Names::new("", "s"), Scripts::named());
+        run(Target { names: &names, scripts: &scripts, settings: &settings, proof })
+    }
+
+    /// The commands as text: `EVALSHA` and the number of keys are left out, `@` is the daemon's own state, `H` the
+    /// history, `VALUE` an envelope.
+    fn shown(pipeline: &Pipeline) -> Vec<String> {
+        let history = proof().history().to_owned();
+        let command = |command: &Cmd| {
+            let mut words: Vec<String> = command
+                .args_iter()
+                .map(|argument| match argument {
+                    Arg::Simple(bytes) if bytes.starts_with(b"V:") => "VALUE".to_owned(),
+                    Arg::Simple(b"") => "''".to_owned(),
+                    Arg::Simple(bytes) => String::from_utf8_lossy(bytes).replace("unstale:{s}:", "@"),
+                    _ => "?".to_owned(),
+                })
+                .collect();
+            if words.first().is_some_and(|word| word == "EVALSHA") {
+                words.remove(2);
+                words.remove(0);
+            }
+            words.join(" ").replace(&history, "H")
         };
-        let mut write = script(&target.scripts.write, &[&value.key, &target.names.started]);
-        write.arg(envelope.encode()).arg(value.lsn.to_fixed_hex()).arg(millis(value.ttl));
-        write.arg(batch.started.to_fixed_hex());
-        pipeline.add_command(write);
+        pipeline.cmd_iter().map(command).collect()
     }
-}
 
-/// Stream entries, in order. `history` tells whether positions can be compared with those of entries before.
-pub(super) fn streams(batch: &Batch, labels: &[RuleLabel], history: &str, target: Target<'_>, pipeline: &mut Pipeline) {
-    for StreamEntry { rule, entry, end, number, at, mark } in &batch.streams {
-        if target.names.owns(entry.stream.as_bytes()) {
-            continue;
+    fn check(batch: &Batch, attached: Attached<'_>, expected: &[&str]) -> Positions {
+        let proof = proof();
+        let encoded = with_target(&proof, |target| encode(batch, attached, target));
+        assert_eq!(shown(&encoded.pipeline), expected);
+        encoded.positions
+    }
+
+    const NINE: &str = "0000000000000009";
+    const AT: &str = "1970-01-01T00:00:00.000000Z";
+
+    #[test]
+    fn each_part_becomes_its_commands() {
+        let check = |plan: Plan, expected: &str| {
+            let raise = format!("raise @started {NINE}");
+            check(&batch(plan), Attached { now: 77, ..Attached::default() }, &[&raise, expected]);
+        };
+        let delete = |plan: &mut Plan, rule| ["a", "b"].into_iter().for_each(|key| plan.delete(rule, key.into()));
+        check(plan(delete), "UNLINK a b");
+        let value = |ttl| SetValue { key: "k".into(), body: b"{}".to_vec(), ttl, lsn: Lsn::new(7) };
+        let set = |plan: &mut Plan, rule| plan.set(rule, value(Duration::from_secs(1)));
+        check(plan(set), &format!("write k @started VALUE 0000000000000007 1000 {NINE}"));
+        let bump = |plan: &mut Plan, rule| plan.bump(rule, "v".into(), Lsn::new(8));
+        check(plan(bump), &format!("bump @started v {NINE} 8 60"));
+        let publish = |plan: &mut Plan, rule| plan.publish(rule, Publish { channel: "c".into(), data: b"1".to_vec() });
+        check(plan(publish), "PUBLISH c 1");
+        let dead = |plan: &mut Plan, rule| {
+            plan.dead_letter(DeadLetter { rule, reason: "why".to_owned(), change: "{}".to_owned() });
+        };
+        let expected = format!("dead_letter @dead @failures 10000 60 user 1 reason why at {AT} change {{}}");
+        check(plan(dead), &expected);
+    }
+
+    #[test]
+    fn dead_letters_beyond_the_limit_are_counted() {
+        let (mut full, rule) = (Plan::default(), RuleId::new(0));
+        for at in 0..103 {
+            full.dead_letter(DeadLetter { rule, reason: at.to_string(), change: String::new() });
         }
-        let mut add = script(
-            &target.scripts.stream,
-            &[&entry.stream, &target.names.streams, &target.names.added, &target.names.started],
-        );
-        add.arg(end.offset()).arg(*number).arg(entry.maxlen).arg(target.ttl_millis()).arg(history);
-        add.arg(end.to_fixed_hex())
-            .arg(mark.as_deref().map(|mark| full_mark(history, mark)).unwrap_or_default())
-            .arg(batch.started.to_fixed_hex());
-        add.arg("rule").arg(RuleLabel::name(labels, *rule));
-        add.arg("at").arg(humantime::format_rfc3339_micros(*at).to_string());
-        add.arg("data").arg(entry.data.as_slice());
-        pipeline.add_command(add);
+        let proof = proof();
+        let encoded = with_target(&proof, |target| encode(&batch(full), Attached::default(), target));
+        let commands = shown(&encoded.pipeline);
+        assert_eq!((commands.len(), &*commands[101]), (102, "dead_letter @dead @failures 10000 60 user 3"));
     }
-}
 
-/// Numbers of entries begin again in another outbox.
-fn full_mark(history: &str, mark: &str) -> String {
-    format!("{history}:{mark}")
-}
-
-/// Changes that a rule could not be held against.
-pub(super) fn dead_letters(batch: &Batch, labels: &[RuleLabel], target: Target<'_>, pipeline: &mut Pipeline) {
-    const LETTERS_MAX: u64 = 10_000;
-    let bury = |rule: &str, count: u64| {
-        let mut bury = script(&target.scripts.bury, &[&target.names.dead, &target.names.failures]);
-        bury.arg(LETTERS_MAX).arg(target.ttl_millis()).arg(rule).arg(count);
-        bury
-    };
-    for letter in batch.plan.dead_letters() {
-        let mut bury = bury(RuleLabel::name(labels, letter.rule), 1);
-        let at = humantime::format_rfc3339_micros(batch.at).to_string();
-        bury.arg("reason").arg(&letter.reason).arg("at").arg(at).arg("change").arg(&letter.change);
-        pipeline.add_command(bury);
+    #[test]
+    fn what_belongs_to_no_op_stands_alone() {
+        let nothing = || batch(Plan::default());
+        let with = |fill: fn(&mut Batch)| {
+            let mut batch = nothing();
+            fill(&mut batch);
+            batch
+        };
+        let plain = Attached::default;
+        check(&nothing(), plain(), &[]);
+        let record = with(|batch| batch.record = Some(Lsn::new(6)));
+        check(&record, plain(), &["record @applied @epoch 0000000000000006 0000000000000005 3"]);
+        let positions = check(&with(|batch| batch.counts = true), plain(), &["count @batches 4"]);
+        assert_eq!(positions.count, Some(0));
+        let positions = check(&with(|batch| batch.probe = true), plain(), &["TIME", "INFO server replication"]);
+        assert_eq!(positions, Positions { streams: 0..0, count: None, probe: 0..2 });
+        let heartbeat = Attached { heartbeat: Some(70), ..plain() };
+        check(&nothing(), heartbeat, &["set @rules d1", "set @asof 70"]);
+        let forget = with(|batch| batch.forget = vec!["e1".to_owned(), "e2".to_owned()]);
+        check(&forget, plain(), &["HDEL @added H:e1 H:e2"]);
+        let touches = ["{1}".to_owned(), "{2}".to_owned()];
+        check(&nothing(), Attached { recent: &touches, ..plain() }, &["append @recent 10000 604800000 {1} {2}"]);
+        let message = broadcast();
+        let head = r#"{"v":1,"id":"i-1","prev":"#;
+        let tail = r#","epoch":1,"lsn":"0/9","at":"t","ops":[]}"#;
+        let announced = format!("announce @last invalidations i-1 {head} {tail}");
+        check(&nothing(), Attached { broadcast: Some(&message), ..plain() }, &[&announced]);
     }
-    for (rule, count) in batch.plan.dead_letters_dropped() {
-        pipeline.add_command(bury(RuleLabel::name(labels, *rule), *count));
-    }
-}
 
-/// What goes after the globs: version keys, then messages.
-pub(super) fn announcements(batch: &Batch, target: Target<'_>, message: Option<&Broadcast>, pipeline: &mut Pipeline) {
-    let bumps: Vec<_> = batch.plan.bumps().filter(|(key, _)| !target.names.owns(key.as_bytes())).collect();
-    for chunk in bumps.chunks(KEYS_PER_COMMAND) {
-        let keys: Vec<_> = std::iter::once(&target.names.started).chain(chunk.iter().map(|(key, _)| *key)).collect();
-        let mut bump = script(&target.scripts.bump, &keys);
-        bump.arg(batch.started.to_fixed_hex());
-        for (_, lsn) in chunk {
-            bump.arg(lsn.offset());
-        }
-        bump.arg(target.ttl_millis());
-        pipeline.add_command(bump);
+    #[test]
+    fn stream_entries_keep_their_order_and_their_positions() {
+        let mut streams = batch(Plan::default());
+        streams.streams = vec![entry("s", None), entry("t", Some("e1"))];
+        streams.counts = true;
+        let added = |stream: &str, mark: &str| {
+            let place = format!("{stream} @streams @added @started");
+            format!("stream {place} 8 2 100 60 H 0000000000000008 {mark} {NINE} rule user at {AT} data {{}}")
+        };
+        let expected = [&*format!("raise @started {NINE}"), &added("s", "''"), &added("t", "H:e1"), "count @batches 4"];
+        let positions = check(&streams, Attached::default(), &expected);
+        assert_eq!(positions, Positions { streams: 1..3, count: Some(3), probe: 4..4 });
     }
-    // A value can be chosen so that a template names our own channel; nobody else speaks there.
-    for publish in batch.plan.publishes().filter(|publish| publish.channel != target.names.invalidations) {
-        let mut command = redis::cmd("PUBLISH");
-        command.arg(publish.channel.as_bytes()).arg(publish.data.as_slice());
-        pipeline.add_command(command);
+
+    /// A batch of everything.
+    fn whole() -> Batch {
+        let mut whole = batch(plan(|plan, rule| {
+            plan.dead_letter(DeadLetter { rule, reason: "why".to_owned(), change: "{}".to_owned() });
+            plan.publish(rule, Publish { channel: "c".into(), data: b"1".to_vec() });
+            plan.bump(rule, "v".into(), Lsn::new(8));
+            plan.set(rule, SetValue { key: "k".into(), body: Vec::new(), ttl: Duration::MAX, lsn: Lsn::new(7) });
+            plan.delete(rule, "a".into());
+        }));
+        whole.streams = vec![entry("s", None), entry("t", None)];
+        whole.record = Some(Lsn::new(6));
+        (whole.heartbeat, whole.probe, whole.counts) = (Some(Instant::now()), true, true);
+        whole.forget = vec!["e1".to_owned()];
+        whole
     }
-    if let Some(message) = message {
-        broadcast(message, target, pipeline);
+
+    #[test]
+    fn a_batch_of_everything_has_one_order() {
+        let (proof, message, touches) = (proof(), broadcast(), ["{1}".to_owned()]);
+        let attached = Attached { broadcast: Some(&message), recent: &touches, now: 77, heartbeat: Some(70) };
+        let Encoded { pipeline, positions } = with_target(&proof, |target| encode(&whole(), attached, target));
+        let commands = shown(&pipeline);
+        let first: Vec<_> = commands.iter().map(|command| command.split(' ').next().unwrap()).collect();
+        let expected = [
+            "record",
+            "raise",
+            "UNLINK",
+            "write",
+            "bump",
+            "PUBLISH",
+            "announce",
+            "stream",
+            "stream",
+            "dead_letter",
+            "append",
+            "HDEL",
+            "count",
+            "set",
+            "set",
+            "TIME",
+            "INFO",
+        ];
+        assert_eq!(first, expected);
+        let at = |range: Range<usize>| &first[range];
+        assert_eq!(at(positions.streams), ["stream", "stream"]);
+        assert_eq!(positions.count.map(|at| first[at]), Some("count"));
+        assert_eq!(at(positions.probe), ["TIME", "INFO"]);
+        assert!(commands[13].starts_with("set @rules") && commands[14].starts_with("set @asof"), "{commands:?}");
     }
-}
 
-/// Sends a broadcast and remembers its id.
-pub(super) fn broadcast(message: &Broadcast, target: Target<'_>, pipeline: &mut Pipeline) {
-    let (head, tail) = message.around_prev();
-    let mut tell = script(&target.scripts.tell, &[&target.names.last_broadcast]);
-    tell.arg(target.names.invalidations.as_bytes()).arg(&message.id).arg(head).arg(tail);
-    pipeline.add_command(tell);
-}
-
-/// Counts a batch, after everything that it does: how many are in force. `counted` is what Redis must still know.
-pub(super) fn count(counted: u64, target: Target<'_>, pipeline: &mut Pipeline) {
-    let mut count = script(&target.scripts.count, &[&target.names.batches]);
-    count.arg(counted);
-    pipeline.add_command(count);
-}
-
-/// Forgets marks of stream entries whose entries in the outbox are gone.
-pub(super) fn forget_marks(batch: &Batch, history: &str, target: Target<'_>, pipeline: &mut Pipeline) {
-    for marks in batch.forget.chunks(KEYS_PER_COMMAND) {
-        let mut forget = redis::cmd("HDEL");
-        let marks: Vec<_> = marks.iter().map(|mark| full_mark(history, mark)).collect();
-        forget.arg(target.names.added.as_bytes()).arg(marks);
-        pipeline.add_command(forget);
+    #[test]
+    fn a_replay_removes_before_its_sweeps_and_announces_after_them() {
+        let (proof, message, touches) = (Proof::default(), broadcast(), ["{1}".to_owned()]);
+        let attached = Attached { broadcast: Some(&message), recent: &touches, ..Attached::default() };
+        let pipelines = with_target(&proof, |target| encode_replay(&whole(), attached, target));
+        let [before, after] = pipelines.map(|pipeline| {
+            let first = |command: String| command.split(' ').next().unwrap().to_owned();
+            shown(&pipeline).into_iter().map(first).collect::<Vec<_>>()
+        });
+        assert_eq!(before, ["raise", "UNLINK"]);
+        assert_eq!(after, ["bump", "PUBLISH", "announce", "stream", "stream", "append"]);
     }
-}
 
-/// Says up to when everything is in force, in milliseconds since 1970 by the clock of Redis, and by which rules.
-pub(super) fn heartbeat(asof: u64, rules: &str, target: Target<'_>, pipeline: &mut Pipeline) {
-    let mut set_rules = script(&target.scripts.set, &[&target.names.rules]);
-    set_rules.arg(rules);
-    let mut set = script(&target.scripts.set, &[&target.names.asof]);
-    set.arg(asof);
-    // In this order: whoever believes the time believes the rules.
-    pipeline.add_command(set_rules).add_command(set);
+    #[test]
+    fn no_command_names_too_many_keys() {
+        let many = batch(plan(|plan, rule| {
+            for at in 0..=KEYS_PER_COMMAND {
+                plan.delete(rule, at.to_string().as_str().into());
+                plan.bump(rule, format!("v{at}").as_str().into(), Lsn::new(1));
+            }
+        }));
+        let proof = proof();
+        let encoded = with_target(&proof, |target| encode(&many, Attached::default(), target));
+        let words: Vec<_> = shown(&encoded.pipeline).iter().map(|command| command.split(' ').count()).collect();
+        assert_eq!(words, [3, 1 + KEYS_PER_COMMAND, 2, 4 + 2 * KEYS_PER_COMMAND, 6]);
+    }
+
+    #[test]
+    fn no_op_touches_the_state_of_the_daemon() {
+        let own = "unstale:{s}:applied";
+        let mut hostile = batch(plan(|plan, rule| {
+            plan.delete(rule, own.into());
+            plan.bump(rule, own.into(), Lsn::new(8));
+            plan.publish(rule, Publish { channel: "invalidations".into(), data: b"1".to_vec() });
+        }));
+        hostile.streams = vec![entry(own, None)];
+        check(&hostile, Attached::default(), &[&format!("raise @started {NINE}")]);
+        let (ttl, lsn) = (Duration::MAX, Lsn::new(8));
+        let set = plan(|plan, rule| plan.set(rule, SetValue { key: own.into(), body: Vec::new(), ttl, lsn }));
+        check(&batch(set), Attached::default(), &[&format!("raise @started {NINE}")]);
+    }
+
+    #[test]
+    fn a_ttl_fits_into_the_clock_of_redis() {
+        assert_eq!([Duration::ZERO, Duration::from_secs(1), Duration::MAX].map(millis), [1, 1000, 1 << 52]);
+    }
 }

@@ -1,24 +1,42 @@
-//! Redis as the place where plans take effect.
+//! Redis, where plans take effect.
 //!
-//! Owns the commands and the connection. It must not know rules or sources. Invariant: a batch counts as
-//! applied only when Redis answered every one of its commands without an error.
+//! Owns the commands and the connection. It must not know rules or sources. Invariant: a batch counts as applied only when
+//! Redis answered every one of its commands without an error.
+//!
+//! - [`batch`], [`settings`]: what is applied, and under which names.
+//! - [`encode`]: from a batch to commands; owns their order. [`scripts`], [`broadcast`], [`recent`]: parts of it.
+//! - [`connection`], [`dataset`]: one connection, and what the server says of itself. [`link`]: connects again.
+//! - [`proof`]: what is proven of the dataset and its history.
+//! - [`refusal`], [`retry`], [`liveness`], [`warnings`]: what goes wrong, and what follows from it.
+//! - [`apply`]: the [`Sink`] itself. [`resume`]: how it begins. [`replay`]: plans beside the daemon.
+//! - [`sweep`]: the search for what patterns and tags remove.
 
+mod apply;
+mod batch;
 mod broadcast;
 mod connection;
+mod dataset;
 mod encode;
+mod link;
 mod liveness;
+mod proof;
 mod recent;
-mod redis;
 mod refusal;
 mod replay;
 mod resume;
+mod retry;
+mod scripts;
+mod settings;
 mod sweep;
+mod warnings;
 
+pub use apply::Sink;
+pub use batch::{Batch, StreamEntry};
 pub use broadcast::{Broadcast, BroadcastOp};
 pub use connection::connect_subscriber;
-pub use encode::{Batch, StreamEntry};
 pub use liveness::Liveness;
-pub use recent::{RuleLabel, Touch};
-pub use redis::{Sink, SinkSettings, Unproven};
+pub use proof::Unproven;
+pub use recent::Touch;
 pub use refusal::SinkError;
+pub use settings::{RuleLabel, SinkSettings};
 pub use sweep::Sweeper;

@@ -1,74 +1,56 @@
-//! What was done last, so that somebody can ask what touched a key.
+//! The ops that were applied last, so that `explain` can show what touched a key.
 //!
-//! Owns a bounded memory of ops and its list in Redis. It must not slow down what it remembers: under load it
-//! remembers the latest and writes once a second. Invariant: nothing depends on it.
+//! Owns a bounded memory of ops, and when they are written to their list in Redis. It must not slow down what it remembers:
+//! under load it keeps the latest ops and writes once a second. Invariant: nothing depends on the list.
 
 use std::collections::VecDeque;
 use std::time::SystemTime;
 
-use redis::Pipeline;
 use serde::{Deserialize, Serialize};
 
-use super::connection::{Scripts, script};
-use super::encode::Batch;
-use crate::coherence::watermark::Names;
-use crate::plan::{ActionKind, Op, RuleId};
+use super::batch::Batch;
+use super::settings::SinkSettings;
+use crate::plan::{ActionKind, Op};
 
-/// The most ops that are kept here until they are written.
+/// The most ops that are kept in memory until they are written.
 const PENDING_MAX: usize = 1024;
 
 /// The most ops that the list in Redis keeps.
-const LISTED_MAX: usize = 10_000;
+pub(super) const LISTED_MAX: usize = 10_000;
 
-/// How long the list lives after it was written last.
-const LISTED_MILLIS: u64 = 7 * 24 * 60 * 60 * 1000;
+/// How long the list is kept after the last write: 7 days.
+pub(super) const LISTED_MILLIS: u64 = 7 * 24 * 60 * 60 * 1000;
 
-/// A batch of at most so many ops is written at once.
-const SMALL: usize = 64;
+/// Up to this many ops are written at once; more are written when a probe is due.
+const WRITTEN_AT_ONCE_MAX: usize = 64;
 
-/// What a rule is called, and where.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RuleLabel {
-    /// Its name.
-    pub name: String,
-    /// The line of the file, from 1.
-    pub line: usize,
-}
-
-impl RuleLabel {
-    /// The name of a rule.
-    pub(super) fn name(labels: &[Self], rule: RuleId) -> &str {
-        labels.get(rule.position()).map_or("", |label| &label.name)
-    }
-}
-
-/// One op that was done.
+/// An op that was applied.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Touch {
     /// What was done.
     pub op: ActionKind,
-    /// The full name of what it was done to.
+    /// The full name of what it affected.
     pub key: String,
-    /// The rule.
+    /// The name of the rule that asked for it.
     pub rule: String,
-    /// The line of the file where the rule is.
+    /// The line of the rule in its file, from 1.
     pub line: usize,
-    /// Up to where the log was applied with it.
+    /// The highest position whose invalidations its batch began to apply.
     pub lsn: String,
     /// When the last transaction of its batch committed, in RFC 3339.
     pub at: String,
 }
 
-/// Ops that are not written yet, as the list will have them.
+/// Ops that are not yet written, in the form that the list has.
 #[derive(Debug, Default)]
 pub(super) struct Recent {
     pending: VecDeque<String>,
 }
 
 impl Recent {
-    /// Remembers the ops of a batch, or the last of them.
-    pub(super) fn remember(&mut self, batch: &Batch, labels: &[RuleLabel]) {
-        let (all, told) = (batch.plan.len() + batch.streams.len(), batch.plan.announcements().count());
+    /// Remembers the last ops of a batch.
+    pub(super) fn remember(&mut self, batch: &Batch, settings: &SinkSettings) {
+        let (all, announced) = (batch.plan.len() + batch.streams.len(), batch.plan.announcements().count());
         if all == 0 {
             return;
         }
@@ -77,13 +59,13 @@ impl Recent {
         let at = humantime::format_rfc3339_micros(at).to_string();
         let ops = batch.plan.announcements().chain(batch.plan.ops());
         let streams = batch.streams.iter().map(|entry| (entry.rule, Op::Stream(&entry.entry)));
-        let skipped = (all + told).saturating_sub(PENDING_MAX);
+        let skipped = (all + announced).saturating_sub(PENDING_MAX);
         for (rule, op) in ops.chain(streams).skip(skipped) {
             let touch = Touch {
                 op: op.kind(),
                 key: String::from_utf8_lossy(op.name()).into_owned(),
-                rule: RuleLabel::name(labels, rule).to_owned(),
-                line: labels.get(rule.position()).map_or(0, |label| label.line),
+                rule: settings.rule_name(rule).to_owned(),
+                line: settings.rule_line(rule),
                 lsn: lsn.clone(),
                 at: at.clone(),
             };
@@ -94,16 +76,8 @@ impl Recent {
         }
     }
 
-    /// Writes what is pending if that is little, or if it is time.
-    pub(super) fn write(&mut self, is_time: bool, names: &Names, scripts: &Scripts, pipeline: &mut Pipeline) {
-        if self.pending.is_empty() || !(is_time || self.pending.len() <= SMALL) {
-            return;
-        }
-        let mut append = script(&scripts.append, &[&names.recent]);
-        append.arg(LISTED_MAX).arg(LISTED_MILLIS);
-        for touch in self.pending.drain(..) {
-            append.arg(touch);
-        }
-        pipeline.add_command(append);
+    /// The pending ops, if they are few or if `is_time`. They are written once: if Redis refuses them, they are lost.
+    pub(super) fn take_due(&mut self, is_time: bool) -> Vec<String> {
+        if is_time || self.pending.len() <= WRITTEN_AT_ONCE_MAX { self.pending.drain(..).collect() } else { Vec::new() }
     }
 }

@@ -1,32 +1,35 @@
-//! Putting plans into force beside the daemon, or without one.
+//! Applying plans beside the daemon, or without one.
 //!
-//! Owns what differs from the daemon's way: nothing is recorded as applied, and no attempt is repeated. Invariant: what is replayed can only make readers ask the database again.
+//! Owns what differs from the daemon: nothing is recorded as applied, and no attempt is repeated. Invariant: a replay can
+//! only make readers ask the database again.
 
 use std::time::SystemTime;
 
 use redis::{Pipeline, RedisError, Value};
 
+use super::apply::Sink;
+use super::batch::{Batch, StreamEntry};
 use super::broadcast::Broadcast;
-use super::connection::script;
-use super::encode::{Batch, StreamEntry, Target, announcements, removals, streams};
-use super::redis::Sink;
+use super::encode::{Attached, Target, encode_replay};
+use super::proof::Proof;
 use super::refusal::SinkError;
+use super::sweep::remove;
 use crate::change::Lsn;
 use crate::plan::Plan;
 
 impl Sink {
-    /// Puts a plan into force. Version keys rise to `fresh`, a position that was never used; what a rule would write
-    /// through is deleted, since nobody knows what is newer.
+    /// Applies a plan. Version keys rise to `fresh`, a position that was never used. The keys of `set` are deleted, because
+    /// it is not known which value is newer.
     ///
     /// # Errors
     ///
-    /// Redis refused a part of it, or did not answer: some of it may be in force, and all of it may be tried again.
+    /// Redis refused a command, or did not answer. Part of the plan may be in force; all of it may be replayed again.
     pub async fn replay(&mut self, plan: &Plan, fresh: Lsn) -> Result<(), SinkError> {
         let done = self.try_replay(plan.clone(), fresh).await;
         done.map_err(|error| SinkError::unusable(self.address(), error))
     }
 
-    /// Removes dead letters.
+    /// Deletes dead letters by their ids.
     ///
     /// # Errors
     ///
@@ -37,25 +40,23 @@ impl Sink {
         }
         let mut forget = redis::cmd("XDEL");
         forget.arg(self.names.dead.as_bytes()).arg(ids);
-        let sent = async { self.open().await?.send(Pipeline::new().add_command(forget)).await };
+        let sent = async { self.link.open().await?.send(Pipeline::new().add_command(forget)).await };
         let sent = sent.await;
         sent.map(|_| ()).map_err(|error| SinkError::unusable(self.address(), error))
     }
 
     async fn try_replay(&mut self, mut plan: Plan, fresh: Lsn) -> Result<(), RedisError> {
-        self.read_place().await?;
+        let epoch = self.read_epoch().await?;
         plan.raise_bumps(fresh);
         plan.sets_to_deletes(Lsn::new(u64::MAX));
-        let entries = (0..).zip(plan.take_streams());
         let at = SystemTime::now();
-        let entries =
-            entries.map(|(number, (rule, entry))| StreamEntry { rule, entry, end: fresh, number, at, mark: None });
-        let entries = entries.collect();
+        let entry = |(number, (rule, entry))| StreamEntry { rule, entry, end: fresh, number, at, mark: None };
+        let streams = (0..).zip(plan.take_streams()).map(entry).collect();
         let sweeps = plan.take_sweeps();
         sweeps.iter().for_each(|(rule, removal)| plan.announce(*rule, removal.clone()));
         let batch = Batch {
             plan,
-            streams: entries,
+            streams,
             started: fresh,
             record: None,
             at,
@@ -64,37 +65,30 @@ impl Sink {
             counts: false,
             forget: Vec::new(),
         };
-        self.recent.remember(&batch, &self.settings.labels);
-        let (epoch, ops) = (self.epoch, Broadcast::ops(&batch.plan));
+        self.recent.remember(&batch, &self.settings);
+        let (recent, ops) = (self.recent.take_due(true), Broadcast::ops(&batch.plan));
         let broadcast = (!ops.is_empty()).then(|| self.numbering.next(epoch, fresh, at, ops));
 
-        let (names, settings) = (self.names.clone(), self.settings.clone());
-        let connection = self.open().await?;
-        let scripts = connection.scripts.clone();
-        let target = Target { names: &names, scripts: &scripts, ttl: settings.ttl };
-        let mut first = Pipeline::new();
-        let mut raise = script(&scripts.raise, &[&names.started]);
-        raise.arg(fresh.to_fixed_hex());
-        first.add_command(raise);
-        removals(&batch, (Lsn::ZERO, "0"), target, &mut first);
-        connection.send(&first).await?;
-        connection.remove(&sweeps, &names, None).await?;
-        let mut then = Pipeline::new();
-        announcements(&batch, target, broadcast.as_ref(), &mut then);
-        // The daemon's own entries are remembered by position, and these have none of their own.
-        streams(&batch, &settings.labels, "", target, &mut then);
-        self.recent.write(true, &names, &scripts, &mut then);
-        self.open().await?.send(&then).await?;
+        let connection = self.link.open().await?;
+        let attached = Attached { broadcast: broadcast.as_ref(), recent: &recent, ..Attached::default() };
+        // Without a history, so that the script does not remember these entries: the daemon's are remembered by position,
+        // and these have no positions of their own.
+        let proof = Proof::default();
+        let target =
+            Target { names: &self.names, scripts: &connection.scripts, settings: &self.settings, proof: &proof };
+        let [before, after] = encode_replay(&batch, attached, target);
+        connection.send(&before).await?;
+        remove(connection, &sweeps, &self.names, None).await?;
+        connection.send(&after).await?;
         Ok(())
     }
 
-    /// What Redis knows of the history that this takes part in.
-    async fn read_place(&mut self) -> Result<(), RedisError> {
-        let mut place = redis::cmd("GET");
-        place.arg(self.names.epoch.as_bytes());
-        let reply = self.open().await?.send(Pipeline::new().add_command(place)).await?.pop().unwrap_or(Value::Nil);
+    /// The epoch that Redis holds; 0 if it holds none.
+    async fn read_epoch(&mut self) -> Result<u64, RedisError> {
+        let mut get = redis::cmd("GET");
+        get.arg(self.names.epoch.as_bytes());
+        let reply = self.link.open().await?.send(Pipeline::new().add_command(get)).await?.pop().unwrap_or(Value::Nil);
         let epoch: Option<String> = redis::from_redis_value(reply)?;
-        self.epoch = epoch.and_then(|epoch| epoch.parse().ok()).unwrap_or(0);
-        Ok(())
+        Ok(epoch.and_then(|epoch| epoch.parse().ok()).unwrap_or(0))
     }
 }

@@ -1,89 +1,84 @@
 //! Going on from what Redis remembers, or beginning a new epoch.
 //!
-//! Owns the flush. It must not judge history; [`crate::coherence::history`] does. Invariants: while a flush is
-//! under way Redis remembers nothing, so that a flush that was cut short is begun again; `started` stands at
-//! the end of the log before the first key goes, so that no replica that lags can bring a value back.
+//! Owns the flush. It must not judge history; [`crate::coherence::history`] does. Invariants: during a flush Redis remembers
+//! nothing, so that a flush that was cut short is begun again; `started` stands at the end of the log before the first
+//! key is deleted, so that no replica that lags can bring a value back.
 
 use std::time::SystemTime;
 
 use redis::{Pipeline, RedisError, Value};
-use sha2::{Digest as _, Sha256};
 
+use super::apply::Sink;
 use super::broadcast::Broadcast;
-use super::connection::script;
-use super::encode::{Target, broadcast};
-use super::redis::{Patience, Setback, Sink, Unproven};
+use super::encode::announce;
+use super::proof::Unproven;
+use super::retry::{AttemptError, RetryState};
+use super::scripts::script;
+use super::sweep::remove;
 use crate::change::Lsn;
 use crate::coherence::history::{HistoryGap, Origin, Present, Remembered};
 use crate::plan::{Plan, RuleId};
 
 impl Sink {
-    /// What the dataset knows of itself, however long it takes until Redis answers.
+    /// What the dataset remembers. Tries again until Redis answers.
     pub async fn remembered(&mut self) -> Remembered {
-        let mut patience = Patience::default();
+        let mut retry = RetryState::default();
         loop {
-            match self.read_memory().await {
+            match self.try_remembered().await {
                 Ok(remembered) => {
-                    self.relieved(&patience);
+                    self.link.succeeded(&retry);
                     return remembered;
                 }
-                Err(error) => self.refused(&error, &mut patience).await,
+                Err(error) => self.link.failed(&error, &mut retry).await,
             }
         }
     }
 
-    /// What Redis told this process it had recorded, whatever became of it since.
+    /// What Redis told this process that it had recorded, in the epoch that is known.
     pub fn recorded(&self) -> Lsn {
-        self.recorded
+        self.proof.recorded()
     }
 
-    /// A new epoch begins at the next opportunity, whatever the positions say.
+    /// Reports a gap that no comparison of positions would find. A new epoch begins at the next opportunity.
     pub fn report_gap(&mut self, gap: HistoryGap) {
-        self.reported_gap = Some(gap);
+        self.proof.report(gap);
     }
 
-    /// A reason to gap that no comparison of positions would find. It is said once.
+    /// The gap that was reported. It is returned once.
     pub fn take_reported_gap(&mut self) -> Option<HistoryGap> {
-        self.reported_gap.take()
+        self.proof.take_reported_gap()
     }
 
-    /// History is proven: go on with the dataset that [`Sink::remembered`] read.
+    /// History is proven: goes on with the dataset that [`Sink::remembered`] read.
     pub fn go_on(&mut self, remembered: &Remembered) {
-        self.recorded = remembered.applied.unwrap_or_default();
-        self.counted = remembered.batches;
-        self.history = remembered.origin.as_ref().map(history).unwrap_or_default();
+        self.proof.go_on(remembered);
     }
 
-    /// Remembers that what is proven belongs to another origin from now on.
+    /// Stores in Redis that the proven history belongs to another origin from now on. Tries again until it succeeds.
+    ///
+    /// # Errors
+    ///
+    /// Redis does not hold the dataset any more whose history is proven.
     pub async fn adopt(&mut self, origin: &Origin) -> Result<(), Unproven> {
-        let mut patience = Patience::default();
+        let mut retry = RetryState::default();
         loop {
-            let proven = self.proven.clone();
-            let names = self.names.clone();
-            let adopted = async {
-                let connection = self.open().await?;
-                if proven.as_ref() != Some(&connection.dataset) {
-                    return Err(Setback::Unproven);
-                }
-                let mut set = script(&connection.scripts.set, &[&names.origin]);
-                set.arg(origin.encode());
-                connection.send(Pipeline::new().add_command(set)).await?;
-                Ok(())
-            };
-            match adopted.await {
+            match self.try_adopt(origin).await {
                 Ok(()) => {
-                    self.relieved(&patience);
+                    self.link.succeeded(&retry);
                     return Ok(());
                 }
-                Err(Setback::Refused(error)) => self.refused(&error, &mut patience).await,
-                Err(Setback::Unproven) => return Err(Unproven),
+                Err(AttemptError::Refused(error)) => self.link.failed(&error, &mut retry).await,
+                Err(AttemptError::Unproven) => return Err(Unproven),
             }
         }
     }
 
-    /// Begins a new epoch: deletes every key that the rules can name, then lets history begin at `present`.
-    /// Ends only when that is done, or when somebody else began one meanwhile: then whoever has the slot is to
-    /// look again.
+    /// Begins a new epoch: deletes every key that the rules can name, then lets history begin at `present`. Tries again
+    /// until it succeeds. May wait first: see [`crate::coherence::epoch`].
+    ///
+    /// # Errors
+    ///
+    /// Another daemon began an epoch meanwhile. [`Sink::remembered`] must be asked again.
     pub async fn flush(&mut self, gap: &HistoryGap, present: &Present) -> Result<(), Unproven> {
         let pause = self.epoch_pause();
         if !pause.is_zero() {
@@ -93,50 +88,42 @@ impl Sink {
             );
             tokio::time::sleep(pause).await;
         }
-        let mut patience = Patience::default();
+        let mut retry = RetryState::default();
         loop {
             match self.try_flush(gap, present).await {
                 Ok(deleted) => {
-                    self.relieved(&patience);
-                    let (epoch, reason) = (self.epoch, gap.word());
+                    self.link.succeeded(&retry);
+                    let (epoch, reason) = (self.proof.epoch(), gap.word());
                     if epoch == 1 && deleted == 0 {
-                        tracing::info!(epoch, reason, "the first epoch of a cache that is empty");
+                        tracing::info!(epoch, reason, "the first epoch of an empty cache");
                     } else {
-                        tracing::warn!(epoch, reason, deleted, "a new epoch, the cache was emptied: {gap}");
+                        tracing::warn!(epoch, reason, deleted, "a new epoch began and the cache was emptied: {gap}");
                     }
                     return Ok(());
                 }
-                Err(Setback::Refused(error)) => self.refused(&error, &mut patience).await,
-                Err(Setback::Unproven) => return Err(Unproven),
+                Err(AttemptError::Refused(error)) => self.link.failed(&error, &mut retry).await,
+                Err(AttemptError::Unproven) => return Err(Unproven),
             }
         }
     }
 
-    async fn read_memory(&mut self) -> Result<Remembered, RedisError> {
-        let (names, proven) = (self.names.clone(), self.proven.clone());
-        let connection = self.open().await?;
-        let dataset = connection.dataset.clone();
+    async fn try_remembered(&mut self) -> Result<Remembered, RedisError> {
+        let names = &self.names;
+        let connection = self.link.open().await?;
         let mut mget = redis::cmd("MGET");
         for key in [&names.applied, &names.started, &names.origin, &names.epoch, &names.batches] {
             mget.arg(key.as_bytes());
         }
         let mut pipeline = Pipeline::new();
-        if proven.as_ref() != Some(&dataset) {
-            // In another dataset it was copied from the one before, and says nothing of this one.
+        if !self.proof.covers(&connection.dataset) {
+            // In another dataset it was copied from the former one, and says nothing of this one.
             pipeline.add_command(redis::cmd("DEL").arg(names.asof.as_bytes()).clone());
         }
         pipeline.add_command(mget);
         let reply = connection.send(&pipeline).await?.pop().unwrap_or(Value::Nil);
         let texts: Vec<Option<String>> = redis::from_redis_value(reply)?;
         let text = |at: usize| texts.get(at).and_then(Option::as_deref);
-        self.epoch_found = text(3).unwrap_or("0").to_owned();
-        let epoch = text(3).and_then(|epoch| epoch.parse().ok()).unwrap_or(0);
-        if epoch > self.epoch {
-            // Somebody else began it: what was recorded before was recorded in another one.
-            (self.recorded, self.counted) = (Lsn::ZERO, 0);
-        }
-        self.epoch = self.epoch.max(epoch);
-        self.proven = Some(dataset);
+        self.proof.read(connection.dataset.clone(), text(3));
         Ok(Remembered {
             applied: text(0).and_then(Lsn::from_fixed_hex),
             started: text(1).and_then(Lsn::from_fixed_hex),
@@ -145,53 +132,50 @@ impl Sink {
         })
     }
 
-    async fn try_flush(&mut self, gap: &HistoryGap, present: &Present) -> Result<u64, Setback> {
-        let (names, floor) = (self.names.clone(), self.epoch);
-        let removals: Vec<_> = self.settings.removals.iter().map(|removal| (RuleId::new(0), removal.clone())).collect();
-        let found = self.epoch_found.clone();
-        let connection = self.open().await?;
-        let scripts = connection.scripts.clone();
+    async fn try_adopt(&mut self, origin: &Origin) -> Result<(), AttemptError> {
+        let connection = self.link.open().await?;
+        if !self.proof.covers(&connection.dataset) {
+            return Err(AttemptError::Unproven);
+        }
+        let mut set = script(&connection.scripts.set, &[&self.names.origin]);
+        set.arg(origin.encode());
+        connection.send(Pipeline::new().add_command(set)).await?;
+        Ok(())
+    }
 
-        let mut begin =
-            script(&scripts.begin, &[&names.epoch, &names.epochs, &names.started, &names.applied, &names.origin]);
-        begin.arg(&found).arg(floor).arg(present.end.to_fixed_hex()).arg(gap.word()).arg(present.origin.encode());
+    /// Returns how many keys were deleted.
+    async fn try_flush(&mut self, gap: &HistoryGap, present: &Present) -> Result<u64, AttemptError> {
+        let names = &self.names;
+        let removals: Vec<_> = self.settings.removals.iter().map(|removal| (RuleId::new(0), removal.clone())).collect();
+        let connection = self.link.open().await?;
+
+        let mut begin = script(
+            &connection.scripts.begin,
+            &[&names.epoch, &names.epochs, &names.started, &names.applied, &names.origin],
+        );
+        begin.arg(self.proof.epoch_found()).arg(self.proof.epoch()).arg(present.end.to_fixed_hex());
+        begin.arg(gap.word()).arg(present.origin.encode());
         let reply = connection.send(Pipeline::new().add_command(begin)).await?.pop().unwrap_or(Value::Nil);
         let epoch: u64 = redis::from_redis_value(reply).map_err(RedisError::from)?;
-        // What is tried again begins where this began.
-        self.epoch_found = epoch.to_string();
-        let connection = self.open().await?;
-        let deleted = connection.remove(&removals, &names, None).await?;
-        let mut prove = script(&scripts.prove, &[&names.applied, &names.origin, &names.epoch, &names.batches]);
+        self.proof.epoch_began(epoch);
+
+        let deleted = remove(connection, &removals, names, None).await?;
+        let mut prove =
+            script(&connection.scripts.prove, &[&names.applied, &names.origin, &names.epoch, &names.batches]);
         prove.arg(present.slot.to_fixed_hex()).arg(present.origin.encode()).arg(epoch);
         prove.arg(present.batches.map_or_else(String::new, |batches| batches.to_string()));
         connection.send(Pipeline::new().add_command(prove)).await?;
-        let dataset = connection.dataset.clone();
 
-        // Copies elsewhere go last: what is read again from Redis from now on is new. Nobody can have followed
-        // a slot before its first epoch.
+        // Copies elsewhere go last: from now on, what is read from Redis is new. Nobody can have followed a slot before
+        // its first epoch.
         if epoch > 1 {
             let mut plan = Plan::default();
             removals.into_iter().for_each(|(rule, removal)| plan.announce(rule, removal));
             let message = self.numbering.next(epoch, present.end, SystemTime::now(), Broadcast::ops(&plan));
-            let mut tell = Pipeline::new();
-            broadcast(&message, Target { names: &names, scripts: &scripts, ttl: self.settings.ttl }, &mut tell);
-            self.open().await?.send(&tell).await?;
+            let announce = announce(&message, names, &connection.scripts);
+            connection.send(Pipeline::new().add_command(announce)).await?;
         }
-        self.history = history(&present.origin);
-        (self.epoch, self.proven, self.recorded) = (epoch, Some(dataset), present.slot);
-        self.counted = present.batches.unwrap_or_default();
+        self.proof.flushed(epoch, connection.dataset.clone(), present);
         Ok(deleted)
     }
-}
-
-/// A short name of a history: positions of one can be compared, and only those. An unclean stop begins no other: only
-/// log that was safely written is ever streamed.
-fn history(origin: &Origin) -> String {
-    // Not into which dataset an outbox went: what came twice because Redis was started anew came twice.
-    let source: String = origin.source.split(' ').take(2).collect();
-    Sha256::digest(format!("{}/{}{source}", origin.system, origin.timeline))
-        .iter()
-        .take(4)
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
 }

@@ -1,0 +1,58 @@
+//! What a batch meets that does not stop it, as log lines.
+//!
+//! Owns when each is logged again: at growing intervals, because a rule that fails does so for every row. It must not
+//! change what is applied.
+
+use std::collections::BTreeMap;
+
+use super::batch::Batch;
+use super::settings::SinkSettings;
+use crate::backoff::Notices;
+use crate::plan::RuleId;
+
+/// When each warning was logged last.
+#[derive(Debug, Default)]
+pub(super) struct Warnings {
+    failed_rules: BTreeMap<RuleId, Notices>,
+    dropped_entries: Notices,
+    full_memory: Notices,
+}
+
+impl Warnings {
+    /// Rules failed on changes of this batch.
+    pub(super) fn failed_rules(&mut self, batch: &Batch, settings: &SinkSettings) {
+        for letter in batch.plan.dead_letters() {
+            if self.failed_rules.entry(letter.rule).or_default().due() {
+                tracing::warn!(
+                    rule = settings.rule_name(letter.rule),
+                    line = settings.rule_line(letter.rule),
+                    reason = letter.reason,
+                    "a rule failed on a change, and all keys that it may name were deleted instead; \
+                     `unstale dry-run --dead` shows such changes"
+                );
+            }
+        }
+    }
+
+    /// The key of a stream holds another type, so entries were dropped.
+    pub(super) fn dropped_entries(&mut self, address: &str) {
+        if self.dropped_entries.due() {
+            tracing::warn!(
+                redis = address,
+                "stream entries were dropped: the key that a rule names as its `stream` holds another type; \
+                 delete that key or rename the stream"
+            );
+        }
+    }
+
+    /// Redis is full, so that many values are deleted instead of written.
+    pub(super) fn full_memory(&mut self, address: &str, values: usize) {
+        if self.full_memory.due() {
+            tracing::warn!(
+                redis = address,
+                values,
+                "Redis is full: values that rules `set` are deleted instead of written; raise maxmemory"
+            );
+        }
+    }
+}
