@@ -316,7 +316,7 @@ mod tests {
     use super::*;
     use crate::change::Lsn;
     use crate::coherence::history::{Origin, Remembered};
-    use crate::plan::{DeadLetter, StreamAppend, Plan, Publish, RuleId, SetValue};
+    use crate::plan::{DeadLetter, Plan, Publish, RuleId, SetValue, StreamAppend};
 
     fn batch(plan: Plan) -> Batch {
         Batch {

@@ -61,7 +61,7 @@ fn a_frozen_redis_is_tried_again_and_the_server_hears_from_us_meanwhile() {
     daemon.wait_for_log("did not answer in time");
     assert!(signal(redis, "CONT"));
     // Whichever of the two connections had to wait for too long.
-    daemon.wait_for_log("Redis takes");
+    daemon.wait_for_log("Redis accepts");
     world.settle();
     assert!(!world.holds("v1:user:u1"));
     assert_eq!(world.value(walsender), before, "the connection was never dropped");
