@@ -1,7 +1,8 @@
 //! Just enough Markdown to check the documentation.
 //!
-//! Owns what a fenced block, a code span, a link, a heading and a table row are. It must not know what any of them
-//! should contain. Invariant: what is inside a fenced block is never taken for prose.
+//! Owns what a fenced block, a code span, a link, a heading and a table row are. It must not know
+//! what any of them should contain. Invariant: what is inside a fenced block is never taken for
+//! prose.
 
 /// A fenced block.
 #[derive(Debug, PartialEq, Eq)]

@@ -1,7 +1,8 @@
 //! The documentation, held against the code: blocks, commands, links, paths, tables.
 //!
-//! Owns what the documentation promises to name completely. It must not know how anything is worded. Every check is a
-//! function from a page to what is wrong with it, so that each is also shown to fail.
+//! Owns what the documentation promises to name completely. It must not know how anything is
+//! worded. Every check is a function from a page to what is wrong with it, so that each is also
+//! shown to fail.
 
 mod markdown;
 mod shell;
@@ -17,7 +18,8 @@ use unstale::cmd::Cli;
 
 use markdown::{anchors, blocks, links, spans};
 
-/// The languages of fenced blocks. `yaml` is a whole file of ours, `yaml fragment` a part of one, `yaml other` neither.
+/// The languages of fenced blocks. `yaml` is a whole file of ours, `yaml fragment` a part of one,
+/// `yaml other` neither.
 const LANGUAGES: [&str; 10] =
     ["sh", "sql", "json", "text", "mermaid", "ini", "yaml", "yaml fragment", "yaml other", "rust"];
 
@@ -72,7 +74,8 @@ fn unknown_languages(page: &Page) -> Vec<String> {
     unknown.map(|block| format!("{}:{}: a block of `{}`", page.name, block.line, block.language)).collect()
 }
 
-/// Files of ours and parts of them that `check --offline` or `test` refuses, and other YAML and JSON that does not parse.
+/// Files of ours and parts of them that `check --offline` or `test` refuses, and other YAML and
+/// JSON that does not parse.
 fn broken_files(page: &Page) -> Vec<String> {
     let judge = |language: &str, text: &str| match language {
         "yaml" => refused(text),
@@ -146,8 +149,8 @@ fn refused_target(word: &str) -> Option<String> {
     (!word.contains('=') && !known).then(|| format!("the Makefile has no target {word}"))
 }
 
-/// Why a code span that looks like a command is refused, if it is. A span may name a part of a command line, such as
-/// `check --sql`, so only the verb and the flags count.
+/// Why a code span that looks like a command is refused, if it is. A span may name a part of a
+/// command line, such as `check --sql`, so only the verb and the flags count.
 fn refused_span(span: &str) -> Option<String> {
     let mut words = span.split(' ');
     let first = words.next()?;

@@ -1,9 +1,10 @@
 //! Command lines in shell blocks, taken apart as far as the documentation uses the shell.
 //!
-//! Owns words, quotes, comments, pipes and redirections. It must not know any command. Invariant: what is inside of
-//! quotes separates nothing.
+//! Owns words, quotes, comments, pipes and redirections. It must not know any command. Invariant:
+//! what is inside of quotes separates nothing.
 
-/// The simple commands of a script, each as its words, without redirections and without variables set in front.
+/// The simple commands of a script, each as its words, without redirections and without variables
+/// set in front.
 pub(super) fn commands(script: &str) -> Vec<Vec<String>> {
     let mut commands = Vec::new();
     let mut words: Vec<String> = Vec::new();

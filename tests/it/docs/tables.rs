@@ -1,7 +1,9 @@
-//! Tables that must name everything there is: fields, commands, flags, keys, reasons, findings, problems.
+//! Tables that must name everything there is: fields, commands, flags, keys, reasons, findings,
+//! problems.
 //!
-//! Owns which table answers to which part of the code. It must not know what a row says beside its name. Invariant: both
-//! directions are compared, so that neither the code nor the documentation can have more.
+//! Owns which table answers to which part of the code. It must not know what a row says beside its
+//! name. Invariant: both directions are compared, so that neither the code nor the documentation
+//! can have more.
 
 use std::collections::BTreeSet;
 
