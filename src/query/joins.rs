@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tokio_postgres::{Client, Error, Row};
 
-use super::tree::Node;
+use super::scans::{Equation, Operand, RelationScan, scans};
 use crate::change::TableName;
 
 /// The primary keys of these relations, and the foreign keys among them, with every `=` by which those compare. Keys do
@@ -53,32 +53,6 @@ struct Referenced {
     columns: Vec<i16>,
 }
 
-/// One place where a query reads a relation.
-#[derive(Debug)]
-struct Scan {
-    relation: u32,
-    /// What must hold of its rows.
-    equations: Vec<Equation>,
-    /// Where it has no row there is no result.
-    is_required: bool,
-}
-
-/// A column is equal to something.
-#[derive(Debug)]
-struct Equation {
-    operator: u32,
-    column: i16,
-    other: Other,
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Other {
-    /// A column of the relation that is read at this place: so many queries further out, and its number there.
-    Column { place: (usize, usize), relation: u32, column: i16 },
-    /// A parameter, or what else is no row's.
-    Given,
-}
-
 /// What the trees of a query's view, with whether it is the view itself, and of everything in it tell.
 pub(super) async fn ask(client: &Client, trees: &[(bool, String)]) -> Result<Joins, Error> {
     let Some(scans) = scans(trees) else { return Ok(Joins::default()) };
@@ -102,11 +76,11 @@ fn constraint(row: &Row) -> Constraint {
     }
 }
 
-fn judge(scans: &[Scan], constraints: &[Constraint]) -> Joins {
+fn judge(scans: &[RelationScan], constraints: &[Constraint]) -> Joins {
     let mut joins = Joins::default();
     for constraint in constraints {
         let read = constraint.referenced.as_ref().map_or(constraint.relation, |referenced| referenced.relation);
-        let ours: Vec<&Scan> = scans.iter().filter(|scan| scan.relation == read).collect();
+        let ours: Vec<&RelationScan> = scans.iter().filter(|scan| scan.relation == read).collect();
         match &constraint.referenced {
             Some(referenced) if ours.iter().all(|scan| scan.is_accompanied(constraint, referenced)) => {
                 let companions = joins.companions.entry(referenced.name.clone()).or_default();
@@ -121,149 +95,34 @@ fn judge(scans: &[Scan], constraints: &[Constraint]) -> Joins {
     joins
 }
 
-impl Scan {
+impl RelationScan {
     /// Each row is equal to what a row of the other relation refers to, in all columns of the foreign key.
     fn is_accompanied(&self, key: &Constraint, referenced: &Referenced) -> bool {
         let mut places = self.equations.iter().filter_map(|equation| match equation.other {
-            Other::Column { place, relation, .. } if relation == key.relation => Some(place),
+            Operand::Column { place, relation, .. } if relation == key.relation => Some(place),
             _ => None,
         });
         places.any(|place| {
             let mut pairs = key.columns.iter().zip(&referenced.columns);
             pairs.all(|(&theirs, &own)| {
-                self.has(key, own, &Other::Column { place, relation: key.relation, column: theirs })
+                self.has(key, own, &Operand::Column { place, relation: key.relation, column: theirs })
             })
         })
     }
 
     fn is_looked_up(&self, key: &Constraint) -> bool {
-        self.is_required && key.columns.iter().all(|&column| self.has(key, column, &Other::Given))
+        self.is_required && key.columns.iter().all(|&column| self.has(key, column, &Operand::Given))
     }
 
-    fn has(&self, key: &Constraint, column: i16, other: &Other) -> bool {
+    fn has(&self, key: &Constraint, column: i16, other: &Operand) -> bool {
         let is_it = |equation: &&Equation| equation.column == column && equation.other == *other;
         self.equations.iter().filter(is_it).any(|equation| key.operators.contains(&equation.operator))
     }
 }
 
-/// Every place where the trees read a relation; nothing if one of them cannot be read.
-fn scans(trees: &[(bool, String)]) -> Option<Vec<Scan>> {
-    let mut scans = Vec::new();
-    for (is_whole, tree) in trees {
-        let node = Node::parse(tree)?;
-        let mut walk = Walk { is_whole: *is_whole, queries: Vec::new(), scans: Vec::new() };
-        walk.visit(&node);
-        scans.extend(walk.scans);
-    }
-    Some(scans)
-}
-
-/// On the way through a tree.
-struct Walk<'n, 'a> {
-    /// It is not something in a query, but the query.
-    is_whole: bool,
-    /// What each query has under `from`, the innermost last.
-    queries: Vec<&'n [Node<'a>]>,
-    scans: Vec<Scan>,
-}
-
-impl<'n, 'a> Walk<'n, 'a> {
-    fn visit(&mut self, node: &'n Node<'a>) {
-        let is_query = node.is("QUERY");
-        if is_query {
-            self.queries.push(node.items("rtable"));
-            let is_outermost = self.is_whole && self.queries.len() == 1;
-            if let Some(from) = node.field("jointree") {
-                self.join(from, &[], is_outermost && !makes_rows(node));
-            }
-        }
-        node.children().into_iter().for_each(|child| self.visit(child));
-        if is_query {
-            self.queries.pop();
-        }
-    }
-
-    /// An outer join's condition holds of the side that may be missing, and says nothing of the other.
-    fn join(&mut self, node: &'n Node<'a>, conditions: &[&'n Node<'a>], is_required: bool) {
-        let narrowed = [conditions, node.field("quals").as_slice()].concat();
-        if node.is("FROMEXPR") {
-            node.items("fromlist").iter().for_each(|item| self.join(item, &narrowed, is_required));
-        } else if node.is("JOINEXPR") {
-            let kind: Option<u8> = node.number("jointype");
-            for (side, keeps, drops) in [("larg", LEFT, RIGHT), ("rarg", RIGHT, LEFT)] {
-                let holds = kind == Some(INNER) || kind == Some(drops);
-                let conditions: &[&'n Node<'a>] = if holds { &narrowed } else { conditions };
-                if let Some(side) = node.field(side) {
-                    self.join(side, conditions, is_required && (kind == Some(INNER) || kind == Some(keeps)));
-                }
-            }
-        } else if let Some(number) = node.number("rtindex") {
-            let Some(relation) = self.relation((0, number)) else { return };
-            let mut equations = Vec::new();
-            conditions.iter().for_each(|condition| self.equations(number, condition, &mut equations));
-            self.scans.push(Scan { relation, equations, is_required });
-        }
-    }
-
-    /// The relation that is read there, if it is one.
-    fn relation(&self, (outwards, number): (usize, usize)) -> Option<u32> {
-        let entry = self.queries.iter().rev().nth(outwards)?.get(number.checked_sub(1)?)?;
-        match entry.number::<u8>("rtekind") {
-            Some(0) => entry.number("relid"),
-            _ => None,
-        }
-    }
-
-    fn equations(&self, number: usize, condition: &Node<'a>, found: &mut Vec<Equation>) {
-        if condition.is("BOOLEXPR") && condition.word("boolop") == Some("and") {
-            condition.items("args").iter().for_each(|part| self.equations(number, part, found));
-        } else if let ("OPEXPR", [left, right], Some(operator)) =
-            (condition.name(), condition.items("args"), condition.number("opno"))
-        {
-            for (own, other) in [(left, right), (right, left)] {
-                let column = column(own).filter(|(place, _)| *place == (0, number)).map(|(_, column)| column);
-                if let Some((column, other)) = column.zip(self.other(other)) {
-                    found.push(Equation { operator, column, other });
-                }
-            }
-        }
-    }
-
-    fn other(&self, node: &Node<'a>) -> Option<Other> {
-        match column(node) {
-            Some((place, column)) => Some(Other::Column { place, relation: self.relation(place)?, column }),
-            None => is_given(node).then_some(Other::Given),
-        }
-    }
-}
-
-const INNER: u8 = 0;
-const LEFT: u8 = 1;
-const RIGHT: u8 = 3;
-
-/// Whether there may be a result although no row is there.
-fn makes_rows(query: &Node<'_>) -> bool {
-    let has = |clause: &str| query.word(clause) != Some("<>");
-    query.word("hasAggs") != Some("false") || ["groupClause", "groupingSets", "havingQual"].into_iter().any(has)
-}
-
-/// The place and the column, of what is nothing but one, if of another type that is written the same.
-fn column(node: &Node<'_>) -> Option<((usize, usize), i16)> {
-    if node.is("RELABELTYPE") {
-        return column(node.field("arg")?);
-    }
-    if !node.is("VAR") {
-        return None;
-    }
-    Some(((node.number("varlevelsup")?, node.number("varno")?), node.number("varattno")?))
-}
-
-fn is_given(node: &Node<'_>) -> bool {
-    !node.is("VAR") && !node.is("QUERY") && node.children().into_iter().all(is_given)
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::scans::{INNER, LEFT, RIGHT};
     use super::*;
 
     const T: u32 = 10;

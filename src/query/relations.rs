@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tokio_postgres::{Client, Error, Row};
 
-use super::Columns;
+use super::uses::UsedColumns;
 use crate::catalog::{QueryRelation, RelationKind};
 use crate::change::TableName;
 
@@ -34,7 +34,7 @@ const RELATIONS: &str = "with recursive named as ( \
        from named r order by 1, 2";
 
 /// A relation, and what it takes to tell under which name rules know it.
-struct Found {
+struct NamedRelation {
     relation: QueryRelation,
     is_partition: bool,
 }
@@ -42,7 +42,7 @@ struct Found {
 /// The relations that a view uses, with their columns, and those that only a plan shows.
 pub(super) async fn merge(
     client: &Client,
-    used: Option<&Columns>,
+    used: Option<&UsedColumns>,
     planned: &BTreeSet<TableName>,
 ) -> Result<Vec<QueryRelation>, Error> {
     let names: BTreeSet<_> = used.iter().flat_map(|used| used.keys()).chain(planned).collect();
@@ -52,7 +52,7 @@ pub(super) async fn merge(
     Ok(combine(rows.iter().map(found).collect(), used, planned))
 }
 
-fn found(row: &Row) -> Found {
+fn found(row: &Row) -> NamedRelation {
     let names = |schemas: usize, tables: usize| {
         let (schemas, tables): (Vec<String>, Vec<String>) = (row.get(schemas), row.get(tables));
         schemas.into_iter().zip(tables).map(|(schema, table)| TableName::new(schema, table)).collect()
@@ -72,12 +72,12 @@ fn found(row: &Row) -> Found {
         primary_key: row.get(6),
         columns: None,
     };
-    Found { relation, is_partition: row.get(3) }
+    NamedRelation { relation, is_partition: row.get(3) }
 }
 
-fn combine(found: Vec<Found>, used: Option<&Columns>, planned: &BTreeSet<TableName>) -> Vec<QueryRelation> {
+fn combine(found: Vec<NamedRelation>, used: Option<&UsedColumns>, planned: &BTreeSet<TableName>) -> Vec<QueryRelation> {
     let mut relations: BTreeMap<TableName, QueryRelation> = BTreeMap::new();
-    for Found { mut relation, is_partition } in found {
+    for NamedRelation { mut relation, is_partition } in found {
         let columns = used.and_then(|used| used.get(&relation.name));
         if columns.is_some() {
             relation.columns = columns.cloned();
@@ -103,7 +103,7 @@ fn combine(found: Vec<Found>, used: Option<&Columns>, planned: &BTreeSet<TableNa
 mod tests {
     use super::*;
 
-    fn table(name: &str, ancestors: &[&str], is_partition: bool) -> Found {
+    fn table(name: &str, ancestors: &[&str], is_partition: bool) -> NamedRelation {
         let relation = QueryRelation {
             name: TableName::parse(name),
             kind: RelationKind::Table,
@@ -113,12 +113,12 @@ mod tests {
             primary_key: Vec::new(),
             columns: None,
         };
-        Found { relation, is_partition }
+        NamedRelation { relation, is_partition }
     }
 
     #[test]
     fn rows_belong_to_what_the_query_names() {
-        let check = |found: Vec<Found>, used: Option<&[&str]>, expected: &[&str]| {
+        let check = |found: Vec<NamedRelation>, used: Option<&[&str]>, expected: &[&str]| {
             let planned = found.iter().map(|found| found.relation.name.clone()).collect();
             let used = used.map(|names| names.iter().map(|name| (TableName::parse(name), BTreeMap::new())).collect());
             let relations = combine(found, used.as_ref(), &planned);

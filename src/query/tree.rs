@@ -10,19 +10,19 @@ const DEPTH_MAX: usize = 500;
 
 /// A piece of a tree.
 #[derive(Debug)]
-pub(super) enum Node<'a> {
+pub(super) enum TreeNode<'a> {
     /// `{NAME :field value …}`; of a field with several values the first.
-    Object(&'a str, Vec<(&'a str, Node<'a>)>),
+    Object(&'a str, Vec<(&'a str, TreeNode<'a>)>),
     /// `(… …)`
-    List(Vec<Node<'a>>),
+    List(Vec<TreeNode<'a>>),
     /// A number, a text, or nothing at all: `<>`.
     Word(&'a str),
 }
 
-impl<'a> Node<'a> {
+impl<'a> TreeNode<'a> {
     /// The tree that a text begins with.
     pub(super) fn parse(text: &'a str) -> Option<Self> {
-        Reader { rest: text }.node(DEPTH_MAX)
+        TreeReader { rest: text }.node(DEPTH_MAX)
     }
 
     /// The name of a node, and nothing of what is none.
@@ -74,36 +74,36 @@ impl<'a> Node<'a> {
 }
 
 #[derive(Clone, Copy)]
-struct Reader<'a> {
+struct TreeReader<'a> {
     rest: &'a str,
 }
 
-impl<'a> Reader<'a> {
-    fn node(&mut self, depth: usize) -> Option<Node<'a>> {
+impl<'a> TreeReader<'a> {
+    fn node(&mut self, depth: usize) -> Option<TreeNode<'a>> {
         let depth = depth.checked_sub(1)?;
         match self.token()? {
             "(" => self.list(depth),
             "{" => self.object(depth),
             ")" | "}" => None,
-            word => Some(Node::Word(word)),
+            word => Some(TreeNode::Word(word)),
         }
     }
 
-    fn list(&mut self, depth: usize) -> Option<Node<'a>> {
+    fn list(&mut self, depth: usize) -> Option<TreeNode<'a>> {
         let mut items = Vec::new();
         while self.peek()? != ")" {
             items.push(self.node(depth)?);
         }
         self.token()?;
-        Some(Node::List(items))
+        Some(TreeNode::List(items))
     }
 
-    fn object(&mut self, depth: usize) -> Option<Node<'a>> {
+    fn object(&mut self, depth: usize) -> Option<TreeNode<'a>> {
         let name = self.token()?;
         let mut fields = Vec::new();
         loop {
             let field = match self.token()? {
-                "}" => return Some(Node::Object(name, fields)),
+                "}" => return Some(TreeNode::Object(name, fields)),
                 token => token.strip_prefix(':')?,
             };
             // The first value may begin with a colon, too, if it is a name.
@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn a_tree_is_read() {
         let text = r#"({A :n 7 :name :odd\ na\}me :list ({B :x <>} "q\)" (b 1 2)) :value 3 [ 1 2 0 ] :last true})"#;
-        let Some(Node::List(items)) = Node::parse(text) else { panic!("{text}") };
+        let Some(TreeNode::List(items)) = TreeNode::parse(text) else { panic!("{text}") };
         let node = &items[0];
         assert!(node.is("A") && !node.is("B"), "{node:?}");
         assert_eq!(node.number::<usize>("n"), Some(7));
@@ -159,7 +159,7 @@ mod tests {
     #[test]
     fn what_is_no_tree_is_nothing() {
         for text in ["", "(", "{A :n", "{A n}", ")", "{A :n }", &"(".repeat(100_000)] {
-            assert!(Node::parse(text).is_none(), "{text:.20}");
+            assert!(TreeNode::parse(text).is_none(), "{text:.20}");
         }
     }
 }

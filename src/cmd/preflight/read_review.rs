@@ -10,7 +10,7 @@ use tokio_postgres::{Client, Error};
 use crate::cmd::config_file::ConfigFile;
 use crate::cmd::display::counted;
 use crate::config::Problems;
-use crate::query::{self, Notation, Query, Refusal, Take};
+use crate::query::{self, Notation, ParameterUse, Query, RejectedQuery};
 use crate::reads::{Parameter, ParameterSource, Read, coverage};
 use crate::rules::{Filter, Image, Lint, Reference, RuleSet};
 
@@ -50,7 +50,7 @@ impl ReadReview {
     }
 }
 
-fn refused(read: &Read, refusal: Refusal, problems: &mut Problems) {
+fn refused(read: &Read, refusal: RejectedQuery, problems: &mut Problems) {
     let mut message = format!("PostgreSQL refuses read `{}`: {}", read.name, refusal.message);
     if let Some(line) = refusal.line {
         message.push_str(&format!(", in line {line} of its SQL"));
@@ -112,13 +112,13 @@ fn calls(read: &Read, query: &Query) -> Vec<Lint> {
         warn("read-function", message, why, fix);
     }
     // The second column says until when a value is valid.
-    if !query.times.is_empty() && query.columns.len() < 2 {
-        let message = format!("read `{name}` goes by the time: {}", query.times.join(", "));
+    if !query.time_functions.is_empty() && query.columns.len() < 2 {
+        let message = format!("read `{name}` goes by the time: {}", query.time_functions.join(", "));
         let why = "time passes without a change of any row, so the value is served until its ttl is over";
         warn("read-volatile", message, why, "return as a second column, a timestamptz, until when the value is valid");
     }
-    if !query.whims.is_empty() {
-        let message = format!("read `{name}` goes by the session or by chance: {}", query.whims.join(", "));
+    if !query.volatile_functions.is_empty() {
+        let message = format!("read `{name}` goes by the session or by chance: {}", query.volatile_functions.join(", "));
         let why = "whoever asks first decides what everybody is served";
         warn("read-volatile", message, why, "make it a parameter, or leave it out");
     }
@@ -159,7 +159,7 @@ fn notations(read: &Read, query: &Query) -> Vec<Lint> {
     let others = read.tags.iter().chain(&read.version).map(|template| (template, false));
     let templates: Vec<_> = keys.chain(others).collect();
     let mut lints: Vec<Lint> = Vec::new();
-    for (number, take) in &query.takes {
+    for (number, take) in &query.parameter_uses {
         let at = number.saturating_sub(1);
         let Some((parameter, kind)) = read.parameters.get(at).zip(query.parameters.get(at)) else { continue };
         let is_text = matches!(*kind, Type::TEXT | Type::VARCHAR | Type::NAME);
@@ -169,7 +169,7 @@ fn notations(read: &Read, query: &Query) -> Vec<Lint> {
         let is_other = |(reference, is_free): &(&Reference, bool)| {
             let is_ours = reference.image != Image::Lookup && reference.column == parameter.name;
             let named = named(reference);
-            is_ours && named != *take && (!is_free || named != Take::AsIs)
+            is_ours && named != *take && (!is_free || named != ParameterUse::AsIs)
         };
         let mut references = templates
             .iter()
@@ -184,21 +184,21 @@ fn notations(read: &Read, query: &Query) -> Vec<Lint> {
 }
 
 /// How a template takes what it names.
-fn named(reference: &Reference) -> Take {
+fn named(reference: &Reference) -> ParameterUse {
     match reference.filters.first() {
-        Some(Filter::Lower) => Take::Lower,
-        Some(Filter::Upper) => Take::Upper,
-        Some(Filter::Sha256 | Filter::Urlencode) | None => Take::AsIs,
+        Some(Filter::Lower) => ParameterUse::Lower,
+        Some(Filter::Upper) => ParameterUse::Upper,
+        Some(Filter::Sha256 | Filter::Urlencode) | None => ParameterUse::AsIs,
     }
 }
 
-fn notation(read: &Read, number: usize, take: Take, reference: &Reference) -> Lint {
+fn notation(read: &Read, number: usize, take: ParameterUse, reference: &Reference) -> Lint {
     let (name, column) = (&read.name, &reference.column);
-    let words = |take: Take| match take {
-        Take::AsIs => "as it is",
-        Take::Lower => "in lower case",
-        Take::Upper => "in upper case",
-        Take::Otherwise => "otherwise than by `column = …`",
+    let words = |take: ParameterUse| match take {
+        ParameterUse::AsIs => "as it is",
+        ParameterUse::Lower => "in lower case",
+        ParameterUse::Upper => "in upper case",
+        ParameterUse::Otherwise => "otherwise than by `column = …`",
     };
     let message = format!(
         "the SQL of read `{name}` compares `{column}` {}, and the names of its values have it {}",
@@ -206,11 +206,11 @@ fn notation(read: &Read, number: usize, take: Take, reference: &Reference) -> Li
         words(named(reference))
     );
     let fix = match (take, named(reference)) {
-        (Take::Lower, _) => format!("name it `{{{column}|lower}}`, in the rules, too"),
-        (Take::Upper, _) => format!("name it `{{{column}|upper}}`, in the rules, too"),
-        (_, Take::Lower) => format!("compare `lower(column) = lower(${number})`"),
-        (_, Take::Upper) => format!("compare `upper(column) = upper(${number})`"),
-        (Take::AsIs | Take::Otherwise, _) => {
+        (ParameterUse::Lower, _) => format!("name it `{{{column}|lower}}`, in the rules, too"),
+        (ParameterUse::Upper, _) => format!("name it `{{{column}|upper}}`, in the rules, too"),
+        (_, ParameterUse::Lower) => format!("compare `lower(column) = lower(${number})`"),
+        (_, ParameterUse::Upper) => format!("compare `upper(column) = upper(${number})`"),
+        (ParameterUse::AsIs | ParameterUse::Otherwise, _) => {
             format!("compare `column = ${number}`, or keep the values under a `version` that does not name `{column}`")
         }
     };

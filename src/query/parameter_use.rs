@@ -3,11 +3,11 @@
 //! Owns what of the text tells that. It must not know what the parameters are called. Invariant: what is not plainly a
 //! column that is equal to the parameter, or to its `lower` or `upper`, is told as something else.
 
-use super::scan::token_len;
+use super::lexer::token_len;
 
 /// What a query does with a parameter in one place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Take {
+pub enum ParameterUse {
     /// A column is equal to it.
     AsIs,
     /// Something is equal to it in lower case.
@@ -19,7 +19,7 @@ pub enum Take {
 }
 
 /// Every place where a parameter, numbered from 1, is taken; whether it is NULL says nothing of its notation.
-pub(super) fn takes(sql: &str) -> Vec<(usize, Take)> {
+pub(super) fn parameter_uses(sql: &str) -> Vec<(usize, ParameterUse)> {
     let folded = sql.to_ascii_lowercase();
     let tokens = tokens(&folded);
     let numbers = tokens.iter().enumerate().filter_map(|(at, token)| Some((at, number(token)?)));
@@ -47,17 +47,17 @@ fn number(token: &str) -> Option<usize> {
     token.strip_prefix('$')?.parse().ok()
 }
 
-fn take(before: &[&str], after: &[&str]) -> Option<Take> {
+fn take(before: &[&str], after: &[&str]) -> Option<ParameterUse> {
     if let ["is", "null", ..] | ["is", "not", "null", ..] = uncast(after) {
         return None;
     }
     Some(match (before, uncast(after)) {
         ([before @ .., fold @ ("lower" | "upper"), "("], [")", after @ ..]) if is_equated(before, after) => {
-            if *fold == "lower" { Take::Lower } else { Take::Upper }
+            if *fold == "lower" { ParameterUse::Lower } else { ParameterUse::Upper }
         }
-        (_, after) if is_listed(before, after) || is_compared(before, after) => Take::AsIs,
-        ([before @ .., "("], [")", after @ ..]) if is_compared(before, after) => Take::AsIs,
-        _ => Take::Otherwise,
+        (_, after) if is_listed(before, after) || is_compared(before, after) => ParameterUse::AsIs,
+        ([before @ .., "("], [")", after @ ..]) if is_compared(before, after) => ParameterUse::AsIs,
+        _ => ParameterUse::Otherwise,
     })
 }
 
@@ -147,8 +147,8 @@ mod tests {
 
     #[test]
     fn what_is_not_plainly_equal_is_told() {
-        let check = |sql: &str, expected: &[Take]| {
-            let found: Vec<_> = takes(sql).into_iter().map(|(_, take)| take).collect();
+        let check = |sql: &str, expected: &[ParameterUse]| {
+            let found: Vec<_> = parameter_uses(sql).into_iter().map(|(_, take)| take).collect();
             assert_eq!(found, expected, "{sql}");
         };
         let as_is = [
@@ -164,12 +164,12 @@ mod tests {
             "where x and id /* ' */ = $1 -- $2",
             "where id = $1;",
         ];
-        as_is.iter().for_each(|sql| check(sql, &[Take::AsIs]));
-        check("where id in ($1, $2)", &[Take::AsIs, Take::AsIs]);
-        check("where u.id not in ($1)", &[Take::AsIs]);
-        check("where lower(email) = LOWER($1) order by id", &[Take::Lower]);
-        check("where upper($1::text) = upper(email)", &[Take::Upper]);
-        check("where $1 is null or id = $2 or $3::text is not null", &[Take::AsIs]);
+        as_is.iter().for_each(|sql| check(sql, &[ParameterUse::AsIs]));
+        check("where id in ($1, $2)", &[ParameterUse::AsIs, ParameterUse::AsIs]);
+        check("where u.id not in ($1)", &[ParameterUse::AsIs]);
+        check("where lower(email) = LOWER($1) order by id", &[ParameterUse::Lower]);
+        check("where upper($1::text) = upper(email)", &[ParameterUse::Upper]);
+        check("where $1 is null or id = $2 or $3::text is not null", &[ParameterUse::AsIs]);
         let otherwise = [
             "where email ilike $1",
             "where email like $1",
@@ -191,6 +191,6 @@ mod tests {
             "where id = $1::varchar(2)",
             "select json_build_object('id', $1)",
         ];
-        otherwise.iter().for_each(|sql| check(sql, &[Take::Otherwise]));
+        otherwise.iter().for_each(|sql| check(sql, &[ParameterUse::Otherwise]));
     }
 }

@@ -1,0 +1,123 @@
+//! What a query uses, by a temporary view of it: columns of relations, functions, joins.
+//!
+//! Owns the questions to `pg_depend` and to the view's parsed form. It must be called in a transaction that is rolled back.
+
+use std::collections::BTreeMap;
+
+use tokio_postgres::types::Type;
+use tokio_postgres::{Client, Error, Statement};
+
+use super::joins::{self, Joins};
+use super::lexer::without_parameters;
+use crate::change::TableName;
+
+/// The rule of the temporary view, those of the views in it, and the functions whose bodies PostgreSQL keeps parsed,
+/// with the parsed form of each; and which relations those use, by column. `pg_depend` knows nothing of whole rows and
+/// system columns, which have the attribute numbers 0 to -6, so bits 7 to 1 of `selectedCols`.
+const PARTS: &str = "with recursive parts (class, id, direct) as ( \
+     select 'pg_rewrite'::regclass::oid, r.oid, true from pg_rewrite r \
+      where r.ev_class = 'pg_temp.unstale_read'::regclass \
+     union \
+     select found.class, found.id, false \
+       from parts p join pg_depend d on d.classid = p.class and d.objid = p.id \
+      cross join lateral ( \
+        select 'pg_rewrite'::regclass::oid, r.oid \
+          from pg_class c join pg_rewrite r on r.ev_class = c.oid and r.ev_type = '1' \
+         where d.refclassid = 'pg_class'::regclass and c.oid = d.refobjid and c.relkind = 'v' \
+           and c.oid <> 'pg_temp.unstale_read'::regclass \
+        union all \
+        select 'pg_proc'::regclass::oid, f.oid from pg_proc f \
+         where d.refclassid = 'pg_proc'::regclass and f.oid = d.refobjid and f.prosqlbody is not null \
+      ) found (class, id)), \
+     trees (direct, tree) as ( \
+     select p.direct, coalesce(r.ev_action::text, f.prosqlbody::text) from parts p \
+       left join pg_rewrite r on p.class = 'pg_rewrite'::regclass and r.oid = p.id \
+       left join pg_proc f on p.class = 'pg_proc'::regclass and f.oid = p.id)";
+
+const USED: &str = ", used (relation, attribute, direct) as ( \
+     select d.refobjid, d.refobjsubid, p.direct \
+       from parts p join pg_depend d on d.classid = p.class and d.objid = p.id and d.refclassid = 'pg_class'::regclass \
+     union all \
+     select m[1]::oid, -1, t.direct from trees t \
+      cross join regexp_matches(t.tree, ':relid (\\d+) (?:(?!:relid ).)*?:selectedCols \\(b [1-7][ )]', 'g') m) \
+     select n.nspname::text, c.relname::text, a.attname::text, bool_or(u.direct) \
+       from used u \
+       join pg_class c on c.oid = u.relation and c.relkind <> 'v' \
+       join pg_namespace n on n.oid = c.relnamespace \
+       left join pg_attribute a on a.attrelid = c.oid and not a.attisdropped and a.attnum > 0 \
+        and (a.attnum = u.attribute or u.attribute < 0) \
+      group by 1, 2, 3";
+
+/// The functions that may make the result another one: the application's own whose bodies are not looked into, and of
+/// PostgreSQL's those that go by the time, the session, or chance. Keywords such as `current_date` are no functions.
+const CALLED: &str = ", called (function) as ( \
+     select d.refobjid from parts p \
+       join pg_depend d on d.classid = p.class and d.objid = p.id and d.refclassid = 'pg_proc'::regclass \
+     union \
+     select o.oprcode from parts p \
+       join pg_depend d on d.classid = p.class and d.objid = p.id and d.refclassid = 'pg_operator'::regclass \
+       join pg_operator o on o.oid = d.refobjid \
+     union \
+     select m[1]::oid from trees t cross join regexp_matches(t.tree, ':funcid (\\d+) ', 'g') m), \
+     named (name, own, timed) as ( \
+     select case n.nspname when 'pg_catalog' then f.proname::text else format('%I.%I', n.nspname, f.proname) end, \
+            n.nspname <> 'pg_catalog', \
+            f.proname in ('now', 'transaction_timestamp', 'statement_timestamp', 'clock_timestamp', 'timeofday', \
+                          'age') \
+       from called c join pg_proc f on f.oid = c.function join pg_namespace n on n.oid = f.pronamespace \
+      where n.nspname not in ('pg_catalog', 'information_schema') \
+        and f.provolatile <> 'i' \
+        and f.prokind in ('f', 'w') and f.prosqlbody is null \
+         or n.nspname = 'pg_catalog' and (f.provolatile = 'v' or f.proname = 'age' and f.pronargs = 1 \
+        or f.proname in ('now', 'transaction_timestamp', 'statement_timestamp', 'current_setting')) \
+     union \
+     select case when m[1]::int < 9 then 'current_timestamp' else 'current_user' end, false, m[1]::int < 9 \
+       from trees t cross join regexp_matches(t.tree, '\\{SQLVALUEFUNCTION :op (\\d+) ', 'g') m \
+      where m[1]::int <= 12) \
+     select name, own, timed from named order by name";
+
+/// The columns of each relation that a query uses, and whether it does so itself.
+pub(super) type UsedColumns = BTreeMap<TableName, BTreeMap<String, bool>>;
+
+/// What the query uses, before the planner looked at it.
+#[derive(Debug, Default)]
+pub(super) struct QueryUses {
+    pub(super) columns: UsedColumns,
+    pub(super) functions: Vec<String>,
+    pub(super) time_functions: Vec<String>,
+    pub(super) volatile_functions: Vec<String>,
+    pub(super) joins: Joins,
+}
+
+/// Makes a view of the query, of which PostgreSQL writes down what it depends on.
+pub(super) async fn uses(client: &Client, sql: &str, statement: &Statement) -> Result<QueryUses, Error> {
+    const TYPES: &str =
+        "select array(select format_type(t, null) from unnest($1::oid[]) with ordinality u (t, n) order by n)";
+    if statement.columns().is_empty() {
+        return Ok(QueryUses::default());
+    }
+    let oids: Vec<u32> = statement.params().iter().map(Type::oid).collect();
+    let types: Vec<String> = client.query_one(TYPES, &[&oids]).await?.get(0);
+    // Names of the query's own could occur twice.
+    let names: Vec<_> = (1..=statement.columns().len()).map(|n| format!("c{n}")).collect();
+    let (names, query) = (names.join(", "), without_parameters(sql, &types));
+    client.batch_execute(&format!("create temporary view unstale_read ({names}) as {query}")).await?;
+    let mut uses = QueryUses::default();
+    for row in client.query(&format!("{PARTS}{USED}"), &[]).await? {
+        let name = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
+        let columns = uses.columns.entry(name).or_default();
+        columns.extend(row.get::<_, Option<String>>(2).map(|column| (column, row.get::<_, bool>(3))));
+    }
+    for row in client.query(&format!("{PARTS}{CALLED}"), &[]).await? {
+        let kind = match (row.get(1), row.get(2)) {
+            (true, _) => &mut uses.functions,
+            (false, true) => &mut uses.time_functions,
+            (false, false) => &mut uses.volatile_functions,
+        };
+        kind.push(row.get(0));
+    }
+    let trees = client.query(&format!("{PARTS} select t.direct, t.tree from trees t where t.tree <> ''"), &[]).await?;
+    let trees: Vec<(bool, String)> = trees.iter().map(|row| (row.get(0), row.get(1))).collect();
+    uses.joins = joins::ask(client, &trees).await?;
+    Ok(uses)
+}
