@@ -13,7 +13,7 @@ use super::stdout::print;
 use crate::catalog::Catalog;
 use crate::change::TableName;
 use crate::config::Mode;
-use crate::draft::{Draft, DraftError, Survey, setup_comment};
+use crate::draft::{Draft, DraftError, DraftInput, setup_comment};
 use crate::postgres::catalog;
 use crate::postgres::{self, Address};
 use crate::rules::Widening;
@@ -75,8 +75,8 @@ pub(super) async fn run(config: &Path, args: InitArgs) -> Result<(), Failure> {
 }
 
 /// Reads everything a draft is made from.
-async fn survey(client: &Client) -> Result<Survey, Failure> {
-    let mut survey = Survey { catalog: catalog::read(client).await?, ..Survey::default() };
+async fn survey(client: &Client) -> Result<DraftInput, Failure> {
+    let mut survey = DraftInput { catalog: catalog::read(client).await?, ..DraftInput::default() };
     for row in client.query(ASIDE, &[]).await? {
         let table = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
         let generated: Vec<String> = row.get(3);

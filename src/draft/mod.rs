@@ -4,19 +4,21 @@
 //! is for [`crate::rules`] to say. Invariants: one catalog makes one text; a name reaches the text only by way of
 //! [`yaml`]; no credential does.
 
+mod error;
+mod input;
 mod key;
 mod name;
 mod rule;
+mod selection;
+mod setup_comment;
 mod yaml;
 
-use std::collections::BTreeSet;
-
+pub use self::error::DraftError;
+pub use self::input::DraftInput;
 use self::key::Generated;
-use self::rule::Rule;
-use crate::catalog::{Catalog, Table, quote, quote_table};
-use crate::change::TableName;
-use crate::config::Settings;
-use crate::nearest::nearest;
+use self::rule::DraftRule;
+use self::selection::{choose, name_in_file};
+pub use self::setup_comment::setup_comment;
 
 /// What the file says of where things are: the same for everybody, so no part of anybody's URL gets into it.
 const HEAD: &str = r#"# What becomes stale when a row changes: drafted by `unstale init` from the keys of the tables.
@@ -36,66 +38,6 @@ defaults:
 rules:                        # each key is rendered for the old and the new row; a NULL in it renders none
 "#;
 
-/// The schema in which `unstale setup` puts what it needs.
-const OWN_SCHEMA: &str = "unstale";
-
-/// Tables in which migration tools keep what they have done.
-const MIGRATIONS: &[&str] = &[
-    "SequelizeMeta",
-    "__EFMigrationsHistory",
-    "__diesel_schema_migrations",
-    "__drizzle_migrations",
-    "_prisma_migrations",
-    "_sqlx_migrations",
-    "alembic_version",
-    "ar_internal_metadata",
-    "atlas_schema_revisions",
-    "databasechangelog",
-    "databasechangeloglock",
-    "django_migrations",
-    "flyway_schema_history",
-    "goose_db_version",
-    "knex_migrations",
-    "knex_migrations_lock",
-    "pgmigrations",
-    "refinery_schema_history",
-    "schema_migrations",
-    "seaql_migrations",
-];
-
-/// What a draft is made from.
-#[derive(Clone, Debug, Default)]
-pub struct Survey {
-    /// Every table.
-    pub catalog: Catalog,
-    /// Those that stand under another name, or are not the application's: partitions, and what extensions own.
-    pub dependent: BTreeSet<TableName>,
-    /// The columns whose values PostgreSQL computes: the log does not carry them.
-    pub generated: BTreeSet<(TableName, String)>,
-}
-
-/// Why there is no draft.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum DraftError {
-    /// A table was asked for that the database does not have.
-    #[error(
-        "there is no table {name}{}",
-        .near.as_ref().map(|near| format!("; did you mean {near}?")).unwrap_or_default()
-    )]
-    UnknownTable {
-        /// What was asked for, fit to be printed.
-        name: String,
-        /// What may have been meant.
-        near: Option<String>,
-    },
-    /// There are no tables where we looked.
-    #[error("there are no tables in the search path ({0}); name some, as in `--tables schema.table`")]
-    NoTables(String),
-    /// No table can have a rule, for these reasons.
-    #[error("no table can have a rule: {}", .0.join("; "))]
-    NoRules(Vec<String>),
-}
-
 /// A file that is to be proven and written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Draft {
@@ -111,7 +53,7 @@ pub struct Draft {
 
 impl Draft {
     /// Drafts rules for the tables that are `wanted`, by default for every table of the search path.
-    pub fn of(survey: &Survey, wanted: &[String]) -> Result<Self, DraftError> {
+    pub fn of(survey: &DraftInput, wanted: &[String]) -> Result<Self, DraftError> {
         let tables = choose(survey, wanted)?;
         let mut left_out = Vec::new();
         let mut drafted = Vec::new();
@@ -123,11 +65,11 @@ impl Draft {
         }
         let generated: &Generated = &survey.generated;
         let rules = rule::draft(&drafted, generated);
-        let excuses: Vec<_> = rules.iter().filter_map(Rule::excuse).collect();
-        if !rules.iter().any(Rule::is_active) {
+        let excuses: Vec<_> = rules.iter().filter_map(DraftRule::excuse).collect();
+        if !rules.iter().any(DraftRule::is_active) {
             return Err(DraftError::NoRules(left_out.into_iter().chain(excuses).collect()));
         }
-        let tests: Vec<_> = rules.iter().flat_map(Rule::tests).collect();
+        let tests: Vec<_> = rules.iter().flat_map(DraftRule::tests).collect();
         Ok(Self {
             text: file(&rules, &tests, &left_out),
             rules: rules.iter().filter(|rule| rule.is_active()).count(),
@@ -137,8 +79,8 @@ impl Draft {
     }
 }
 
-fn file(rules: &[Rule<'_>], tests: &[String], left_out: &[String]) -> String {
-    let rules: Vec<_> = rules.iter().map(Rule::yaml).collect();
+fn file(rules: &[DraftRule<'_>], tests: &[String], left_out: &[String]) -> String {
+    let rules: Vec<_> = rules.iter().map(DraftRule::yaml).collect();
     let mut text = format!("{HEAD}{}", rules.join("\n"));
     if !left_out.is_empty() {
         text.push_str("\n  # Without a rule:\n");
@@ -149,88 +91,11 @@ fn file(rules: &[Rule<'_>], tests: &[String], left_out: &[String]) -> String {
     text
 }
 
-/// The tables to look at, sorted by name.
-fn choose<'a>(survey: &'a Survey, wanted: &[String]) -> Result<Vec<&'a Table>, DraftError> {
-    let catalog = &survey.catalog;
-    let mut tables = Vec::new();
-    for text in wanted {
-        let found = catalog.find(&TableName::parse(text));
-        tables.push(found.ok_or_else(|| unknown_table(text, catalog))?);
-    }
-    if wanted.is_empty() {
-        let ours = |table: &&Table| {
-            catalog.search_path.contains(&table.name.schema) && reason_of_place(survey, table).is_none()
-        };
-        tables.extend(catalog.tables.iter().filter(ours));
-        if tables.is_empty() {
-            let path: Vec<_> = catalog.search_path.iter().map(|schema| yaml::key(schema)).collect();
-            return Err(DraftError::NoTables(path.join(", ")));
-        }
-    }
-    tables.sort_by_key(|table| &table.name);
-    tables.dedup_by(|table, other| table.name == other.name);
-    Ok(tables)
-}
-
-fn unknown_table(text: &str, catalog: &Catalog) -> DraftError {
-    let name = TableName::parse(text);
-    let near = nearest(&name.table, catalog.tables.iter().map(|table| table.name.table.as_str()));
-    let near = near.and_then(|near| catalog.tables.iter().find(|table| table.name.table == near));
-    DraftError::UnknownTable { name: yaml::key(text), near: near.map(|table| yaml::key(&table.name.to_string())) }
-}
-
-/// Why a table is no business of the rules, wherever the others are.
-fn reason_of_place(survey: &Survey, table: &Table) -> Option<&'static str> {
-    if table.name.schema == OWN_SCHEMA {
-        return Some("is our own");
-    }
-    survey.dependent.contains(&table.name).then_some("is a partition or belongs to an extension")
-}
-
-/// How the file names a table, or why it has no rule. A bare name means a table in any schema, as far as a test can
-/// tell, so it has to be the only one of that name.
-fn name_in_file(survey: &Survey, table: &Table, tables: &[&Table], asked_for: bool) -> Result<String, &'static str> {
-    let name = &table.name;
-    if let Some(why) = reason_of_place(survey, table) {
-        return Err(why);
-    }
-    if table.unlogged {
-        return Err("is unlogged: its changes never reach the log");
-    }
-    if !asked_for && MIGRATIONS.iter().any(|known| known.eq_ignore_ascii_case(&name.table)) {
-        return Err("is a migration tool's");
-    }
-    let bare = TableName::new("", name.table.clone());
-    let is_found = survey.catalog.find(&bare).is_some_and(|found| found.name == *name);
-    let is_only = tables.iter().filter(|other| other.name.table == name.table).count() == 1;
-    let is_bare = is_found && is_only;
-    if name.table.contains('.') || !is_bare && name.schema.contains('.') {
-        return Err("has a `.` in its name, which no rule can say");
-    }
-    Ok(if is_bare { name.table.clone() } else { name.to_string() })
-}
-
-/// What `unstale setup` will run for the rules on these tables, as the comment at the end of the file.
-pub fn setup_comment(settings: &Settings, tables: &[&TableName], widenings: &[String]) -> String {
-    let mut lines = vec!["What `unstale setup` will run; nothing was changed yet.".to_owned(), String::new()];
-    for statement in widenings {
-        lines.push(format!("  {}", yaml::comment(statement)));
-    }
-    lines.push(format!("  CREATE PUBLICATION {} FOR TABLE", yaml::comment(&quote(&settings.publication))));
-    for (at, table) in tables.iter().enumerate() {
-        let end = if at + 1 == tables.len() { ';' } else { ',' };
-        lines.push(format!("    {}{end}", yaml::comment(&quote_table(table))));
-    }
-    lines.push(format!("  SELECT pg_create_logical_replication_slot('{}', 'pgoutput');", settings.slot));
-    let comment = |line: &String| format!("# {line}").trim_end().to_owned() + "\n";
-    std::iter::once("\n".to_owned()).chain(lines.iter().map(comment)).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::{CatalogColumn, ForeignKey, Identity};
-    use crate::change::Kind;
+    use crate::catalog::{Catalog, CatalogColumn, ForeignKey, Identity, Table};
+    use crate::change::{Kind, TableName};
     use crate::config::{Document, Problems};
     use crate::rules::{RuleSet, Widening};
 
@@ -277,13 +142,13 @@ mod tests {
         }
     }
 
-    fn survey(tables: Vec<Table>) -> Survey {
+    fn survey(tables: Vec<Table>) -> DraftInput {
         let catalog = Catalog { tables, search_path: strings(&["app", "public"]) };
-        Survey { catalog, ..Survey::default() }
+        DraftInput { catalog, ..DraftInput::default() }
     }
 
     /// The draft, its rules held against the catalog, and what setup has to widen.
-    fn proven(survey: &Survey) -> (Draft, RuleSet, Vec<Widening>) {
+    fn proven(survey: &DraftInput) -> (Draft, RuleSet, Vec<Widening>) {
         let draft = Draft::of(survey, &[]).unwrap();
         let document =
             Document::parse(&draft.text, &|_| None).unwrap_or_else(|problems| panic!("{}: {problems:?}", draft.text));
@@ -460,7 +325,7 @@ tests:                        # exact: an op that is not listed fails the test
         assert_eq!(said, "there is no table usres; did you mean \"public.users\"?");
         let said = ask(&["events_1"]).unwrap_err().to_string();
         assert!(said.contains("\"public.events_1\" is a partition"), "{said}");
-        let empty = Survey::default();
+        let empty = DraftInput::default();
         assert!(matches!(Draft::of(&empty, &[]), Err(DraftError::NoTables(_))));
     }
 

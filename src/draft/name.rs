@@ -26,9 +26,9 @@ const IRREGULAR: &[(&str, &str)] = &[
 
 /// The names that were given.
 #[derive(Debug, Default)]
-pub(super) struct Names(BTreeSet<String>);
+pub(super) struct TakenNames(BTreeSet<String>);
 
-impl Names {
+impl TakenNames {
     /// The first of these that is free; if none is, the last with a number.
     pub(super) fn take(&mut self, candidates: &[String]) -> String {
         let numbered = candidates.last().map(String::as_str).unwrap_or_default();
@@ -131,7 +131,7 @@ mod tests {
 
     #[test]
     fn no_name_is_given_twice() {
-        let mut names = Names::default();
+        let mut names = TakenNames::default();
         let mut take = |candidates: &[&str]| {
             let candidates: Vec<_> = candidates.iter().map(ToString::to_string).collect();
             names.take(&candidates)

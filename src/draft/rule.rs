@@ -6,14 +6,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::key::{Generated, Key, Nth, columns, cost, sample, unique_sets};
-use super::name::{Names, row_of, slug};
+use super::name::{TakenNames, row_of, slug};
 use super::yaml;
 use crate::catalog::{CatalogColumn, ForeignKey, Table};
 use crate::change::{Kind, TableName};
 
 /// One table's rule.
 #[derive(Debug)]
-pub(super) struct Rule<'a> {
+pub(super) struct DraftRule<'a> {
     /// Its name in the file.
     name: String,
     /// The table, as the file says it.
@@ -32,8 +32,8 @@ pub(super) struct Rule<'a> {
 }
 
 /// The rules of these tables, each with its name in the file.
-pub(super) fn draft<'a>(tables: &'a [(&'a Table, String)], generated: &Generated) -> Vec<Rule<'a>> {
-    let mut names = Names::default();
+pub(super) fn draft<'a>(tables: &'a [(&'a Table, String)], generated: &Generated) -> Vec<DraftRule<'a>> {
+    let mut names = TakenNames::default();
     // The rows' own names first: `user` is the user's key, whichever table comes before.
     let mut rows = BTreeMap::new();
     for (table, _) in tables {
@@ -47,14 +47,14 @@ pub(super) fn draft<'a>(tables: &'a [(&'a Table, String)], generated: &Generated
 
 struct Drafter<'a> {
     /// What keys begin with, each name once.
-    names: Names,
+    names: TakenNames,
     /// What one row of each table is called.
     rows: BTreeMap<&'a TableName, String>,
     generated: &'a Generated,
 }
 
 impl Drafter<'_> {
-    fn rule<'a>(&mut self, table: &'a Table, text: &'a str) -> Rule<'a> {
+    fn rule<'a>(&mut self, table: &'a Table, text: &'a str) -> DraftRule<'a> {
         let name = self.row(&table.name);
         let mut remarks = Vec::new();
         let mut keys = Vec::new();
@@ -87,7 +87,7 @@ impl Drafter<'_> {
         }
         let in_primary = |column: &CatalogColumn| table.primary_key.contains(&column.name);
         let computed = |column: &CatalogColumn| self.generated.contains(&(table.name.clone(), column.name.clone()));
-        Rule {
+        DraftRule {
             others: table.columns.iter().filter(|column| !in_primary(column) && !computed(column)).collect(),
             moving: keys.iter().flat_map(|key| &key.columns).copied().find(|column| !in_primary(column)),
             read: table.columns.iter().filter(|column| keys.iter().any(|key| key.reads(column))).collect(),
@@ -155,7 +155,7 @@ fn joined(columns: &[String]) -> String {
     columns.iter().map(|column| slug(column, "column")).collect::<Vec<_>>().join("-")
 }
 
-impl Rule<'_> {
+impl DraftRule<'_> {
     /// Whether it is more than a comment.
     pub(super) fn is_active(&self) -> bool {
         self.why_not.is_none()
