@@ -7,10 +7,9 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use percent_encoding::percent_decode_str;
 use secrecy::SecretString;
 
-use crate::nearest::nearest;
+use super::parameters::{InvalidAddress, Parameters};
 
 /// One place where a server may listen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,74 +91,13 @@ impl fmt::Display for Address {
     }
 }
 
-/// Why a text is not an [`Address`]. Never repeats the text, which may hold a password.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum InvalidAddress {
-    /// Not `postgres://` or `postgresql://`.
-    #[error("not a postgres:// URL")]
-    Scheme,
-    /// A `%` that no two hexadecimal digits follow, or bytes that are not UTF-8.
-    #[error("bad percent-encoding in the {0}; write reserved characters of a password as %XX")]
-    Encoding(&'static str),
-    /// Not a number from 1 to 65535.
-    #[error("the port is not a number from 1 to 65535")]
-    Port,
-    /// A parameter after `?` that we do not know.
-    #[error("unknown parameter `{name}`{}", .near.as_ref().map(|near| format!(", did you mean `{near}`?")).unwrap_or_default())]
-    Parameter {
-        /// The parameter's name.
-        name: String,
-        /// The nearest that exists.
-        near: Option<&'static str>,
-    },
-    /// A parameter's value is none of those it takes.
-    #[error("the parameter `{0}` has a value it does not take; expected {1}")]
-    Value(&'static str, &'static str),
-}
-
-/// The parameters we act on, with libpq's variable for each.
-const PARAMETERS: &[(&str, &str)] = &[
-    ("host", "PGHOST"),
-    ("port", "PGPORT"),
-    ("user", "PGUSER"),
-    ("password", "PGPASSWORD"),
-    ("dbname", "PGDATABASE"),
-    ("sslmode", "PGSSLMODE"),
-    ("sslrootcert", "PGSSLROOTCERT"),
-    ("sslcert", "PGSSLCERT"),
-    ("sslkey", "PGSSLKEY"),
-    ("channel_binding", "PGCHANNELBINDING"),
-    ("connect_timeout", "PGCONNECT_TIMEOUT"),
-    ("application_name", "PGAPPNAME"),
-    ("options", "PGOPTIONS"),
-];
-
-/// Parameters that libpq knows and that change nothing for us.
-const IGNORED: &[&str] = &[
-    "client_encoding",
-    "fallback_application_name",
-    "gssencmode",
-    "keepalives",
-    "keepalives_count",
-    "keepalives_idle",
-    "keepalives_interval",
-    "sslcompression",
-    "sslsni",
-    "target_session_attrs",
-    "tcp_user_timeout",
-];
-
 const LONGEST_CONNECT_SECONDS: u64 = 3600;
 
 impl Address {
     /// Reads a URL; what it leaves out comes from libpq's variables, then from libpq's defaults.
     pub fn parse(url: &str, environment: &impl Fn(&str) -> Option<String>) -> Result<Self, InvalidAddress> {
-        let given = split_url(url)?;
-        let value = |name: &str| {
-            let said = given.iter().rev().find(|(key, value)| key == name && !value.is_empty());
-            let variable = PARAMETERS.iter().find(|(parameter, _)| *parameter == name).map(|(_, variable)| *variable);
-            said.map(|(_, value)| value.clone()).or_else(|| environment(variable?).filter(|value| !value.is_empty()))
-        };
+        let given = Parameters::of_url(url)?;
+        let value = |name: &str| given.value(name, environment);
 
         let ssl_mode = match value("sslmode").as_deref() {
             None | Some("prefer") => SslMode::Prefer,
@@ -205,57 +143,6 @@ impl Address {
             options: value("options"),
         })
     }
-}
-
-/// Takes a URL apart into libpq parameters.
-fn split_url(url: &str) -> Result<Vec<(String, String)>, InvalidAddress> {
-    let rest = url.strip_prefix("postgres://").or_else(|| url.strip_prefix("postgresql://"));
-    let rest = rest.ok_or(InvalidAddress::Scheme)?;
-    let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
-    let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
-    let (credentials, places) = authority.rsplit_once('@').unwrap_or(("", authority));
-    let (user, password) = credentials.split_once(':').unwrap_or((credentials, ""));
-
-    let mut names = Vec::new();
-    let mut ports = Vec::new();
-    for place in places.split(',') {
-        let bracketed = place.strip_prefix('[').and_then(|rest| rest.split_once(']'));
-        let (name, port) = match bracketed {
-            Some((name, port)) => (name, port.strip_prefix(':').unwrap_or(port)),
-            None => place.rsplit_once(':').unwrap_or((place, "")),
-        };
-        names.push(decode(name, "host")?);
-        ports.push(port.to_owned());
-    }
-    let mut given = vec![
-        ("host".to_owned(), names.join(",")),
-        ("user".to_owned(), decode(user, "user")?),
-        ("password".to_owned(), decode(password, "password")?),
-        ("dbname".to_owned(), decode(database, "database")?),
-    ];
-    if ports.iter().any(|port| !port.is_empty()) {
-        given.push(("port".to_owned(), ports.join(",")));
-    }
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let known = || PARAMETERS.iter().map(|(name, _)| *name);
-        if !known().any(|parameter| parameter == name) && !IGNORED.contains(&name) {
-            return Err(InvalidAddress::Parameter { near: nearest(name, known()), name: name.to_owned() });
-        }
-        given.push((name.to_owned(), decode(value, "parameters")?));
-    }
-    Ok(given)
-}
-
-fn decode(text: &str, part: &'static str) -> Result<String, InvalidAddress> {
-    let stray = text.match_indices('%').any(|(at, _)| {
-        let digits = text.as_bytes().get(at + 1..at + 3);
-        !digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
-    });
-    if stray {
-        return Err(InvalidAddress::Encoding(part));
-    }
-    percent_decode_str(text).decode_utf8().map(Into::into).map_err(|_| InvalidAddress::Encoding(part))
 }
 
 /// Pairs hosts with ports: one port for all, or one each.

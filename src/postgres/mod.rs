@@ -7,13 +7,15 @@ mod address;
 pub mod catalog;
 mod client;
 mod error;
+mod parameters;
 mod tls;
 mod transport;
 
-pub use address::{Address, ChannelBinding, Host, InvalidAddress, SslMode};
+pub use address::{Address, ChannelBinding, Host, SslMode};
 pub use client::{SqlConnection, connect, open};
 pub use error::{ConnectError, ServerError, advice};
 pub(crate) use error::{PREREQUISITE_STATE, UNDEFINED_OBJECT};
+pub use parameters::InvalidAddress;
 pub(crate) use transport::{Attempt, Transport, try_hosts};
 
 /// What a server may want that we cannot give.
