@@ -118,7 +118,8 @@ fn calls(read: &Read, query: &Query) -> Vec<Lint> {
         warn("read-volatile", message, why, "return as a second column, a timestamptz, until when the value is valid");
     }
     if !query.volatile_functions.is_empty() {
-        let message = format!("read `{name}` goes by the session or by chance: {}", query.volatile_functions.join(", "));
+        let message =
+            format!("read `{name}` goes by the session or by chance: {}", query.volatile_functions.join(", "));
         let why = "whoever asks first decides what everybody is served";
         warn("read-volatile", message, why, "make it a parameter, or leave it out");
     }
