@@ -16,6 +16,7 @@
 //! In reading order:
 //!
 //! - [`change`], [`catalog`], [`key`], [`nearest`], [`parameter`], [`plan`]: the vocabulary. No I/O.
+//! - [`causes`]: prints an error with its causes.
 //! - [`backoff`]: when to try again, and when to say so.
 //! - [`redis`]: how to reach Redis.
 //! - [`postgres`]: how to reach PostgreSQL; knows nothing above it.
@@ -43,6 +44,7 @@ pub mod parameter;
 pub mod plan;
 
 pub mod backoff;
+pub mod causes;
 pub mod postgres;
 pub mod redis;
 

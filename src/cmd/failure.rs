@@ -3,12 +3,12 @@
 //! Owns which exit code each error has, and how errors and their causes are printed. It must not know which command
 //! failed.
 
-use std::error::Error;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 
 use super::logging::colours;
+pub(super) use crate::causes::with_causes;
 use crate::config::Problems;
 use crate::postgres::{ConnectError, ServerError};
 use crate::sink::SinkError;
@@ -99,21 +99,6 @@ impl Failure {
     }
 }
 
-/// An error and its causes in one line. A cause that the message already ends with is not repeated.
-pub(super) fn with_causes(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        next = cause.source();
-    }
-    text
-}
-
 impl From<ConnectError> for Failure {
     fn from(error: ConnectError) -> Self {
         let message = with_causes(&error);
@@ -149,29 +134,5 @@ impl From<tokio_postgres::Error> for Failure {
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
         Self::findings(error.to_string())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[derive(Debug, thiserror::Error)]
-    enum Layered {
-        #[error("{0}")]
-        Text(&'static str),
-        #[error("above")]
-        Above(#[source] Box<Layered>),
-        #[error("above: {0}")]
-        Formatted(#[source] Box<Layered>),
-    }
-
-    #[test]
-    fn causes_are_printed_once() {
-        let check = |error: Layered, expected: &str| assert_eq!(with_causes(&error), expected);
-        let cause = || Box::new(Layered::Text("below"));
-        check(Layered::Text("alone"), "alone");
-        check(Layered::Above(cause()), "above: below");
-        check(Layered::Formatted(cause()), "above: below");
     }
 }

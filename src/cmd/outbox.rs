@@ -5,6 +5,7 @@ use tokio_postgres::Client;
 use super::display::printable;
 use super::failure::{Failure, with_causes};
 use crate::config::Settings;
+use crate::postgres::StatementError;
 use crate::source::outbox::entry::OutboxError;
 use crate::source::outbox::pending;
 
@@ -22,7 +23,8 @@ pub(super) async fn require_outbox(client: &Client, settings: &Settings) -> Resu
 /// The failure to read the entries of an outbox.
 pub(super) fn unreadable_outbox(error: OutboxError) -> Failure {
     match error {
-        OutboxError::Query(error) => error.into(),
+        OutboxError::Statement(StatementError::Refused(refusal)) => Failure::findings(format!("PostgreSQL: {refusal}")),
+        OutboxError::Statement(StatementError::Broken(error)) => error.into(),
         OutboxError::Entry { .. } | OutboxError::Position(_) => {
             Failure::findings(printable(with_causes(&error).as_bytes()))
         }

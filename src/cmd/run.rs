@@ -16,7 +16,7 @@ use super::signals::stop_on_signals;
 use crate::api::ApiServer;
 use crate::coherence::history::HistoryGap;
 use crate::config::Settings;
-use crate::pipeline::{self, RunError};
+use crate::pipeline::{self, Fault, RunError};
 use crate::rules::RuleSet;
 use crate::sink::Sink;
 
@@ -71,12 +71,15 @@ pub(super) async fn run(config: &Path, args: RunArgs) -> Result<(), Failure> {
 }
 
 fn failure(error: RunError) -> Failure {
-    match error {
-        RunError::Plan(_) => Failure::findings(with_causes(&error)),
-        RunError::Slot { .. } | RunError::Unpublished(_) | RunError::NoOutbox(_) | RunError::NotPrimary(_) => {
-            Failure::configuration(with_causes(&error))
-        }
-        RunError::Refused(error) => error.into(),
+    let mut message = with_causes(&error);
+    if let Some(advice) = error.advice {
+        message.push_str("; ");
+        message.push_str(advice);
+    }
+    match error.fault {
+        Fault::Change => Failure::findings(message),
+        Fault::Configuration => Failure::configuration(message),
+        Fault::Server => Failure::unavailable(message),
     }
 }
 

@@ -1,10 +1,11 @@
 //! The owner loop: joins source, rules, gate, ledger and sink, which do not know one another.
 //!
-//! Owns what happens from one connection to the next: when to try again, when to stop, when a slot has to be
-//! made anew. Within one connection, [`session`] owns the loop. Invariant: a batch in flight is never
-//! overtaken by what the next connection sends.
+//! Owns what happens from one session to the next: when to connect again, when to stop, when the slot has to be
+//! created again. Within one session, [`session`] owns the loop. Invariant: a batch in flight is never overtaken by
+//! what the next session sends.
 
 mod batcher;
+mod error;
 mod feed;
 mod part;
 mod repeats;
@@ -20,51 +21,21 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::{Backoff, Notices};
-use crate::coherence::primary::PrimaryError;
+use crate::causes::with_causes;
+use crate::change::Lsn;
 use crate::config::{Mode, Settings};
-use crate::postgres::{ConnectError, ServerError, UNDEFINED_OBJECT};
-use crate::rules::{PlanError, Planner, RuleSet};
+use crate::rules::{Planner, RuleSet};
 use crate::sink::Sink;
-use crate::source::outbox::entry::OutboxError;
-use crate::source::replication::assemble::AssembleError;
-use crate::source::replication::connection::ConnectionError;
-use crate::source::replication::pgoutput;
-use feed::slot::{Condition, SILENCE_MAX};
+pub use error::{Fault, RunError, SessionError};
+use error::{Policy, Reaction};
+use feed::slot::Condition;
 use session::Session;
 
-/// A connection that held for so long was a good one: the next failure is a new one.
-const HELD_LONG: Duration = Duration::from_secs(1);
+/// After a session that lasted so long, the next failure counts as the first one.
+const SESSION_GOOD: Duration = Duration::from_secs(1);
 
-/// Why the daemon stopped though nobody asked it to.
-#[derive(Debug, thiserror::Error)]
-pub enum RunError {
-    /// The file says to stop at such a change.
-    #[error(transparent)]
-    Plan(#[from] PlanError),
-    /// PostgreSQL refused the first connection, and would refuse the next.
-    #[error(transparent)]
-    Refused(ConnectError),
-    /// The slot or the publication cannot be used; waiting would not help.
-    #[error("the replication slot `{slot}` cannot be used: {error}")]
-    Slot {
-        /// Its name.
-        slot: String,
-        /// What the server said.
-        error: ServerError,
-    },
-    /// The publication is gone.
-    #[error("there is no publication `{0}` any more: run `unstale setup`")]
-    Unpublished(String),
-    /// There is no outbox, or another daemon's.
-    #[error("there is no outbox that `{0}` reads: run `unstale setup`")]
-    NoOutbox(String),
-    /// The server is not one that decides visibility.
-    #[error(transparent)]
-    NotPrimary(PrimaryError),
-}
-
-/// Runs until `stop` says so, or until something happens that waiting does not mend. What was received
-/// whole is then put into force first, within `drain_max`.
+/// Runs until `stop` is cancelled, or until an error happens that waiting does not mend. On `stop`, it first applies
+/// the changes that it has received completely, for at most `drain_max`.
 pub async fn run(
     settings: &Settings,
     rules: Arc<RuleSet>,
@@ -72,11 +43,10 @@ pub async fn run(
     stop: &CancellationToken,
     drain_max: Duration,
 ) -> Result<(), RunError> {
-    let mut idle_sink = Some(Box::new(sink));
+    let mut sink = Box::new(sink);
     let with_messages = rules.has_events();
     let mut planner = Planner::new(rules);
-    let mut backoff = Backoff::default();
-    let mut notices = Notices::default();
+    let mut retry = Retry { settings, backoff: Backoff::default(), notices: Notices::default() };
     let mut slot = Condition::default();
     loop {
         let opening = async {
@@ -90,140 +60,69 @@ pub async fn run(
             () = stop.cancelled() => return Ok(()),
             opened = opening => opened,
         };
-        let trouble = match opened {
+        match opened {
+            Err(error) => retry.react(error, None, &mut slot)?,
             Ok(source) => {
                 slot.streamed = true;
                 let began = Instant::now();
-                let mut session = Session::new(settings, source, planner, idle_sink.take());
+                let mut session = Session::new(settings, source, planner, sink);
                 let ended = session.run(stop, drain_max).await;
-                if began.elapsed() > HELD_LONG {
-                    backoff.reset();
-                    notices.reset();
+                if began.elapsed() > SESSION_GOOD {
+                    retry.reset();
                 }
-                match &ended {
-                    Err(SessionError::Broken(trouble)) => {
-                        // Before the wait for what is in flight: that may be what the trouble is.
-                        say(settings, trouble, &mut notices);
-                        if trouble.is_gap_in_publication() {
-                            slot.gap_at = session.slot_at();
-                        }
-                    }
-                    Ok(()) | Err(SessionError::Fatal(_)) => {}
-                }
-                (planner, idle_sink) = session.into_parts(stop).await;
-                match ended {
-                    Ok(()) => return Ok(()),
-                    Err(SessionError::Fatal(error)) => return Err(error),
-                    Err(SessionError::Broken(_)) => None,
-                }
+                // Before the wait for the batch in flight: the error may be about that batch.
+                let reacted = match ended {
+                    Ok(()) => None,
+                    Err(error) => Some(retry.react(error, session.slot_at(), &mut slot)),
+                };
+                let (used_planner, idle_sink) = session.into_parts(stop).await;
+                let Some(reacted) = reacted else { return Ok(()) };
+                reacted?;
+                // None: the daemon was stopped while Redis did not answer.
+                let Some(idle_sink) = idle_sink else { return Ok(()) };
+                (planner, sink) = (used_planner, idle_sink);
             }
-            // In the middle of a failover either may hold for a while.
-            Err(SessionError::Fatal(RunError::NotPrimary(error))) if slot.streamed => Some(Trouble::Primary(error)),
-            Err(SessionError::Fatal(error)) => return Err(error),
-            Err(SessionError::Broken(Trouble::Connect(error))) if !slot.streamed && !error.is_transient() => {
-                return Err(RunError::Refused(error));
-            }
-            Err(SessionError::Broken(trouble)) => Some(trouble),
-        };
-        if let Some(trouble) = trouble {
-            say(settings, &trouble, &mut notices);
-        }
-        if idle_sink.is_none() {
-            // Told to stop while Redis did not answer.
-            return Ok(());
         }
         tokio::select! {
             biased;
             () = stop.cancelled() => return Ok(()),
-            () = tokio::time::sleep(backoff.next_wait()) => {}
+            () = tokio::time::sleep(retry.backoff.next_wait()) => {}
         }
     }
 }
 
-/// Says why there is no replication, unless that was said a moment ago.
-fn say(settings: &Settings, trouble: &Trouble, notices: &mut Notices) {
-    if notices.due() {
-        let what = match settings.mode {
-            Mode::Slot => "no replication",
-            Mode::Outbox => "the outbox is not read",
-        };
-        tracing::warn!(postgres = %settings.postgres, "{what}: {trouble}; trying again");
-    }
+/// When the next session begins, and which errors are logged.
+struct Retry<'a> {
+    settings: &'a Settings,
+    backoff: Backoff,
+    notices: Notices,
 }
 
-/// Why one connection to the source ended.
-#[derive(Debug)]
-enum SessionError {
-    /// Another connection may go on.
-    Broken(Trouble),
-    /// It would not.
-    Fatal(RunError),
-}
-
-#[derive(Debug, thiserror::Error)]
-enum Trouble {
-    #[error(transparent)]
-    Connect(#[from] ConnectError),
-    #[error(transparent)]
-    Connection(#[from] ConnectionError),
-    #[error(transparent)]
-    Decode(#[from] pgoutput::DecodeError),
-    #[error(transparent)]
-    Assemble(#[from] AssembleError),
-    #[error(transparent)]
-    Primary(#[from] PrimaryError),
-    #[error("the catalog did not answer: {0}")]
-    Catalog(String),
-    #[error(transparent)]
-    Outbox(OutboxError),
-    #[error("a daemon with other rules has taken over: this one stands by until that is gone")]
-    Superseded,
-    #[error("the outbox is not the one that it was")]
-    OutboxReplaced,
-    #[error(
-        "another daemon works on the outbox, and rules with `set` or `stream` need order: one works, others stand by"
-    )]
-    Taken,
-    #[error("PostgreSQL has been silent for {} seconds", SILENCE_MAX.as_secs())]
-    Silent,
-    #[error("PostgreSQL does not answer")]
-    Unanswered,
-    #[error("the slot has log from before its publication existed")]
-    Skipped,
-    #[error("the slot could not be made anew: {0}")]
-    Recreate(tokio_postgres::Error),
-    #[error("nothing could be put into force in Redis for {} seconds, and PostgreSQL must be able to shut down", .0.as_secs())]
-    RedisAway(Duration),
-    #[error("Redis is not the one it was, lost writes, or another daemon is at work")]
-    Unproven,
-}
-
-impl Trouble {
-    /// Whether the slot stands where its publication did not exist. PostgreSQL reports that as an error for
-    /// ever, from version 18 on as a warning with which changes are left out.
-    fn is_gap_in_publication(&self) -> bool {
-        match self {
-            Self::Skipped => true,
-            Self::Connection(ConnectionError::Server(error)) => error.sqlstate == UNDEFINED_OBJECT,
-            _ => false,
+impl Retry<'_> {
+    /// Does what the table of [`SessionError::policy`] says. An error if the daemon stops. `slot_at` is the position of
+    /// the slot if a session was reading it.
+    fn react(&mut self, error: SessionError, slot_at: Option<Lsn>, slot: &mut Condition) -> Result<(), RunError> {
+        let Policy { reaction, advice } = error.policy();
+        if let Some(fault) = reaction.stops(slot.streamed) {
+            return Err(RunError { fault, advice, source: Box::new(error) });
         }
-    }
-}
-
-impl<E: Into<Trouble>> From<E> for SessionError {
-    fn from(error: E) -> Self {
-        match error.into() {
-            Trouble::Primary(PrimaryError::Connect(error)) => Self::Broken(Trouble::Connect(error)),
-            Trouble::Primary(error @ (PrimaryError::OtherServer | PrimaryError::Standby)) => {
-                Self::Fatal(RunError::NotPrimary(error))
-            }
-            trouble => Self::Broken(trouble),
+        if reaction == Reaction::RecreateSlot && slot_at.is_some() {
+            slot.gap_at = slot_at;
         }
+        if self.notices.due() {
+            let what = match self.settings.mode {
+                Mode::Slot => "no replication",
+                Mode::Outbox => "the outbox is not read",
+            };
+            let advice = advice.map(|advice| format!("; {advice}")).unwrap_or_default();
+            let (cause, then) = (with_causes(&error), reaction.sentence());
+            tracing::warn!(postgres = %self.settings.postgres, "{what}: {cause}{advice}; {then}");
+        }
+        Ok(())
     }
-}
 
-impl From<PlanError> for SessionError {
-    fn from(error: PlanError) -> Self {
-        Self::Fatal(error.into())
+    fn reset(&mut self) {
+        self.backoff.reset();
+        self.notices.reset();
     }
 }

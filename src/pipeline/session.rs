@@ -12,10 +12,10 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::batcher::{Batcher, Question};
+use super::error::SessionError;
 use super::feed::{Asking, Feed, FeedEvent, Source, arrival};
 use super::resume::resume;
 use super::slow_worker::SlowWorker;
-use super::{SessionError, Trouble};
 use crate::backoff::Notices;
 use crate::change::Lsn;
 use crate::coherence::gate::Snapshot;
@@ -104,27 +104,25 @@ pub(super) struct Session<'a> {
 
 impl<'a> Session<'a> {
     /// Begins by comparing histories; nothing is sent to Redis before that is done.
-    pub(super) fn new(settings: &'a Settings, source: Source, planner: Planner, sink: Option<Box<Sink>>) -> Self {
+    pub(super) fn new(settings: &'a Settings, source: Source, planner: Planner, sink: Box<Sink>) -> Self {
         let Source { feed, primary, present } = source;
         let now = Instant::now();
-        let liveness = sink.as_deref().map(Sink::liveness).unwrap_or_default();
-        let worker = sink.as_deref().map(|sink| {
-            Box::new(SlowWorker::new(Arc::clone(planner.rules()), settings, Arc::clone(&primary), sink.sweeper()))
-        });
+        let liveness = sink.liveness();
+        let worker = SlowWorker::new(Arc::clone(planner.rules()), settings, Arc::clone(&primary), sink.sweeper());
         let reader = match &feed {
             Feed::Slot(_) => None,
             Feed::Outbox(outbox) => Some(outbox.reader()),
         };
-        let flight = sink.map(|sink| -> Flight { Box::pin(resume(sink, Arc::clone(&primary), reader, present)) });
+        let flight: Flight = Box::pin(resume(sink, Arc::clone(&primary), reader, present));
         Self {
             settings,
             feed,
             primary,
             batcher: Batcher::new(planner, settings.max_keys, settings.mode == Mode::Outbox),
-            worker,
+            worker: Some(Box::new(worker)),
             running: None,
             sink: None,
-            flight,
+            flight: Some(flight),
             away_since: now,
             liveness,
             resumed: false,
@@ -283,7 +281,7 @@ impl<'a> Session<'a> {
         tracing::debug!(?done, "slow work has finished");
         self.worker = Some(worker);
         if done.is_err() {
-            return Err(Trouble::Unproven.into());
+            return Err(SessionError::Unproven);
         }
         self.batcher.finish_slow_work();
         Ok(())
@@ -312,7 +310,7 @@ impl<'a> Session<'a> {
             }
             Landing::Unproven => {
                 self.sink = Some(sink);
-                return Err(Trouble::Unproven.into());
+                return Err(SessionError::Unproven);
             }
             Landing::Unasked(error) => {
                 self.sink = Some(sink);
@@ -320,7 +318,7 @@ impl<'a> Session<'a> {
             }
             Landing::Unread(error) => {
                 self.sink = Some(sink);
-                return Err(Trouble::Outbox(error).into());
+                return Err(error.into());
             }
         }
         self.sink = Some(sink);
@@ -375,7 +373,7 @@ impl<'a> Session<'a> {
         self.send_off(true);
         let down_max = self.settings.redis_down_max;
         if self.flight.is_some() && self.away_since.elapsed().min(self.liveness.idle()) > down_max {
-            return Err(Trouble::RedisAway(down_max).into());
+            return Err(SessionError::RedisAway(down_max));
         }
         self.feed.on_tick(&self.batcher, self.resumed && !self.batcher.is_full())?;
         if self.resumed && self.looked.elapsed() >= LOOK_EVERY {

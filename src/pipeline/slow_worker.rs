@@ -8,6 +8,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use super::slow_queue::SlowWork;
+use crate::causes::with_causes;
 use crate::coherence::primary::Primary;
 use crate::config::Settings;
 use crate::lookups::{Outlet, Runner, give_up_all};
@@ -58,7 +59,7 @@ impl SlowWorker {
             self.runner = match self.primary.another(&self.settings.postgres).await {
                 Ok(primary) => Some(Runner::new(primary.into_client())),
                 Err(error) => {
-                    let reason = format!("there was no connection for lookups: {error}");
+                    let reason = format!("there was no connection for lookups: {}", with_causes(&error));
                     return outlet.send(&self.rules, give_up_all(&self.rules, &calls, &reason)).await;
                 }
             };

@@ -8,6 +8,7 @@ pub mod catalog;
 mod client;
 mod error;
 mod parameters;
+mod statement;
 mod tls;
 mod transport;
 
@@ -16,6 +17,7 @@ pub use client::{SqlConnection, connect, open};
 pub use error::{ConnectError, ServerError, advice};
 pub(crate) use error::{PREREQUISITE_STATE, UNDEFINED_OBJECT};
 pub use parameters::InvalidAddress;
+pub use statement::StatementError;
 pub(crate) use transport::{Attempt, Transport, try_hosts};
 
 /// What a server may want that we cannot give.

@@ -349,7 +349,7 @@ fn a_redis_failover_that_lost_writes_empties_the_cache_and_one_that_lost_none_ke
         proxy.retarget(replica.port());
         proxy.cut();
         daemon.signal("CONT");
-        daemon.wait_for_log("Redis is not the one it was");
+        daemon.wait_for_log("Redis was replaced");
         world.redis = replica;
         daemon.wait_for_log("streaming");
         assert_eq!(world.holds("v1:user:u8"), !lossy);

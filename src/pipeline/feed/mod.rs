@@ -9,8 +9,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::SessionError;
 use super::batcher::Batcher;
+use super::error::SessionError;
 use crate::change::{Lsn, Relation};
 use crate::coherence::history::Present;
 use crate::coherence::primary::{Primary, PrimaryError};

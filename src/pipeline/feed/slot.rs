@@ -15,7 +15,7 @@ use crate::coherence::primary::{INSTANCE, Primary, SlotFacts};
 use crate::config::Settings;
 use crate::install;
 use crate::pipeline::batcher::Batcher;
-use crate::pipeline::{RunError, SessionError, Trouble};
+use crate::pipeline::error::SessionError;
 use crate::postgres::catalog::{self, Ancestry};
 use crate::postgres::{PREREQUISITE_STATE, UNDEFINED_OBJECT};
 use crate::source::replication::assemble::Assembler;
@@ -30,7 +30,7 @@ const STATUS_EVERY: Duration = Duration::from_secs(1);
 const SILENCE_BEFORE_ASKING: Duration = Duration::from_secs(20);
 
 /// After this much silence the connection counts as dead, though its socket may be open.
-pub(in crate::pipeline) const SILENCE_MAX: Duration = Duration::from_secs(60);
+const SILENCE_MAX: Duration = Duration::from_secs(60);
 
 /// How long one question to the catalog may take.
 const CATALOG_TIMEOUT: Duration = Duration::from_secs(10);
@@ -71,7 +71,7 @@ pub(in crate::pipeline) async fn open(
     with_messages: bool,
     condition: &mut Condition,
 ) -> Result<Source, SessionError> {
-    let silent = |_| SessionError::from(Trouble::Unanswered);
+    let silent = |_| SessionError::Unanswered(OPEN_MAX);
     let (mut connection, instance) = tokio::time::timeout(OPEN_MAX, async {
         let mut connection = Connection::open(&settings.postgres).await?;
         let instance = one_text(connection.query(INSTANCE).await?);
@@ -103,16 +103,16 @@ pub(in crate::pipeline) async fn open(
             let facts = primary.facts(&settings.slot, &settings.publication).await?;
             let gone = facts.confirmed.is_none() && condition.streamed;
             if !(facts.published && (facts.lost || gone)) {
-                return Err(SessionError::Fatal(RunError::Slot { slot: settings.slot.clone(), error }));
+                return Err(SessionError::SlotUnusable { slot: settings.slot.clone(), source: error });
             }
             recreate(settings, &primary).await?;
-            return Err(Trouble::Connection(ConnectionError::Server(error)).into());
+            return Err(ConnectionError::Server(error).into());
         }
         Err(error) => return Err(error.into()),
     };
     let facts = primary.facts(&settings.slot, &settings.publication).await?;
     if !facts.published {
-        return Err(SessionError::Fatal(RunError::Unpublished(settings.publication.clone())));
+        return Err(SessionError::NoPublication(settings.publication.clone()));
     }
     let SlotFacts { confirmed, recovered, end, .. } = facts;
     let mut columns = identity.into_iter().flatten().map(Option::unwrap_or_default);
@@ -136,10 +136,12 @@ fn one_text(rows: Vec<Vec<Option<String>>>) -> String {
 async fn recreate(settings: &Settings, primary: &Primary) -> Result<(), SessionError> {
     let facts = primary.facts(&settings.slot, &settings.publication).await?;
     if !facts.published {
-        return Err(SessionError::Fatal(RunError::Unpublished(settings.publication.clone())));
+        return Err(SessionError::NoPublication(settings.publication.clone()));
     }
     let recreated = tokio::time::timeout(RECREATE_MAX, install::slot::recreate(primary.client(), &settings.slot)).await;
-    recreated.map_err(|_| Trouble::Unanswered)?.map_err(Trouble::Recreate)?;
+    recreated
+        .map_err(|_| SessionError::Unanswered(RECREATE_MAX))?
+        .map_err(|error| SessionError::RecreateSlot(error.into()))?;
     tracing::warn!(slot = settings.slot, "the slot was of no use any more and was made anew: changes were missed");
     Ok(())
 }
@@ -170,7 +172,7 @@ impl Slot {
         while !batcher.is_full() {
             let event = match self.stream.next_frame()? {
                 None => return Ok(true),
-                Some(Frame::Skipped) => return Err(Trouble::Skipped.into()),
+                Some(Frame::Skipped) => return Err(SessionError::PublicationGap),
                 Some(Frame::Keepalive { wal_end }) => Some(SourceEvent::Progress { wal_end }),
                 Some(Frame::Log(bytes)) => {
                     let message = pgoutput::decode(bytes)?;
@@ -203,7 +205,7 @@ impl Slot {
             return Ok(());
         }
         let asked = tokio::time::timeout(CATALOG_TIMEOUT, ask_place(&self.primary, body.id, batcher.open_xid()));
-        let ancestors = asked.await.unwrap_or_else(|_| Err(Trouble::Catalog("no answer in time".to_owned())))?;
+        let ancestors = asked.await.unwrap_or(Err(SessionError::Unanswered(CATALOG_TIMEOUT)))?;
         let named = ancestors.iter().find(|table| batcher.planner().has_rules_for(table));
         let root = named.or(ancestors.last()).cloned();
         self.assembler.set_root(body.id, root);
@@ -238,7 +240,7 @@ impl Slot {
         }
         let silence = self.heard.elapsed();
         if silence > SILENCE_MAX {
-            return Err(Trouble::Silent.into());
+            return Err(SessionError::Silent(SILENCE_MAX));
         }
         if confirmed > self.reported_lsn || self.reported.elapsed() >= STATUS_EVERY {
             self.report(confirmed, silence > SILENCE_BEFORE_ASKING);
@@ -274,14 +276,13 @@ impl Slot {
 
 /// Asks until the answer includes what the transaction being received did, if it did anything to the table's place:
 /// PostgreSQL sends commits before they are visible.
-async fn ask_place(primary: &Primary, relation: RelationId, xid: Option<Xid>) -> Result<Vec<TableName>, Trouble> {
+async fn ask_place(primary: &Primary, relation: RelationId, xid: Option<Xid>) -> Result<Vec<TableName>, SessionError> {
     const ASK_AGAIN_AFTER: Duration = Duration::from_millis(1);
     loop {
         let answer = catalog::ancestry(primary.client(), relation).await;
         let Ancestry { ancestors, is_settled, snapshot } =
-            answer.map_err(|error| Trouble::Catalog(error.to_string()))?;
-        let snapshot =
-            Snapshot::parse(&snapshot).ok_or_else(|| Trouble::Catalog(format!("the snapshot {snapshot:?}")))?;
+            answer.map_err(|error| SessionError::Catalog(error.into()))?;
+        let snapshot = Snapshot::parse(&snapshot).ok_or_else(|| SessionError::CatalogUnreadable(snapshot.clone()))?;
         if is_settled || xid.is_none_or(|xid| snapshot.sees(xid)) {
             return Ok(ancestors);
         }

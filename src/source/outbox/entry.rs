@@ -14,6 +14,7 @@ use tokio_postgres::types::{FromSql, Type};
 use tokio_postgres::{Client, Row as SqlRow};
 
 use crate::change::{Cell, Change, Column, Kind, Operation, Relation, RelationId, Row, TableName};
+use crate::postgres::StatementError;
 use crate::source::images::{Image, Images};
 
 /// The columns that [`Shapes::decode`] reads, in their order.
@@ -47,9 +48,9 @@ pub enum EntryEvent {
 /// Why the outbox cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum OutboxError {
-    /// The server said no, or the connection broke.
-    #[error("the outbox cannot be read: {}", explain(.0))]
-    Query(#[from] tokio_postgres::Error),
+    /// A statement failed.
+    #[error("the outbox cannot be read")]
+    Statement(#[source] StatementError),
     /// An entry that nobody can read.
     #[error(
         "entry {id} of unstale.outbox cannot be read: {reason}; delete it by hand, run `unstale setup`, and start \
@@ -66,11 +67,9 @@ pub enum OutboxError {
     Position(String),
 }
 
-/// What PostgreSQL said; the library's own text leaves that out.
-fn explain(error: &tokio_postgres::Error) -> String {
-    match error.as_db_error() {
-        Some(refusal) => crate::postgres::ServerError::from(refusal).to_string(),
-        None => error.to_string(),
+impl From<tokio_postgres::Error> for OutboxError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::Statement(error.into())
     }
 }
 

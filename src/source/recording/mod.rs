@@ -33,7 +33,7 @@ pub struct Recorded {
 #[derive(Debug, thiserror::Error)]
 pub enum RecordingError {
     /// The input could not be read.
-    #[error("cannot read the recording: {0}")]
+    #[error("cannot read the recording")]
     Io(#[from] std::io::Error),
     /// A line is malformed.
     #[error("line {line}, column {column}: {message}")]

@@ -16,6 +16,7 @@ use postgres_protocol::message::{backend, frontend};
 use secrecy::ExposeSecret as _;
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _};
 
+use crate::causes::with_causes;
 use crate::postgres::{self, Address, Attempt, ChannelBinding, ConnectError, ServerError, Transport};
 
 /// The largest message taken from a server: a row is at most 1 GB, and its old image as much again.
@@ -44,11 +45,11 @@ impl std::fmt::Debug for Connection {
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectionError {
     /// The socket failed or the server closed it.
-    #[error("the connection to PostgreSQL broke: {0}")]
+    #[error("the connection to PostgreSQL broke")]
     Io(#[from] io::Error),
     /// The server reported an error.
-    #[error("PostgreSQL: {0}")]
-    Server(ServerError),
+    #[error("PostgreSQL reported an error")]
+    Server(#[source] ServerError),
     /// The server sent what the protocol does not allow here.
     #[error("PostgreSQL sent what the protocol does not allow: {0}")]
     Protocol(String),
@@ -361,6 +362,6 @@ pub(super) fn server_error(body: &[u8]) -> ServerError {
 fn unanswered(error: ConnectionError) -> ConnectError {
     match error {
         ConnectionError::Server(refusal) => ConnectError::Refused(refusal),
-        error => ConnectError::Protocol(error.to_string()),
+        error => ConnectError::Protocol(with_causes(&error)),
     }
 }

@@ -188,7 +188,7 @@ fn who_has_new_rules_takes_over_and_misses_nothing() {
         world.settle();
         assert!(!world.holds("v1:profile:u1") && !world.holds("v1:org:o1"), "round {round}: {:?}", before.log());
     }
-    before.wait_for_log("this one stands by");
+    before.wait_for_log("this daemon stands by");
     assert_eq!(world.epoch(), 1);
     // It goes on when nobody else does.
     assert_eq!(after.stop(), Some(0));
@@ -210,7 +210,7 @@ fn who_writes_elsewhere_takes_over_and_the_way_back_empties_the_cache() {
     let second = world.daemon();
     wait_until(EVENT_MAX, "the first one stands by", || {
         world.sql("update users set name = 'second' where id = 'u1'");
-        first.log().iter().any(|line| line.contains("this one stands by"))
+        first.log().iter().any(|line| line.contains("this daemon stands by"))
     });
     world.cache("v2:user:u1");
     world.sql("update users set name = 'second alone' where id = 'u1'");

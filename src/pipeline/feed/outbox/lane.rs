@@ -12,7 +12,7 @@ use crate::coherence::primary::Primary;
 use crate::coherence::progress::Ticket;
 use crate::config::Settings;
 use crate::mutant::{self, Mutant};
-use crate::pipeline::{SessionError, Trouble};
+use crate::pipeline::error::SessionError;
 use crate::source::outbox::Consumer;
 use crate::source::outbox::claim::{Claim, Claimant};
 use crate::source::outbox::entry::OutboxError;
@@ -71,7 +71,7 @@ impl Lane {
     /// Connects to the server that `primary` is connected to.
     pub(super) async fn open(settings: &Settings, primary: &Primary) -> Result<Self, SessionError> {
         let client = primary.another(&settings.postgres).await?.into_client();
-        let claimant = Claimant::new(client).await.map_err(Trouble::Outbox)?;
+        let claimant = Claimant::new(client).await?;
         Ok(Self { state: State::Free(claimant), tickets: None, entries: 0, given: 0, spoke: Instant::now() })
     }
 

@@ -18,6 +18,7 @@ use self::lane::{Counted, Lane, Task};
 use super::slot::Condition;
 use super::{Feed, FeedEvent, Source, arrival};
 use crate::backoff::Notices;
+use crate::causes::with_causes;
 use crate::change::Lsn;
 use crate::coherence::history::{Origin, Present};
 use crate::coherence::horizon::{Floor, Horizon};
@@ -26,11 +27,12 @@ use crate::coherence::progress::Ticket;
 use crate::config::Settings;
 use crate::mutant::{self, Mutant};
 use crate::pipeline::batcher::Batcher;
-use crate::pipeline::{RunError, SessionError, Trouble};
+use crate::pipeline::error::SessionError;
+use crate::postgres::StatementError;
 use crate::rules::RuleSet;
 use crate::sink::Sink;
 use crate::source::outbox::claim::{Claim, Transaction};
-use crate::source::outbox::entry::EntryEvent;
+use crate::source::outbox::entry::{EntryEvent, OutboxError};
 use crate::source::outbox::survey::{self, Facts, Questions, Survey};
 use crate::source::outbox::{CHANNEL, Consumer};
 
@@ -109,7 +111,7 @@ pub(in crate::pipeline) struct Outbox {
     /// No look before this moment: the last one took its time.
     rest_until: Instant,
     floor: Floor,
-    surveying: Option<Step<Result<Look, Trouble>>>,
+    surveying: Option<Step<Result<Look, SessionError>>>,
     /// When the survey under way began.
     asked: Instant,
     /// The last survey found nothing: whoever writes next may be asked to ring.
@@ -139,30 +141,32 @@ pub(in crate::pipeline) async fn open(
     rules: &RuleSet,
     condition: &Condition,
 ) -> Result<Source, SessionError> {
-    tokio::time::timeout(STEP_MAX, try_open(settings, rules, condition)).await.map_err(|_| Trouble::Unanswered)?
+    tokio::time::timeout(STEP_MAX, try_open(settings, rules, condition))
+        .await
+        .map_err(|_| SessionError::Unanswered(STEP_MAX))?
 }
 
 async fn try_open(settings: &Settings, rules: &RuleSet, condition: &Condition) -> Result<Source, SessionError> {
     let consumer = Arc::new(consumer(settings, rules));
     let (primary, bell) = Primary::first(&settings.postgres).await?;
     let primary = Arc::new(primary);
-    if !survey::enter(primary.client(), rules.needs_order()).await.map_err(Trouble::Outbox)? {
-        return Err(Trouble::Taken.into());
+    if !survey::enter(primary.client(), rules.needs_order()).await? {
+        return Err(SessionError::OutboxTaken);
     }
-    let facts = survey::facts(primary.client(), &settings.slot).await.map_err(Trouble::Outbox)?;
-    let Some(facts) = facts else { return Err(SessionError::Fatal(RunError::NoOutbox(settings.slot.clone()))) };
+    let facts = survey::facts(primary.client(), &settings.slot).await?;
+    let Some(facts) = facts else { return Err(SessionError::NoOutbox(settings.slot.clone())) };
     let Facts { file, last, system, timeline, recovered } = facts;
     // Whoever began last knows better; but one that comes back does not take over from him.
-    if condition.streamed && survey::is_superseded(primary.client(), &consumer).await.map_err(Trouble::Outbox)? {
-        return Err(Trouble::Superseded.into());
+    if condition.streamed && survey::is_superseded(primary.client(), &consumer).await? {
+        return Err(SessionError::Superseded);
     }
     // A transaction that notifies cannot be prepared, so where some may be nobody is asked to ring.
-    let rings = settings.notify && !survey::prepares(primary.client()).await.map_err(Trouble::Outbox)?;
+    let rings = settings.notify && !survey::prepares(primary.client()).await?;
     if rings {
         let listened = primary.client().batch_execute(&format!("listen {CHANNEL}")).await;
-        listened.map_err(|error| Trouble::Outbox(error.into()))?;
+        listened.map_err(OutboxError::from)?;
     }
-    let questions = Arc::new(Questions::prepare(primary.client()).await.map_err(Trouble::Outbox)?);
+    let questions = Arc::new(Questions::prepare(primary.client()).await?);
     let lanes = [Lane::open(settings, &primary).await?, Lane::open(settings, &primary).await?];
     let origin = Origin { system, timeline, recovered, source: source_of(file, "") };
     // Nothing is proven yet: the first survey does that. The rest is asked when it is this daemon's turn.
@@ -252,7 +256,7 @@ impl Outbox {
     fn take_survey(&mut self, survey: Survey, batcher: &mut Batcher) -> Result<(), SessionError> {
         let Survey { file, position, given, calm, oldest, entries } = survey;
         if file != Some(self.file) || given < self.floor.given() {
-            return Err(Trouble::OutboxReplaced.into());
+            return Err(SessionError::OutboxReplaced);
         }
         self.floor.survey(given, oldest, entries.map(|(first, _)| first));
         if mutant::is(Mutant::EagerWatermark) {
@@ -357,8 +361,8 @@ impl Outbox {
         };
         self.surveying = Some(Box::pin(async move {
             match tokio::time::timeout(STEP_MAX, look).await {
-                Ok(survey) => survey.map_err(Trouble::Outbox),
-                Err(_) => Err(Trouble::Unanswered),
+                Ok(survey) => survey.map_err(SessionError::Outbox),
+                Err(_) => Err(SessionError::Unanswered(STEP_MAX)),
             }
         }));
     }
@@ -372,10 +376,11 @@ impl Outbox {
                 Some(keeper) => keeper,
                 None => match primary.another(&settings.postgres).await {
                     Ok(another) => another.into_client(),
-                    Err(error) => return (None, Err(error.to_string())),
+                    Err(error) => return (None, Err(with_causes(&error))),
                 },
             };
-            let vacuumed = keeper.batch_execute(VACUUM).await.map_err(|error| error.to_string());
+            let vacuumed =
+                keeper.batch_execute(VACUUM).await.map_err(|error| with_causes(&StatementError::from(error)));
             (Some(keeper), vacuumed)
         }));
     }
@@ -415,7 +420,7 @@ impl Outbox {
                 return Ok(FeedEvent::Arrived);
             }
         };
-        let (task, claim) = done.map_err(Trouble::Outbox)?;
+        let (task, claim) = done?;
         self.on_done(at, task, claim);
         Ok(FeedEvent::Arrived)
     }
@@ -436,7 +441,7 @@ impl Outbox {
     pub(super) fn on_tick(&self) -> Result<(), SessionError> {
         let is_stuck = |lane: &Lane| lane.task().is_some_and(|(_, since)| since > STEP_MAX);
         match self.lanes.iter().any(is_stuck) {
-            true => Err(Trouble::Unanswered.into()),
+            true => Err(SessionError::Unanswered(STEP_MAX)),
             false => Ok(()),
         }
     }
