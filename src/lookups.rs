@@ -19,7 +19,7 @@ use crate::config::{Problems, Spanned};
 use crate::nearest::nearest;
 use crate::parameter::TextParameter;
 use crate::plan::{CallOrigin, DeadLetter, LookupCall, Plan, RuleId};
-use crate::rules::{Image, Lookup, Rule, RuleSet};
+use crate::rules::{Image, Lookup, RuleSet};
 
 /// How many calls are on their way at once.
 const CALLS_AT_ONCE: usize = 64;
@@ -67,7 +67,7 @@ impl Outlet<'_> {
             Self::Plan(plan) => plan.append(piece),
             Self::Channel(sender, sweeps) => {
                 piece.take_sweeps().into_iter().for_each(|(rule, removal)| sweeps.remove(rule, removal));
-                sweeps.limit_sweeps(|rule| rules.rule(rule).map(Rule::removals).unwrap_or_default());
+                sweeps.limit_sweeps(|asked| rules.removals_of(asked));
                 if !piece.is_empty() {
                     // Nobody takes it any more: whoever waited for it was dropped.
                     let _ = sender.send(piece).await;

@@ -84,7 +84,8 @@ impl ConfigFile {
     }
 
     fn sink_settings(&self, rules: &RuleSet) -> SinkSettings {
-        let label = |rule: &Rule| RuleLabel { name: rule.name.clone(), line: self.line_column(rule.span.start).line };
+        let line = |rule: &Rule| self.line_column(rule.span.start).line;
+        let label = |rule: &Rule| (rule.id, RuleLabel { name: rule.name.clone(), line: line(rule) });
         // Most keys are named by both rules and reads.
         let removals: IndexSet<_> = rules.removals().into_iter().chain(self.reads.removals()).collect();
         SinkSettings {

@@ -252,7 +252,7 @@ mod tests {
 
     #[test]
     fn every_op_is_taken_over() {
-        let rule = RuleId::new(0);
+        let rule = RuleId::of("r");
         let mut glob = Glob::new();
         glob.push_any();
         let mut plan = Plan::default();

@@ -18,7 +18,7 @@ use crate::coherence::gate::{Gate, Snapshot};
 use crate::coherence::progress::{Progress, Ticket};
 use crate::mutant::{self, Mutant};
 use crate::plan::{Plan, Removal, RuleId};
-use crate::rules::{PlanError, Planner, Rule};
+use crate::rules::{PlanError, Planner};
 use crate::sink::Batch;
 use crate::source::outbox::claim::Transaction;
 use crate::source::outbox::entry::EntryEvent;
@@ -371,12 +371,11 @@ impl Batcher {
             all.part.append(part);
         }
         let rules = self.planner.rules();
-        let removals_of = |rule| rules.rule(rule).map(Rule::removals).unwrap_or_default();
         let (tickets, mut dropped) = self.streams.clear();
         tickets.into_iter().for_each(|ticket| self.progress.done(ticket));
         let open = self.open.as_mut().and_then(|open| open.held.as_mut());
         for part in std::iter::once(&mut all.part).chain(open) {
-            dropped += part.plan.collapse(removals_of);
+            dropped += part.plan.collapse(|asked| rules.removals_of(asked));
             part.changes = 0;
         }
         if !all.xids.is_empty() {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::change::Lsn;
 use crate::coherence::progress::Ticket;
 use crate::plan::{Plan, Removal, RuleId};
-use crate::rules::{Rule, RuleSet};
+use crate::rules::RuleSet;
 
 /// The most keys that wait for their second delete by name.
 const KEYS_MAX: usize = 100_000;
@@ -54,7 +54,7 @@ impl Repeats {
         }
         for (after, mut plan) in by_delay {
             if self.keys + plan.len() > KEYS_MAX {
-                plan.collapse(|rule| rules.rule(rule).map(Rule::removals).unwrap_or_default());
+                plan.collapse(|asked| rules.removals_of(asked));
             }
             let at = now + after;
             if let Some((&(_, hold), near)) = self.due.range_mut((at, Hold(0))..=(at + TOGETHER, Hold(u64::MAX))).next()
@@ -119,11 +119,11 @@ mod tests {
         let bound = |lsn| Bound { confirmed: Lsn::new(lsn), since: Ticket::default() };
         let key = |name: &str| Removal::Key(name.into());
         let second = Duration::from_secs(1);
-        let removed = vec![(second, RuleId::new(0), key("a")), (2 * second, RuleId::new(0), key("b"))];
+        let removed = vec![(second, RuleId::of("r"), key("a")), (2 * second, RuleId::of("r"), key("b"))];
         repeats.schedule(removed, now, bound(7), &rules);
         let close = now + Duration::from_millis(1);
-        repeats.schedule(vec![(second, RuleId::new(0), key("c"))], close, bound(9), &rules);
-        repeats.schedule(vec![(second, RuleId::new(0), key("d"))], now + second / 2, bound(9), &rules);
+        repeats.schedule(vec![(second, RuleId::of("r"), key("c"))], close, bound(9), &rules);
+        repeats.schedule(vec![(second, RuleId::of("r"), key("d"))], now + second / 2, bound(9), &rules);
         assert_eq!((repeats.limit(), repeats.next_due()), (Some(Lsn::new(7)), Some(now + second + TOGETHER)));
         assert!(repeats.take_due(now + second).is_none());
         let (hold, plan) = repeats.take_due(now + second + TOGETHER).unwrap();

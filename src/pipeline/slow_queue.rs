@@ -8,7 +8,7 @@ use super::part::{Part, Size};
 use crate::change::Lsn;
 use crate::coherence::progress::Ticket;
 use crate::plan::{CallOrigin, LookupCall, Plan};
-use crate::rules::{Rule, RuleSet};
+use crate::rules::RuleSet;
 
 /// What the worker does in one run.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ impl SlowQueue {
     pub(super) fn push(&mut self, rules: &RuleSet, part: Part, open: bool) {
         self.has_open |= open;
         self.waiting.append(part);
-        self.waiting.plan.limit_sweeps(|rule| rules.rule(rule).map(Rule::removals).unwrap_or_default());
+        self.waiting.plan.limit_sweeps(|asked| rules.removals_of(asked));
     }
 
     /// Whether the queue holds work of the transaction whose rows are still arriving.

@@ -118,7 +118,7 @@ mod tests {
     #[test]
     fn entries_go_in_order_and_not_too_many_at_once() {
         let (mut progress, mut streams) = (Progress::default(), Streams::default());
-        let entry = || (RuleId::new(0), StreamAppend { stream: "s".into(), data: b"{}".to_vec(), maxlen: 1 }, None);
+        let entry = || (RuleId::of("r"), StreamAppend { stream: "s".into(), data: b"{}".to_vec(), maxlen: 1 }, None);
         let mut push = |progress: &mut Progress, lsn, count| {
             let ticket = progress.received(Lsn::new(lsn));
             progress.split(ticket);
@@ -143,7 +143,7 @@ mod tests {
         let (mut progress, mut streams) = (Progress::default(), Streams::default());
         let entry = |mark: &str| {
             let entry = StreamAppend { stream: "s".into(), data: b"{}".to_vec(), maxlen: 1 };
-            (RuleId::new(0), entry, Some(mark.to_owned()))
+            (RuleId::of("r"), entry, Some(mark.to_owned()))
         };
         let [first, second] = ["7-0", "8-0"].map(|mark| {
             let ticket = progress.received(Lsn::ZERO);

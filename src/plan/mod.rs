@@ -6,6 +6,7 @@
 
 mod action;
 mod op;
+mod rule_id;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -15,7 +16,8 @@ use indexmap::IndexMap;
 use indexmap::map::Entry;
 
 pub use self::action::ActionKind;
-pub use self::op::{CallOrigin, DeadLetter, LookupCall, Op, Publish, Removal, RuleId, SetValue, StreamAppend};
+pub use self::op::{CallOrigin, DeadLetter, LookupCall, Op, Publish, Removal, SetValue, StreamAppend};
+pub use self::rule_id::RuleId;
 use crate::change::Lsn;
 use crate::key::{CacheKey, Glob};
 
@@ -283,7 +285,7 @@ impl Plan {
 
     /// Many patterns or sets of one rule become what the rule may ever have made: every key is compared with each
     /// pattern, and each set is a search of its own.
-    pub fn limit_sweeps(&mut self, removals_of: impl Fn(RuleId) -> Vec<Removal>) {
+    pub fn limit_sweeps(&mut self, removals_of: impl Fn(&BTreeSet<RuleId>) -> Vec<(RuleId, Removal)>) {
         let mut counts: BTreeMap<RuleId, (usize, usize)> = BTreeMap::new();
         for rule in self.patterns.values().chain(self.tag_globs.values()) {
             counts.entry(*rule).or_default().0 += 1;
@@ -298,9 +300,8 @@ impl Plan {
         self.patterns.retain(|_, rule| !counts.contains_key(rule));
         self.tag_globs.retain(|_, rule| !counts.contains_key(rule));
         self.tags.retain(|_, rule| !counts.contains_key(rule));
-        for rule in counts.into_keys() {
-            removals_of(rule).into_iter().for_each(|removal| self.remove(rule, removal));
-        }
+        let rules = counts.into_keys().collect();
+        removals_of(&rules).into_iter().for_each(|(rule, removal)| self.remove(rule, removal));
         self.bytes = self.measure();
     }
 
@@ -315,7 +316,7 @@ impl Plan {
 
     /// Forgets single keys and messages in favour of what the rules that asked for them match: more than was asked
     /// for, in little memory. How many messages were dropped.
-    pub fn collapse(&mut self, removals_of: impl Fn(RuleId) -> Vec<Removal>) -> usize {
+    pub fn collapse(&mut self, removals_of: impl Fn(&BTreeSet<RuleId>) -> Vec<(RuleId, Removal)>) -> usize {
         let collapsed = std::mem::take(self);
         let rules: BTreeSet<_> = collapsed
             .deletes
@@ -330,11 +331,10 @@ impl Plan {
         (self.transaction, self.transactions, self.open) =
             (collapsed.transaction, collapsed.transactions, collapsed.open);
         for ((after, _), rule) in collapsed.repeats {
-            removals_of(rule).into_iter().for_each(|removal| self.repeat(rule, after, removal));
+            let removals = removals_of(&BTreeSet::from([rule]));
+            removals.into_iter().for_each(|(rule, removal)| self.repeat(rule, after, removal));
         }
-        for rule in rules {
-            removals_of(rule).into_iter().for_each(|removal| self.remove(rule, removal));
-        }
+        removals_of(&rules).into_iter().for_each(|(rule, removal)| self.remove(rule, removal));
         collapsed.dead_letters.into_iter().for_each(|letter| self.dead_letter(letter));
         self.dead_letters_dropped.extend(collapsed.dead_letters_dropped);
         collapsed.publishes.len() + collapsed.streams.len()
@@ -482,8 +482,8 @@ impl Plan {
 mod tests {
     use super::*;
 
-    fn rule(position: usize) -> RuleId {
-        RuleId::new(position)
+    fn rule(number: usize) -> RuleId {
+        RuleId::of(&number.to_string())
     }
 
     #[test]
@@ -524,12 +524,11 @@ mod tests {
             plan.bump(rule(1), CacheKey::new(format!("v{number}")), Lsn::new(7));
         }
         plan.publish(rule(0), Publish { channel: "c".into(), data: b"{}".to_vec() });
-        let asked = std::cell::RefCell::new(Vec::new());
-        let dropped = plan.collapse(|rule| {
-            asked.borrow_mut().push(rule);
-            vec![Removal::Keys(glob.clone())]
+        let dropped = plan.collapse(|rules| {
+            assert_eq!(*rules, BTreeSet::from([rule(0), rule(1)]));
+            rules.iter().map(|&rule| (rule, Removal::Keys(glob.clone()))).collect()
         });
-        assert_eq!((dropped, asked.into_inner()), (1, vec![rule(0), rule(1)]));
+        assert_eq!(dropped, 1);
         assert_eq!((plan.len(), plan.bytes(), plan.patterns().next()), (1, 2, Some(&glob)));
     }
 

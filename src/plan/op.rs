@@ -7,24 +7,9 @@ use std::fmt;
 use std::time::Duration;
 
 use super::action::ActionKind;
+use super::rule_id::RuleId;
 use crate::change::{Cell, Lsn};
 use crate::key::{CacheKey, Glob};
-
-/// Which rule of the rule set asked for an op: its position in the file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct RuleId(u32);
-
-impl RuleId {
-    /// The rule at this position.
-    pub fn new(position: usize) -> Self {
-        Self(u32::try_from(position).expect("a file that fits in memory has fewer than 2^32 rules"))
-    }
-
-    /// The position.
-    pub fn position(self) -> usize {
-        self.0 as usize
-    }
-}
 
 /// A value that is written through.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -27,6 +27,8 @@ pub(super) struct Bound {
 #[derive(Debug)]
 pub(super) struct BoundRule {
     pub(super) id: RuleId,
+    /// Where the rule is in its rule set.
+    pub(super) position: usize,
     pub(super) changed: Vec<Option<usize>>,
     /// What the condition reads, in its order.
     operands: Vec<(Image, Option<usize>, Kind)>,
@@ -64,12 +66,12 @@ pub(super) struct Source(Image, Option<usize>);
 
 impl Bound {
     pub(super) fn new(rules: &RuleSet, relation: &Arc<Relation>, operation: Operation) -> Self {
-        let ids = match operation {
+        let rules = match operation {
             Operation::Event => rules.of_event(&relation.name.table),
             _ => rules.of_table(&relation.name),
         };
         let binder = Binder(relation);
-        let rules = ids.into_iter().filter_map(|id| Some(binder.rule(id, rules.rule(id)?))).collect();
+        let rules = rules.into_iter().map(|(position, rule)| binder.rule(position, rule)).collect();
         Self { relation: Arc::clone(relation), rules }
     }
 }
@@ -130,7 +132,7 @@ impl Binder<'_> {
         BoundTemplate { sources: template.references().map(source).collect(), template: template.clone() }
     }
 
-    fn rule(&self, id: RuleId, rule: &Rule) -> BoundRule {
+    fn rule(&self, position: usize, rule: &Rule) -> BoundRule {
         let operand = |column: &super::condition::ColumnUse| {
             let position = self.position(&column.column);
             (column.image, position, self.kind(position))
@@ -147,7 +149,8 @@ impl Binder<'_> {
             actions.extend(rule.actions.iter().map(|action| self.action(action)));
         }
         BoundRule {
-            id,
+            id: rule.id,
+            position,
             changed: rule.changed.iter().map(|column| self.position(&column.value)).collect(),
             operands: operands.unwrap_or_default(),
             arguments,

@@ -3,7 +3,7 @@
 //! Owns [`RuleSet`]. It must not see YAML or changes. Invariant: a rule set exists only if all its rules
 //! are sound; finding the rules of a table does not depend on how many rules there are.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::time::Duration;
 
@@ -25,10 +25,13 @@ use crate::plan::{Removal, RuleId};
 /// All rules of one file, ready to plan.
 #[derive(Clone, Debug)]
 pub struct RuleSet {
+    /// In the order of the file.
     rules: Vec<Rule>,
     lookups: Vec<Lookup>,
-    by_table: HashMap<TableName, Vec<RuleId>>,
-    by_event: HashMap<String, Vec<RuleId>>,
+    /// The position of each rule in `rules`.
+    by_id: HashMap<RuleId, usize>,
+    by_table: HashMap<TableName, Vec<usize>>,
+    by_event: HashMap<String, Vec<usize>>,
     pub(super) truncate: Truncate,
     pub(super) unknown: Unknown,
 }
@@ -44,6 +47,7 @@ impl RuleSet {
             ttl: settings.ttl,
         };
         let rules: Vec<_> = raw.into_iter().map(|rule| compiler.rule(rule, &mut problems)).collect();
+        check_ids(&rules, &mut problems);
         problems.sort();
         match problems.is_empty() {
             true => Ok(Self::of(rules, lookups, settings.truncate, settings.unknown)),
@@ -52,16 +56,17 @@ impl RuleSet {
     }
 
     fn of(rules: Vec<Rule>, lookups: Vec<Lookup>, truncate: Truncate, unknown: Unknown) -> Self {
+        let mut by_id = HashMap::new();
         let mut by_table: HashMap<_, Vec<_>> = HashMap::new();
         let mut by_event: HashMap<_, Vec<_>> = HashMap::new();
         for (position, rule) in rules.iter().enumerate() {
-            let id = RuleId::new(position);
+            by_id.insert(rule.id, position);
             match rule.trigger {
-                Trigger::Table => by_table.entry(rule.table.value.clone()).or_default().push(id),
-                Trigger::Event => by_event.entry(rule.table.value.table.clone()).or_default().push(id),
+                Trigger::Table => by_table.entry(rule.table.value.clone()).or_default().push(position),
+                Trigger::Event => by_event.entry(rule.table.value.table.clone()).or_default().push(position),
             }
         }
-        Self { rules, lookups, by_table, by_event, truncate, unknown }
+        Self { rules, lookups, by_id, by_table, by_event, truncate, unknown }
     }
 
     /// The same rules with the schema filled in where the file left it out.
@@ -78,6 +83,12 @@ impl RuleSet {
     /// What every rule may ever remove or write, each once: what a new epoch empties.
     pub fn removals(&self) -> Vec<Removal> {
         self.rules.iter().flat_map(Rule::removals).collect::<IndexSet<_>>().into_iter().collect()
+    }
+
+    /// What these rules may ever remove or write, with the rule, in the order of the file.
+    pub fn removals_of(&self, rules: &BTreeSet<RuleId>) -> Vec<(RuleId, Removal)> {
+        let asked = self.rules.iter().filter(|rule| rules.contains(&rule.id));
+        asked.flat_map(|rule| rule.removals().into_iter().map(|removal| (rule.id, removal))).collect()
     }
 
     /// The queries that rules may ask.
@@ -129,7 +140,7 @@ impl RuleSet {
 
     /// One rule.
     pub fn rule(&self, id: RuleId) -> Option<&Rule> {
-        self.rules.get(id.position())
+        self.rules.get(*self.by_id.get(&id)?)
     }
 
     /// The tables that any rule names, each once, sorted.
@@ -139,14 +150,14 @@ impl RuleSet {
         tables
     }
 
-    /// The rules that wait for an event.
-    pub(super) fn of_event(&self, name: &str) -> Vec<RuleId> {
-        self.by_event.get(name).cloned().unwrap_or_default()
+    /// The rules that an event triggers, with their positions, in the order of the file.
+    pub(super) fn of_event(&self, name: &str) -> Vec<(usize, &Rule)> {
+        self.at(self.by_event.get(name).into_iter().flatten().copied().collect())
     }
 
-    /// The rules of a table. A name without a schema, in the rules or in the change, matches in any
+    /// The rules of a table, with their positions, in the order of the file. A name without a schema, in the rules or in the change, matches in any
     /// schema: which one is meant is settled when the catalog is at hand.
-    pub(super) fn of_table(&self, name: &TableName) -> Vec<RuleId> {
+    pub(super) fn of_table(&self, name: &TableName) -> Vec<(usize, &Rule)> {
         let bare = TableName::new("", name.table.clone());
         let mut found = self.by_table.get(name).cloned().unwrap_or_default();
         if name.schema.is_empty() {
@@ -156,8 +167,23 @@ impl RuleSet {
         } else {
             found.extend(self.by_table.get(&bare).into_iter().flatten());
         }
-        found.sort_unstable();
-        found
+        self.at(found)
+    }
+
+    fn at(&self, mut positions: Vec<usize>) -> Vec<(usize, &Rule)> {
+        positions.sort_unstable();
+        positions.into_iter().filter_map(|position| Some((position, self.rules.get(position)?))).collect()
+    }
+}
+
+/// Reports rules with one id, of which only one could be found again.
+fn check_ids(rules: &[Rule], problems: &mut Problems) {
+    let mut names: HashMap<RuleId, &str> = HashMap::new();
+    for rule in rules {
+        if let Some(other) = names.insert(rule.id, &rule.name) {
+            let message = format!("rule `{}` has the same internal id as rule `{other}`", rule.name);
+            problems.push(rule.span.clone(), message, "rename one of them");
+        }
     }
 }
 
@@ -235,6 +261,7 @@ impl Compiler<'_> {
             problems.push(table.span.clone(), "`table` is not a table's name", "expected `table` or `schema.table`");
         }
         Rule {
+            id: RuleId::of(&raw.name.value),
             canonical: raw.canonical,
             span: raw.name.span,
             name: raw.name.value,
@@ -330,4 +357,44 @@ fn report(text: &Spanned<String>, error: InvalidTemplate, problems: &mut Problem
 /// escapes or variables) the whole.
 pub(super) fn part_of(whole: &Range<usize>, length: usize, part: &Range<usize>) -> Range<usize> {
     if whole.len() == length { whole.start + part.start..whole.start + part.end } else { whole.clone() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Document;
+
+    fn rules(text: &str) -> RuleSet {
+        let document = Document::parse(&format!("version: 1\nrules:\n{text}"), &|_| None).unwrap();
+        RuleSet::compile(document.rules, document.lookups, &document.settings).unwrap()
+    }
+
+    #[test]
+    fn a_rule_keeps_its_id_in_another_file() {
+        let one = rules("  a: {table: t, delete: 'a'}\n  b: {table: t, delete: 'b'}\n");
+        let other = rules("  b: {table: u, delete: 'c'}\n");
+        let id = one.rules()[1].id;
+        assert_eq!(other.rule(id).map(|rule| rule.name.as_str()), Some("b"));
+        assert!(other.rule(one.rules()[0].id).is_none());
+    }
+
+    #[test]
+    fn removals_are_in_the_order_of_the_file() {
+        let names: Vec<_> = (0..20).map(|number| format!("r{number}")).collect();
+        let text: String = names.iter().map(|name| format!("  {name}: {{table: t, delete: '{name}'}}\n")).collect();
+        let found = rules(&text).removals_of(&names.iter().map(|name| RuleId::of(name)).collect());
+        let expected: Vec<_> = names.iter().map(|name| RuleId::of(name)).collect();
+        assert_eq!(found.into_iter().map(|(rule, _)| rule).collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn two_rules_with_one_id_are_an_error() {
+        let mut rules = rules("  a: {table: t, delete: 'a'}\n  b: {table: t, delete: 'b'}\n").rules;
+        let mut problems = Problems::default();
+        check_ids(&rules, &mut problems);
+        assert!(problems.is_empty());
+        rules[1].id = rules[0].id;
+        check_ids(&rules, &mut problems);
+        assert_eq!(problems.len(), 1);
+    }
 }

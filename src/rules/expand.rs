@@ -65,7 +65,7 @@ impl RuleSet {
     /// Adds everything that the rule of a call may ever have made: when the rows are not to be had.
     pub fn expand_all(&self, call: &LookupCall, plan: &mut Plan) {
         let Some(rule) = self.rule(call.rule) else { return };
-        rule.remove_all(call.rule, plan);
+        rule.remove_all(plan);
     }
 }
 

@@ -90,8 +90,7 @@ impl Planner {
     pub fn missing(&self, relation: &Relation) -> Vec<String> {
         let exists = |name: &str| relation.columns.iter().any(|column| column.name == name);
         let mut missing = Vec::new();
-        for id in self.rules.of_table(&relation.name) {
-            let Some(rule) = self.rules.rule(id) else { continue };
+        for (_, rule) in self.rules.of_table(&relation.name) {
             for column in rule.columns().into_iter().filter(|column| !exists(column)) {
                 missing.push(format!("{}: {column}", rule.name));
             }
@@ -142,9 +141,9 @@ impl Planner {
     /// Instead of the ops of a change, everything that they could touch: for a transaction that is too large to name
     /// each key.
     pub fn collapse(&mut self, change: &Change, plan: &mut Plan) {
-        let planned = self.each_rule(change, |_, rule, definition| {
+        let planned = self.each_rule(change, |_, _, definition| {
             if definition.triggers_on(change.operation) {
-                definition.remove_all(rule.id, plan);
+                definition.remove_all(plan);
             }
             Ok(())
         });
@@ -154,8 +153,8 @@ impl Planner {
     /// Something happened to the change's table, and nobody knows what: every rule of the table removes everything it may
     /// ever have made.
     pub fn resync(&mut self, change: &Change, plan: &mut Plan) {
-        let planned = self.each_rule(change, |_, rule, definition| {
-            definition.remove_all(rule.id, plan);
+        let planned = self.each_rule(change, |_, _, definition| {
+            definition.remove_all(plan);
             Ok(())
         });
         planned.expect("a rule that is not asked cannot stop the plan");
@@ -173,7 +172,7 @@ impl Planner {
         }
         let Some(bound) = self.bound.get(&id) else { return Ok(()) };
         for rule in &bound.rules {
-            if let Some(definition) = self.rules.rule(rule.id) {
+            if let Some(definition) = self.rules.rules().get(rule.position) {
                 f(&self.rules, rule, definition)?;
             }
         }
@@ -343,7 +342,7 @@ pub(super) fn act(rule: &BoundRule, definition: &Rule, change: &Change, commit: 
 
 /// Every row went: what a rule may ever have made of one goes too.
 fn act_on_truncate(rule: &BoundRule, definition: &Rule, plan: &mut Plan) {
-    definition.remove_all(rule.id, plan);
+    definition.remove_all(plan);
     // Which channels and streams a template with columns meant, nobody can tell any more.
     for action in rule.actions.iter().filter(|_| rule.arguments.is_none()) {
         let mut resolve = |_: Source| Resolved::Unknown;
@@ -382,7 +381,7 @@ fn ask(
                 Rendered::Nothing => continue 'image,
                 Rendered::Glob(_) => {
                     // What to ask is not known.
-                    definition.remove_all(rule.id, plan);
+                    definition.remove_all(plan);
                     continue 'image;
                 }
             }

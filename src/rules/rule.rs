@@ -80,6 +80,8 @@ pub enum Trigger {
 /// When a table changes so, do these actions.
 #[derive(Clone, Debug)]
 pub struct Rule {
+    /// What identifies it, after a reload of the file too.
+    pub id: RuleId,
     /// The name in the file.
     pub name: String,
     /// Where the file says the name.
@@ -131,12 +133,12 @@ impl Rule {
     }
 
     /// Adds everything it may ever have made to what a plan removes, and removes again if it says so.
-    pub(super) fn remove_all(&self, id: RuleId, plan: &mut Plan) {
+    pub(super) fn remove_all(&self, plan: &mut Plan) {
         for removal in self.removals() {
             if let Some(after) = self.again_after {
-                plan.repeat(id, after, removal.clone());
+                plan.repeat(self.id, after, removal.clone());
             }
-            plan.remove(id, removal);
+            plan.remove(self.id, removal);
         }
     }
 

@@ -85,7 +85,7 @@ pub struct Made {
 pub fn trace(rules: &RuleSet, change: &Change, commit: &Commit) -> Vec<Verdict> {
     let bound = Bound::new(rules, &change.relation, change.operation);
     let verdicts = bound.rules.iter().filter_map(|rule| {
-        let definition = rules.rule(rule.id)?;
+        let definition = rules.rules().get(rule.position)?;
         let decision = decide(rule, definition, change, commit, rules);
         let mut verdict = Verdict {
             rule: rule.id,

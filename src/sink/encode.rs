@@ -307,6 +307,7 @@ fn millis(duration: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
     use std::time::Instant;
 
     use redis::Arg;
@@ -334,13 +335,13 @@ mod tests {
 
     fn plan(fill: impl FnOnce(&mut Plan, RuleId)) -> Plan {
         let mut plan = Plan::default();
-        fill(&mut plan, RuleId::new(0));
+        fill(&mut plan, RuleId::of("user"));
         plan
     }
 
     fn entry(stream: &str, mark: Option<&str>) -> StreamEntry {
         let entry = StreamAppend { stream: stream.into(), data: b"{}".to_vec(), maxlen: 100 };
-        let (rule, end, at) = (RuleId::new(0), Lsn::new(8), SystemTime::UNIX_EPOCH);
+        let (rule, end, at) = (RuleId::of("user"), Lsn::new(8), SystemTime::UNIX_EPOCH);
         StreamEntry { rule, entry, end, number: 2, at, mark: mark.map(ToOwned::to_owned) }
     }
 
@@ -359,7 +360,7 @@ mod tests {
     }
 
     fn with_target<T>(proof: &Proof, run: impl FnOnce(Target<'_>) -> T) -> T {
-        let labels = vec![RuleLabel { name: "user".to_owned(), line: 3 }];
+        let labels = HashMap::from([(RuleId::of("user"), RuleLabel { name: "user".to_owned(), line: 3 })]);
         let (ttl, digest) = (Duration::from_millis(60), "d1".to_owned());
         let settings = SinkSettings { removals: Vec::new(), labels, ttl, digest };
         let (names, scripts) = (Names::new("", "s"), Scripts::named());
@@ -423,7 +424,7 @@ mod tests {
 
     #[test]
     fn dead_letters_beyond_the_limit_are_counted() {
-        let (mut full, rule) = (Plan::default(), RuleId::new(0));
+        let (mut full, rule) = (Plan::default(), RuleId::of("user"));
         for at in 0..103 {
             full.dead_letter(DeadLetter { rule, reason: at.to_string(), change: String::new() });
         }

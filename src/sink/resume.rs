@@ -146,7 +146,7 @@ impl Sink {
     /// Returns how many keys were deleted.
     async fn try_flush(&mut self, gap: &HistoryGap, present: &Present) -> Result<u64, AttemptError> {
         let names = &self.names;
-        let removals: Vec<_> = self.settings.removals.iter().map(|removal| (RuleId::new(0), removal.clone())).collect();
+        let removals: Vec<_> = self.settings.removals.iter().map(|removal| (RuleId::NONE, removal.clone())).collect();
         let connection = self.link.open().await?;
 
         let mut begin = script(

@@ -2,6 +2,7 @@
 //!
 //! Owns the names under which rules appear in Redis and in the log. It must not know how a rule is written.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::plan::{Removal, RuleId};
@@ -11,8 +12,8 @@ use crate::plan::{Removal, RuleId};
 pub struct SinkSettings {
     /// Everything that the rules and reads can remove or write. A new epoch deletes it.
     pub removals: Vec<Removal>,
-    /// The rules, in the order of the file.
-    pub labels: Vec<RuleLabel>,
+    /// The rules.
+    pub labels: HashMap<RuleId, RuleLabel>,
     /// How long version keys, streams and dead letters are kept after the last write.
     pub ttl: Duration,
     /// Identifies the rules and reads: different ones have another digest.
@@ -40,6 +41,6 @@ impl SinkSettings {
     }
 
     fn label(&self, rule: RuleId) -> Option<&RuleLabel> {
-        self.labels.get(rule.position())
+        self.labels.get(&rule)
     }
 }

@@ -88,9 +88,9 @@ impl Summary {
         let words = kinds.iter().map(|kind| kind.as_str());
         let header = std::iter::once("rule").chain(words).chain(["fan-out", "longest key"]);
         table.set_header(header.collect::<Vec<_>>());
-        for (position, rule) in rules.rules().iter().enumerate() {
+        for rule in rules.rules() {
             let empty = RuleCounts::default();
-            let counts = self.rules.get(&RuleId::new(position)).unwrap_or(&empty);
+            let counts = self.rules.get(&rule.id).unwrap_or(&empty);
             let mut row = vec![printable(&rule.name)];
             row.extend(kinds.iter().map(|kind| counts.ops.get(kind).copied().unwrap_or(0).to_string()));
             row.push(counts.fan_out.to_string());
@@ -173,7 +173,7 @@ mod tests {
 
     fn plan(keys: std::ops::Range<u32>) -> Plan {
         let mut plan = Plan::default();
-        keys.for_each(|n| plan.delete(RuleId::new(0), format!("a:{n}").as_str().into()));
+        keys.for_each(|n| plan.delete(RuleId::of("a"), format!("a:{n}").as_str().into()));
         plan
     }
 
@@ -202,9 +202,9 @@ mod tests {
             let mut glob = Glob::new();
             glob.push_literal(format!("g{}\u{1b}:", n % 15).as_bytes());
             glob.push_any();
-            plan.pattern(RuleId::new(1), glob);
+            plan.pattern(RuleId::of("b"), glob);
             plan.dead_letter(DeadLetter {
-                rule: RuleId::new(1),
+                rule: RuleId::of("b"),
                 reason: format!("no {n}\u{1b}"),
                 change: String::new(),
             });

@@ -176,14 +176,14 @@ mod tests {
     fn what_only_one_asks_for_is_a_difference() {
         let (old, new) = (rules(["a", "b"]), rules(["b", "c"]));
         let (mut before, mut after) = (Plan::default(), Plan::default());
-        let [first, second] = [0, 1].map(RuleId::new);
-        before.delete(first, "both".into());
-        after.delete(second, "both".into());
-        before.delete(second, "z".into());
-        after.bump(second, "z".into(), Lsn::new(1));
-        after.delete(first, "m".into());
-        before.publish(first, Publish { channel: "c".into(), data: b"1".to_vec() });
-        after.publish(first, Publish { channel: "c".into(), data: b"2".to_vec() });
+        let [a, b, c] = ["a", "b", "c"].map(RuleId::of);
+        before.delete(a, "both".into());
+        after.delete(c, "both".into());
+        before.delete(b, "z".into());
+        after.bump(c, "z".into(), Lsn::new(1));
+        after.delete(b, "m".into());
+        before.publish(a, Publish { channel: "c".into(), data: b"1".to_vec() });
+        after.publish(b, Publish { channel: "c".into(), data: b"2".to_vec() });
         let differences = compare((&old, &before), (&new, &after));
         let expected = "here\n  - publish c 1  (rule a)\n  + publish c 2  (rule b)\n  + delete m  (rule b)\n  \
                         + bump z  (rule c)\n  - delete z  (rule b)\n";

@@ -13,20 +13,20 @@ use super::runner::answer;
 use crate::change::Operation;
 use crate::cmd::config_file::ConfigFile;
 use crate::cmd::display::{json_line, printable};
-use crate::plan::{ActionKind, Op, Plan};
+use crate::plan::{ActionKind, Op, Plan, RuleId};
 use crate::rules::{Decision, Rendered, Rule, RuleSet, Template, Verdict, trace};
 
 /// What a test can touch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum CoverageItem {
-    /// The rule at this position in the file.
-    Rule(usize),
+    /// The rule.
+    Rule(RuleId),
     /// The rule's action at this position.
-    Action(usize, usize),
+    Action(RuleId, usize),
     /// The rule's `changed`, and what it came to.
-    Changed(usize, bool),
+    Changed(RuleId, bool),
     /// The rule's `when`, and what it came to.
-    When(usize, bool),
+    When(RuleId, bool),
 }
 
 /// What was touched so far.
@@ -44,52 +44,51 @@ impl<'a> Coverage<'a> {
     /// Counts what a test touches.
     pub(super) fn add(&mut self, case: &Case<'_>) {
         for mut verdict in trace(self.rules, &case.full, &COMMIT) {
-            let position = verdict.rule.position();
             let Some(rule) = self.rules.rule(verdict.rule) else { continue };
-            self.filters(position, rule, &verdict, case.full.operation);
+            self.filters(rule, &verdict, case.full.operation);
             if !verdict.acts() {
                 continue;
             }
-            self.touched.insert(CoverageItem::Rule(position));
+            self.touched.insert(CoverageItem::Rule(rule.id));
             answer(self.rules, &case.answers, &mut verdict.plan);
             for (at, (kind, template)) in rule.actions().enumerate() {
                 if is_touched(&verdict, at, kind, &template.value) {
-                    self.touched.insert(CoverageItem::Action(position, at));
+                    self.touched.insert(CoverageItem::Action(rule.id, at));
                 }
             }
         }
     }
 
-    fn filters(&mut self, position: usize, rule: &Rule, verdict: &Verdict, operation: Operation) {
+    fn filters(&mut self, rule: &Rule, verdict: &Verdict, operation: Operation) {
         let Ok(decision) = &verdict.decision else { return };
         let unchanged = *decision == Decision::Unchanged;
         if *decision == Decision::OtherOperation {
             return;
         }
         if operation == Operation::Update && !rule.changed.is_empty() {
-            self.touched.insert(CoverageItem::Changed(position, !unchanged));
+            self.touched.insert(CoverageItem::Changed(rule.id, !unchanged));
         }
         // Of a truncate there is no row to hold it against.
         if rule.condition.is_some() && !unchanged && operation != Operation::Truncate {
-            self.touched.insert(CoverageItem::When(position, *decision != Decision::ConditionFalse));
+            self.touched.insert(CoverageItem::When(rule.id, *decision != Decision::ConditionFalse));
         }
     }
 
     /// What could be touched and was not, in the order of the file. Of a rule that no test touches only that is said.
     fn gaps(&self) -> Vec<CoverageItem> {
         let mut gaps = Vec::new();
-        for (position, rule) in self.rules.rules().iter().enumerate() {
-            if !self.touched.contains(&CoverageItem::Rule(position)) {
-                gaps.push(CoverageItem::Rule(position));
+        for rule in self.rules.rules() {
+            if !self.touched.contains(&CoverageItem::Rule(rule.id)) {
+                gaps.push(CoverageItem::Rule(rule.id));
                 continue;
             }
             let mut parts: Vec<_> =
-                rule.actions().enumerate().map(|(at, _)| CoverageItem::Action(position, at)).collect();
+                rule.actions().enumerate().map(|(at, _)| CoverageItem::Action(rule.id, at)).collect();
             if !rule.changed.is_empty() && rule.triggers_on(Operation::Update) {
-                parts.extend([true, false].map(|came_to| CoverageItem::Changed(position, came_to)));
+                parts.extend([true, false].map(|came_to| CoverageItem::Changed(rule.id, came_to)));
             }
             if rule.condition.is_some() {
-                parts.extend([true, false].map(|came_to| CoverageItem::When(position, came_to)));
+                parts.extend([true, false].map(|came_to| CoverageItem::When(rule.id, came_to)));
             }
             gaps.extend(parts.into_iter().filter(|part| !self.touched.contains(part)));
         }
@@ -144,11 +143,11 @@ impl<'a> Coverage<'a> {
 
     /// The rule of a gap, its place, and the gap in words.
     fn describe(&self, gap: CoverageItem, file: &ConfigFile) -> Option<(&'a Rule, usize, String)> {
-        let (CoverageItem::Rule(position)
-        | CoverageItem::Action(position, _)
-        | CoverageItem::Changed(position, _)
-        | CoverageItem::When(position, _)) = gap;
-        let rule = self.rules.rules().get(position)?;
+        let (CoverageItem::Rule(id)
+        | CoverageItem::Action(id, _)
+        | CoverageItem::Changed(id, _)
+        | CoverageItem::When(id, _)) = gap;
+        let rule = self.rules.rule(id)?;
         Some(match gap {
             CoverageItem::Rule(_) => (rule, rule.span.start, "no test sets it off".to_owned()),
             CoverageItem::Action(_, at) => {
