@@ -1,7 +1,8 @@
-//! The vocabulary of what PostgreSQL's catalog says of tables, and of the relations that a query reads.
+//! The vocabulary of what PostgreSQL's catalog says of tables, and of the relations that a query
+//! reads.
 //!
-//! Owns tables, their columns and replica identities. It must not ask a server or judge. Invariant: a
-//! partitioned table's identity is what every one of its partitions carries.
+//! Owns tables, their columns and replica identities. It must not ask a server or judge. Invariant:
+//! a partitioned table's identity is what every one of its partitions carries.
 
 use std::collections::BTreeMap;
 
@@ -114,22 +115,23 @@ pub enum RelationKind {
 /// A relation that a query reads. Never a view: the relations beneath it stand for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QueryRelation {
-    /// The name, schema included. For a partitioned table the root's, unless the query names a partition.
+    /// The name, schema included. For a partitioned table the root's, unless the query names a
+    /// partition.
     pub name: TableName,
     /// What it is.
     pub kind: RelationKind,
     /// The tables through which its rows can be read too. Rules on them also fire for its changes.
     pub ancestors: Vec<TableName>,
-    /// Relations of the query that refer to this one by a foreign key. If the query uses a row of this
-    /// relation, it also uses a row of a companion that refers to it.
+    /// Relations of the query that refer to this one by a foreign key. If the query uses a row of
+    /// this relation, it also uses a row of each companion.
     pub companions: Vec<TableName>,
-    /// The query reads only the row whose primary key its parameters name. If that row is missing, the
-    /// query returns no row.
+    /// The query reads only the row whose primary key its parameters name. If that row is missing,
+    /// the query returns no row.
     pub is_looked_up: bool,
     /// The columns of its primary key.
     pub primary_key: Vec<String>,
-    /// The columns that the query uses; None if they are not known. The value is true if the query itself
-    /// uses the column, false if only a view or function in it does.
+    /// The columns that the query uses; None if they are not known. The value is true if the query
+    /// itself uses the column, false if only a view or function in it does.
     pub columns: Option<BTreeMap<String, bool>>,
 }
 

@@ -165,7 +165,7 @@ impl Filler {
             joined.extend(new);
             fetched = fetch().await?;
         }
-        is_tagged &= fetched.body.as_ref().is_none_or(|body| read.tells_its_tags(body));
+        is_tagged &= fetched.body.as_ref().is_none_or(|body| read.has_tag_fields(body));
         Ok((fetched, is_tagged))
     }
 

@@ -37,7 +37,7 @@ pub(super) enum FlightRole {
     Leader(Leader),
     /// It waits for the leader.
     Follower(Follower),
-    /// Nobody in this process fills the key.
+    /// No request of this process fills the key.
     Bystander,
 }
 

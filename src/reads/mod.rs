@@ -1,14 +1,19 @@
-//! What the read API answers: reads, compiled once, and the names under which their values are cached.
+//! Reads, compiled, and the names under which their values are cached.
 //!
-//! Owns paths and the names of what is cached. It must not know HTTP, sockets, servers or clocks. Invariants: a name
-//! stands for one read with one set of arguments, or nothing is cached under it; what a read writes to Redis, a new
-//! epoch removes.
+//! Owns the reads' paths, names and sets, and which rules keep each read coherent. It must not know
+//! HTTP, sockets, servers or clocks. Invariants: a name stands for one read with one list of
+//! arguments, or nothing is cached under it; a new epoch removes everything that a read has written
+//! to Redis.
 
 mod compile;
+mod conflicts;
 pub mod coverage;
+mod names;
 mod path;
 mod read;
+mod set;
+mod tags;
 
-pub use compile::ReadSet;
 pub use path::{InvalidPath, Path};
 pub use read::{Arguments, Parameter, ParameterSource, Read};
+pub use set::ReadSet;

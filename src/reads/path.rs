@@ -1,7 +1,8 @@
 //! The path of a read: `/users/{id}`.
 //!
-//! Owns its syntax. It must not know routers, though what it accepts is what axum's does: a parameter is a whole
-//! segment. Invariant: a path is of characters that no client has to encode, so there is one way to ask for it.
+//! Owns its syntax. It must not know routers, though it accepts what axum's router does: a
+//! parameter is a whole segment. Invariant: a path has only characters that no client encodes, so
+//! it is written in one way.
 
 use std::ops::Range;
 
@@ -18,7 +19,7 @@ pub struct Path {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct InvalidPath {
-    /// The bytes of the text that are at fault.
+    /// The bytes of the text that are wrong.
     pub span: Range<usize>,
     /// What is wrong.
     pub message: &'static str,
@@ -31,11 +32,11 @@ impl Path {
     ///
     /// # Errors
     ///
-    /// What is not right about it; the span is within the text.
+    /// Why it is not a path. The span is within the text.
     pub fn parse(text: &Spanned<String>) -> Result<Self, InvalidPath> {
         let whole = 0..text.value.len();
         let Some(inside) = text.value.strip_prefix('/') else {
-            return Err(invalid(whole, "a path begins with `/`", "expected `/name/{parameter}`"));
+            return Err(invalid(whole, "a path must begin with `/`", "expected `/name/{parameter}`"));
         };
         let mut names: Vec<String> = Vec::new();
         let mut start = 1;
@@ -47,17 +48,17 @@ impl Path {
             }
             match parameter(segment) {
                 Some(name) if !is_name(name) => {
-                    return Err(invalid(span, "not a parameter", "expected `{name}`: letters, digits and `_`"));
+                    return Err(invalid(span, "not a valid parameter", "expected `{name}`: letters, digits and `_`"));
                 }
                 Some(name) if names.iter().any(|known| known == name) => {
-                    return Err(invalid(span, "a parameter of this name came before", "choose another name"));
+                    return Err(invalid(span, "a parameter of the path already has this name", "choose another name"));
                 }
                 Some(name) => names.push(name.to_owned()),
                 None if segment.contains(['{', '}']) => {
-                    return Err(invalid(span, "a parameter is a whole segment", "expected `/{name}/`"));
+                    return Err(invalid(span, "a parameter must be a whole segment", "expected `/{name}/`"));
                 }
                 None if !is_literal(segment) => {
-                    return Err(invalid(span, "not a segment of a path", "expected letters, digits and `-._~@`"));
+                    return Err(invalid(span, "not a valid segment", "expected letters, digits and `-._~@`"));
                 }
                 None => {}
             }
@@ -65,12 +66,12 @@ impl Path {
         Ok(Self { text: text.clone(), names })
     }
 
-    /// As the file has it, and as axum takes it.
+    /// The text, as in the file and for axum.
     pub fn as_str(&self) -> &str {
         &self.text.value
     }
 
-    /// Where the file says it.
+    /// Where it is in the file.
     pub fn span(&self) -> Range<usize> {
         self.text.span.clone()
     }
@@ -95,7 +96,7 @@ fn is_name(name: &str) -> bool {
         && bytes.all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }
 
-/// Clients resolve `.` and `..` before they ask.
+/// Without `.` and `..`, which clients resolve.
 fn is_literal(segment: &str) -> bool {
     let known = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~@".contains(&byte);
     segment.bytes().all(known) && !matches!(segment, "." | "..")
@@ -126,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_path_says_where() {
+    fn an_invalid_path_is_refused_at_its_fault() {
         let check = |text: &str, at: &str, advice: &str| {
             let error = parse(text).unwrap_err();
             assert_eq!(&text[error.span.clone()], at, "{text}: {error:?}");

@@ -1,8 +1,8 @@
-//! The names under which a read keeps its values, and whether what a rule makes can be one of them.
+//! The shapes of a read's names, and whether a rule's template can make a name of that shape.
 //!
-//! Owns that comparison, which looks at shapes: the literals, and where values are between them. It must not know
-//! tables. Invariant: a value in a rule's name stands for a value in the read's, with the same filters, and never for a
-//! literal.
+//! Owns that comparison. The shape of a name is its literals and the places of values between them.
+//! It must not know tables. Invariant: a value in a rule's template matches a value with the same
+//! filters in the read's, and never a literal.
 
 use crate::config::Spanned;
 use crate::key::Glob;
@@ -10,17 +10,17 @@ use crate::plan::ActionKind;
 use crate::reads::Read;
 use crate::rules::{Filter, Image, Part, Reference, Rule, Template};
 
-/// Bytes that no text has: around a value's filters, and for whatever only a `*` matches.
+/// Bytes that occur in no text: around the filters of a value, and for what only a `*` matches.
 const VALUE: u8 = 0xff;
 const VALUE_END: u8 = 0xfe;
 const ANYTHING: u8 = 0xfd;
 
-/// How shapes are written down as bytes, so that a [`Glob`] compares them.
+/// How shapes are encoded as bytes, so that a [`Glob`] can compare them.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Alphabet {
-    /// The read's value is a hash already, which a rule may still have to make.
+    /// The read's parameter already is a hash, which a rule may have to compute.
     pub(super) hashed: bool,
-    /// Filters count.
+    /// Whether filters count.
     pub(super) filters: bool,
 }
 
@@ -45,7 +45,7 @@ impl Alphabet {
         template.parts().iter().flat_map(part).collect()
     }
 
-    /// Everything that a rule's template may make.
+    /// The shapes that a rule's template can make.
     pub(super) fn glob(self, template: &Template) -> Glob {
         let mut glob = Glob::new();
         for part in template.parts() {
@@ -60,64 +60,67 @@ impl Alphabet {
 }
 
 /// The shapes of a read's names.
-pub(super) struct Names {
-    /// What its template makes.
+pub(super) struct NameShapes {
+    /// The key as its template makes it.
     key: Vec<u8>,
-    /// What the values are kept under.
-    kept: Vec<u8>,
+    /// The key of a value, with what is appended.
+    cached: Vec<u8>,
     tags: Vec<Vec<u8>>,
     version: Option<Vec<u8>>,
 }
 
-impl Names {
+impl NameShapes {
     pub(super) fn of(read: &Read, alphabet: Alphabet) -> Self {
         let key = alphabet.name(&read.key.value);
-        let mut kept = key.clone();
+        let mut cached = key.clone();
         if read.is_extended() {
-            kept.extend([b'?', ANYTHING]);
+            cached.extend([b'?', ANYTHING]);
         }
         if read.version.is_some() {
-            kept.extend([b'@', ANYTHING]);
+            cached.extend([b'@', ANYTHING]);
         }
         Self {
             key,
-            kept,
+            cached,
             tags: read.tags.iter().map(|tag| alphabet.name(&tag.value)).collect(),
             version: read.version.as_ref().map(|version| alphabet.name(&version.value)),
         }
     }
 
-    /// The names under which it is kept that there is nothing: no value says which of the sets it joins.
-    pub(super) fn of_nothing(read: &Read, alphabet: Alphabet) -> Self {
+    /// The names under which it is cached that there is no row: without the sets that depend on the
+    /// value.
+    pub(super) fn of_no_row(read: &Read, alphabet: Alphabet) -> Self {
         let is_known = |tag: &&Spanned<Template>| tag.value.references().all(|name| name.image != Image::Lookup);
         let tags = read.tags.iter().filter(is_known).map(|tag| alphabet.name(&tag.value)).collect();
         Self { tags, ..Self::of(read, alphabet) }
     }
 
-    /// Whether one of the rule's actions removes the values.
+    /// Whether an action of the rule removes the values.
     pub(super) fn are_removed_by(&self, rule: &Rule, alphabet: Alphabet) -> bool {
         rule.actions().any(|(kind, template)| self.is_removed(kind, &alphabet.glob(&template.value)))
     }
 
-    /// Whether this action does. A version key that is gone is made anew, from a later position in the log.
+    /// Whether such an action removes the values. A version key that was deleted is made again,
+    /// from a later position in the log.
     pub(super) fn is_removed(&self, kind: ActionKind, glob: &Glob) -> bool {
         let is_version = || self.version.as_ref().is_some_and(|version| glob.matches(version));
         match kind {
-            ActionKind::Set => glob.matches(&self.kept),
-            ActionKind::Delete | ActionKind::Pattern => glob.matches(&self.kept) || is_version(),
+            ActionKind::Set => glob.matches(&self.cached),
+            ActionKind::Delete | ActionKind::Pattern => glob.matches(&self.cached) || is_version(),
             ActionKind::Bump => is_version(),
             ActionKind::Tag => self.tags.iter().any(|tag| glob.matches(tag)),
             ActionKind::Publish | ActionKind::Stream => false,
         }
     }
 
-    /// Whether it matches what the values' names begin with, and the names go on.
+    /// Whether the glob matches the key before what is appended, and something is appended.
     pub(super) fn begin_like(&self, glob: &Glob) -> bool {
-        self.key != self.kept && glob.matches(&self.key)
+        self.key != self.cached && glob.matches(&self.key)
     }
 }
 
-/// A template as a file has it, without what begins every name; with `…` for columns, if those are not to be shown.
+/// A template as the file has it, without the prefix of every name; with `…` for columns if
+/// `hidden`.
 pub(super) fn spell(template: &Template, prefix: &str, hidden: bool) -> String {
     let mut text = String::new();
     for (at, part) in template.parts().iter().enumerate() {
