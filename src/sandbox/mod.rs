@@ -11,6 +11,6 @@ mod redis;
 mod user;
 
 pub use self::error::SandboxError;
-pub use self::postgres::Postgres;
+pub use self::postgres::{Postgres, find_postgres};
 pub use self::process::{free_port, signal};
 pub use self::redis::Redis;

@@ -27,12 +27,8 @@ pub struct Postgres {
 impl Postgres {
     /// Creates a cluster and starts it with `wal_level=logical` and these further settings (`name=value`).
     pub fn start(settings: &[&str]) -> Result<Self, SandboxError> {
-        let bin = find_postgres()?;
-        let user = unprivileged()?;
-        let directory = TempDir::with_prefix("unstale-pg-")?;
-        if let Some(user) = user {
-            std::os::unix::fs::chown(directory.path(), Some(user.uid), Some(user.gid))?;
-        }
+        let (bin, user) = (find_postgres()?, unprivileged()?);
+        let directory = cluster_directory(&std::env::temp_dir(), user)?;
         let mut initdb = Command::new(bin.join("initdb"));
         initdb.arg("-D").arg(directory.path().join("data"));
         initdb
@@ -42,6 +38,19 @@ impl Postgres {
             initdb.uid(user.uid).gid(user.gid);
         }
         run(initdb, "initdb")?;
+        Self::start_on(directory, bin, user, settings)
+    }
+
+    /// Starts a server on a copy of the data directory of one that was shut down. The copy is kept in `parent`. This
+    /// takes a tenth of the time of [`Postgres::start`]; both servers have the same system identifier.
+    pub fn start_copy(template: &Path, parent: &Path, settings: &[&str]) -> Result<Self, SandboxError> {
+        let (bin, user) = (find_postgres()?, unprivileged()?);
+        let directory = cluster_directory(parent, user)?;
+        copy(template, &directory.path().join("data"))?;
+        Self::start_on(directory, bin, user, settings)
+    }
+
+    fn start_on(directory: TempDir, bin: PathBuf, user: Option<User>, settings: &[&str]) -> Result<Self, SandboxError> {
         let settings = settings.iter().map(ToString::to_string).collect();
         let mut postgres = Self { server: None, bin, directory, settings, user, port: free_port()? };
         postgres.restart()?;
@@ -94,17 +103,15 @@ impl Postgres {
     /// Creates a standby that streams from this server, with these further settings. This server is stopped and
     /// started again meanwhile.
     pub fn standby(&mut self, settings: &[&str]) -> Result<Self, SandboxError> {
-        let directory = TempDir::with_prefix("unstale-pg-")?;
+        let parent = self.directory.path().parent().map_or_else(std::env::temp_dir, Path::to_path_buf);
+        let directory = cluster_directory(&parent, self.user)?;
         self.stop();
-        let mut copy = Command::new("cp");
-        copy.arg("-a").arg(self.data_directory()).arg(directory.path().join("data"));
-        run(copy, "cp")?;
+        copy(&self.data_directory(), &directory.path().join("data"))?;
         self.restart()?;
         std::fs::write(directory.path().join("data/standby.signal"), "")?;
         // A copied lock file would be taken for that of a running server.
         let _ = std::fs::remove_file(directory.path().join("data/postmaster.pid"));
         if let Some(user) = self.user {
-            std::os::unix::fs::chown(directory.path(), Some(user.uid), Some(user.gid))?;
             std::os::unix::fs::chown(directory.path().join("data/standby.signal"), Some(user.uid), Some(user.gid))?;
         }
         let mut settings: Vec<_> = settings.iter().map(ToString::to_string).collect();
@@ -151,6 +158,22 @@ impl Postgres {
     }
 }
 
+/// A directory for a cluster. It belongs to the user that the server runs as.
+fn cluster_directory(parent: &Path, user: Option<User>) -> Result<TempDir, SandboxError> {
+    let directory = TempDir::with_prefix_in("unstale-pg-", parent)?;
+    if let Some(user) = user {
+        std::os::unix::fs::chown(directory.path(), Some(user.uid), Some(user.gid))?;
+    }
+    Ok(directory)
+}
+
+/// Copies a directory with the owners and modes of its files.
+fn copy(from: &Path, to: &Path) -> Result<(), SandboxError> {
+    let mut copy = Command::new("cp");
+    copy.arg("-a").arg(from).arg(to);
+    run(copy, "cp")
+}
+
 /// Whether a server accepts sessions on this port: it answers a start-up packet with a request for authentication.
 fn accepts_postgres(port: u16) -> bool {
     let attempt = || -> io::Result<bool> {
@@ -169,7 +192,7 @@ fn accepts_postgres(port: u16) -> bool {
 
 /// The directory with `initdb` and `postgres`: that of `UNSTALE_PG_BIN`, of the newest version that Debian or Homebrew
 /// installed, or of the path.
-fn find_postgres() -> Result<PathBuf, SandboxError> {
+pub fn find_postgres() -> Result<PathBuf, SandboxError> {
     if let Some(set) = std::env::var_os("UNSTALE_PG_BIN").filter(|set| !set.is_empty()) {
         return Ok(set.into());
     }

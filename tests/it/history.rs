@@ -191,7 +191,7 @@ fn a_publication_that_was_gone_for_a_while_empties_the_cache() {
 #[test]
 fn another_database_cluster_empties_the_cache() {
     let swap = |world: &mut World| {
-        let mut other = World::shipped();
+        let mut other = World::shipped_on_another_system();
         std::mem::swap(&mut world.postgres, &mut other.postgres);
         world.database_url.clone_from(&other.database_url);
         world.reconnect();

@@ -8,9 +8,9 @@ use unstale::change::Lsn;
 use unstale::coherence::lease::{Envelope, Found, Grant, Leases, Token};
 use unstale::coherence::watermark::Names;
 use unstale::key::CacheKey;
-use unstale::sandbox::{Postgres, Redis};
+use unstale::sandbox::Redis;
 
-use crate::support::EVENT_MAX;
+use crate::support::{EVENT_MAX, template};
 
 const TTL: Duration = Duration::from_secs(60);
 
@@ -255,7 +255,7 @@ fn a_batch_that_arrives_late_makes_no_version_key_that_was_in_use_before() {
 
 #[test]
 fn a_replica_is_read_only_when_it_has_replayed_enough() {
-    let mut primary = Postgres::start(&[]).unwrap();
+    let mut primary = template::start(&[]);
     let standby = primary.standby(&["hot_standby=on"]).unwrap();
     let cache = Cache::start(TTL);
     cache.runtime.block_on(async {

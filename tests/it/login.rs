@@ -23,7 +23,7 @@ use unstale::postgres::{self, Address, ConnectError};
 use unstale::sandbox::Postgres;
 use unstale::source::replication::connection::Connection;
 
-use crate::support::{EVENT_MAX, wait_until};
+use crate::support::{EVENT_MAX, template, wait_until};
 
 /// A password with everything that means something in a URL.
 const PASSWORD: &str = "p@ss:w/rd%";
@@ -102,7 +102,7 @@ impl Scene {
     /// A server without TLS, and with these host-based rules after those for its administrator.
     fn start(rules: &str) -> Self {
         // Enough for all rows of all tests at once: nobody may be refused for want of a place.
-        let postgres = Postgres::start(&["max_connections=300", "max_wal_senders=100"]).unwrap();
+        let postgres = template::start(&["max_connections=300", "max_wal_senders=100"]);
         let scene = Self { runtime: Runtime::new().unwrap(), postgres, files: TempDir::new().unwrap() };
         scene.sql(&format!(
             "create role trusted login replication;

@@ -3,7 +3,7 @@
 use unstale::sandbox::{Redis, signal};
 
 use super::{USERS, freeze_between_claims};
-use crate::support::{EVENT_MAX, World, wait_until};
+use crate::support::{EVENT_MAX, World, in_outbox_mode, template, wait_until};
 
 /// Stops the daemon, does something to the servers, and starts it again with a value in the cache that no
 /// invalidation will reach: it is gone if there was a reason to empty the cache, which is counted, and there otherwise.
@@ -187,7 +187,9 @@ fn a_promoted_standby_empties_the_cache() {
 #[test]
 fn another_database_cluster_empties_the_cache() {
     let swap = |world: &mut World| {
-        let mut other = World::outbox(USERS, "");
+        let postgres = template::start_another_system(&["wal_level=replica"]);
+        let mut other = World::on(postgres, &in_outbox_mode(USERS), &[]);
+        other.run_ok(&["setup"]);
         std::mem::swap(&mut world.postgres, &mut other.postgres);
         world.database_url.clone_from(&other.database_url);
         world.reconnect();

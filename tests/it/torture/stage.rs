@@ -21,7 +21,7 @@ use super::Report;
 use super::api::{self, Api};
 use super::mode::Mode;
 use crate::proxy::{Fault, Proxy};
-use crate::support::Daemon;
+use crate::support::{Daemon, template};
 
 /// Rows that are written and keys that are filled.
 pub(super) const ITEMS: i32 = 60;
@@ -300,7 +300,7 @@ impl Stage {
     pub(super) async fn set(mode: Mode, mutant: Option<Mutant>) -> Self {
         let fixed = ["max_connections=200", "wal_sender_timeout=10s", "wal_keep_size=256MB"];
         let settings = [&fixed[..], mode.server_settings()].concat();
-        let mut postgres = Postgres::start(&settings).unwrap();
+        let mut postgres = template::start(&settings);
         let client = crate::support::connect(&postgres.url("postgres")).await;
         client.batch_execute(SCHEMA).await.unwrap();
         if mode.is_outbox() {

@@ -1,5 +1,7 @@
 //! What the integration tests share: servers of their own, the binary, and waiting for events.
 
+pub(crate) mod template;
+
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
@@ -10,13 +12,13 @@ use tempfile::TempDir;
 use unstale::change::Lsn;
 use unstale::mutant::Mutant;
 use unstale::postgres::{self, Address};
-use unstale::sandbox::{self, Postgres, Redis, example};
+use unstale::sandbox::{self, Postgres, Redis};
 
 /// How long an event may take before a test counts it as missing.
 pub(crate) const EVENT_MAX: Duration = Duration::from_secs(30);
 
 /// The shipped file: the example that users start from is what the tests run.
-pub(crate) const SHIPPED: &str = include_str!("../../invalidation.yaml");
+pub(crate) const SHIPPED: &str = include_str!("../../../invalidation.yaml");
 
 /// The next message. A machine that is paused in between interrupts whoever waits with a limit.
 pub(crate) fn next_message(subscriber: &mut redis::PubSub<'_>) -> redis::Msg {
@@ -50,6 +52,13 @@ impl World {
         world
     }
 
+    /// As [`World::shipped`], on a PostgreSQL whose system identifier no other one has.
+    pub(crate) fn shipped_on_another_system() -> Self {
+        let world = Self::on(template::start_another_system(&[]), SHIPPED, &[]);
+        world.run_ok(&["setup"]);
+        world
+    }
+
     /// The example domain with ten users and these rules; nothing is set up.
     pub(crate) fn with_rules(rules: &str) -> Self {
         Self::with(rules, &[], &[])
@@ -69,15 +78,16 @@ impl World {
         world
     }
 
+    /// The example domain with ten users and these rules, on servers with these settings and arguments.
     pub(crate) fn with(rules: &str, postgres: &[&str], redis: &[&str]) -> Self {
+        Self::on(template::start(postgres), rules, redis)
+    }
+
+    /// The same on a PostgreSQL that has the example domain.
+    pub(crate) fn on(postgres: Postgres, rules: &str, redis: &[&str]) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let postgres = Postgres::start(postgres).unwrap();
         let redis = Redis::start(redis).unwrap();
-        let client = runtime.block_on(async {
-            let client = connect(&postgres.url("postgres")).await;
-            example::create(&client, 10).await.unwrap();
-            client
-        });
+        let client = runtime.block_on(connect(&postgres.url("postgres")));
         let directory = TempDir::new().unwrap();
         let (database_url, redis_url) = (postgres.url("postgres"), redis.url());
         let world = Self { postgres, redis, client, directory, database_url, redis_url, mutant: None, runtime };
