@@ -13,6 +13,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle, Scope};
 use std::time::{Duration, Instant};
 
+use crate::support::EVENT_MAX;
+
 const CHUNK_BYTES_MAX: usize = 16 * 1024;
 
 /// How long the server may take to accept. Without it a full backlog would keep `drop` waiting for minutes.
@@ -359,8 +361,6 @@ fn echo() -> (u16, Receiver<Vec<u8>>) {
     });
     (port, reads)
 }
-
-const EVENT_MAX: Duration = Duration::from_secs(30);
 
 fn client(proxy: &Proxy) -> TcpStream {
     let client = TcpStream::connect((Ipv4Addr::LOCALHOST, proxy.port())).unwrap();

@@ -13,7 +13,8 @@ use crate::support::{EVENT_MAX, World, connect, wait_until};
 /// The value of the key `held:u1`.
 const HELD: &str = "select to_json(name)::text from users where id = 'u1'";
 
-/// 1. A reader misses u1, gets the lease, and reads the primary: the query has its snapshot and waits for a lock.
+/// 1. A reader misses u1, gets the lease, and reads the primary: the query has its snapshot and
+///    waits for a lock.
 /// 2. A writer changes u1. When the change is in force, the lease is gone.
 /// 3. The lock is free. The query gives the old name, and the reader wants to store it.
 ///
@@ -36,12 +37,13 @@ fn no_lease() {
 }
 
 /// 1. The replica does not replay. A writer changes u1, and the change is in force.
-/// 2. A reader misses u1 and gets the lease. The replica has not replayed enough, so it reads the primary.
+/// 2. A reader misses u1 and gets the lease. The replica has not replayed enough, so it reads the
+///    primary.
 /// 3. If it reads the replica all the same, the query has its snapshot there and waits for a lock.
 /// 4. The replica replays everything. The lock is free.
 ///
-/// The mutant reads the replica first and asks then how far it has come: far enough, but only since the snapshot. It
-/// stores the old name.
+/// The mutant reads the replica first and asks then how far it has come: far enough, but only since
+/// the snapshot. It stores the old name.
 #[test]
 fn replica_check_too_late() {
     check(Mutant::ReplicaCheckTooLate, &Finding::Stale("v1:held:u1"), |mutant| {

@@ -1,9 +1,10 @@
 //! Each mutant of the protocol, found by a script.
 //!
-//! A script is one interleaving of the daemon, a writer and a reader, made with real servers. It runs twice: the
-//! unbroken build passes it, and the mutant leaves the finding that the script names. Owns the rules that all scripts
-//! use and what counts as a finding; the files beside it own the scripts. Invariant: a step waits for the event that the
-//! next step needs, and never for a time. So the outcome does not depend on the speed of the machine.
+//! A script is one interleaving of the daemon, a writer and a reader, made with real servers. It
+//! runs twice: the unbroken build passes it, and the mutant leaves the finding that the script
+//! names. Owns the rules that all scripts use and what counts as a finding; the files beside it own
+//! the scripts. Invariant: a step waits for the event that the next step needs, and never for a
+//! time. So the outcome does not depend on the speed of the machine.
 
 mod fillers;
 mod outbox;
@@ -22,8 +23,9 @@ use unstale::mutant::Mutant;
 
 use crate::support::{EVENT_MAX, World, wait_until};
 
-/// `held` waits for [`LOCK`] after its snapshot was taken, and so does the lookup of `organization`. The limits are as
-/// long as they may be: a limit that ends a step would change the interleaving.
+/// `held` waits for [`LOCK`] after its snapshot was taken, and so does the lookup of
+/// `organization`. The limits are as long as they may be: a limit that ends a step would change the
+/// interleaving.
 const RULES: &str = r#"
 version: 1
 source: {url: "${DATABASE_URL}"}
@@ -60,7 +62,8 @@ enum Finding {
     Stale(&'static str),
     /// A reader that named a position was served a value from before it.
     ServedTooOld(&'static str),
-    /// An epoch began for this reason, although nothing was lost: the flush hides what the mutant did.
+    /// An epoch began for this reason, although nothing was lost: the flush hides what the mutant
+    /// did.
     Epoch(String),
 }
 
@@ -113,9 +116,9 @@ async fn redis_connection(world: &World) -> MultiplexedConnection {
     client.get_multiplexed_async_connection().await.unwrap()
 }
 
-/// Changes a row in a transaction of its own and waits until that is in force. Twice, since one batch is in flight at a
-/// time: when the second change is in force, the daemon knows that the batch of the first one is, and with it
-/// everything that it had received before.
+/// Changes a row in a transaction of its own and waits until that is in force. Twice, since one
+/// batch is in flight at a time: when the second change is in force, the daemon knows that the
+/// batch of the first one is, and with it everything that it had received before.
 fn pass_another(world: &World) {
     for _ in 0..2 {
         world.cache("v1:user:u2");

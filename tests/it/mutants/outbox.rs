@@ -47,10 +47,11 @@ fn commit_before_redis() {
 
 /// 1. u1 is cached. A writer changes u1, which makes an entry, and does not commit.
 /// 2. A later change of u2, whose entry has a higher number, passes, and its entry is deleted.
-/// 3. The daemon is stopped outside of every claim. The writer commits, and u2 changes once more. The daemon goes on.
+/// 3. The daemon is stopped outside of every claim. The writer commits, and u2 changes once more.
+///    The daemon goes on.
 ///
-/// The mutant takes every entry up to the highest number that it has seen for done. It deletes the entry of u1 unread,
-/// and commits that with the claim of the new entry.
+/// The mutant takes every entry up to the highest number that it has seen for done. It deletes the
+/// entry of u1 unread, and commits that with the claim of the new entry.
 #[test]
 fn cursor_over_ids() {
     check(Mutant::CursorOverIds, &Finding::Stale("v1:user:u1"), |mutant| {
@@ -75,7 +76,8 @@ fn cursor_over_ids() {
 }
 
 /// 1. o1 is cached. A writer commits a change of it, and keeps the position after it.
-/// 2. The daemon takes the entry, and asks the lookup of its rule, which waits for a lock. So the change is not in force.
+/// 2. The daemon takes the entry, and asks the lookup of its rule, which waits for a lock. So the
+///    change is not in force.
 /// 3. The daemon looks how far the outbox reaches, and takes that in: it looks once more.
 /// 4. A later change of u2 passes, and the watermark is recorded with it.
 /// 5. A reader asks for o1 with the position from step 1.
@@ -109,7 +111,8 @@ fn eager_watermark() {
     });
 }
 
-/// Stops the daemon at a moment at which none of its sessions has a transaction or runs a statement.
+/// Stops the daemon at a moment at which none of its sessions has a transaction or runs a
+/// statement.
 fn stop_between_claims(world: &World, pid: u32) {
     let busy =
         "select (count(*) > 0)::text from pg_stat_activity where application_name = 'daemon' and state <> 'idle'";
@@ -124,8 +127,8 @@ fn stop_between_claims(world: &World, pid: u32) {
     });
 }
 
-/// Waits until the daemon looks how far the outbox reaches, and began to do so later than now. It does not begin before
-/// it has taken in what it saw the last time.
+/// Waits until the daemon looks how far the outbox reaches, and began to do so later than now. It
+/// does not begin before it has taken in what it saw the last time.
 fn wait_for_survey(world: &World) {
     let now = world.value("select clock_timestamp()::text");
     let survey = format!(

@@ -1,7 +1,7 @@
 //! Mutants of the daemon that reads a slot: the gate, the keepalive, the acknowledgement.
 //!
-//! All three use a commit that is stuck: `synchronous_standby_names = 'nobody'` keeps a commit that is in the log, and
-//! on the slot, invisible to every snapshot for as long as the script wants.
+//! All three use a commit that is stuck: `synchronous_standby_names = 'nobody'` keeps a commit that
+//! is in the log, and on the slot, invisible to every snapshot for as long as the script wants.
 
 use unstale::mutant::Mutant;
 
@@ -10,10 +10,12 @@ use crate::support::{EVENT_MAX, World, wait_until};
 
 /// 1. A writer commits a change of u1. The commit is stuck: the slot sends it and nobody sees it.
 /// 2. A later change of u2 passes. So the daemon has received the change of u1.
-/// 3. A reader misses u1, gets the lease, reads the primary, which has the old name, and stores that.
+/// 3. A reader misses u1, gets the lease, reads the primary, which has the old name, and stores
+///    that.
 /// 4. The commit becomes visible, and everything is put into force.
 ///
-/// Without the gate the daemon deleted u1 in step 2, when there was nothing to delete. The old name stays.
+/// Without the gate the daemon deleted u1 in step 2, when there was nothing to delete. The old name
+/// stays.
 #[test]
 fn no_gate() {
     check(Mutant::NoGate, &Finding::Stale("v1:user:u1"), |mutant| {
@@ -33,12 +35,13 @@ fn no_gate() {
 }
 
 /// 1. u1 is cached. A writer commits a change of it, and the commit is stuck.
-/// 2. A later change of u2 passes. So the daemon has received the change of u1, which is not in force.
+/// 2. A later change of u2 passes. So the daemon has received the change of u1, which is not in
+///    force.
 /// 3. The daemon sends a status to the slot, and is killed.
 /// 4. Another daemon starts. The commit becomes visible.
 ///
-/// The mutant confirmed what it had received, so the slot does not send the change of u1 again. The next daemon finds
-/// that Redis knows less than was confirmed, and begins an epoch.
+/// The mutant confirmed what it had received, so the slot does not send the change of u1 again. The
+/// next daemon finds that Redis knows less than was confirmed, and begins an epoch.
 #[test]
 fn ack_before_redis() {
     check(Mutant::AckBeforeRedis, &Finding::Epoch("gap".to_owned()), |mutant| {
@@ -63,14 +66,15 @@ fn ack_before_redis() {
 }
 
 /// 1. u1 is cached. A writer commits a change of it, and the commit is stuck.
-/// 2. A writer fills the log with rows that no rule matches. The walsender has nothing to send but a keepalive, with a
-///    position past the change of u1.
-/// 3. A later change of u2 passes, and the watermark is recorded with it. So the daemon has received the keepalive.
+/// 2. A writer fills the log with rows that no rule matches. The walsender has nothing to send but
+///    a keepalive, with a position past the change of u1.
+/// 3. A later change of u2 passes, and the watermark is recorded with it. So the daemon has
+///    received the keepalive.
 /// 4. The daemon sends a status to the slot, and is killed.
 /// 5. Another daemon starts. The commit becomes visible.
 ///
-/// In the mutant the keepalive moved the watermark past the change of u1. Both Redis and the slot have that position, so
-/// nothing looks wrong, and the change is never sent again.
+/// In the mutant the keepalive moved the watermark past the change of u1. Both Redis and the slot
+/// have that position, so nothing looks wrong, and the change is never sent again.
 #[test]
 fn eager_keepalive() {
     check(Mutant::EagerKeepalive, &Finding::Stale("v1:user:u1"), |mutant| {

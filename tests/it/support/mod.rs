@@ -15,7 +15,7 @@ use unstale::postgres::{self, Address};
 use unstale::sandbox::{self, Postgres, Redis};
 
 /// How long an event may take before a test counts it as missing.
-pub(crate) const EVENT_MAX: Duration = Duration::from_secs(30);
+pub(crate) const EVENT_MAX: Duration = Duration::from_secs(120);
 
 /// The shipped file: the example that users start from is what the tests run.
 pub(crate) const SHIPPED: &str = include_str!("../../../invalidation.yaml");
@@ -64,8 +64,8 @@ impl World {
         Self::with(rules, &[], &[])
     }
 
-    /// The example domain with these tables beside it, set up with these rules for the outbox, on a server that has
-    /// no logical log.
+    /// The example domain with these tables beside it, set up with these rules for the outbox, on a
+    /// server that has no logical log.
     pub(crate) fn outbox(rules: &str, tables: &str) -> Self {
         Self::outbox_with(rules, tables, &[])
     }
@@ -78,7 +78,8 @@ impl World {
         world
     }
 
-    /// The example domain with ten users and these rules, on servers with these settings and arguments.
+    /// The example domain with ten users and these rules, on servers with these settings and
+    /// arguments.
     pub(crate) fn with(rules: &str, postgres: &[&str], redis: &[&str]) -> Self {
         Self::on(template::start(postgres), rules, redis)
     }
@@ -129,7 +130,8 @@ impl World {
         self.runtime.block_on(client.batch_execute(sql)).unwrap_or_else(|error| panic!("{sql}: {error:?}"));
     }
 
-    /// How many entries of the outbox this session sees: those that nobody has put into force and confirmed.
+    /// How many entries of the outbox this session sees: those that nobody has put into force and
+    /// confirmed.
     pub(crate) fn entries(&self) -> u64 {
         self.value("select count(*)::text from unstale.outbox").parse().unwrap()
     }
@@ -214,7 +216,8 @@ impl World {
 
     pub(crate) fn settle_within(&self, limit: Duration) {
         let end: Lsn = self.value("select pg_current_wal_lsn()::text").parse().unwrap();
-        // What no publication carries is confirmed too, but only a published commit is announced at once.
+        // What no publication carries is confirmed too, but only a published commit is announced at
+        // once.
         let reached = || self.applied() >= end;
         wait_until(limit, "the watermark passes the log's end", reached);
     }
@@ -228,14 +231,28 @@ impl World {
         })
     }
 
-    /// Commits from now on wait for a standby that is not there, except those of the world's own session.
+    /// Commits from now on wait for a standby that is not there, except those of the world's own
+    /// session.
     pub(crate) fn hold_commits(&self) {
+        const PROBE: &str = "select pg_logical_emit_message(true, 'probe', '')";
         self.sql("set synchronous_commit = local");
         self.sql("alter system set synchronous_standby_names = 'nobody'");
         self.sql("select pg_reload_conf()");
-        wait_until(EVENT_MAX, "the setting is read", || {
-            self.try_value("show synchronous_standby_names").as_deref() == Some("nobody")
+        // The setting counts only once the checkpointer has read it too, which nothing shows: a
+        // commit has to try.
+        let cancelled = format!(
+            "select count(pg_cancel_backend(pid))::text from pg_stat_activity \
+             where wait_event = 'SyncRep' and query = {}",
+            quoted(PROBE)
+        );
+        let mut probe = self.sql_in_background(PROBE);
+        wait_until(EVENT_MAX, "a commit waits", || {
+            if probe.is_finished() {
+                probe = self.sql_in_background(PROBE);
+            }
+            self.value(&cancelled) == "1"
         });
+        probe.join().unwrap();
     }
 
     /// Ends what [`World::hold_commits`] began.
@@ -295,7 +312,13 @@ pub(crate) async fn connect(url: &str) -> tokio_postgres::Client {
     postgres::connect(&Address::parse(url, &|_| None).unwrap()).await.unwrap()
 }
 
-/// Asks again and again until it is so. The condition is an outside process's state: nothing announces it.
+/// A text as a literal of SQL.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+/// Asks again and again until it is so. The condition is an outside process's state: nothing
+/// announces it.
 pub(crate) fn wait_until(limit: Duration, what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + limit;
     while !condition() {

@@ -1,8 +1,8 @@
 //! A PostgreSQL cluster that tests copy, so that each need not make one with `initdb`.
 //!
-//! Owns the cluster, which has the example domain with ten users, and where copies are kept. It is made once in cargo's
-//! directory for such files, and again when the server or the example changes. Invariant: it was shut down cleanly, so
-//! that a copy starts without recovery.
+//! Owns the cluster, which has the example domain with ten users, and where copies are kept. It is
+//! made once in cargo's directory for such files, and again when the server or the example changes.
+//! Invariant: it was shut down cleanly, so that a copy starts without recovery.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
@@ -62,7 +62,8 @@ fn make(template: &Path) {
     }
 }
 
-/// Memory if there is enough of it: making and removing a thousand files for each test keeps a disk busy.
+/// Memory if there is enough of it: making and removing a thousand files for each test keeps a disk
+/// busy.
 fn parent() -> PathBuf {
     let memory = Path::new("/dev/shm");
     let free = || {

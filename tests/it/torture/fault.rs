@@ -1,7 +1,7 @@
-//! What goes wrong, on schedule.
+//! The faults of a run.
 //!
-//! Owns the faults, what each may do to history, and how it is brought about. Each strikes for a fraction of a
-//! cycle, beside others and beside the kill of the daemon; what one cannot end because of another, [`Stage::calm`] ends.
+//! Owns how each strikes and which epochs it explains. It must not know when it strikes. Invariant:
+//! a fault ends by itself; if another fault keeps it from that, [`Cluster::calm`] ends it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,9 +12,11 @@ use tokio::time::sleep;
 use unstale::mutant::Mutant;
 use unstale::sandbox::signal;
 
+use super::cluster::{Cluster, SESSIONS};
 use super::mode::Mode;
-use super::stage::{Ground, SESSIONS, Stage};
+use super::targets::Targets;
 use crate::proxy;
+use crate::support::connect;
 
 /// One thing that goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +40,8 @@ pub(super) enum Fault {
     FlushScripts,
     EvictStarted,
     TerminateWalsender,
-    /// Commits are streamed and not visible until the synchronous standby answers, which there is none.
+    /// Commits are streamed but not visible: they wait for a synchronous standby that does not
+    /// exist.
     StuckCommits,
     /// The replica does not replay.
     LaggingReplica,
@@ -47,10 +50,10 @@ pub(super) enum Fault {
     FailOverRedis,
     EmptyRedis,
     AdvanceSlot,
-    /// One of the daemon's sessions, wherever it is in a claim.
+    /// One of the daemon's sessions stops, at any point of a claim.
     FreezeSession,
     TerminateSessions,
-    /// The outbox is dropped and made anew, and what was written meanwhile is in none.
+    /// The outbox is dropped and created again. What is written in between is in neither.
     RemakeOutbox,
 }
 
@@ -78,7 +81,7 @@ const ORDINARY: [Fault; 21] = [
     Fault::EvictStarted,
 ];
 
-/// Those after which the cache has to be emptied, and which take longer.
+/// The faults after which the cache has to be emptied. They take longer.
 const GRAVE: [Fault; 5] = [
     Fault::CrashPostgres,
     Fault::RestartRedisFromSnapshot,
@@ -88,13 +91,14 @@ const GRAVE: [Fault; 5] = [
 ];
 
 impl Fault {
-    /// The next one; for a mutant, one that may bring it out. A grave one would hide what a mutant did.
+    /// A random fault. For a mutant, one that may reveal it: after a grave one the cache is
+    /// emptied, which would hide what the mutant did.
     pub(super) fn draw(mode: Mode, mutant: Option<Mutant>, random: &mut StdRng) -> Self {
         let fault = Self::draw_for_slot(mutant, random);
         if mode.is_outbox() { fault.in_outbox_mode() } else { fault }
     }
 
-    /// What comes nearest where there is no slot.
+    /// The nearest fault where there is no slot.
     fn in_outbox_mode(self) -> Self {
         match self {
             Self::FreezePostgres => Self::FreezeSession,
@@ -111,7 +115,7 @@ impl Fault {
             None => pick(&ORDINARY, random),
             Some(Mutant::NoGate) => Self::StuckCommits,
             Some(Mutant::NoLease | Mutant::CursorOverIds) => pick(&ORDINARY, random),
-            // Between what is claimed and what is in force there must be time.
+            // Time has to pass between the claim and the moment at which everything is in force.
             Some(Mutant::EagerWatermark) => pick(&[Self::SlowPostgres, Self::SlowRedis, Self::OneBytePostgres], random),
             Some(Mutant::AckBeforeRedis | Mutant::EagerKeepalive | Mutant::CommitBeforeRedis) => {
                 pick(&[Self::FreezeRedis, Self::PauseRedisWrites, Self::SlowRedis, Self::SilentRedis], random)
@@ -150,58 +154,63 @@ impl Fault {
             Self::AdvanceSlot => "slot advanced",
             Self::FreezeSession => "session frozen",
             Self::TerminateSessions => "sessions terminated",
-            Self::RemakeOutbox => "outbox made anew",
+            Self::RemakeOutbox => "outbox created again",
         }
     }
 
-    /// Whether an epoch for this reason may follow, after all that has struck so far.
+    /// Whether an epoch for this reason may follow, given the faults that have struck so far.
     pub(super) fn explains(self, reason: &str, mode: Mode, struck: &BTreeMap<&'static str, u64>) -> bool {
-        // A flush that is cut short by the kill is begun again for want of anything remembered.
+        // If the kill interrupts a flush, the next daemon finds nothing remembered and begins
+        // again.
         let own: &[&str] = match self {
-            // The outbox shows what is visible, and with `synchronous_commit = off` that is before it is durable.
+            // The outbox shows what is visible. With `synchronous_commit = off` that may not be
+            // durable yet.
             Self::CrashPostgres if mode.is_outbox() => &["unclean-restart", "nothing-remembered", "log-went-back"],
             Self::CrashPostgres => &["unclean-restart", "nothing-remembered"],
             Self::RestartRedisFromSnapshot | Self::FailOverRedis => {
-                // The outbox may have gone into another dataset since.
+                // In outbox mode another dataset may have been filled since.
                 &["redis-went-back", "gap", "nothing-remembered", "dataset-replaced", "other-source"]
             }
-            // Whoever comes first begins at epoch 1 again, and to another daemon that looks like an old snapshot.
+            // The first daemon begins at epoch 1 again, which looks like an old snapshot to the
+            // other one.
             Self::EmptyRedis if mode == Mode::Shared => &["nothing-remembered", "redis-went-back"],
             Self::EmptyRedis | Self::EvictStarted => &["nothing-remembered"],
             Self::AdvanceSlot => &["gap", "nothing-remembered"],
             Self::RemakeOutbox => &["other-source", "gap", "nothing-remembered"],
             _ => &[],
         };
-        // What Redis went back to may be from before PostgreSQL stopped uncleanly, some cycles ago.
+        // The dataset that Redis went back to may be older than an unclean stop of PostgreSQL some
+        // cycles ago.
         let went_back = matches!(self, Self::RestartRedisFromSnapshot | Self::FailOverRedis);
         let of_old = reason == "unclean-restart" && struck.contains_key(Self::CrashPostgres.name());
         own.contains(&reason) || went_back && of_old
     }
 
-    /// Whether values may come back, or commits go, without a change that anybody could see: until the next epoch
-    /// nothing is promised. These take the servers or the daemon away, so that nothing else can do so meanwhile.
+    /// Whether values may come back, or commits disappear, without a change that the daemon could
+    /// see. Until the next epoch nothing is promised. These faults replace a server or the daemon,
+    /// so they strike one at a time.
     pub(super) fn is_grave(self) -> bool {
         GRAVE.contains(&self) || self == Self::RemakeOutbox
     }
 
-    /// Strikes beside whatever else happens, the kill included, and is over when this returns. Whether it struck: what
-    /// it needs may be away.
-    pub(super) async fn strike(self, ground: &Ground, random: &mut StdRng) -> bool {
+    /// Strikes, and is over when this returns; other faults and the kill may happen at the same
+    /// time. Whether it struck: what it needs may be away.
+    pub(super) async fn strike(self, targets: &Targets, random: &mut StdRng) -> bool {
         let while_it_lasts = Duration::from_millis(random.random_range(10..250));
-        let (to_redis, to_postgres) = (&ground.to_redis, &ground.to_postgres);
+        let (to_redis, to_postgres) = (&targets.to_redis, &targets.to_postgres);
         match self {
-            Self::FreezeDaemon => return freeze(ground.daemon_pid(), while_it_lasts).await,
-            Self::FreezeRedis => return freeze(ground.redis_pid(), while_it_lasts).await,
+            Self::FreezeDaemon => return freeze(targets.daemon_pid(), while_it_lasts).await,
+            Self::FreezeRedis => return freeze(targets.redis_pid(), while_it_lasts).await,
             Self::FreezePostgres => {
                 let sql = "select coalesce(max(active_pid), 0) from pg_replication_slots where slot_name = 'unstale'";
-                let row = ground.admin().await.query_one(sql, &[]).await;
+                let row = targets.admin().await.query_one(sql, &[]).await;
                 let pid = row.ok().and_then(|row| u32::try_from(row.get::<_, i32>(0)).ok()).filter(|pid| *pid > 0);
                 return freeze(pid, while_it_lasts).await;
             }
             Self::FreezeSession => {
                 let sql =
                     format!("select pid from pg_stat_activity where application_name = '{SESSIONS}' order by pid");
-                let rows = ground.admin().await.query(&sql, &[]).await.unwrap_or_default();
+                let rows = targets.admin().await.query(&sql, &[]).await.unwrap_or_default();
                 let pids: Vec<u32> = rows.iter().filter_map(|row| u32::try_from(row.get::<_, i32>(0)).ok()).collect();
                 if pids.is_empty() {
                     return false;
@@ -212,7 +221,7 @@ impl Fault {
                 let sql = format!(
                     "select pg_terminate_backend(pid) from pg_stat_activity where application_name = '{SESSIONS}'"
                 );
-                return ground.admin().await.query(&sql, &[]).await.is_ok_and(|rows| !rows.is_empty());
+                return targets.admin().await.query(&sql, &[]).await.is_ok_and(|rows| !rows.is_empty());
             }
             Self::CutRedis => to_redis.cut(),
             Self::CutPostgres => to_postgres.cut(),
@@ -226,24 +235,24 @@ impl Fault {
             Self::OneBytePostgres => lasting(to_postgres, proxy::Fault::OneByte, while_it_lasts).await,
             Self::PauseRedisWrites => {
                 let millis = while_it_lasts.as_millis().to_string();
-                ground.redis(&["CLIENT", "PAUSE", &millis, "WRITE"]).await;
+                targets.redis(&["CLIENT", "PAUSE", &millis, "WRITE"]).await;
             }
             Self::FullRedis => {
-                ground.redis(&["CONFIG", "SET", "maxmemory", "1"]).await;
+                targets.redis(&["CONFIG", "SET", "maxmemory", "1"]).await;
                 sleep(while_it_lasts).await;
-                ground.redis(&["CONFIG", "SET", "maxmemory", "0"]).await;
+                targets.redis(&["CONFIG", "SET", "maxmemory", "0"]).await;
             }
-            Self::KillClients => ground.redis(&["CLIENT", "KILL", "TYPE", "normal"]).await,
-            Self::FlushScripts => ground.redis(&["SCRIPT", "FLUSH"]).await,
-            Self::EvictStarted => ground.redis(&["DEL", "t:unstale:{unstale}:started"]).await,
+            Self::KillClients => targets.redis(&["CLIENT", "KILL", "TYPE", "normal"]).await,
+            Self::FlushScripts => targets.redis(&["SCRIPT", "FLUSH"]).await,
+            Self::EvictStarted => targets.redis(&["DEL", "t:unstale:{unstale}:started"]).await,
             Self::TerminateWalsender => {
                 let sql =
                     "select pg_terminate_backend(active_pid) from pg_replication_slots where active_pid is not null";
-                return ground.admin().await.query(sql, &[]).await.is_ok_and(|rows| !rows.is_empty());
+                return targets.admin().await.query(sql, &[]).await.is_ok_and(|rows| !rows.is_empty());
             }
             Self::StuckCommits => {
-                let admin = ground.admin().await;
-                // Ours may not wait for it, or nothing would ever end it.
+                let admin = targets.admin().await;
+                // The statement that ends the wait must not wait itself.
                 let mut struck = true;
                 for sql in [
                     "set synchronous_commit = local",
@@ -253,12 +262,12 @@ impl Fault {
                     struck &= admin.batch_execute(sql).await.is_ok();
                 }
                 sleep(while_it_lasts).await;
-                ground.release_commits().await;
+                targets.release_commits().await;
                 return struck;
             }
             Self::LaggingReplica => {
-                // Again and again: what matters happens when it begins to catch up.
-                let replica = crate::support::connect(&ground.setting.replica).await;
+                // Several times: errors show when the replica begins to catch up.
+                let replica = connect(&targets.state.replica).await;
                 let end = tokio::time::Instant::now() + while_it_lasts * 2;
                 while tokio::time::Instant::now() < end {
                     replica.batch_execute("select pg_wal_replay_pause()").await.unwrap();
@@ -272,43 +281,43 @@ impl Fault {
             | Self::FailOverRedis
             | Self::EmptyRedis
             | Self::AdvanceSlot
-            | Self::RemakeOutbox => unreachable!("these have the stage to themselves"),
+            | Self::RemakeOutbox => unreachable!("grave faults strike one at a time"),
         }
         true
     }
 
-    /// As [`Fault::strike`], for those that are grave.
-    pub(super) async fn strike_gravely(self, stage: &mut Stage, random: &mut StdRng) -> bool {
+    /// As [`Fault::strike`], for the grave ones.
+    pub(super) async fn strike_gravely(self, cluster: &mut Cluster, random: &mut StdRng) -> bool {
         let while_it_lasts = Duration::from_millis(random.random_range(10..250));
         match self {
-            Self::CrashPostgres => stage.crash_postgres().await,
+            Self::CrashPostgres => cluster.crash_postgres().await,
             Self::RestartRedisFromSnapshot => {
-                stage.ground.redis(&["SAVE"]).await;
+                cluster.targets.redis(&["SAVE"]).await;
                 sleep(while_it_lasts).await;
-                stage.restart_redis();
+                cluster.restart_redis();
             }
             Self::FailOverRedis => {
-                // What is written from now on does not reach the replica any more, now and then.
+                // Half of the time the replica misses what is written from now on.
                 if random.random() {
-                    stage.unfollow();
+                    cluster.unfollow();
                 }
                 sleep(while_it_lasts).await;
-                stage.fail_over();
+                cluster.fail_over();
             }
-            Self::EmptyRedis => stage.ground.redis(&["FLUSHALL"]).await,
+            Self::EmptyRedis => cluster.targets.redis(&["FLUSHALL"]).await,
             Self::AdvanceSlot => {
-                stage.kill_daemon();
-                let struck = stage.ground.advance_slot().await;
-                stage.start_daemon();
+                cluster.kill_daemon();
+                let struck = cluster.targets.advance_slot().await;
+                cluster.start_daemon();
                 return struck;
             }
             Self::RemakeOutbox => {
-                stage.kill_daemon();
-                stage.kill_second();
-                stage.remake_outbox();
-                stage.start_daemon();
+                cluster.kill_daemon();
+                cluster.kill_second();
+                cluster.remake_outbox();
+                cluster.start_daemon();
             }
-            _ => unreachable!("these strike beside others"),
+            _ => unreachable!("other faults strike at any time"),
         }
         true
     }

@@ -1,19 +1,22 @@
-//! How the daemon learns of changes: what differs between the ways, for servers, rules and writers.
+//! How the daemon learns of changes, and what that means for the servers, the rules and the
+//! writers.
 //!
-//! Invariant: the promise does not differ, so neither does the oracle.
+//! Owns the differences between the modes. It must not know what is stale. Invariant: the promise
+//! is the same in every mode, and so is the oracle.
 
 use crate::support::in_outbox_mode;
 
-/// One way.
+/// One of the sources, as it is used here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mode {
     /// Logical replication.
     Slot,
-    /// The outbox where transactions may be prepared, so that nobody rings: one daemon works, one stands by.
+    /// The outbox on a server that can prepare transactions, so writers do not notify. One daemon
+    /// works, the other stands by.
     Outbox,
-    /// The outbox with its doorbell: one daemon works, one stands by.
-    Bell,
-    /// The outbox with its doorbell and with rules whose work two daemons share.
+    /// The outbox with notifications. One daemon works, the other stands by.
+    Wakeup,
+    /// The outbox with notifications, and rules that let two daemons share the work.
     Shared,
 }
 
@@ -70,26 +73,27 @@ reads:
     sql: select to_json(coalesce(sum(v), 0)) from items where grp = $1
 "#;
 
-/// Where the reads' settings begin.
+/// The beginning of the API's settings.
 const API: &str = "api: {";
 
-/// What needs the order of commits, and what takes its place where that is not to be had.
+/// The actions that need the order of commits, and what takes their place where daemons share the
+/// work.
 const UNORDERED: [(&str, &str); 2] = [
     ("    stream: {name: log, data: {id: \"{id}\", v: \"{v}\"}, maxlen: 1000}\n", ""),
     ("set: {key: \"card:{id}\", columns: [v]}", "delete: \"card:{id}\""),
 ];
 
 impl Mode {
-    pub(super) const ALL: [Self; 4] = [Self::Slot, Self::Outbox, Self::Bell, Self::Shared];
+    pub(super) const ALL: [Self; 4] = [Self::Slot, Self::Outbox, Self::Wakeup, Self::Shared];
 
-    /// Those with an outbox.
-    pub(super) const OUTBOX: [Self; 3] = [Self::Outbox, Self::Bell, Self::Shared];
+    /// The modes with an outbox.
+    pub(super) const OUTBOX: [Self; 3] = [Self::Outbox, Self::Wakeup, Self::Shared];
 
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Slot => "slot",
             Self::Outbox => "outbox",
-            Self::Bell => "bell",
+            Self::Wakeup => "wakeup",
             Self::Shared => "shared",
         }
     }
@@ -107,14 +111,14 @@ impl Mode {
         match self {
             Self::Slot => &["max_prepared_transactions=20"],
             Self::Outbox => &["max_prepared_transactions=20", "wal_level=replica"],
-            Self::Bell | Self::Shared => &["max_prepared_transactions=0", "wal_level=replica"],
+            Self::Wakeup | Self::Shared => &["max_prepared_transactions=0", "wal_level=replica"],
         }
     }
 
     pub(super) fn rules(self) -> String {
         match self {
             Self::Slot => RULES.to_owned(),
-            Self::Outbox | Self::Bell => in_outbox_mode(RULES),
+            Self::Outbox | Self::Wakeup => in_outbox_mode(RULES),
             Self::Shared => UNORDERED.iter().fold(in_outbox_mode(RULES), |rules, (ordered, unordered)| {
                 assert!(rules.contains(ordered), "{ordered}");
                 rules.replace(ordered, unordered)
@@ -122,7 +126,7 @@ impl Mode {
         }
     }
 
-    /// The same where reads may go to this replica.
+    /// The rules, with reads from this replica.
     pub(super) fn rules_with_replica(self, url: &str) -> String {
         let rules = self.rules();
         assert!(rules.contains(API), "{rules}");

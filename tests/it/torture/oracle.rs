@@ -1,7 +1,8 @@
 //! What is stale.
 //!
-//! Owns the two verdicts: at rest every cached value is what the database says, and in flight no value is older
-//! than what the watermark says is in force.
+//! Owns the two comparisons. At rest every cached value must be what the database says. While the
+//! run goes on, no value may be older than what the watermark says is in force. It must not know
+//! what the daemon says of itself.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,20 +13,21 @@ use tokio::task::JoinHandle;
 use unstale::change::Lsn;
 use unstale::coherence::lease::Envelope;
 
-use super::filler::{self, Query};
-use super::stage::{GROUPS, ITEMS, Setting, Stage};
+use super::cluster::Cluster;
+use super::query::{self, GROUPS, ITEMS, Query};
+use super::state::RunState;
 
-/// How many values were compared, and which are stale. Nobody may act meanwhile.
-pub(super) async fn compare(stage: &Stage) -> (u64, Vec<String>) {
-    let admin = stage.ground.admin().await;
-    let mut redis = stage.ground.setting.redis_connection().await.unwrap();
-    let mut queries: Vec<Query> = (1..=ITEMS).map(filler::item).collect();
-    queries.extend((1..=ITEMS).flat_map(|id| [filler::alias('a', id), filler::alias('b', id)]));
-    queries.extend((1..=ITEMS).flat_map(|id| [filler::peer(id), filler::card(id)]));
-    queries.extend((0..GROUPS).flat_map(|group| [filler::group(group), filler::tagged(group), filler::listed(group)]));
+/// How many values were compared, and which are stale. Writers and fillers must be paused.
+pub(super) async fn compare(cluster: &Cluster) -> (u64, Vec<String>) {
+    let admin = cluster.targets.admin().await;
+    let mut redis = cluster.targets.state.redis_at_rest().await;
+    let mut queries: Vec<Query> = (1..=ITEMS).map(query::item).collect();
+    queries.extend((1..=ITEMS).flat_map(|id| [query::alias('a', id), query::alias('b', id)]));
+    queries.extend((1..=ITEMS).flat_map(|id| [query::peer(id), query::card(id)]));
+    queries.extend((0..GROUPS).flat_map(|group| [query::group(group), query::tagged(group), query::listed(group)]));
     for group in 0..GROUPS {
-        let version: Option<String> = redis.get(filler::version_key(group).as_bytes()).await.unwrap();
-        queries.extend(version.map(|version| filler::versioned(group, &version)));
+        let version: Option<String> = redis.get(query::version_key(group).as_bytes()).await.unwrap();
+        queries.extend(version.map(|version| query::versioned(group, &version)));
     }
     let keys: Vec<_> = queries.iter().map(|query| query.key.as_bytes()).collect();
     let held: Vec<Option<Vec<u8>>> = redis.mget(keys).await.unwrap();
@@ -47,18 +49,19 @@ pub(super) async fn compare(stage: &Stage) -> (u64, Vec<String>) {
     (cached.len() as u64, stale)
 }
 
-/// Compares cached values in flight: what `applied` or `asof` says is in force, no value may be older than.
-pub(super) fn start_sampler(setting: &Arc<Setting>) -> JoinHandle<()> {
-    let setting = Arc::clone(setting);
+/// Compares cached values while the run goes on: none may be older than what `applied` or `asof`
+/// says is in force.
+pub(super) fn start_sampler(state: &Arc<RunState>) -> JoinHandle<()> {
+    let state = Arc::clone(state);
     tokio::spawn(async move {
         let mut redis = None;
-        while !setting.is_over() {
+        while !state.is_over() {
             if redis.is_none() {
-                redis = setting.redis_connection().await.ok();
+                redis = state.redis_connection().await.ok();
             }
             if let Some(connection) = &mut redis
-                && setting.samples.load(Ordering::SeqCst)
-                && sample(&setting, connection).await.is_none()
+                && state.samples.load(Ordering::SeqCst)
+                && sample(&state, connection).await.is_none()
             {
                 redis = None;
             }
@@ -67,20 +70,20 @@ pub(super) fn start_sampler(setting: &Arc<Setting>) -> JoinHandle<()> {
     })
 }
 
-async fn sample(setting: &Setting, redis: &mut redis::aio::MultiplexedConnection) -> Option<()> {
+async fn sample(state: &RunState, redis: &mut redis::aio::MultiplexedConnection) -> Option<()> {
     let mut look = redis::pipe();
-    // The watermarks first: what is read after them is at least as new.
-    look.cmd("MGET").arg(setting.names.applied.as_bytes()).arg(setting.names.asof.as_bytes()).cmd("MGET");
+    // The watermarks are read first, so the values are at least as new.
+    look.cmd("MGET").arg(state.names.applied.as_bytes()).arg(state.names.asof.as_bytes()).cmd("MGET");
     for id in 1..=ITEMS {
-        look.arg(filler::item(id).key.as_bytes());
+        look.arg(query::item(id).key.as_bytes());
     }
     type Looked = ((Option<String>, Option<u64>), Vec<Option<Vec<u8>>>);
     let ((applied, asof), held): Looked = look.query_async(redis).await.ok()?;
     let applied = Lsn::from_fixed_hex(&applied?)?;
-    let committed = setting.committed.lock().unwrap();
+    let committed = state.committed.lock().unwrap();
     for (id, held) in (1..=ITEMS).zip(held) {
         let Some(value) = held.and_then(|held| Envelope::decode(&held)) else { continue };
-        setting.sampled.fetch_add(1, Ordering::Relaxed);
+        state.sampled.fetch_add(1, Ordering::Relaxed);
         let version: Option<i64> = String::from_utf8_lossy(&value.body).parse().ok();
         let in_force = committed
             .get(&id)
@@ -90,9 +93,9 @@ async fn sample(setting: &Setting, redis: &mut redis::aio::MultiplexedConnection
         let newest = in_force.map(|commit| commit.version).max();
         if let (Some(version), Some(newest)) = (version, newest)
             && version < newest
-            && setting.samples.load(Ordering::SeqCst)
+            && state.samples.load(Ordering::SeqCst)
         {
-            setting.found(format!(
+            state.found(format!(
                 "item {id} holds version {version} though {newest} is in force: applied {applied}, asof {asof:?}"
             ));
         }

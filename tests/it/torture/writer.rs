@@ -1,7 +1,7 @@
-//! Those who change rows, in every way a transaction can.
+//! The writers, which change rows in every way that a transaction can.
 //!
-//! Owns the statements. It must not know what is cached. Invariant: an item's version only grows, so that of two
-//! cached ones the older is known.
+//! Owns the statements. It must not know what is cached. Invariant: an item's version only grows,
+//! so it is known which of two cached versions is the older.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,32 +13,33 @@ use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 use unstale::postgres::{self, Address};
 
-use super::stage::{Committed, ITEMS, Setting, unix_millis};
+use super::query::ITEMS;
+use super::state::{Committed, RunState, unix_millis};
 
 const WRITERS: usize = 4;
 
-/// Every item that is missing.
+/// Inserts the items that are missing.
 const RESTORE: &str = "insert into items (id, alias, grp) select n, 'a' || n, n % 12 from generate_series(1, 60) n on conflict do nothing";
 
-pub(super) fn start(setting: &Arc<Setting>, random: &mut StdRng) -> Vec<JoinHandle<()>> {
-    let start = |number| tokio::spawn(write(Arc::clone(setting), number, StdRng::from_rng(random)));
+pub(super) fn start(state: &Arc<RunState>, random: &mut StdRng) -> Vec<JoinHandle<()>> {
+    let start = |number| tokio::spawn(write(Arc::clone(state), number, StdRng::from_rng(random)));
     (0..WRITERS).map(start).collect()
 }
 
-async fn write(setting: Arc<Setting>, writer: usize, mut random: StdRng) {
-    let address = Address::parse(&setting.primary, &|_| None).unwrap();
+async fn write(state: Arc<RunState>, writer: usize, mut random: StdRng) {
+    let address = Address::parse(&state.primary, &|_| None).unwrap();
     let mut client = None;
-    while let Some(turn) = setting.writer_turn().await {
+    while let Some(turn) = state.writer_turn().await {
         if client.as_ref().is_none_or(Client::is_closed) {
             client = postgres::connect(&address).await.ok();
             if let Some(client) = &client {
-                // What the connection before it may have left.
+                // The previous connection may have left it.
                 let _ = client.batch_execute(&format!("rollback prepared 'p{writer}'")).await;
             }
         }
-        // A writer may lose a deadlock, or its server; both are no concern of the cache's.
+        // A writer may be the victim of a deadlock, or lose its server. Neither concerns the cache.
         if let Some(client) = &client
-            && change(&setting, client, writer, &mut random).await.is_err()
+            && change(&state, client, writer, &mut random).await.is_err()
         {
             let _ = client.batch_execute("rollback").await;
         }
@@ -48,16 +49,16 @@ async fn write(setting: Arc<Setting>, writer: usize, mut random: StdRng) {
 }
 
 async fn change(
-    setting: &Setting,
+    state: &RunState,
     client: &Client,
     writer: usize,
     random: &mut StdRng,
 ) -> Result<(), tokio_postgres::Error> {
     let (a, b) = (item(random), item(random));
     let pause = random.random_range(0..4) * random.random_range(0..5);
-    let kinds = if setting.mode.is_outbox() { 23 } else { 20 };
+    let kinds = if state.mode.is_outbox() { 23 } else { 20 };
     let sql = match random.random_range(0..kinds) {
-        0..8 => return single(setting, client, a).await.map(|_| ()),
+        0..8 => return single(state, client, a).await.map(|_| ()),
         8..11 => format!("begin; {}; select pg_sleep({pause} / 1000.0); {}; commit", touch(a.min(b)), touch(a.max(b))),
         11 => format!("begin; {}; savepoint s; {}; rollback to s; {}; commit", touch(a), touch(b), touch(a)),
         12 => format!("begin; {}; rollback", touch(a)),
@@ -74,7 +75,7 @@ async fn change(
             tokio::time::sleep(Duration::from_millis(pause)).await;
             format!("insert into items (id, alias, grp) values ({a}, 'a{a}', {}) on conflict do nothing", a % 12)
         }
-        16 if setting.mode.prepares() => {
+        16 if state.mode.prepares() => {
             let name = format!("p{writer}");
             let prepare = format!("begin; {}; prepare transaction '{name}'", touch(a));
             client.batch_execute(&prepare).await?;
@@ -90,7 +91,7 @@ async fn change(
             b % 12
         ),
         22 => match random.random_range(0..8) {
-            // Rarely: what these delete hides what others missed.
+            // Rarely, because what these delete hides what the daemon missed.
             0 => format!("begin; truncate items; {RESTORE}; commit"),
             1 => format!(
                 "begin; delete from groups where id = {0}; insert into groups values ({0}); {RESTORE}; commit",
@@ -101,12 +102,12 @@ async fn change(
         _ => "insert into unpublished select generate_series(1, 50)".to_owned(),
     };
     client.batch_execute(&sql).await?;
-    setting.commits.fetch_add(1, Ordering::Relaxed);
+    state.commits.fetch_add(1, Ordering::Relaxed);
     Ok(())
 }
 
+/// The number of an item. Some are drawn much more often than the others.
 pub(super) fn item(random: &mut StdRng) -> i32 {
-    // Some rows are much hotter than the others.
     if random.random() { random.random_range(1..=6) } else { random.random_range(1..=ITEMS) }
 }
 
@@ -114,9 +115,9 @@ fn touch(item: i32) -> String {
     format!("update items set v = nextval('versions') where id = {item}")
 }
 
-/// One row, and what is known of it once the commit returned. Nothing if there is no such row.
+/// Changes one row, and tells what is known once the commit returned. None if there is no such row.
 pub(super) async fn single(
-    setting: &Setting,
+    state: &RunState,
     client: &Client,
     item: i32,
 ) -> Result<Option<Committed>, tokio_postgres::Error> {
@@ -125,8 +126,8 @@ pub(super) async fn single(
     let position = position.get::<_, String>(0).parse().unwrap();
     let committed = rows.first().map(|row| Committed { version: row.get(0), position, at: unix_millis() });
     if let Some(committed) = committed {
-        setting.committed.lock().unwrap().entry(item).or_default().push(committed);
+        state.committed.lock().unwrap().entry(item).or_default().push(committed);
     }
-    setting.commits.fetch_add(1, Ordering::Relaxed);
+    state.commits.fetch_add(1, Ordering::Relaxed);
     Ok(committed)
 }

@@ -1,7 +1,7 @@
-//! As much of HTTP/1.1 as a test needs: one GET after the other on a connection that is kept.
+//! As much of HTTP/1.1 as a run needs: one GET after the other on a connection that is kept open.
 //!
-//! Owns the connection. It must not know what is asked. Invariant: a request that failed or was given up takes its
-//! connection with it, so that no answer is taken for the next one's.
+//! Owns the connection. It must not know what is asked. Invariant: after a request that failed or
+//! was dropped the connection is closed, so no answer is taken for that of the next request.
 
 use std::io::{Error, ErrorKind, Result};
 use std::net::Ipv4Addr;
@@ -13,7 +13,7 @@ use unstale::change::Lsn;
 const HEAD_BYTES_MAX: u64 = 16 * 1024;
 const BODY_BYTES_MAX: usize = 64 * 1024;
 
-/// What is looked at of an answer.
+/// The parts of an answer that are judged.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Answer {
     pub(super) status: u16,
@@ -43,15 +43,15 @@ impl Client {
         };
         let request = format!("GET {path} HTTP/1.1\r\nHost: api\r\n{headers}\r\n");
         stream.get_mut().write_all(request.as_bytes()).await?;
-        let (answer, stays) = receive(&mut stream).await?;
-        if stays {
+        let (answer, is_reusable) = receive(&mut stream).await?;
+        if is_reusable {
             self.open = Some((port, stream));
         }
         Ok(answer)
     }
 }
 
-/// The answer, and whether the connection can be used again.
+/// Reads an answer; whether the connection can be used again.
 async fn receive(stream: &mut BufReader<TcpStream>) -> Result<(Answer, bool)> {
     let mut head = String::new();
     let mut bounded = (&mut *stream).take(HEAD_BYTES_MAX);
@@ -64,26 +64,26 @@ async fn receive(stream: &mut BufReader<TcpStream>) -> Result<(Answer, bool)> {
     let status = lines.next().and_then(|line| line.split(' ').nth(1)?.parse().ok());
     let mut answer = Answer { status: status.ok_or_else(|| invalid(&head))?, ..Answer::default() };
     let mut length: Option<usize> = None;
-    let mut stays = true;
+    let mut is_reusable = true;
     for (name, value) in lines.filter_map(|line| line.split_once(':')) {
         let value = value.trim();
         match name.to_ascii_lowercase().as_str() {
             "content-length" => length = Some(value.parse().map_err(|_| invalid(&head))?),
-            "connection" => stays &= !value.eq_ignore_ascii_case("close"),
+            "connection" => is_reusable &= !value.eq_ignore_ascii_case("close"),
             "consistency-token" => answer.token = Some(value.parse().map_err(|_| invalid(&head))?),
             "etag" => answer.etag = Some(value.to_owned()),
             "cache-status" => value.clone_into(&mut answer.cache),
             _ => {}
         }
     }
-    // These have no body, whatever length they tell.
+    // These have no body, whatever their Content-Length.
     if !matches!(answer.status, 204 | 304) {
         let length = length.filter(|length| *length <= BODY_BYTES_MAX).ok_or_else(|| invalid(&head))?;
         let mut body = vec![0; length];
         stream.read_exact(&mut body).await?;
         answer.body = String::from_utf8_lossy(&body).into_owned();
     }
-    Ok((answer, stays))
+    Ok((answer, is_reusable))
 }
 
 fn invalid(head: &str) -> Error {

@@ -1,7 +1,7 @@
-//! The API's servers: processes that are started again when they have ended.
+//! The processes of the read API.
 //!
-//! Owns the processes. It must not know what they are asked. Invariant: the port that is told is that of the process
-//! that is held.
+//! Owns the processes and their ports. It must not know what they are asked. Invariant: the port of
+//! a server is the one of its current process.
 
 use std::process::Command;
 use std::sync::Mutex;
@@ -10,13 +10,13 @@ use unstale::sandbox::signal;
 
 use crate::support::Daemon;
 
-/// The first reads the primary alone, the other the replica too.
+/// The first reads the primary only, the second also the replica.
 pub(in crate::torture) const SERVERS: usize = 2;
 
-/// What a server says when it can be asked.
+/// The message in the log of a server that serves.
 const SERVING: &str = "serving";
 
-/// Lines of a log that a finding shows.
+/// How many lines of a log a finding shows.
 const LINES: usize = 20;
 
 #[derive(Default)]
@@ -24,15 +24,15 @@ pub(in crate::torture) struct Servers([Mutex<Option<Running>>; SERVERS]);
 
 struct Running {
     process: Daemon,
-    /// None: it does not serve yet, as far as was looked.
+    /// None until the log said that it serves.
     port: Option<u16>,
 }
 
-/// Whether a server is there.
-pub(super) enum State {
+/// Whether a server runs.
+pub(super) enum ProcessState {
     Runs,
     Away,
-    /// It ended by itself after it served; how, and what it said last.
+    /// It ended by itself after it had served: its exit code and its last lines.
     Died(String),
 }
 
@@ -51,7 +51,7 @@ impl Servers {
         }
     }
 
-    /// Nothing while it does not serve.
+    /// None while it does not serve.
     pub(super) fn port(&self, server: usize) -> Option<u16> {
         let mut held = self.0[server].lock().unwrap();
         let running = held.as_mut()?;
@@ -61,21 +61,22 @@ impl Servers {
         running.port
     }
 
-    /// Lets go of one that ended. Before it served, something that it needs may have been away.
-    pub(super) fn look(&self, server: usize) -> State {
+    /// Whether a server runs, and if not, why. Before it served, something that it needs may have
+    /// been away.
+    pub(super) fn check(&self, server: usize) -> ProcessState {
         let mut held = self.0[server].lock().unwrap();
-        let Some(running) = held.as_mut() else { return State::Away };
+        let Some(running) = held.as_mut() else { return ProcessState::Away };
         if !running.process.has_ended() {
-            return State::Runs;
+            return ProcessState::Runs;
         }
         let code = running.process.wait();
         let log = running.process.log();
         *held = None;
         if !log.iter().any(|line| serving_port(line).is_some()) {
-            return State::Away;
+            return ProcessState::Away;
         }
         let last = log.len().saturating_sub(LINES);
-        State::Died(format!("with {code:?}: {:#?}", &log[last..]))
+        ProcessState::Died(format!("with {code:?}: {:#?}", &log[last..]))
     }
 }
 
