@@ -1,8 +1,10 @@
 #!lua flags=allow-oom
--- KEYS: epoch, epochs, started, applied, origin. ARGV: the epoch that was found, or 0; a number that the new epoch
--- must exceed; the end of the log as 16 hexadecimal digits; the word for the reason; the origin. Returns the new
--- epoch. Without `applied` and `origin` a flush that is not finished is begun again by whoever comes next.
--- Within one history `started` stays where another daemon raised it.
+-- Begins an epoch. Returns its number.
+-- KEYS: epoch, epochs, started, applied, origin. ARGV: the epoch that was found, or 0; a number
+-- that the new epoch must exceed; the end of the log as 16 hexadecimal digits; the word for the
+-- reason; the origin.
+-- Without `applied` and `origin`, a flush that is not finished is begun again by the next daemon.
+-- Within one history, `started` stays where another daemon raised it.
 local held = redis.call('GET', KEYS[1]) or '0'
 if held ~= ARGV[1] then
   return redis.error_reply('LOST the epoch ' .. ARGV[1] .. ', found ' .. held)

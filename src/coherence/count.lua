@@ -1,6 +1,8 @@
 #!lua flags=allow-oom
--- KEYS[1]: `batches`. ARGV[1]: what was counted before. Returns the new count. It follows the ops of its batch, so a
--- dataset that has it has those too; one that knows less has lost writes. Counts are far below 2^53.
+-- Counts a batch. Returns the new count.
+-- KEYS[1]: `batches`. ARGV[1]: what was counted before.
+-- The count follows the ops of its batch, so a dataset that holds the count holds the ops. A
+-- dataset that holds less has lost writes. Counts are far below 2^53.
 local held = redis.call('GET', KEYS[1])
 if (tonumber(held or 0) or 0) < tonumber(ARGV[1]) then
   return redis.error_reply('LOST ' .. (held or 'nothing') .. ' is left of ' .. ARGV[1] .. ' batches')

@@ -1,5 +1,5 @@
--- A position of 16 hexadecimal digits in decimal ones, digit by digit because Lua's numbers lose exactness
--- above 2^53.
+-- Converts a position of 16 hexadecimal digits to decimal digits, digit by digit, because Lua's
+-- numbers lose exactness above 2^53.
 local function to_decimal(position)
   local decimal = {0}
   for digit in string.gmatch(position, '%x') do

@@ -1,26 +1,26 @@
 //! How often a new epoch may begin.
 //!
-//! Owns the rate. Every epoch empties the cache and sends its readers to the database; a Redis that fails over
-//! again and again may not become a database that falls over. Synchronous; time is an argument. Invariant:
-//! a flush is delayed, never left out, and nothing is applied or confirmed meanwhile.
+//! Owns the rate. Every epoch empties the cache and sends its readers to the database. A Redis that
+//! fails over again and again must not overload the database. Synchronous; time is an argument.
+//! Invariant: a flush is delayed, never omitted, and nothing is applied or confirmed meanwhile.
 
 use std::time::{Duration, Instant};
 
-/// How many epochs may begin at once.
+/// How many epochs may begin without a wait.
 const BURST: u32 = 5;
 
-/// How long it takes until one more may begin.
+/// After this time one more may begin.
 const REFILL: Duration = Duration::from_secs(60);
 
-/// What is left of the allowance.
+/// How many epochs may still begin.
 #[derive(Debug, Default)]
 pub struct Allowance {
-    /// When the allowance will be whole again, if it is not.
+    /// When [`BURST`] epochs may begin again. None: now.
     whole_at: Option<Instant>,
 }
 
 impl Allowance {
-    /// Takes one epoch out; how long to wait before it may begin.
+    /// Counts an epoch. Returns how long to wait before it may begin.
     pub fn take(&mut self, now: Instant) -> Duration {
         let whole_at = self.whole_at.map_or(now, |at| at.max(now)) + REFILL;
         self.whole_at = Some(whole_at);

@@ -1,31 +1,32 @@
 //! When a commit is visible.
 //!
-//! Owns the judgement of a snapshot, and the times at which to ask for another. PostgreSQL streams a commit to a slot
-//! *before* new snapshots see it (`ProcArrayEndTransaction` runs after the log is flushed and the synchronous
-//! standbys have answered), so whoever reads the database because of a change must first know that it reads
-//! the change. Synchronous; asks no server and no clock. Invariant: visibility is monotone: what one
-//! snapshot sees, every later one sees.
+//! Owns the judgement of a snapshot, and the times at which to ask for another. PostgreSQL streams
+//! a commit to a slot *before* new snapshots see it: `ProcArrayEndTransaction` runs after the log
+//! is flushed and the synchronous standbys have answered. An invalidation that is applied earlier
+//! would make readers cache the old value again. Synchronous; asks no server and no clock.
+//! Invariant: visibility is monotone: what one snapshot sees, every later one sees.
 
 use std::time::{Duration, Instant};
 
 use crate::change::Xid;
 
-/// The shortest time between two questions.
+/// The shortest time between two snapshots.
 const ASK_AGAIN_MIN: Duration = Duration::from_millis(1);
 
-/// The longest, when what is waited for has been stuck for long: a synchronous standby that is away.
+/// The longest time between two snapshots, when a transaction has been stuck for long: a
+/// synchronous standby is not available.
 const ASK_AGAIN_MAX: Duration = Duration::from_millis(50);
 
-/// A stuck transaction is asked for again after this part of the time it has been waited for.
-const PATIENCE: u32 = 16;
+/// The time between two snapshots is this fraction of the time that the transaction has waited.
+const WAIT_DIVISOR: u32 = 16;
 
-/// What is known of visibility: one snapshot, shared by all who wait.
+/// What is known of visibility: one snapshot, shared by all transactions that wait.
 #[derive(Debug, Default)]
 pub struct Gate {
     latest: Option<Snapshot>,
-    /// When the last question was asked.
+    /// When a snapshot was last asked for.
     asked: Option<Instant>,
-    /// When somebody last began to wait.
+    /// When a transaction last began to wait.
     waiting_since: Option<Instant>,
 }
 
@@ -35,31 +36,31 @@ impl Gate {
         self.latest.as_ref().is_some_and(|snapshot| snapshot.sees(xid))
     }
 
-    /// Somebody begins to wait.
+    /// A transaction begins to wait.
     pub fn wait(&mut self, now: Instant) {
         self.waiting_since = Some(now);
     }
 
-    /// When the next question may be asked, while somebody waits: at once for the first, then at growing
+    /// When the next snapshot may be asked for while a transaction waits: at once, then at growing
     /// intervals.
     pub fn ask_at(&self, now: Instant) -> Instant {
         let waited = self.waiting_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
-        let pause = (waited / PATIENCE).clamp(ASK_AGAIN_MIN, ASK_AGAIN_MAX);
+        let pause = (waited / WAIT_DIVISOR).clamp(ASK_AGAIN_MIN, ASK_AGAIN_MAX);
         self.asked.map_or(now, |asked| asked + pause)
     }
 
-    /// A question is on its way.
+    /// A snapshot was asked for.
     pub fn asked(&mut self, now: Instant) {
         self.asked = Some(now);
     }
 
-    /// The answer.
+    /// The snapshot arrived.
     pub fn learn(&mut self, snapshot: Snapshot) {
         self.latest = Some(snapshot);
     }
 
-    /// Forgets the snapshot. Ids wrap around, so one that was kept for 2^31 transactions would see the
-    /// future; called from time to time.
+    /// Forgets the snapshot. Transaction ids wrap around, so a snapshot that was kept for 2^31
+    /// transactions would see the future. Must be called from time to time.
     pub fn forget(&mut self) {
         self.latest = None;
     }
@@ -136,7 +137,7 @@ mod tests {
         assert_eq!(gate.ask_at(after(160)), after(170));
         gate.asked(after(60_000));
         assert_eq!(gate.ask_at(after(60_000)), after(60_050));
-        // Another one begins to wait: asked for soon, whatever the first one's fate.
+        // Another transaction begins to wait: the next snapshot comes soon.
         gate.wait(after(60_010));
         assert_eq!(gate.ask_at(after(60_010)), after(60_001));
     }

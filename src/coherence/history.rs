@@ -1,30 +1,30 @@
 //! Whether history has a gap between what Redis remembers and what the slot will send.
 //!
-//! Owns the judgement: what both sides say of themselves goes in, a [`HistoryGap`] or none comes out. It must not
-//! ask either. Invariant: what is not proven is doubted. A doubt costs a flush; a gap that nobody noticed
-//! would leave stale values for ever.
+//! Owns the judgement: what both sides say of themselves goes in, a [`HistoryGap`] or none comes
+//! out. It must not ask either. Invariant: a history that is not proven counts as a gap. A gap that
+//! is assumed costs a flush; one that is missed would leave stale values for ever.
 
 use std::fmt;
 
 use crate::change::Lsn;
 
-/// Which history a position belongs to. A position means nothing in another one.
+/// Which history a position belongs to. Positions of different histories cannot be compared.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin {
     /// The identifier of the database cluster, made by `initdb`.
     pub system: String,
-    /// Its timeline: another one begins with each promotion and each point-in-time recovery.
+    /// Its timeline. Each promotion and each point-in-time recovery begins a new one.
     pub timeline: String,
-    /// When the server last recovered from an unclean stop, as far as its statistics tell. Commits with
-    /// `synchronous_commit = off` may have been visible before it, and gone since.
+    /// When the server last recovered from an unclean stop, as its statistics say. Commits with
+    /// `synchronous_commit = off` may have been visible before the stop and be lost since.
     pub recovered: String,
-    /// What tells the outbox that changes are read from, and into which dataset it went, from any other; nothing for a slot,
-    /// whose positions do.
+    /// Identifies the outbox that changes are read from, and the dataset they were applied to.
+    /// Empty for a slot, which its positions identify.
     pub source: String,
 }
 
 impl Origin {
-    /// The form that is kept in Redis.
+    /// The form in which Redis holds it.
     pub fn encode(&self) -> String {
         let Self { system, timeline, recovered, source } = self;
         match source.as_str() {
@@ -41,16 +41,16 @@ impl Origin {
     }
 }
 
-/// What the dataset in Redis knows of itself.
+/// What the dataset in Redis remembers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Remembered {
-    /// Every invalidation up to here is in force.
+    /// Every invalidation up to this position is in force.
     pub applied: Option<Lsn>,
-    /// Some invalidation up to here may be.
+    /// Some invalidations up to this position may be in force.
     pub started: Option<Lsn>,
-    /// The history those positions belong to.
+    /// The history that both positions belong to.
     pub origin: Option<Origin>,
-    /// How many batches it counted.
+    /// How many batches it counted. Only batches of an outbox are counted.
     pub batches: u64,
 }
 
@@ -59,65 +59,67 @@ pub struct Remembered {
 pub struct Present {
     /// The history the slot belongs to.
     pub origin: Origin,
-    /// The slot sends every commit that ends after this.
+    /// The slot sends every commit that ends after this position.
     pub slot: Lsn,
     /// The end of the log.
     pub end: Lsn,
-    /// What Redis told this process it had recorded.
+    /// What Redis told this process that it had recorded.
     pub recorded: Lsn,
-    /// How many batches an outbox was told that Redis had counted; none for a slot.
+    /// How many batches Redis had counted, as the outbox stores it. None for a slot.
     pub batches: Option<u64>,
 }
 
-/// Why history is not proven: a new epoch begins.
+/// Why history is not proven. Each begins a new epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HistoryGap {
-    /// The operator asked for it.
+    /// The operator requested a new epoch.
     Requested,
-    /// Redis remembers nothing: it is new to this slot, it was emptied, or an earlier flush was not finished.
+    /// Redis remembers nothing: it is new to this source, it was emptied, or an earlier flush was
+    /// not finished.
     NothingRemembered,
     /// The source belongs to another database cluster.
     OtherSystem,
-    /// Changes came from another source, the outbox was made anew, or went into another dataset meanwhile.
+    /// Changes came from another source, the outbox was created again, or it was applied to another
+    /// dataset meanwhile.
     OtherSource,
     /// The database was promoted or recovered to a point in time.
     OtherTimeline,
     /// The database server stopped uncleanly.
     UncleanRestart,
-    /// The slot goes on after what Redis knows.
+    /// The slot goes on after the position up to which Redis knows changes.
     ChangesMissed {
-        /// What Redis knows.
+        /// Up to where Redis knows changes.
         applied: Lsn,
         /// Where the slot goes on.
         slot: Lsn,
     },
-    /// Entries were taken out of the outbox that Redis does not know of.
+    /// Entries were deleted from the outbox that Redis does not hold.
     BatchesMissing {
         /// How many batches Redis counted.
         counted: u64,
-        /// How many it had counted when entries were taken out last.
+        /// How many it had counted when entries were last deleted.
         confirmed: u64,
     },
-    /// Redis knows less than it did.
+    /// Redis holds less than it recorded: it lost writes.
     RedisWentBack {
-        /// What it knows.
+        /// Up to where it is.
         applied: Lsn,
-        /// What it knew.
+        /// Up to where it was.
         recorded: Lsn,
     },
-    /// Redis knows positions that the log has not reached.
+    /// Redis holds positions that the log has not reached.
     LogWentBack {
-        /// The furthest that Redis knows.
+        /// The highest of them.
         remembered: Lsn,
         /// Where the log ends.
         end: Lsn,
     },
-    /// Another dataset took the place of the one in Redis while we were connected.
+    /// Another dataset took the place of the one in Redis during a connection.
     DatasetReplaced,
 }
 
 impl HistoryGap {
-    /// One word, by which epochs are counted.
+    /// The word under which epochs are counted and reported.
     pub const fn word(&self) -> &'static str {
         match self {
             Self::Requested => "asked",
@@ -137,39 +139,39 @@ impl HistoryGap {
 impl fmt::Display for HistoryGap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Requested => write!(f, "it was asked for"),
+            Self::Requested => write!(f, "it was requested"),
             Self::NothingRemembered => write!(f, "Redis remembers nothing of this source"),
             Self::OtherSystem => write!(f, "the source belongs to another database cluster than Redis remembers"),
             Self::OtherSource => {
                 write!(
                     f,
-                    "the outbox is not the one that Redis remembers: it was made anew, or emptied into another Redis"
+                    "the outbox is not the one that Redis remembers: it was created again, or it was applied to another Redis"
                 )
             }
             Self::BatchesMissing { counted, confirmed } => write!(
                 f,
-                "Redis counted {counted} batches, but had counted {confirmed} when entries were last taken out of the \
-                 outbox: it lost writes"
+                "Redis counted {counted} batches, but had counted {confirmed} when entries were last deleted from \
+                 the outbox: it lost writes"
             ),
             Self::OtherTimeline => write!(f, "PostgreSQL was promoted or recovered to a point in time"),
             Self::UncleanRestart => {
-                write!(f, "PostgreSQL stopped uncleanly, so commits that were visible may be gone")
+                write!(f, "PostgreSQL stopped uncleanly, so commits that were visible may be lost")
             }
             Self::ChangesMissed { applied, slot } => {
-                write!(f, "Redis knows the log up to {applied}, and the slot goes on at {slot}: changes were missed")
+                write!(f, "Redis is at {applied} and the slot goes on at {slot}: changes were missed")
             }
             Self::RedisWentBack { applied, recorded } => {
-                write!(f, "Redis knows the log up to {applied}, but had recorded {recorded}: it lost writes")
+                write!(f, "Redis is at {applied} but had recorded {recorded}: it lost writes")
             }
             Self::LogWentBack { remembered, end } => {
-                write!(f, "Redis knows the log up to {remembered}, but it ends at {end}: PostgreSQL went back")
+                write!(f, "Redis is at {remembered} but the log ends at {end}: PostgreSQL went back")
             }
             Self::DatasetReplaced => write!(f, "another dataset took the place of the one in Redis"),
         }
     }
 }
 
-/// What speaks against going on from what Redis remembers, if anything does.
+/// The gap between what Redis remembers and what the source will send. None: history is proven.
 pub fn find_gap(remembered: &Remembered, present: &Present) -> Option<HistoryGap> {
     let (Some(applied), Some(started), Some(origin)) = (remembered.applied, remembered.started, &remembered.origin)
     else {
@@ -211,13 +213,13 @@ mod tests {
     }
 
     #[test]
-    fn what_fits_together_is_proven() {
+    fn histories_that_fit_are_proven() {
         check(50, "s/1/0", [40, 90, 0], "s/1/0", None);
         check(50, "s/1/0", [50, 50, 50], "s/1/0", None);
     }
 
     #[test]
-    fn what_does_not_is_doubted() {
+    fn histories_that_do_not_fit_are_a_gap() {
         check(50, "s/1/0", [51, 90, 0], "s/1/0", Some("gap"));
         check(50, "s/1/0", [40, 90, 51], "s/1/0", Some("redis-went-back"));
         check(50, "s/1/0", [40, 49, 0], "s/1/0", Some("log-went-back"));
@@ -248,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_doubted() {
+    fn what_is_missing_is_a_gap() {
         let zero = Lsn::ZERO;
         let present = Present { origin: origin("s/1/0"), slot: zero, end: zero, recorded: zero, batches: None };
         let origin = Some(present.origin.clone());

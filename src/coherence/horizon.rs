@@ -1,30 +1,33 @@
-//! Up to where everything is in force that went through an outbox.
+//! Up to where every commit is in force that went through an outbox.
 //!
-//! Owns the judgement; surveys of the outbox go in, positions come out. Numbers of entries are not in the order of commits,
-//! and a commit is in the log before it is visible, so neither says by itself what is in force. This does: what was
-//! visible at a survey has gone when no entry is left that was there then. Synchronous; asks no server and no clock. Invariants: a
-//! position that a survey gives is past every transaction visible to whoever asked for it earlier; whoever sees a
-//! transaction that the survey did not see finds the log at that position or later, and so never before it.
+//! Owns the judgement; surveys of the outbox go in, positions come out. The numbers of entries are
+//! not in commit order, and a commit is in the log before it is visible, so neither says by itself
+//! what is in force. Together they do: the entries that a survey saw are applied when none of them
+//! is left. Synchronous; asks no server and no clock. Invariants: the position that a survey gives
+//! is past every transaction that was visible before the survey asked for it; a reader that sees a
+//! transaction that the survey did not see finds the log at that position or later.
 
 use std::time::Instant;
 
 use crate::change::Lsn;
 
-/// Up to where everything is in force.
+/// Up to where every commit is in force.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Horizon {
-    /// A survey that found entries: where the log was, when that was asked, and the highest of their numbers.
+    /// A survey that found entries: the position of the log, when it was asked for, and the highest
+    /// number of the entries.
     waiting: Option<(Lsn, Instant, i64)>,
-    /// Where the log was at the last survey.
+    /// The position of the log at the last survey.
     seen: Lsn,
-    /// The furthest that was given.
+    /// The highest position that was given.
     given: Lsn,
 }
 
 impl Horizon {
-    /// What a survey found: where the log was before, whether nobody was about to commit then, and the lowest and the
-    /// highest number of the entries that were left. Up to where everything is in force, and since when that is so at
-    /// the latest.
+    /// Takes a survey: the position of the log before it, when that was asked for, whether no
+    /// transaction was about to commit then (`calm`), and the lowest and highest number of the
+    /// entries that were left. Returns up to where every commit is in force, and a moment since
+    /// when it is. None: the survey proves nothing new.
     pub fn survey(
         &mut self,
         position: Lsn,
@@ -48,44 +51,45 @@ impl Horizon {
         Some((self.given, asked))
     }
 
-    /// Whether nothing has happened since the last survey that would not be in force, and only a commit under way could
-    /// speak against saying so: then it is worth asking whether there is one.
+    /// Whether only a commit in progress can keep the last survey's position from being in force.
+    /// Then it is worth asking whether there is one.
     pub fn wants_calm(&self) -> bool {
         self.waiting.is_none() && self.seen > self.given
     }
 }
 
-/// Below which number no entry can come any more. Whoever draws one has an id as a transaction already, so a number that
-/// was given before some transaction began belongs to one with a lower id; once all of those have ended, what is left
-/// of it is visible. Looking for entries from there on passes by the remains of those that are gone, which PostgreSQL
-/// cannot remove while anybody's snapshot is old.
+/// The number below which no entry can appear any more. A transaction has its id before it draws a
+/// number for an entry. So a number that was drawn before some transaction began belongs to a
+/// transaction with a lower id, and once all of those have ended, their entries are visible. A
+/// search that begins at the floor skips the dead rows of deleted entries, which PostgreSQL cannot
+/// remove while a snapshot is old.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Floor {
     at: i64,
-    /// The highest number that was given when that was last asked.
+    /// The highest number that was drawn, when that was last asked.
     given: i64,
-    /// That at an earlier moment, and a transaction that began later.
+    /// The same at an earlier moment, and the id of a transaction that began later.
     waiting: Option<(i64, u64)>,
 }
 
 impl Floor {
-    /// The number.
+    /// The floor: search from this number on.
     pub fn at(&self) -> i64 {
         self.at
     }
 
-    /// The highest number that is known to have been given.
+    /// The highest number that is known to have been drawn.
     pub fn given(&self) -> i64 {
         self.given
     }
 
-    /// This transaction of our own began to write when only numbers up to `given` were known.
+    /// A transaction of this daemon began to write when only numbers up to `given` were known.
     pub fn began(&mut self, given: i64, xid: u64) {
         self.waiting.get_or_insert((given, xid));
     }
 
-    /// What a survey found: the highest number given so far, then the oldest transaction that has not ended and the lowest
-    /// entry that is visible.
+    /// Takes a survey: the highest number drawn so far, then the oldest transaction that has not
+    /// ended, and the lowest number of a visible entry.
     pub fn survey(&mut self, given: i64, oldest: u64, first: Option<i64>) {
         if let Some((known, _)) = self.waiting.take_if(|(_, xid)| oldest >= *xid) {
             let next = known.saturating_add(1);
@@ -125,7 +129,7 @@ mod tests {
         floor.survey(20, 119, None);
         assert_eq!(floor.at(), 0, "119 may have drawn 10, and write it yet");
         floor.survey(30, 120, None);
-        assert_eq!(floor.at(), 11, "20 and 30 may have been drawn by whoever began since");
+        assert_eq!(floor.at(), 11, "20 and 30 may have been drawn by a transaction that began since");
         floor.began(floor.given(), 200);
         floor.survey(40, 300, Some(15));
         assert_eq!(floor.at(), 15, "it is still there");

@@ -1,7 +1,8 @@
-//! What makes the promise true: when a commit is visible, how far invalidations are in force, what may be
-//! acknowledged, and whether history has a gap.
+//! What makes the promise true: when a commit is visible, up to where invalidations are in force,
+//! what may be acknowledged, and whether history has a gap.
 //!
-//! Owns the protocol between PostgreSQL, Redis and those who fill caches. It must not know sources or rules.
+//! Owns the protocol between PostgreSQL, Redis and the readers that fill the cache. It must not
+//! know sources or rules.
 
 pub mod epoch;
 pub mod gate;

@@ -1,8 +1,8 @@
-//! What the primary says of its present: snapshots, positions, the slot.
+//! What the primary says of itself: snapshots, positions, the slot.
 //!
-//! Owns the questions the coherence protocol asks while it streams. It must not judge the answers.
-//! Invariant: every answer comes from the very server that sends the log, because a replica, or the server
-//! that took over, sees other transactions.
+//! Owns the questions of the coherence protocol during streaming. It must not judge the answers.
+//! Invariant: every answer comes from the very server that sends the log, because a replica, or a
+//! server that took over, sees other transactions.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,15 +15,16 @@ use super::gate::Snapshot;
 use crate::change::{Lsn, Xid};
 use crate::postgres::{self, Address, ConnectError, SESSION, SqlConnection};
 
-/// How long one question may take: as long as a healthy server ever needs, and a silent one is noticed.
+/// How long one question may take. A healthy server needs less.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 
-/// Which running server this is: the cluster, and when this server of it was started.
+/// Identifies a running server: its database cluster, and when it was started.
 pub(crate) const INSTANCE: &str = "select system_identifier::text || ' ' || extract(epoch from pg_postmaster_start_time())::text from pg_control_system()";
 
 const SNAPSHOT: &str = "select pg_current_snapshot()::text";
 
-/// Moves the log on by one message that no publication carries, so that its position was never used before.
+/// Writes a message to the log that no publication carries, so that its position was never used
+/// before.
 const FRESH: &str = "select pg_current_snapshot()::text, pg_logical_emit_message(false, 'unstale', 'position')::text";
 
 /// An SQL connection to the server that sends the log.
@@ -34,41 +35,44 @@ pub struct Primary {
     snapshot: Statement,
 }
 
-/// Why there is no answer.
+/// Why the primary gave no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum PrimaryError {
-    /// No connection.
+    /// It could not be connected to.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// A refusal, or the connection broke.
+    /// It refused, or the connection broke.
     #[error("PostgreSQL did not say which commits are visible: {0}")]
     Query(#[from] tokio_postgres::Error),
     /// The connection reached another server than the one that sends the log.
-    #[error("source.url leads to more than one server: a question went to another than the one that sends the log")]
+    #[error(
+        "source.url leads to more than one server: a connection reached another server than the one that sends the log; name one server"
+    )]
     OtherServer,
-    /// The server only follows another.
+    /// The server is a standby.
     #[error(
         "the server is a standby, and only the primary knows which commits are visible; name the primary in source.url"
     )]
     Standby,
-    /// No answer in time.
+    /// It did not answer in time.
     #[error("PostgreSQL did not answer within {} seconds", ANSWER_MAX.as_secs())]
     Silent,
-    /// An answer that cannot be read.
-    #[error("PostgreSQL answered {0:?}")]
+    /// Its answer cannot be read.
+    #[error("PostgreSQL gave an answer that cannot be read: {0:?}")]
     Unreadable(String),
 }
 
-/// The state of the slot and of the server's history, as far as it decides whether changes were missed.
+/// What the server says of the slot and of its own history: what decides whether changes were
+/// missed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SlotFacts {
-    /// The slot's position: what comes after it will be sent. None when there is no such slot.
+    /// The slot's position: the slot sends what comes after it. None if there is no such slot.
     pub confirmed: Option<Lsn>,
-    /// The server threw away log that the slot needs.
+    /// The server removed log that the slot needs.
     pub lost: bool,
-    /// Whether there is such a publication.
+    /// Whether the publication exists.
     pub published: bool,
-    /// When the server last had to discard its statistics, which it does after every unclean stop.
+    /// When the server last discarded its statistics, which it does after every unclean stop.
     pub recovered: String,
     /// The end of the log.
     pub end: Lsn,
@@ -86,8 +90,8 @@ impl Primary {
         within(async { Self::new(postgres::open(address).await?, Some(instance)).await }).await
     }
 
-    /// Connects to whichever server it reaches first; another connection goes to the same one. The wakeup is that of
-    /// [`SqlConnection`].
+    /// Connects to the first server it reaches; [`Primary::another`] connects to the same one. Also
+    /// returns the wakeup of the [`SqlConnection`].
     pub async fn first(address: &Address) -> Result<(Self, Arc<Notify>), PrimaryError> {
         within(async {
             let opened = postgres::open(address).await?;
@@ -111,7 +115,7 @@ impl Primary {
         Ok(Self { client, closer, instance: found, snapshot })
     }
 
-    /// Ends the connection, whoever still has a use for it.
+    /// Closes the connection, also for questions that are in progress.
     pub fn close(&self) {
         self.closer.abort();
     }
@@ -136,7 +140,7 @@ impl Primary {
         within(async { read_snapshot(self.client.query_one(&self.snapshot, &[]).await?.get(0)) }).await
     }
 
-    /// What is visible now, and a position that is later than everything before.
+    /// What is visible now, and a position that is later than all before it.
     pub async fn fresh_position(&self) -> Result<(Snapshot, Lsn), PrimaryError> {
         within(async {
             let row = self.client.query_one(FRESH, &[]).await?;
@@ -145,8 +149,9 @@ impl Primary {
         .await
     }
 
-    /// The number of a transaction that begins to write now: what may be committed and not yet visible has a lower
-    /// one. A snapshot alone does not tell: it lists nothing above the last transaction that ended.
+    /// The id of a transaction that begins to write now. A transaction that may be committed and
+    /// not yet visible has a lower one. A snapshot alone does not show this: it lists nothing above
+    /// the last transaction that ended.
     pub async fn barrier(&self) -> Result<Xid, PrimaryError> {
         const BARRIER: &str = "begin; select pg_current_xact_id()::text; rollback";
         within(async {
@@ -163,14 +168,15 @@ impl Primary {
         .await
     }
 
-    /// Up to where the log is safely written. What is visible lies before it, but for commits with
+    /// Up to where the log is flushed. What is visible lies before it, except for commits with
     /// `synchronous_commit = off`, which follow within three times `wal_writer_delay`.
     pub async fn flushed(&self) -> Result<Lsn, PrimaryError> {
         const FLUSHED: &str = "select pg_current_wal_flush_lsn()::text";
         within(async { read_lsn(self.client.query_one(FLUSHED, &[]).await?.get(0)) }).await
     }
 
-    /// What decides whether changes were missed. A slot that is being read can be neither dropped nor moved.
+    /// What decides whether changes were missed. A slot that is being read can be neither dropped
+    /// nor moved.
     pub async fn facts(&self, slot: &str, publication: &str) -> Result<SlotFacts, PrimaryError> {
         const FACTS: &str = "select confirmed_flush_lsn::text, coalesce(wal_status = 'lost', false), \
              exists (select from pg_publication where pubname = $2), \

@@ -1,9 +1,9 @@
 //! The ledger of transactions: which are in force, and up to where that holds without a gap.
 //!
-//! Owns the two positions that follow from "transaction n is applied", told in any order: `applied` may be
-//! written to Redis, `confirmed` may be acknowledged to the slot. Synchronous; knows no clock or socket.
-//! Invariants: neither position passes a transaction that is not done, or ever goes back; `confirmed` is
-//! never ahead of what [`Progress::recorded`] said is durable.
+//! Owns the two positions that follow from "transaction n is applied", which may come in any order:
+//! `applied` may be written to Redis, `confirmed` may be acknowledged to the slot. Synchronous;
+//! knows no clock or socket. Invariants: neither position passes a transaction that is not done, or
+//! ever goes back; `confirmed` is never ahead of what [`Progress::recorded`] said is durable.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -18,13 +18,13 @@ pub struct Ticket(u64);
 /// The transactions of one connection that are not all in force yet.
 #[derive(Debug, Default)]
 pub struct Progress {
-    /// One that is stuck for long costs no more than itself.
+    /// A transaction that is stuck for long takes no more room than itself.
     open: BTreeMap<Ticket, OpenTransaction>,
     next: u64,
-    /// The end of the last one.
+    /// The end of the last transaction that was received.
     received: Lsn,
     confirmed: Lsn,
-    /// The furthest position at which nothing was open: what a keepalive reached.
+    /// The highest position of a keepalive at which no transaction was open.
     idle: Lsn,
 }
 
@@ -33,12 +33,12 @@ pub struct Progress {
 struct OpenTransaction {
     /// The end of the transaction before it.
     before: Lsn,
-    /// Into how many parts its ops were split that are not done.
+    /// How many of its parts are not done.
     parts: u32,
 }
 
 impl Progress {
-    /// A transaction was received whole. Called in commit order.
+    /// A transaction was received whole. Must be called in commit order.
     pub fn received(&mut self, end_lsn: Lsn) -> Ticket {
         let ticket = Ticket(self.next);
         self.next += 1;
@@ -47,14 +47,15 @@ impl Progress {
         ticket
     }
 
-    /// One more part of a transaction is on its own way.
+    /// A transaction has one more part, which is done separately.
     pub fn split(&mut self, ticket: Ticket) {
         if let Some(open) = self.open.get_mut(&ticket) {
             open.parts += 1;
         }
     }
 
-    /// A part of a transaction is in force; with the last one, the transaction is. May come in any order.
+    /// A part of a transaction is in force; with its last part, the transaction is. May be called
+    /// in any order.
     pub fn done(&mut self, ticket: Ticket) {
         if let Some(open) = self.open.get_mut(&ticket) {
             open.parts -= 1;
@@ -64,23 +65,23 @@ impl Progress {
         }
     }
 
-    /// How many of these transactions, in commit order, lack one part only while everything before each of them is in
-    /// force, or is one of these.
+    /// How many of these transactions, in commit order, lack one part only, where every transaction
+    /// before them is in force or is one of these.
     pub fn next_in_order(&self, tickets: impl Iterator<Item = Ticket>) -> usize {
         let open = self.open.iter().zip(tickets);
         open.take_while(|((open, state), ticket)| *open == ticket && state.parts == 1).count()
     }
 
-    /// The source reached this position; what is not published lies before it. It counts only while no
-    /// transaction is open, and the caller must not call it inside of one.
+    /// The source reached this position without a published transaction. It counts only if no
+    /// transaction is open. Must not be called inside a transaction.
     pub fn reached(&mut self, position: Lsn) {
         if self.open.is_empty() || mutant::is(Mutant::EagerKeepalive) {
             self.idle = self.idle.max(position);
         }
     }
 
-    /// Everything up to here is in force, whatever is open: an outbox proves that by itself, and its transactions have no
-    /// positions of their own.
+    /// Everything up to this position is in force, even if transactions are open: an outbox proves
+    /// that by itself, and its transactions have no positions of their own.
     pub fn proven(&mut self, position: Lsn) {
         self.idle = self.idle.max(position);
     }
@@ -95,18 +96,18 @@ impl Progress {
         self.open.keys().next().copied()
     }
 
-    /// Every invalidation up to here is in force: what the watermark in Redis may say.
+    /// Every invalidation up to this position is in force. The watermark in Redis may rise to it.
     pub fn applied(&self) -> Lsn {
         self.open.values().next().map_or(self.received, |open| open.before).max(self.idle)
     }
 
-    /// Redis confirmed that it recorded `applied` as this.
+    /// Redis recorded this position as `applied`.
     pub fn recorded(&mut self, applied: Lsn) {
         debug_assert!(applied <= self.applied(), "recorded what was not applied");
         self.confirmed = self.confirmed.max(applied);
     }
 
-    /// What may be acknowledged to the source.
+    /// The position that may be acknowledged to the source.
     pub fn confirmed(&self) -> Lsn {
         if mutant::is(Mutant::AckBeforeRedis) {
             return self.received.max(self.idle);

@@ -1,7 +1,9 @@
 #!lua flags=allow-oom
--- KEYS: applied, origin, epoch, batches. ARGV: where the slot goes on, as 16 hexadecimal digits; the origin; the epoch
--- whose flush is finished; how many batches an outbox knows of, or nothing for a slot. Another epoch means that
--- another daemon is at work, or another dataset.
+-- Ends the flush of an epoch: from here on history is proven.
+-- KEYS: applied, origin, epoch, batches. ARGV: the position at which the slot goes on, as 16
+-- hexadecimal digits; the origin; the epoch whose flush is finished; how many batches the outbox
+-- knows, or an empty string for a slot.
+-- If the epoch is another one, another daemon or another dataset is at work.
 if redis.call('GET', KEYS[3]) ~= ARGV[3] then
   return redis.error_reply('LOST the epoch ' .. ARGV[3])
 end

@@ -1,7 +1,9 @@
 #!lua flags=allow-oom
--- KEYS: `applied`, the epoch. ARGV: a position as 16 hexadecimal digits, which sort as strings; what was recorded
--- before; the epoch in which that was, or 0. A dataset that knows less has lost writes, and must not look as if it had
--- not; in another epoch positions may be those of another history.
+-- Records what is in force.
+-- KEYS: `applied`, the epoch. ARGV: a position as 16 hexadecimal digits, which sort as strings;
+-- what was recorded before; the epoch in which that was recorded, or 0.
+-- A dataset that holds less has lost writes, and must not look as if it had not. In another epoch,
+-- positions may belong to another history.
 local epoch = redis.call('GET', KEYS[2]) or '0'
 if epoch ~= ARGV[3] then
   return redis.error_reply('LOST the epoch ' .. ARGV[3] .. ', found ' .. epoch)

@@ -1,4 +1,4 @@
 #!lua flags=allow-oom
--- KEYS[1] becomes ARGV[1].
+-- Sets KEYS[1] to ARGV[1].
 redis.call('SET', KEYS[1], ARGV[1])
 return 1

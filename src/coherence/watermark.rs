@@ -1,65 +1,70 @@
 //! The positions kept in Redis, under their names.
 //!
-//! Owns the layout of `unstale:{slot}:*` and the scripts that write it. It must not know when to
-//! move one. Invariant: within an epoch a watermark only rises, whoever writes it and however often.
+//! Owns the layout of `unstale:{slot}:*` and the scripts that write it. It must not know when a
+//! watermark moves. Invariant: within an epoch a watermark only rises, however many daemons write
+//! it and however often.
 
 use crate::key::{CacheKey, INVALIDATIONS, RESERVED};
 
-/// Raises a watermark; a lower position leaves it. Runs where memory is full.
+/// Raises a watermark; a lower position leaves it. Runs when memory is full.
 pub const RAISE: &str = include_str!("raise.lua");
 
-/// Raises `applied`, unless Redis went back behind what it recorded: then the error's code is [`LOST`].
+/// Raises `applied`. If Redis holds less than it recorded, the error's code is [`LOST`].
 pub const RECORD: &str = include_str!("record.lua");
 
 /// The code of the error by which [`RECORD`] and [`COUNT`] say that writes were lost.
 pub const LOST: &str = "LOST";
 
-/// Sets a key. Runs where memory is full.
+/// Sets a key. Runs when memory is full.
 pub const SET: &str = include_str!("set.lua");
 
-/// Counts a batch that is in force, unless Redis went back behind what it counted: then the error's code is [`LOST`].
+/// Counts a batch that is in force. If Redis holds less than it counted, the error's code is
+/// [`LOST`].
 pub const COUNT: &str = include_str!("count.lua");
 
-/// Begins an epoch: a new number, `started` at the end of the log, and nothing proven until [`PROVE`].
+/// Begins an epoch: a new number, `started` at the end of the log, and no proven history until
+/// [`PROVE`].
 pub const BEGIN: &str = include_str!("begin.lua");
 
 /// Ends the flush of an epoch: from here on history is proven.
 pub const PROVE: &str = include_str!("prove.lua");
 
-/// The Lua function by which a version key begins at a position.
+/// The Lua function `to_decimal`, with which a version key begins at a position.
 pub const DECIMAL: &str = include_str!("decimal.lua");
 
-/// The names of one slot's state. The slot's name is a hash tag, so that in a cluster they share a node.
+/// The names of one slot's state. The slot's name is a hash tag, so that in a cluster all of them
+/// are on one node.
 #[derive(Clone, Debug)]
 pub struct Names {
-    /// What all of them begin with, and those of other slots.
+    /// The prefix of the state of every slot.
     reserved: String,
-    /// What this slot's begin with.
+    /// The prefix of the state of this slot.
     state: String,
     /// Every invalidation up to this position is in force; 16 hexadecimal digits.
     pub applied: CacheKey,
-    /// Some invalidation up to this position may be in force already; the same form.
+    /// Some invalidations up to this position may be in force already; the same form.
     pub started: CacheKey,
     /// The history both belong to, as [`super::history::Origin::encode`] writes it.
     pub origin: CacheKey,
-    /// The generation of the cache, a number.
+    /// The epoch, a number.
     pub epoch: CacheKey,
     /// How many epochs began, by the word for the reason: a hash.
     pub epochs: CacheKey,
-    /// Everything durably committed before this time is in force: milliseconds since 1970, by the clock of Redis.
-    /// What is committed with `synchronous_commit = off` counts from when it is durable.
+    /// Everything durably committed before this time is in force: milliseconds since 1970, by the
+    /// clock of Redis. A commit with `synchronous_commit = off` counts from when it is durable.
     pub asof: CacheKey,
-    /// Which rules and reads the daemon that is at work has: what tells them from any others.
+    /// Identifies the rules and reads of the daemon that is at work.
     pub rules: CacheKey,
     /// The id of the last message on the channel [`Names::invalidations`].
     pub last_broadcast: CacheKey,
-    /// The channel that tells every instance what was invalidated.
+    /// The channel on which every instance receives what was invalidated.
     pub invalidations: CacheKey,
-    /// What was done last: a list, newest last.
+    /// The ops that were applied last: a list, newest last.
     pub recent: CacheKey,
-    /// Changes that a rule could not be held against: a stream.
+    /// Dead letters, changes on which a rule failed: a stream.
     pub dead: CacheKey,
-    /// How many of them there were, by rule: a hash. It counts also those that the stream has no room for.
+    /// How many dead letters there were, by rule: a hash. Those for which the stream has no room
+    /// are counted too.
     pub failures: CacheKey,
     /// The last position that was added to each stream, by the stream's name: a hash.
     pub streams: CacheKey,
@@ -96,18 +101,18 @@ impl Names {
         }
     }
 
-    /// Where a rate limit counts somebody's requests.
+    /// Where a rate limit counts the requests of one caller.
     pub fn limit(&self, name: &str, who: &str) -> CacheKey {
         CacheKey::new(format!("{}limit:{name}:{who}", self.state))
     }
 
-    /// What stands there while the end of a session need not be moved on again.
+    /// Exists while the expiry time of a session need not be extended again.
     pub fn touched(&self, session: &str) -> CacheKey {
         CacheKey::new(format!("{}touched:{session}", self.state))
     }
 
-    /// Whether a key is state of ours. A value in a row may be chosen so that a template makes such a name, and a
-    /// glob may match one; neither may end our memory of what is in force.
+    /// Whether a key is the daemon's own state. A row can hold a value with which a template makes
+    /// such a name, and a glob can match one; neither may delete the state.
     pub fn owns(&self, key: &[u8]) -> bool {
         key.starts_with(self.reserved.as_bytes())
     }

@@ -1,7 +1,9 @@
 #!lua flags=allow-oom
--- KEYS[1]: the id of the last broadcast. ARGV: the channel; the id of this one; its JSON as far as the id of the one
--- before, and the rest. Several daemons may speak: only here is it known who spoke last. One that was sent already,
--- and whose answer was lost, is not sent again.
+-- Sends a broadcast, and stores its id.
+-- KEYS[1]: the id of the last broadcast. ARGV: the channel; the id of this broadcast; its JSON up
+-- to the id of the broadcast before it; the rest of its JSON.
+-- Several daemons may send, and only Redis knows which broadcast came before. A broadcast that was
+-- sent already, because its reply was lost, is not sent again.
 local last = redis.pcall('GET', KEYS[1])
 if last == ARGV[2] then
   return 0

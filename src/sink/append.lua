@@ -1,5 +1,8 @@
 #!lua flags=allow-oom
--- KEYS[1]: a list. ARGV: how many items to keep, milliseconds until a list that nobody writes goes, then items.
+-- Appends items to a list. A key of another type is deleted first. Returns how many items were
+-- appended.
+-- KEYS[1]: the list. ARGV: how many items to keep, for how many milliseconds the list lives after
+-- the last write, then the items.
 local kind = redis.call('TYPE', KEYS[1]).ok
 if kind ~= 'list' and kind ~= 'none' then
   redis.call('UNLINK', KEYS[1])

@@ -1,8 +1,8 @@
 //! Where plans take effect: a batch is applied, and tried again until it is in force.
 //!
-//! Owns the attempts. It must not know the order of the commands; [`super::encode`] does. Invariants: a batch whose outcome
-//! is not known is sent again, which is harmless because every op is idempotent; a batch is never sent to another dataset
-//! than the one whose history is proven.
+//! Owns the attempts. It must not know the order of the commands; [`super::encode`] does.
+//! Invariants: a batch whose outcome is not known is sent again, which is harmless because every op
+//! is idempotent; a batch is never sent to another dataset than the one whose history is proven.
 
 use std::time::{Duration, Instant};
 
@@ -68,7 +68,8 @@ impl Sink {
         self.link.address()
     }
 
-    /// Identifies the dataset whose history is proven: a run of a server, a database in it, a namespace.
+    /// Identifies the dataset whose history is proven: a run of a server, a database in it, a
+    /// namespace.
     pub fn dataset(&self) -> Option<String> {
         self.proof.dataset().map(|dataset| format!("{}/{}", dataset.run_id(), self.location))
     }

@@ -1,7 +1,7 @@
 //! What is applied to Redis in one pipeline.
 //!
-//! Owns the batch and the stream entries in it. It must not know commands. Invariant: patterns, tags and lookups were
-//! taken out of the plan before.
+//! Owns the batch and the stream entries in it. It must not know commands. Invariant: patterns,
+//! tags and lookups were taken out of the plan before.
 
 use std::time::{Instant, SystemTime};
 
@@ -17,7 +17,8 @@ pub struct Batch {
     pub streams: Vec<StreamEntry>,
     /// The highest position whose invalidations the batch begins to apply.
     pub started: Lsn,
-    /// Every invalidation up to this position is in force and not yet recorded in Redis. None: nothing is to be recorded.
+    /// Every invalidation up to this position is in force and not yet recorded in Redis. None:
+    /// nothing is to be recorded.
     pub record: Option<Lsn>,
     /// When the last transaction of the batch committed.
     pub at: SystemTime,
@@ -44,7 +45,7 @@ pub struct StreamEntry {
     pub number: u64,
     /// When the transaction committed.
     pub at: SystemTime,
-    /// Identifies the entry where its position does not: an entry of an outbox has another position each time that it
-    /// is claimed.
+    /// Identifies the entry where its position does not: an entry of an outbox has another position
+    /// each time that it is claimed.
     pub mark: Option<String>,
 }

@@ -1,7 +1,8 @@
-//! The message that tells every instance what was invalidated.
+//! The message by which every instance learns what was invalidated.
 //!
-//! Owns its format and its id. It must not know how it is sent. Invariant: `prev` is the id of the message before, which
-//! only Redis knows when the message is sent; so whoever misses one sees a gap and flushes.
+//! Owns its format and its id. It must not know how it is sent. Invariant: `prev` is the id of the
+//! message before, which only Redis knows when the message is sent. So a subscriber that misses a
+//! message sees a gap and flushes.
 
 use std::time::SystemTime;
 
@@ -17,15 +18,15 @@ pub struct Broadcast {
     pub v: u32,
     /// Opaque; different from every other.
     pub id: String,
-    /// The id of the message before. Null when it is not known: flush.
+    /// The id of the message before. Null if it is not known: flush.
     pub prev: Option<String>,
-    /// The generation of the cache. A change means: flush.
+    /// The epoch. If it changes: flush.
     pub epoch: u64,
-    /// The position in PostgreSQL's log that the batch reaches.
+    /// The highest position in PostgreSQL's log whose invalidations the batch begins to apply.
     pub lsn: String,
     /// When its last transaction committed, in RFC 3339, by the database server's clock.
     pub at: String,
-    /// What a cache must forget.
+    /// What a cache must delete.
     pub ops: Vec<BroadcastOp>,
 }
 
@@ -34,18 +35,18 @@ pub struct Broadcast {
 pub struct BroadcastOp {
     /// `delete`, `set`, `pattern`, `tag` or `bump`.
     pub op: ActionKind,
-    /// The full name: a key, for `pattern` a glob, for `tag` a set; the keys that were found in a set are told one by
-    /// one.
+    /// The full name: a key, for `pattern` a glob, for `tag` a set. The keys that were found in a
+    /// set are announced one by one.
     pub key: String,
 }
 
 impl Broadcast {
-    /// What a plan means to whoever keeps copies; nothing if it only sends messages.
+    /// What a plan means for a subscriber that keeps copies. Empty if the plan only sends messages.
     pub(super) fn ops(plan: &Plan) -> Vec<BroadcastOp> {
         plan.announcements().chain(plan.ops()).filter_map(|(_, op)| broadcast_op(op)).collect()
     }
 
-    /// The JSON on both sides of the value of `prev`.
+    /// The JSON before and after the value of `prev`.
     pub(super) fn around_prev(&self) -> (String, String) {
         const PREV: &str = "\"prev\":";
         let json = serde_json::to_string(&Self { prev: None, ..self.clone() });
@@ -62,7 +63,8 @@ fn broadcast_op(op: Op<'_>) -> Option<BroadcastOp> {
     }
     match std::str::from_utf8(op.name()) {
         Ok(name) => Some(BroadcastOp { op: op.kind(), key: name.to_owned() }),
-        // JSON has no bytes. A name that is not UTF-8 becomes a glob that matches it and a few more.
+        // JSON has no bytes. A name that is not UTF-8 becomes a glob that matches it and a few
+        // other names.
         Err(_) => {
             let mut glob = crate::key::Glob::new();
             for chunk in op.name().utf8_chunks() {
@@ -90,7 +92,7 @@ impl Default for Numbering {
 }
 
 impl Numbering {
-    /// The next message, before it is known which one is before it.
+    /// The next message, without `prev`.
     pub(super) fn next(&mut self, epoch: u64, lsn: Lsn, at: SystemTime, ops: Vec<BroadcastOp>) -> Broadcast {
         self.sent += 1;
         Broadcast {

@@ -1,8 +1,11 @@
--- KEYS: `started`, then version keys. ARGV[1]: `started` of this batch; ARGV[i]: the decimal position to which
--- KEYS[i] rises; the last: milliseconds until a version key that nobody bumps goes. Decimals without leading zeros compare by length, then as strings; Lua's numbers lose
--- exactness above 2^53.
--- Where a later batch began already, this one was delayed on its way and has been sent again since: a version
--- key that went missing meanwhile may have been higher, so it begins where a reader would make it.
+-- Raises version keys. Returns how many.
+-- KEYS: `started`, then version keys. ARGV[1]: `started` of this batch; ARGV[i]: the decimal
+-- position to which KEYS[i] rises; the last: for how many milliseconds a version key lives unless
+-- it is bumped again.
+-- Decimals without leading zeros compare by length, then as strings; Lua's numbers lose exactness
+-- above 2^53.
+-- If a later batch began already, this one was delayed and has been sent again since. A version key
+-- that was lost meanwhile may have been higher, so it begins where a reader would begin it.
 local started = redis.call('GET', KEYS[1])
 local late = started and #started == 16 and started > ARGV[1]
 for i = 2, #KEYS do

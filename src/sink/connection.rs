@@ -1,7 +1,8 @@
 //! One connection to Redis: opening it, sending, and checking the replies.
 //!
-//! Owns what holds for one connection: the loaded scripts, the dataset and the clock. It must not know batches, or when to
-//! try again. Invariants: every reply is checked; a replica is not taken for a primary.
+//! Owns what holds for one connection: the loaded scripts, the dataset and the clock. It must not
+//! know batches, or when to try again. Invariants: every reply is checked; a replica is not taken
+//! for a primary.
 
 use std::time::Duration;
 

@@ -1,7 +1,8 @@
 //! Which dataset a Redis server holds, and the time by its clock.
 //!
-//! Owns how the replies to `INFO` and `TIME` are read. It must not know what is proven of a dataset. Invariants: a replica
-//! is not taken for a primary; the clock never runs ahead of the server's.
+//! Owns how the replies to `INFO` and `TIME` are read. It must not know what is proven of a
+//! dataset. Invariants: a replica is not taken for a primary; the clock never runs ahead of the
+//! server's.
 
 use std::time::{Duration, Instant};
 
@@ -64,9 +65,9 @@ impl Dataset {
         &self.run_id
     }
 
-    /// Whether it holds what `earlier` held a moment ago and what was written since. A server takes a new replication id
-    /// when it gets its first replica, and when it had none for `repl-backlog-ttl`. A server that was a replica also
-    /// keeps the id of its former primary.
+    /// Whether it holds what `earlier` held a moment ago and what was written since. A server takes
+    /// a new replication id when it gets its first replica, and when it had none for
+    /// `repl-backlog-ttl`. A server that was a replica also keeps the id of its former primary.
     pub(super) fn continues(&self, earlier: &Self) -> bool {
         self.run_id == earlier.run_id && (self.replication_id == earlier.replication_id || !self.inherited)
     }
@@ -80,7 +81,8 @@ pub(super) struct RedisClock {
 }
 
 impl RedisClock {
-    /// Reads the reply to [`time`]. The server read its clock before the reply arrived, so the clock is never ahead.
+    /// Reads the reply to [`time`]. The server read its clock before the reply arrived, so the
+    /// clock is never ahead.
     pub(super) fn parse(reply: &Value) -> Result<Self, RedisError> {
         let (seconds, micros): (u64, u64) = redis::from_redis_value_ref(reply)?;
         Ok(Self { millis: seconds * 1000 + micros / 1000, read: Instant::now() })

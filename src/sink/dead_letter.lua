@@ -1,6 +1,8 @@
 #!lua flags=allow-oom
--- KEYS: a stream, a hash that counts by rule. ARGV: about how many entries to keep, milliseconds until both go when
--- nobody writes them, the rule, how many to count, then the fields and values of an entry, if any.
+-- Adds a dead letter to its stream, and counts it by rule. A key of another type is deleted first.
+-- KEYS: the stream, the hash of counts. ARGV: about how many entries to keep, for how many
+-- milliseconds both live after the last write, the rule, how many to count, then the fields and
+-- values of an entry, if there is one.
 for i, wanted in ipairs({'stream', 'hash'}) do
   local kind = redis.call('TYPE', KEYS[i]).ok
   if kind ~= wanted and kind ~= 'none' then

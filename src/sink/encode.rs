@@ -1,9 +1,9 @@
 //! From a batch to Redis commands.
 //!
-//! Owns the order of the commands, and the positions of the replies that are read. Pure; it must not know the connection.
-//! Invariants: `started` rises before any op; what removes goes before what announces; the count follows every op; no
-//! command names more than [`KEYS_PER_COMMAND`] keys, so that none blocks Redis for long; no op touches the daemon's own
-//! state.
+//! Owns the order of the commands, and the positions of the replies that are read. Pure; it must
+//! not know the connection. Invariants: `started` rises before any op; what removes goes before
+//! what announces; the count follows every op; no command names more than [`KEYS_PER_COMMAND`]
+//! keys, so that none blocks Redis for long; no op touches the daemon's own state.
 
 use std::ops::Range;
 use std::time::{Duration, SystemTime};
@@ -86,8 +86,8 @@ pub(super) fn encode(batch: &Batch, attached: Attached<'_>, target: Target<'_>) 
     Encoded { pipeline: encoder.pipeline, positions: Positions { streams, count, probe } }
 }
 
-/// The commands of a replayed plan: those that go before its patterns and tags are swept, and those that go after.
-/// Nothing is recorded or counted.
+/// The commands of a replayed plan: those that go before its patterns and tags are swept, and those
+/// that go after. Nothing is recorded or counted.
 pub(super) fn encode_replay(batch: &Batch, attached: Attached<'_>, target: Target<'_>) -> [Pipeline; 2] {
     let mut before = Encoder { batch, target, pipeline: Pipeline::new() };
     before.raise_started();
@@ -183,7 +183,8 @@ impl Encoder<'_> {
     }
 
     fn publishes(&mut self) {
-        // A row can hold a value with which a template names the channel of broadcasts. Only the daemon sends there.
+        // A row can hold a value with which a template names the channel of broadcasts. Only the
+        // daemon sends there.
         let own = &self.target.names.invalidations;
         for publish in self.batch.plan.publishes().filter(|publish| publish.channel != *own) {
             let mut command = redis::cmd("PUBLISH");
@@ -254,7 +255,8 @@ impl Encoder<'_> {
         }
     }
 
-    /// Counts the batch, unless Redis does not know any more what it counted before. Returns the position.
+    /// Counts the batch, unless Redis does not know any more what it counted before. Returns the
+    /// position.
     fn count(&mut self) -> Option<usize> {
         self.batch.counts.then(|| {
             let mut count = script(&self.target.scripts.count, &[&self.target.names.batches]);
@@ -272,7 +274,7 @@ impl Encoder<'_> {
         rules.arg(&settings.digest);
         let mut time = script(&scripts.set, &[&names.asof]);
         time.arg(asof);
-        // The rules go first: whoever finds the time finds the rules it holds for.
+        // The rules go first: a reader that finds the time finds the rules for which it holds.
         self.pipeline.add_command(rules).add_command(time);
     }
 
@@ -367,8 +369,8 @@ mod tests {
         run(Target { names: &names, scripts: &scripts, settings: &settings, proof })
     }
 
-    /// The commands as text: `EVALSHA` and the number of keys are left out, `@` is the daemon's own state, `H` the
-    /// history, `VALUE` an envelope.
+    /// The commands as text: `EVALSHA` and the number of keys are left out, `@` is the daemon's own
+    /// state, `H` the history, `VALUE` an envelope.
     fn shown(pipeline: &Pipeline) -> Vec<String> {
         let history = proof().history().to_owned();
         let command = |command: &Cmd| {

@@ -1,7 +1,8 @@
 //! A Redis server that is connected to when it is needed, and connected to again after a failure.
 //!
-//! Owns the client, the open connection, and what a failed attempt does to it. It must not know what is sent. Invariant:
-//! after a time-out the connection is closed, because the commands may still run.
+//! Owns the client, the open connection, and what a failed attempt does to it. It must not know
+//! what is sent. Invariant: after a time-out the connection is closed, because the commands may
+//! still run.
 
 use redis::{Client, ConnectionInfo, RedisError};
 

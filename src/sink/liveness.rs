@@ -1,19 +1,21 @@
-//! Whether Redis takes what it is sent.
+//! Whether Redis accepts what it is sent.
 //!
-//! Owns how long it has taken nothing, for whoever waits for the sink elsewhere. It must not judge what is too long.
+//! Owns how long Redis has accepted nothing, for tasks that wait for the sink. It must not judge
+//! what is too long.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Shared by the sink, which reports, and those who wait for it.
+/// Shared by the sink, which reports, and the tasks that wait for it.
 #[derive(Clone, Debug)]
 pub struct Liveness(Arc<Mutex<LivenessState>>);
 
 #[derive(Debug)]
 struct LivenessState {
-    /// Since when nothing was taken.
+    /// Since when nothing was accepted.
     idle: Instant,
-    /// A step was refused, or not answered, and has not been taken since: steps before it count no more.
+    /// A step was refused or not answered, and not accepted since. Until then, other steps do not
+    /// count.
     refused: bool,
 }
 
@@ -24,7 +26,7 @@ impl Default for Liveness {
 }
 
 impl Liveness {
-    /// A step was taken: one of many, as in a scan.
+    /// A step was accepted: one of many, as in a scan.
     pub(super) fn accepted(&self) {
         self.change(|state| {
             if !state.refused {
@@ -33,17 +35,17 @@ impl Liveness {
         });
     }
 
-    /// A step was not taken. What succeeds before it the next time is no progress.
+    /// A step was refused or not answered. Steps before it that succeed again are not progress.
     pub(super) fn refused(&self) {
         self.change(|state| state.refused = true);
     }
 
-    /// All steps were taken, or a new series of them begins.
+    /// All steps were accepted, or a new series of steps begins.
     pub fn restart(&self) {
         self.change(|state| *state = LivenessState { idle: Instant::now(), refused: false });
     }
 
-    /// For how long nothing was taken.
+    /// For how long nothing was accepted.
     pub fn idle(&self) -> Duration {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).idle.elapsed()
     }

@@ -1,14 +1,17 @@
 //! Redis, where plans take effect.
 //!
-//! Owns the commands and the connection. It must not know rules or sources. Invariant: a batch counts as applied only when
-//! Redis answered every one of its commands without an error.
+//! Owns the commands and the connection. It must not know rules or sources. Invariant: a batch
+//! counts as applied only when Redis answered every one of its commands without an error.
 //!
 //! - [`batch`], [`settings`]: what is applied, and under which names.
-//! - [`encode`]: from a batch to commands; owns their order. [`scripts`], [`broadcast`], [`recent`]: parts of it.
-//! - [`connection`], [`dataset`]: one connection, and what the server says of itself. [`link`]: connects again.
+//! - [`encode`]: from a batch to commands; owns their order. [`scripts`], [`broadcast`],
+//!   [`recent`]: parts of it.
+//! - [`connection`], [`dataset`]: one connection, and what the server says of itself. [`link`]:
+//!   connects again.
 //! - [`proof`]: what is proven of the dataset and its history.
 //! - [`refusal`], [`retry`], [`liveness`], [`warnings`]: what goes wrong, and what follows from it.
-//! - [`apply`]: the [`Sink`] itself. [`resume`]: how it begins. [`replay`]: plans beside the daemon.
+//! - [`apply`]: the [`Sink`] itself. [`resume`]: how it begins. [`replay`]: plans beside the
+//!   daemon.
 //! - [`sweep`]: the search for what patterns and tags remove.
 
 mod apply;

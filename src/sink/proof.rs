@@ -1,8 +1,8 @@
 //! What is proven of the dataset in Redis and of its history.
 //!
-//! Owns which dataset is known, in which epoch it is, and what it said that it had recorded and counted. It must not know
-//! connections or commands. Invariants: only one dataset is proven at a time; what was recorded in one epoch is not
-//! expected of another.
+//! Owns which dataset is known, in which epoch it is, and what it said that it had recorded and
+//! counted. It must not know connections or commands. Invariants: only one dataset is proven at a
+//! time; what was recorded in one epoch is not expected of another.
 
 use sha2::{Digest as _, Sha256};
 
@@ -10,7 +10,8 @@ use super::dataset::Dataset;
 use crate::change::Lsn;
 use crate::coherence::history::{HistoryGap, Origin, Present, Remembered};
 
-/// The dataset in Redis may not hold what was applied to it. [`super::Sink::remembered`] must be asked again.
+/// The dataset in Redis may not hold what was applied to it. [`super::Sink::remembered`] must be
+/// asked again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unproven;
 
@@ -38,7 +39,8 @@ impl Proof {
         self.dataset.as_ref() == Some(dataset)
     }
 
-    /// A short name of the history: only positions of one history can be compared. Empty if no history is known.
+    /// A short name of the history: only positions of one history can be compared. Empty if no
+    /// history is known.
     pub(super) fn history(&self) -> &str {
         &self.history
     }
@@ -82,7 +84,8 @@ impl Proof {
         self.history = remembered.origin.as_ref().map(history).unwrap_or_default();
     }
 
-    /// A new epoch began, and its flush is not finished. If the flush is tried again, it begins with this epoch.
+    /// A new epoch began, and its flush is not finished. If the flush is tried again, it begins
+    /// with this epoch.
     pub(super) fn epoch_began(&mut self, epoch: u64) {
         self.epoch_found = Some(epoch.to_string());
     }
@@ -104,8 +107,8 @@ impl Proof {
     ///
     /// # Errors
     ///
-    /// It is not the one that was proven. What was recorded since may be the new dataset's, so this is reported as a
-    /// gap.
+    /// It is not the one that was proven. What was recorded since may be the new dataset's, so this
+    /// is reported as a gap.
     pub(super) fn confirm(&mut self, current: Dataset) -> Result<(), Unproven> {
         if !self.dataset.as_ref().is_some_and(|proven| current.continues(proven)) {
             self.reported_gap = Some(HistoryGap::DatasetReplaced);
@@ -131,7 +134,8 @@ impl Proof {
     }
 }
 
-/// A short name of a history. An unclean stop begins no new history: only log that was safely written is streamed.
+/// A short name of a history. An unclean stop begins no new history: only log that was safely
+/// written is streamed.
 fn history(origin: &Origin) -> String {
     // Not into which dataset an outbox went: after Redis was emptied, entries come twice.
     let source: String = origin.source.split(' ').take(2).collect();

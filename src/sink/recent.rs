@@ -1,7 +1,8 @@
 //! The ops that were applied last, so that `explain` can show what touched a key.
 //!
-//! Owns a bounded memory of ops, and when they are written to their list in Redis. It must not slow down what it remembers:
-//! under load it keeps the latest ops and writes once a second. Invariant: nothing depends on the list.
+//! Owns a bounded memory of ops, and when they are written to their list in Redis. It must not slow
+//! down what it remembers: under load it keeps the latest ops and writes once a second. Invariant:
+//! nothing depends on the list.
 
 use std::collections::VecDeque;
 use std::time::SystemTime;
@@ -76,7 +77,8 @@ impl Recent {
         }
     }
 
-    /// The pending ops, if they are few or if `is_time`. They are written once: if Redis refuses them, they are lost.
+    /// The pending ops, if they are few or if `is_time`. They are written once: if Redis refuses
+    /// them, they are lost.
     pub(super) fn take_due(&mut self, is_time: bool) -> Vec<String> {
         if is_time || self.pending.len() <= WRITTEN_AT_ONCE_MAX { self.pending.drain(..).collect() } else { Vec::new() }
     }

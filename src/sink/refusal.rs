@@ -1,18 +1,18 @@
-//! What Redis's refusals mean, and what the operator can do about each.
+//! What the errors of Redis mean, and what the operator can do about each.
 //!
-//! Owns the table from error code to advice. It must not retry; [`super::Sink`] does.
+//! Owns the table from error code to advice. It must not retry; [`super::link`] does.
 
 use redis::{ErrorKind, RedisError};
 
-/// Why Redis is of no use at start.
+/// Why Redis cannot be used, at start or by a command.
 #[derive(Debug, thiserror::Error)]
 pub enum SinkError {
-    /// It did not answer, or not as we need.
+    /// It did not answer, or it refused.
     #[error("cannot use Redis at {address}: {}; {advice}", crate::redis::describe(.source))]
     Unusable {
-        /// Where, without credentials.
+        /// Where it is, without credentials.
         address: String,
-        /// What to do.
+        /// What the operator can do.
         advice: &'static str,
         /// What happened.
         #[source]
@@ -21,20 +21,21 @@ pub enum SinkError {
     /// It is older than the scripts need.
     #[error("Redis at {address} is version {version}; at least 7.0 is needed (Valkey 7.2)")]
     TooOld {
-        /// Where, without credentials.
+        /// Where it is, without credentials.
         address: String,
-        /// What it says it is.
+        /// Its version, as it says.
         version: String,
     },
 }
 
 impl SinkError {
-    /// Redis did not answer, or not as we need.
+    /// Redis did not answer, or it refused.
     pub fn unusable(address: &str, source: RedisError) -> Self {
         Self::Unusable { address: address.to_owned(), advice: explain(&source).advice, source }
     }
 
-    /// Redis was reached and refused the credentials: `target.url` is wrong, and waiting does not help.
+    /// Redis was reached and refused the credentials: `target.url` is wrong, and waiting does not
+    /// help.
     pub fn is_login_refused(&self) -> bool {
         match self {
             Self::Unusable { source, .. } => {
@@ -51,16 +52,17 @@ impl SinkError {
     }
 }
 
-/// What an error asks of us.
+/// What follows from an error.
 #[derive(Debug)]
 pub(super) struct Refusal {
-    /// The connection is of no further use: its state or its server is not what we need.
+    /// The connection cannot be used any more, because of its state or because of its server.
     pub(super) reconnect: bool,
     /// What the operator can do.
     pub(super) advice: &'static str,
 }
 
-/// Every refusal is tried again; what differs is on which connection, and what helps.
+/// The table of errors. After each of them the command is tried again; they differ in the
+/// connection that is used, and in what the operator can do.
 pub(super) fn explain(error: &RedisError) -> Refusal {
     let known = |reconnect, advice| Refusal { reconnect, advice };
     match error.code() {
@@ -78,7 +80,7 @@ pub(super) fn explain(error: &RedisError) -> Refusal {
         Some("NOAUTH" | "WRONGPASS") => known(true, "check the user and password in target.url"),
         Some("WRONGTYPE") => known(
             false,
-            "a key that begins with the namespace and `unstale:` holds what another program put there: delete it",
+            "a key that begins with the namespace and `unstale:` holds a value of another program: delete that key",
         ),
         Some("NOSCRIPT") => known(true, "the scripts were flushed: loading them again"),
         Some("CROSSSLOT" | "MOVED") => {

@@ -1,7 +1,7 @@
 //! Applying plans beside the daemon, or without one.
 //!
-//! Owns what differs from the daemon: nothing is recorded as applied, and no attempt is repeated. Invariant: a replay can
-//! only make readers ask the database again.
+//! Owns what differs from the daemon: nothing is recorded as applied, and no attempt is repeated.
+//! Invariant: a replay can only make readers ask the database again.
 
 use std::time::SystemTime;
 
@@ -18,12 +18,13 @@ use crate::change::Lsn;
 use crate::plan::Plan;
 
 impl Sink {
-    /// Applies a plan. Version keys rise to `fresh`, a position that was never used. The keys of `set` are deleted, because
-    /// it is not known which value is newer.
+    /// Applies a plan. Version keys rise to `fresh`, a position that was never used. The keys of
+    /// `set` are deleted, because it is not known which value is newer.
     ///
     /// # Errors
     ///
-    /// Redis refused a command, or did not answer. Part of the plan may be in force; all of it may be replayed again.
+    /// Redis refused a command, or did not answer. Part of the plan may be in force; all of it may
+    /// be replayed again.
     pub async fn replay(&mut self, plan: &Plan, fresh: Lsn) -> Result<(), SinkError> {
         let done = self.try_replay(plan.clone(), fresh).await;
         done.map_err(|error| SinkError::unusable(self.address(), error))
@@ -71,8 +72,8 @@ impl Sink {
 
         let connection = self.link.open().await?;
         let attached = Attached { broadcast: broadcast.as_ref(), recent: &recent, ..Attached::default() };
-        // Without a history, so that the script does not remember these entries: the daemon's are remembered by position,
-        // and these have no positions of their own.
+        // Without a history, so that the script does not remember these entries: the daemon's are
+        // remembered by position, and these have no positions of their own.
         let proof = Proof::default();
         let target =
             Target { names: &self.names, scripts: &connection.scripts, settings: &self.settings, proof: &proof };

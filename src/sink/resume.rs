@@ -1,8 +1,9 @@
 //! Going on from what Redis remembers, or beginning a new epoch.
 //!
-//! Owns the flush. It must not judge history; [`crate::coherence::history`] does. Invariants: during a flush Redis remembers
-//! nothing, so that a flush that was cut short is begun again; `started` stands at the end of the log before the first
-//! key is deleted, so that no replica that lags can bring a value back.
+//! Owns the flush. It must not judge history; [`crate::coherence::history`] does. Invariants:
+//! during a flush Redis remembers nothing, so that a flush that was cut short is begun again;
+//! `started` stands at the end of the log before the first key is deleted, so that no replica that
+//! lags can bring a value back.
 
 use std::time::SystemTime;
 
@@ -39,7 +40,8 @@ impl Sink {
         self.proof.recorded()
     }
 
-    /// Reports a gap that no comparison of positions would find. A new epoch begins at the next opportunity.
+    /// Reports a gap that no comparison of positions would find. A new epoch begins at the next
+    /// opportunity.
     pub fn report_gap(&mut self, gap: HistoryGap) {
         self.proof.report(gap);
     }
@@ -54,7 +56,8 @@ impl Sink {
         self.proof.go_on(remembered);
     }
 
-    /// Stores in Redis that the proven history belongs to another origin from now on. Tries again until it succeeds.
+    /// Stores in Redis that the proven history belongs to another origin from now on. Tries again
+    /// until it succeeds.
     ///
     /// # Errors
     ///
@@ -73,8 +76,8 @@ impl Sink {
         }
     }
 
-    /// Begins a new epoch: deletes every key that the rules can name, then lets history begin at `present`. Tries again
-    /// until it succeeds. May wait first: see [`crate::coherence::epoch`].
+    /// Begins a new epoch: deletes every key that the rules can name, then lets history begin at
+    /// `present`. Tries again until it succeeds. May wait first: see [`crate::coherence::epoch`].
     ///
     /// # Errors
     ///
@@ -166,8 +169,8 @@ impl Sink {
         prove.arg(present.batches.map_or_else(String::new, |batches| batches.to_string()));
         connection.send(Pipeline::new().add_command(prove)).await?;
 
-        // Copies elsewhere go last: from now on, what is read from Redis is new. Nobody can have followed a slot before
-        // its first epoch.
+        // Copies elsewhere go last: from now on, what is read from Redis is new. Before its first
+        // epoch, a slot can have no subscribers with copies.
         if epoch > 1 {
             let mut plan = Plan::default();
             removals.into_iter().for_each(|(rule, removal)| plan.announce(rule, removal));

@@ -39,7 +39,8 @@ pub(super) struct RetryState {
 }
 
 impl RetryState {
-    /// An attempt failed. Logs that `what` waits, at growing intervals. Returns how long to wait before the next attempt.
+    /// An attempt failed. Logs that `what` waits, at growing intervals. Returns how long to wait
+    /// before the next attempt.
     pub(super) fn failed(&mut self, what: &str, address: &str, error: &RedisError) -> Duration {
         if self.notices.due() {
             let advice = explain(error).advice;

@@ -1,7 +1,7 @@
 //! The Lua scripts of the sink, and the hashes by which Redis knows them.
 //!
-//! Owns which scripts there are. It must not know when one is run. Invariant: a connection loads all of them before
-//! anything else is sent.
+//! Owns which scripts there are. It must not know when one is run. Invariant: a connection loads
+//! all of them before anything else is sent.
 
 use redis::{Cmd, RedisError, Value};
 

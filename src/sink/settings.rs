@@ -1,6 +1,7 @@
 //! What the sink needs to know of the rules and of the configuration file.
 //!
-//! Owns the names under which rules appear in Redis and in the log. It must not know how a rule is written.
+//! Owns the names under which rules appear in Redis and in the log. It must not know how a rule is
+//! written.
 
 use std::collections::HashMap;
 use std::time::Duration;

@@ -1,11 +1,16 @@
 #!lua flags=allow-oom
--- KEYS: a stream, the hash that remembers the last position of each, the hash of marks, `started`. ARGV: the end of the transaction in decimal
--- digits, the entry's number in it, about how many entries to keep, milliseconds until a stream that nobody writes
--- goes, the history (empty: not one of the daemon's, so nothing is remembered), the position as 16 hexadecimal digits,
--- the entry's mark (or nothing), `started` of the batch, then fields and values. An entry with a mark is known by that
--- alone, since its position is another when another daemon sends it again; once that daemon has begun, nobody else
--- may add it. Within one history an entry that was added is not added again, whatever became of it. After
--- positions went back (another history) ids go on after the stream's last one. Returns -1 if the key is no stream.
+-- Adds an entry to a stream. Returns 1 if it was added, 0 if it was added before, -1 if the key
+-- holds another type.
+-- KEYS: the stream; the hash of the last position of each stream; the hash of marks; `started`.
+-- ARGV: the end of the transaction in decimal digits; the entry's number in it; about how many
+-- entries to keep; for how many milliseconds the stream lives after the last write; the history
+-- (empty: not the daemon's entry, so its position is not stored); the end of the transaction as 16
+-- hexadecimal digits; the entry's mark (may be empty); `started` of the batch; then fields and
+-- values.
+-- An entry with a mark is identified by the mark alone, because its position is another when
+-- another daemon sends it again. Once that daemon has begun, no other may add the entry.
+-- Within one history, an entry that was added is never added again, even if it was deleted. After
+-- positions went back (another history), ids go on after the stream's last id.
 local kind = redis.call('TYPE', KEYS[1]).ok
 if kind ~= 'stream' and kind ~= 'none' then
   return -1

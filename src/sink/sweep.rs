@@ -1,8 +1,9 @@
 //! Searching the cache for what patterns and tags remove.
 //!
-//! Owns the search, and its retry on a connection of its own. It must not know what a removal means for subscribers.
-//! Invariants: every step is bounded; the daemon's own state is never removed; a search that was cut short begins again,
-//! and never on another dataset than the one that it began on.
+//! Owns the search, and its retry on a connection of its own. It must not know what a removal means
+//! for subscribers. Invariants: every step is bounded; the daemon's own state is never removed; a
+//! search that was cut short begins again, and never on another dataset than the one that it began
+//! on.
 
 use redis::{Pipeline, RedisError};
 use tokio::sync::mpsc;
@@ -36,8 +37,8 @@ impl Sweeper {
         Self { link, names, proven: None }
     }
 
-    /// Removes all of `removals`, and tries again until it succeeds. Sends the keys that it found in sets to `found` as
-    /// it goes; a key may be sent twice.
+    /// Removes all of `removals`, and tries again until it succeeds. Sends the keys that it found
+    /// in sets to `found` as it goes; a key may be sent twice.
     ///
     /// # Errors
     ///
@@ -86,9 +87,9 @@ impl Sweeper {
     }
 }
 
-/// Removes all of `removals`, except for the daemon's own state: keys by name, then the keys that patterns match, in one
-/// pass over all keys, then the keys of sets, one set after the other. Sends the keys that it found in sets to `found`.
-/// Returns how many keys it removed.
+/// Removes all of `removals`, except for the daemon's own state: keys by name, then the keys that
+/// patterns match, in one pass over all keys, then the keys of sets, one set after the other. Sends
+/// the keys that it found in sets to `found`. Returns how many keys it removed.
 ///
 /// # Errors
 ///
@@ -151,8 +152,8 @@ async fn unlink(connection: &mut RedisConnection, keys: &[Vec<u8>]) -> Result<u6
     Ok(removed)
 }
 
-/// Removes the keys of a set, some at a time, each together with its membership. The set itself is never deleted: a key
-/// that joins it meanwhile stays a member.
+/// Removes the keys of a set, some at a time, each together with its membership. The set itself is
+/// never deleted: a key that joins it meanwhile stays a member.
 async fn untag(
     connection: &mut RedisConnection,
     rule: RuleId,

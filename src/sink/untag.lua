@@ -1,6 +1,8 @@
 #!lua flags=allow-oom
--- KEYS: a set of keys, then some of its members. Removes those keys, values and leases alike, and takes them out of
--- the set, so that nobody finds a member whose key is there and was not removed. Returns how many keys there were.
+-- Deletes keys, values and leases alike, and removes them from a set. Returns how many keys there
+-- were.
+-- KEYS: the set, then some of its members. Both happen at once, so that no member is left whose key
+-- exists and was not deleted.
 local removed = 0
 for i = 2, #KEYS do
   removed = removed + redis.call('UNLINK', KEYS[i])

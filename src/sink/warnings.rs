@@ -1,7 +1,7 @@
 //! What a batch meets that does not stop it, as log lines.
 //!
-//! Owns when each is logged again: at growing intervals, because a rule that fails does so for every row. It must not
-//! change what is applied.
+//! Owns when each is logged again: at growing intervals, because a rule that fails does so for
+//! every row. It must not change what is applied.
 
 use std::collections::BTreeMap;
 

@@ -1,7 +1,9 @@
--- KEYS: a key, `started`. ARGV: a value in its envelope, the position it shows as 16 hexadecimal digits, milliseconds
--- until it expires, `started` of this batch. Where a later batch began already, this one was delayed on its way and
--- has been sent again since: the value may be old, so the key goes. Otherwise a value that shows a later position
--- stays; a lease does not, so what its holder read is refused.
+-- Writes a value unless a newer one may be there. Returns whether it was written.
+-- KEYS: a key, `started`. ARGV: the value in its envelope, the position it shows as 16 hexadecimal
+-- digits, milliseconds until it expires, `started` of this batch.
+-- If a later batch began already, this one was delayed and has been sent again since: the value may
+-- be old, so the key is deleted. Otherwise a value that shows a later position stays. A lease does
+-- not stay, so what its holder read is refused.
 if redis.call('GET', KEYS[2]) ~= ARGV[4] then
   redis.call('UNLINK', KEYS[1])
   return 0

@@ -373,7 +373,7 @@ fn the_first_replica_of_redis_keeps_the_cache() {
     let replica = unstale::sandbox::Redis::start(&[]).unwrap();
     let mut on_replica = redis::Client::open(replica.url()).unwrap().get_connection().unwrap();
     redis::cmd("REPLICAOF").arg("127.0.0.1").arg(world.redis.port()).exec(&mut on_replica).unwrap();
-    wait_until(EVENT_MAX, "Redis accepts a new id", || replid() != before);
+    wait_until(EVENT_MAX, "Redis takes a new id", || replid() != before);
     // Twice, so that the daemon has asked in between.
     for _ in 0..2 {
         let asof = || world.redis().get::<_, Option<u64>>("v1:unstale:{unstale}:asof").unwrap();

@@ -1,7 +1,7 @@
 //! What Redis holds of one key, and what touched it last.
 //!
-//! Owns the questions and how their answers are read. It must not know rules. Invariant: nothing is written, and only
-//! the beginning of a large value is fetched.
+//! Owns the questions and how their answers are read. It must not know rules. Invariant: nothing is
+//! written, and only the beginning of a large value is fetched.
 
 use std::time::Duration;
 
@@ -21,20 +21,20 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// How many bytes of a value are fetched: the line of its envelope, and some of its body.
 const VALUE_BYTES_MAX: usize = 64 << 10;
 
-/// What there is to see of a key.
+/// What Redis holds of a key, and what touched it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct KeyReport {
-    /// What it holds.
+    /// What the key holds.
     pub(super) content: KeyContent,
-    /// How long it goes on to hold it; none if it does not expire.
+    /// How long until it expires; none if it does not expire.
     pub(super) ttl: Option<Duration>,
     /// The time by the clock of Redis, in milliseconds since 1970.
     pub(super) now: u64,
     /// Every invalidation up to this position is in force.
     pub(super) applied: Option<Lsn>,
-    /// The generation of the cache.
+    /// The epoch.
     pub(super) epoch: Option<u64>,
-    /// What was done last to any key, the newest last.
+    /// The ops that were applied last to any key, the newest last.
     pub(super) recent: Vec<Touch>,
 }
 
@@ -43,9 +43,9 @@ pub(super) struct KeyReport {
 pub(super) enum KeyContent {
     /// Nothing.
     Nothing,
-    /// A reader's right to fill it.
+    /// A lease: a reader may fill it.
     Lease,
-    /// A value in its envelope, of whose body only the beginning may be there.
+    /// A value in its envelope. The body may be cut off.
     Value {
         /// The envelope.
         envelope: Envelope,
@@ -59,9 +59,9 @@ pub(super) enum KeyContent {
         /// How long it is, in bytes.
         bytes: u64,
     },
-    /// Something else than a string.
+    /// A key of another type.
     Other {
-        /// What, in the words of Redis: `set`, `stream`, …
+        /// The type, as Redis names it: `set`, `stream`, …
         kind: String,
         /// How many members a set or entries a stream has.
         members: Option<u64>,
@@ -152,10 +152,10 @@ async fn read_content(
 fn text(bytes: u64, head: Vec<u8>) -> KeyContent {
     let fetched = head.len() as u64;
     if bytes == 0 {
-        // It went between two questions, or it is empty, which neither a lease nor an envelope is.
+        // It was deleted between two questions, or it is empty, as no lease and no envelope is.
         return KeyContent::Text { head, bytes };
     }
-    if bytes == fetched && Token::is_lease_of_somebody(&head) {
+    if bytes == fetched && Token::is_lease_text(&head) {
         return KeyContent::Lease;
     }
     match Envelope::decode(&head) {

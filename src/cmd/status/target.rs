@@ -1,6 +1,7 @@
 //! What Redis says of the invalidations that are in force.
 //!
-//! Owns the questions and how their answers are read. It must not judge them. Invariant: nothing is written.
+//! Owns the questions and how their answers are read. It must not judge them. Invariant: nothing is
+//! written.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,24 +19,24 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// How many streams are named.
 const STREAMS_NAMED: usize = 100;
 
-/// How far a dataset is, and what went wrong on the way.
+/// Up to where invalidations are in force, and what failed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct TargetStatus {
     /// Every invalidation up to this position is in force.
     pub(super) applied: Option<Lsn>,
-    /// Some invalidation up to this position may be in force.
+    /// Some invalidations up to this position may be in force.
     pub(super) started: Option<Lsn>,
-    /// The generation of the cache.
+    /// The epoch.
     pub(super) epoch: Option<u64>,
-    /// How many began, by the word for the reason.
+    /// How many epochs began, by the word for the reason.
     pub(super) epochs: BTreeMap<String, u64>,
-    /// Everything that was durably committed so long ago is in force.
+    /// Everything that was durably committed this long ago is in force.
     pub(super) asof: Option<Duration>,
-    /// How many changes wait that a rule could not be held against.
+    /// How many dead letters there are.
     pub(super) dead: u64,
-    /// How many of them there were, by rule.
+    /// How many dead letters there were, by rule.
     pub(super) failures: BTreeMap<String, u64>,
-    /// How many streams were written.
+    /// How many streams were written to.
     pub(super) streams: u64,
     /// Some of their names.
     pub(super) stream_names: Vec<CacheKey>,

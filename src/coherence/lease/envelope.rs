@@ -1,7 +1,7 @@
 //! What a leased key holds: a lease, or a value in its envelope.
 //!
-//! Owns both forms, which clients in other languages read and write too. It must not know Redis. Invariant:
-//! the first 34 bytes of either are its token, and no two are ever alike.
+//! Owns both forms, which clients in other languages also read and write. It must not know Redis.
+//! Invariant: the first 34 bytes of either are its token, and no two tokens are equal.
 
 use sha2::{Digest as _, Sha256};
 
@@ -10,7 +10,7 @@ use crate::change::Lsn;
 /// Hexadecimal digits of a nonce: 128 bits.
 const NONCE_DIGITS: usize = 32;
 
-/// What a fill compares: `L:` and a nonce while leased, `V:` and the nonce of the value after that.
+/// What a fill compares: `L:` and a nonce while leased, then `V:` and the nonce of the value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Token {
     kind: char,
@@ -28,7 +28,7 @@ impl Token {
         Self { kind: 'V', nonce: nonce() }
     }
 
-    /// Whether it stands for a lease and not for a value.
+    /// Whether it is the token of a lease, not of a value.
     pub fn is_lease(&self) -> bool {
         self.kind == 'L'
     }
@@ -38,13 +38,13 @@ impl Token {
         self.prefix()
     }
 
-    /// The bytes with which what the key holds begins.
+    /// The beginning of what the key holds.
     pub fn prefix(&self) -> String {
         format!("{}:{}", self.kind, self.nonce)
     }
 
-    /// Whether a key that holds this is leased.
-    pub fn is_lease_of_somebody(held: &[u8]) -> bool {
+    /// Whether a key that holds these bytes is leased.
+    pub fn is_lease_text(held: &[u8]) -> bool {
         held.len() == NONCE_DIGITS + 2 && held.starts_with(b"L:")
     }
 }
@@ -53,32 +53,32 @@ fn nonce() -> String {
     format!("{:032x}", rand::random::<u128>())
 }
 
-/// A cached value and what readers have to know of it: in Redis one line
-/// `V:<nonce> <lo> <stored at> <soft ttl> <etag>`, then the body.
+/// A cached value and what readers need to know of it. In Redis it is one line, `V:<nonce> <lo>
+/// <stored at> <soft ttl> <etag>`, and then the body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Envelope {
-    /// The value's own token, by which it is refreshed.
+    /// The value's own token, with which it is refreshed.
     pub nonce: Token,
-    /// The value contains every commit up to here.
+    /// The value contains every commit up to this position.
     pub lo: Lsn,
     /// When it was stored, in milliseconds since 1970.
     pub stored_at: u64,
-    /// After so many milliseconds it is still served, and refreshed; 0 means never.
+    /// After this many milliseconds it is served and refreshed; 0 means never.
     pub soft_ttl: u64,
-    /// The HTTP entity tag of the body, without quotes; may be empty. One that is not printable ASCII without blanks
-    /// is left out of what is stored.
+    /// The HTTP entity tag of the body, without quotes; may be empty. A tag that is not printable
+    /// ASCII without spaces is not stored.
     pub etag: String,
     /// What is cached.
     pub body: Vec<u8>,
 }
 
 impl Envelope {
-    /// The entity tag of a body: half of its SHA-256 in hexadecimal digits.
+    /// The entity tag of a body: half of its SHA-256, as 32 hexadecimal digits.
     pub fn etag_of(body: &[u8]) -> String {
         Sha256::digest(body).iter().take(16).map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// The form it has in Redis.
+    /// The form in which Redis holds it.
     pub fn encode(&self) -> Vec<u8> {
         let Self { nonce, lo, stored_at, soft_ttl, etag, body } = self;
         let etag = if is_etag(etag) { etag } else { "" };
@@ -86,7 +86,7 @@ impl Envelope {
         [line.as_bytes(), body].concat()
     }
 
-    /// Reads what [`Envelope::encode`] wrote; nothing if somebody else wrote it.
+    /// Reads what [`Envelope::encode`] wrote. None if the bytes are not an envelope.
     pub fn decode(held: &[u8]) -> Option<Self> {
         let end = held.iter().position(|&byte| byte == b'\n')?;
         let (line, body) = (std::str::from_utf8(held.get(..end)?).ok()?, held.get(end + 1..)?);
@@ -107,7 +107,7 @@ impl Envelope {
     }
 }
 
-/// Whether it can stand in the line, and in an HTTP header.
+/// Whether it can be part of the line, and of an HTTP header.
 fn is_etag(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_graphic())
 }
@@ -123,14 +123,14 @@ mod tests {
             let envelope = Envelope { nonce: Token::of_new_value(), lo: Lsn::new(lo), stored_at, soft_ttl, etag, body };
             let bytes = envelope.encode();
             prop_assert!(bytes.starts_with(envelope.nonce.prefix().as_bytes()));
-            prop_assert!(!Token::is_lease_of_somebody(&bytes));
+            prop_assert!(!Token::is_lease_text(&bytes));
             prop_assert_eq!(Envelope::decode(&bytes), Some(envelope));
         }
 
-        /// Close to what we write, because random bytes are far from it: either it means what it would mean if we had
-        /// written it, or it is nothing.
+        /// Close to an envelope, because random bytes are far from one: the bytes mean what they
+        /// would mean if `encode` had written them, or nothing.
         #[test]
-        fn what_somebody_else_wrote_is_no_envelope(at in 0..70_usize, byte: u8, cut in 0..90_usize) {
+        fn what_another_program_wrote_is_not_an_envelope(at in 0..70_usize, byte: u8, cut in 0..90_usize) {
             let etag = "e".to_owned();
             let nonce = Token::of_new_value();
             let own = Envelope { nonce, lo: Lsn::new(7), stored_at: 1, soft_ttl: 0, etag, body: b"b".to_vec() };
@@ -154,8 +154,8 @@ mod tests {
     #[test]
     fn a_lease_is_its_token_and_nothing_else() {
         let token = Token::random();
-        assert!(Token::is_lease_of_somebody(token.lease().as_bytes()));
-        assert!(!Token::is_lease_of_somebody(b"L:short"));
+        assert!(Token::is_lease_text(token.lease().as_bytes()));
+        assert!(!Token::is_lease_text(b"L:short"));
         assert_ne!(token, Token::random());
     }
 }

@@ -1,15 +1,16 @@
 //! The filler's side of the protocol: read, grant, fill, refresh, release.
 //!
-//! Owns what a leased key may hold, and the order of the steps. It must not know what is cached. Plain commands and
-//! short scripts, `join.lua`, `fill.lua`, `release.lua` and `version.lua` (behind `decimal.lua`), so that a client in any
-//! language can do the same. Invariants: a value is stored only while the key still holds the token of its grant; the
-//! positions that a fill relies on are read after the grant; a replica answers where it is in a statement of its
-//! own, before the one that reads.
+//! Owns what a leased key may hold, and the order of the steps. It must not know what is cached. It
+//! uses plain commands and short scripts (`join.lua`, `fill.lua`, `release.lua`, and `version.lua`
+//! behind `decimal.lua`), so that a client in any language can do the same. Invariants: a value is
+//! stored only while the key still holds the token of its grant; the positions that a fill relies
+//! on are read after the grant; a replica says where it is in a statement of its own, before the
+//! statement that reads.
 //!
-//! Why no older value can come back: an invalidation deletes the token with the key, so a fill that succeeds had a
-//! grant after it; what is read after the grant sees the commit, because the invalidation was not sent before
-//! the commit was visible; and a replica is read only when it has replayed `started`, which rose before the
-//! deletion.
+//! Why no older value can come back: an invalidation deletes the token with the key, so a fill that
+//! succeeds had a grant after the invalidation. A read after the grant sees the commit, because the
+//! invalidation was not sent before the commit was visible. A replica is read only if it has
+//! replayed `started`, which rose before the deletion.
 
 mod envelope;
 
@@ -32,12 +33,12 @@ const JOIN: &str = include_str!("join.lua");
 const RELEASE: &str = include_str!("release.lua");
 const VERSION: &str = concat!(include_str!("../decimal.lua"), include_str!("version.lua"));
 
-/// Reads and fills the leased keys of one namespace. The connection is the caller's.
+/// Reads and fills the leased keys of one namespace. The caller gives the connection.
 #[derive(Debug)]
 pub struct Leases {
     names: Names,
     lease: Duration,
-    /// The server knows `SET … IFEQ` (Redis 8.4, Valkey 8.1), as far as was tried.
+    /// Whether the server may know `SET … IFEQ` (Redis 8.4, Valkey 8.1). False once it refused one.
     compares: AtomicBool,
 }
 
@@ -46,14 +47,14 @@ pub struct Leases {
 pub enum Found {
     /// A value that may be served.
     Value(Envelope),
-    /// A value from before the position the reader has seen: wait for a newer one, or read the primary and do
-    /// not fill.
+    /// A value from before the position that the reader has seen: wait for a newer one, or read the
+    /// primary and do not fill.
     TooOld(Envelope),
-    /// Nothing, and it is for the reader to fill.
+    /// Nothing, and the reader may fill it.
     Granted(Grant),
     /// Another reader is filling it: wait, or read without filling.
     Busy,
-    /// Something that is neither a value nor a lease: read without filling. Somebody else writes to this key.
+    /// Neither a value nor a lease: another application writes to this key. Read without filling.
     Foreign,
 }
 
@@ -62,20 +63,20 @@ pub enum Found {
 pub struct Grant {
     key: CacheKey,
     token: Token,
-    /// What is read now is at least as new as this.
+    /// A value that is read now contains every commit up to this position.
     pub lo: Lsn,
-    /// What a replica must have replayed before it may be read for this fill. None: no replica may, because
-    /// Redis does not know how far invalidations have come.
+    /// The position that a replica must have replayed before it may be read for this fill. None: no
+    /// replica may be read, because Redis does not know up to where invalidations are in force.
     pub started: Option<Lsn>,
 }
 
 impl Leases {
-    /// The leased keys of a namespace. A grant ends after `lease` at the latest.
+    /// The leased keys of a namespace. A grant ends after `lease`.
     pub fn new(names: Names, lease: Duration) -> Self {
         Self { names, lease, compares: AtomicBool::new(true) }
     }
 
-    /// Reads a key; when there is nothing, asks for the lease. With `min`, a value must contain every
+    /// Reads a key; if it holds nothing, asks for the lease. With `min`, a value must contain every
     /// commit up to that position.
     ///
     /// # Errors
@@ -97,7 +98,7 @@ impl Leases {
         }
     }
 
-    /// Asks for the lease of a key at which nothing was found.
+    /// Asks for the lease of a key that held nothing.
     ///
     /// # Errors
     ///
@@ -111,7 +112,7 @@ impl Leases {
         let token = Token::random();
         let mut ask = redis::cmd("SET");
         ask.arg(key.as_bytes()).arg(token.lease()).arg("NX").arg("GET").arg("PX").arg(millis(self.lease));
-        // In the order of the pipeline, so after the grant.
+        // The pipeline keeps its order, so both are read after the grant.
         let mut grant = Pipeline::new();
         grant.add_command(ask).add_command(get(&self.names.applied)).add_command(get(&self.names.started));
         let (held, applied, started): (Value, Option<String>, Option<String>) = grant.query_async(connection).await?;
@@ -122,8 +123,8 @@ impl Leases {
         }))
     }
 
-    /// The right to replace a value that was just read, by its own nonce. Several readers may have it; the
-    /// first to fill wins.
+    /// The right to replace a value that was just read, by the value's own nonce. Several readers
+    /// may have it; the first fill wins.
     ///
     /// # Errors
     ///
@@ -134,7 +135,7 @@ impl Leases {
         key: &CacheKey,
         value: &Envelope,
     ) -> Result<Grant, RedisError> {
-        // After the value was read: an invalidation since then took its nonce away.
+        // After the value was read: an invalidation since then has deleted its nonce.
         let mut look = Pipeline::new();
         look.add_command(get(&self.names.applied)).add_command(get(&self.names.started));
         let (applied, started): (Option<String>, Option<String>) = look.query_async(connection).await?;
@@ -142,11 +143,12 @@ impl Leases {
         Ok(Grant { key: key.clone(), token: value.nonce.clone(), lo, started: position(started) })
     }
 
-    /// Stores a value for `ttl`, if the grant still stands; whether it did.
+    /// Stores a value for `ttl` if the grant still holds. Returns whether it was stored.
     ///
     /// # Errors
     ///
-    /// Redis's. Whether the value was stored is then not known, and does not matter: it was allowed to be.
+    /// Redis's. Whether the value was stored is then not known, which does no harm: it was
+    /// permitted.
     pub async fn fill(
         &self,
         connection: &mut impl ConnectionLike,
@@ -175,8 +177,9 @@ impl Leases {
         fill.query_async(connection).await
     }
 
-    /// Joins the sets of tags, by which rules find the key: after the grant and before the database is read, or an
-    /// invalidation in between finds neither. The sets live as long as the value may, which is `ttl` from the fill.
+    /// Joins the sets of tags by which rules find the key. Must be called after the grant and
+    /// before the database is read, or an invalidation in between finds neither lease nor value.
+    /// The sets live as long as the value can, which is `ttl` from the fill.
     ///
     /// # Errors
     ///
@@ -191,17 +194,18 @@ impl Leases {
         let mut join = Pipeline::new();
         for tag in tags {
             let mut one = redis::cmd("EVAL");
-            // However long the database takes to answer, the lease ends before that counts.
+            // A fill comes before the lease ends, however long the database takes.
             one.arg(JOIN).arg(1).arg(tag.as_bytes()).arg(grant.key.as_bytes()).arg(millis(ttl + self.lease));
             join.add_command(one);
         }
         join.exec_async(connection).await
     }
 
-    /// The number under a version key, to become part of the keys that depend on it; read before the database. A
-    /// missing one begins at `started`, because any lower number may have been in use before it was evicted.
-    /// It lives for `ttl` if nobody bumps it, which is to be as long as what depends on it. None: Redis does not know how
-    /// far invalidations have come; read without filling.
+    /// The number under a version key, which becomes part of the keys that depend on it. Read it
+    /// before the database. If there is none, it begins at `started`, because any lower number may
+    /// have been in use before it was evicted. It lives for `ttl` unless it is bumped; give the
+    /// time that the dependent keys live. None: Redis does not know up to where invalidations are
+    /// in force; read without filling.
     ///
     /// # Errors
     ///
@@ -217,7 +221,8 @@ impl Leases {
         version.query_async(connection).await
     }
 
-    /// Gives a lease back unused, so that the next reader need not wait for its end: after an error.
+    /// Gives a lease back unused, so that the next reader need not wait until it ends. Call it
+    /// after an error.
     ///
     /// # Errors
     ///
@@ -233,11 +238,12 @@ impl Leases {
 }
 
 impl Grant {
-    /// Reads the value from a replica, if it has replayed everything that the fill and the reader rely on.
-    /// Nothing if it has not: read the primary. `sql` gives one row.
+    /// Reads the value from a replica, if it has replayed everything that the fill and the reader
+    /// rely on. None if it has not: read the primary. `sql` returns one row.
     ///
-    /// Both statements go over this one client, so to one server. In a transaction of its own kind
-    /// (`REPEATABLE READ`) the second would see what the first did, and prove nothing.
+    /// Both statements go over this client, and so to one server. They must not share a `REPEATABLE
+    /// READ` transaction: the second would see what the first saw, and the check would prove
+    /// nothing.
     ///
     /// # Errors
     ///
@@ -261,8 +267,8 @@ impl Grant {
         replica.query_one(sql, parameters).await.map(Some)
     }
 
-    /// Whether a statement that begins now on this replica sees everything that the fill and the reader rely on. Ask it
-    /// on the very connection that is read by, and before the statement that reads.
+    /// Whether a statement that begins now on this replica sees everything that the fill and the
+    /// reader rely on. Ask on the connection that will read, before the statement that reads.
     ///
     /// # Errors
     ///
@@ -280,12 +286,12 @@ impl Grant {
 }
 
 impl Found {
-    /// What a key holds that was looked at together with `applied`, not after it; nothing if it holds nothing. With
-    /// `min`, a value must contain every commit up to that position.
+    /// What a key holds that was read together with `applied`, or after it. None if it holds
+    /// nothing. With `min`, a value must contain every commit up to that position.
     ///
     /// # Errors
     ///
-    /// What Redis answered is no text.
+    /// The reply of Redis is not text.
     pub fn of(held: &Value, applied: Option<Lsn>, min: Option<Lsn>) -> Result<Option<Self>, RedisError> {
         let copied: Vec<u8>;
         let bytes = match held {
@@ -296,7 +302,7 @@ impl Found {
                 &copied
             }
         };
-        if Token::is_lease_of_somebody(bytes) {
+        if Token::is_lease_text(bytes) {
             return Ok(Some(Self::Busy));
         }
         let Some(value) = Envelope::decode(bytes) else { return Ok(Some(Self::Foreign)) };

@@ -1,5 +1,6 @@
--- KEYS: a version key, `started`. ARGV: milliseconds. Returns the version; a missing one begins at `started` and lives so
--- long, unless it is bumped: when it has gone the next one begins at least as high.
+-- Returns the version under a version key. If there is none, it begins at `started`.
+-- KEYS: the version key, `started`. ARGV[1]: for how many milliseconds a new version lives unless
+-- it is bumped. When it has expired, the next one begins at least as high.
 local held = redis.call('GET', KEYS[1])
 if held then
   return held

@@ -1,7 +1,8 @@
 //! What a check asks Redis.
 //!
-//! Owns the judgement of its answers. It must not know how Redis is asked; [`probe`](mod@probe) does. Invariant: a question
-//! that the user may not ask is reported among the missing permissions, and ends nothing.
+//! Owns the judgement of its answers. It must not know how Redis is asked; [`probe`](mod@probe)
+//! does. Invariant: a question that the user may not ask is reported among the missing permissions,
+//! and ends nothing.
 
 mod probe;
 

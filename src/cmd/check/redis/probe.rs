@@ -1,7 +1,7 @@
-//! Questions to a Redis before it is used: what it is, and what its user may do there.
+//! Questions to Redis before it is used: what server it is, and what its user may do.
 //!
-//! Owns the list of commands that are needed. It must not judge the answers. Invariant: no question changes a key that
-//! holds anything, or is heard by a subscriber.
+//! Owns how a permission is found out. It must not judge the answers. Invariant: no question
+//! changes a key that exists, or reaches a subscriber.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -101,7 +101,8 @@ impl Probe {
         }
     }
 
-    /// Whether this user may run a command: as the server says, or else by running it, if that does nothing.
+    /// Whether this user may run a command: as the server says, or else by running it if that is
+    /// harmless.
     pub(super) async fn may(&mut self, user: Option<&str>, need: &Need) -> Result<Permission, SinkError> {
         if let Some(user) = user
             && let Some(verdict) = self.dry_run(user, &need.command).await?
@@ -181,8 +182,8 @@ impl Need {
     }
 }
 
-/// Every command that is used, on a key and a channel of the namespace, and what invalidates on a key of each removal; what only an
-/// outbox takes, if one is read.
+/// Every command that is used, on a key and a channel of the namespace, and what invalidates on a
+/// key of each removal; what only an outbox takes, if one is read.
 pub(super) fn needs(namespace: &str, slot: &str, removals: &[Removal], outbox: bool) -> Vec<Need> {
     let key = format!("{namespace}{RESERVED}{{{slot}}}:probe").into_bytes();
     let key = key.as_slice();
@@ -240,7 +241,8 @@ pub(super) fn needs(namespace: &str, slot: &str, removals: &[Removal], outbox: b
     needs
 }
 
-/// Runs a script that no server knows, on one key: the keys are checked before the script is looked for.
+/// Runs a script that no server knows, on one key: the keys are checked before the script is looked
+/// for.
 const EVALSHA: &str = "EVALSHA 0000000000000000000000000000000000000000 1";
 
 /// A command of words before a key (or a channel, or nothing) and words after it.
