@@ -12,11 +12,13 @@
 //! - [`refusal`], [`retry`], [`liveness`], [`warnings`]: what goes wrong, and what follows from it.
 //! - [`apply`]: the [`Sink`] itself. [`resume`]: how it begins. [`replay`]: plans beside the
 //!   daemon.
+//! - [`commands`]: every command that is sent, for `check`.
 //! - [`sweep`]: the search for what patterns and tags remove.
 
 mod apply;
 mod batch;
 mod broadcast;
+pub mod commands;
 mod connection;
 mod dataset;
 mod encode;

@@ -236,17 +236,17 @@ fn a_redis_user_is_told_what_it_lacks() {
         }
         let () = command.query(&mut world_redis(&admin_url)).unwrap();
     };
-    acl("~v1:* &v1:* +@all -xadd -type");
+    acl("~v1:* &v1:* +@all -xadd -type -hlen");
     world.redis_url = admin_url.replace("redis://", "redis://app:hunter2@");
     let said = check(
         &world,
         &[],
         1,
-        &["the user `app` lacks +xadd", "ACL SETUSER app +xadd", "the user `app` lacks +type", "warning"],
+        &["the user `app` lacks +type, +xadd", "ACL SETUSER app +type +xadd", "the user `app` lacks +hlen", "warning"],
     );
     assert!(!said.contains("hunter2"), "{said}");
     let script = text(&world.run(&["check", "--sql"]));
-    assert!(script.contains("-- ACL SETUSER app +xadd") && script.contains("lacks +xadd"), "{script}");
+    assert!(script.contains("-- ACL SETUSER app +type +xadd") && script.contains("lacks +type, +xadd"), "{script}");
     acl("~v1:user:* &other:* +@all");
     check(&world, &[], 1, &["lacks &v1:*, ~v1:*"]);
     // A user who may not ask: what can be tried is tried, and leaves nothing behind.

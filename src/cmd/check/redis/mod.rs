@@ -19,6 +19,7 @@ use crate::key::Glob;
 use crate::plan::ActionKind;
 use crate::rules::Rule;
 use crate::sink::SinkError;
+use crate::sink::commands::Usage;
 
 /// The oldest version whose scripts and commands do.
 const MAJOR_LEAST: u32 = 7;
@@ -144,8 +145,14 @@ async fn permissions(
     let settings = &file.settings;
     let user = server.user().await?;
     let (mut needed, mut to_look, mut untried) = (Vec::new(), Vec::new(), Vec::new());
-    let is_outbox = settings.mode == Mode::Outbox;
-    for need in probe::needs(&settings.namespace, &settings.slot, &file.rules.removals(), is_outbox) {
+    let usage = Usage {
+        namespace: &settings.namespace,
+        slot: &settings.slot,
+        removals: &file.rules.removals(),
+        outbox: settings.mode == Mode::Outbox,
+        streams: file.rules.rules().iter().flat_map(Rule::actions).any(|(kind, _)| kind == ActionKind::Stream),
+    };
+    for need in probe::needs(&usage) {
         match server.may(user.as_deref(), &need).await? {
             Permission::Allowed => {}
             Permission::Denied(reason) if need.only_to_look => to_look.push(reason),
@@ -166,7 +173,7 @@ async fn permissions(
     if !to_look.is_empty() {
         let Missing { list, command } = missing(&to_look);
         let finding = Finding::warning("redis-acl-look", format!("Redis at {address}: {who} lacks {list}"))
-            .why("invalidation does without; `explain` and `dry-run --dead` do not work for this user");
+            .why("invalidation does not need them; `explain`, `status`, `dry-run --dead` or `replay --dead` may fail for this user");
         found.push(finding.statement(Stage::Redis, command, ACL_COST));
     }
     if !untried.is_empty() {

@@ -3,15 +3,13 @@
 //! Owns how a permission is found out. It must not judge the answers. Invariant: no question
 //! changes a key that exists, or reaches a subscriber.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{Arg, Cmd, ConnectionInfo, RedisError, Value};
 
-use crate::key::{INVALIDATIONS, RESERVED};
-use crate::plan::Removal;
 use crate::sink::SinkError;
+use crate::sink::commands::{SentCommand, Usage};
 
 /// How long to wait for a connection, and for each answer.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
@@ -31,11 +29,11 @@ impl std::fmt::Debug for Probe {
 /// What a server says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct ServerFacts {
-    /// The version of Redis that it is, or says it is like.
+    /// The version of Redis, or the one that it says it is compatible with.
     pub(super) version: String,
-    /// Its own version, if it is a Valkey.
+    /// The version of Valkey, if it is one.
     pub(super) valkey: Option<String>,
-    /// It only follows another.
+    /// It is a replica.
     pub(super) replica: bool,
     /// It is one node of a cluster.
     pub(super) cluster: bool,
@@ -45,24 +43,23 @@ pub(super) struct ServerFacts {
     pub(super) eviction: Option<String>,
 }
 
-/// A command as it is used, which the user has to be allowed to run.
+/// A command that the user must be permitted to run.
 #[derive(Debug)]
 pub(super) struct Need {
-    command: Cmd,
-    /// It may be run to see whether it may be run.
-    harmless: bool,
-    /// Only the commands that look need it; keeping Redis coherent does not.
+    sent: SentCommand,
+    /// Only `explain`, `status`, `dry-run --dead` and `replay --dead` send it. Invalidation does
+    /// not need it.
     pub(super) only_to_look: bool,
 }
 
 /// Whether the user may run a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Permission {
-    /// It may.
+    /// The user may run it.
     Allowed,
-    /// It may not, in the server's words.
+    /// The user may not, in the server's words.
     Denied(String),
-    /// The server does not tell, and trying would do something: the command.
+    /// The server does not say, and to try it would change something: the command.
     Untried(String),
 }
 
@@ -87,12 +84,12 @@ impl Probe {
         Ok(seconds.saturating_mul(1000).saturating_add(micros / 1000))
     }
 
-    /// The smallest question.
+    /// Sends the smallest command.
     pub(super) async fn ping(&mut self) -> Result<(), SinkError> {
         self.ask::<Value>(&redis::cmd("PING")).await.map(drop)
     }
 
-    /// Who we are there; nothing if the server does not tell this user.
+    /// The name of the user; none if the server does not say.
     pub(super) async fn user(&mut self) -> Result<Option<String>, SinkError> {
         match redis::cmd("ACL").arg("WHOAMI").query_async(&mut self.link).await {
             Ok(user) => Ok(Some(user)),
@@ -105,14 +102,14 @@ impl Probe {
     /// harmless.
     pub(super) async fn may(&mut self, user: Option<&str>, need: &Need) -> Result<Permission, SinkError> {
         if let Some(user) = user
-            && let Some(verdict) = self.dry_run(user, &need.command).await?
+            && let Some(verdict) = self.dry_run(user, &need.sent.command).await?
         {
             return Ok(verdict);
         }
-        if !need.harmless {
+        if !need.sent.harmless {
             return Ok(Permission::Untried(need.name()));
         }
-        match need.command.query_async::<Value>(&mut self.link).await {
+        match need.sent.command.query_async::<Value>(&mut self.link).await {
             Ok(_) => Ok(Permission::Allowed),
             Err(error) if error.code() == Some("NOPERM") => {
                 Ok(Permission::Denied(error.detail().unwrap_or_default().to_owned()))
@@ -123,7 +120,7 @@ impl Probe {
         }
     }
 
-    /// What the server says about a command; nothing if it does not say.
+    /// What the server says about a command; none if it does not say.
     async fn dry_run(&mut self, user: &str, command: &Cmd) -> Result<Option<Permission>, SinkError> {
         let mut dry = redis::cmd("ACL");
         dry.arg("DRYRUN").arg(user);
@@ -167,6 +164,7 @@ impl Need {
     /// The command's name, with its subcommand.
     fn name(&self) -> String {
         let words: Vec<String> = self
+            .sent
             .command
             .args_iter()
             .filter_map(|argument| match argument {
@@ -175,107 +173,32 @@ impl Need {
             })
             .collect();
         match &*words {
-            [name, subcommand, ..] if name == "SCRIPT" => format!("{name} {subcommand}"),
+            [name, subcommand, ..] if name == "SCRIPT" || name == "XINFO" => format!("{name} {subcommand}"),
             [name, ..] => name.clone(),
             [] => String::new(),
         }
     }
 }
 
-/// Every command that is used, on a key and a channel of the namespace, and what invalidates on a
-/// key of each removal; what only an outbox takes, if one is read.
-pub(super) fn needs(namespace: &str, slot: &str, removals: &[Removal], outbox: bool) -> Vec<Need> {
-    let key = format!("{namespace}{RESERVED}{{{slot}}}:probe").into_bytes();
-    let key = key.as_slice();
-    let channel = format!("{namespace}{INVALIDATIONS}").into_bytes();
-    let channel = channel.as_slice();
-    let need = |words: &str, key: &[u8], rest: &str, harmless, only_to_look| {
-        let command = command(words, key, rest);
-        Need { command, harmless, only_to_look }
-    };
-    let daemon = |words: &str, key: &[u8], rest: &str, harmless| need(words, key, rest, harmless, false);
-    let look = |words: &str, key: &[u8], rest: &str, harmless| need(words, key, rest, harmless, true);
-    let mut needs = vec![
-        daemon("INFO", b"", "", true),
-        daemon("TIME", b"", "", true),
-        daemon("SCRIPT LOAD", b"", "return", true),
-        daemon("SCAN 0 COUNT", b"", "1", true),
-        daemon("GET", key, "", true),
-        daemon("MGET", key, "", true),
-        daemon("SET", key, "value XX", true),
-        daemon("DEL", key, "", true),
-        daemon("UNLINK", key, "", true),
-        daemon("SSCAN", key, "0", true),
-        daemon("SREM", key, "member", true),
-        daemon("PEXPIRE", key, "1", true),
-        daemon("LTRIM", key, "0 0", true),
-        daemon("XADD", key, "NOMKSTREAM MAXLEN 1 * field value", true),
-        daemon(EVALSHA, key, "", true),
-        daemon("XREVRANGE", key, "+ - COUNT 1", true),
-        daemon("HINCRBY", key, "field 1", false),
-        daemon("RPUSH", key, "element", false),
-        daemon("PUBLISH", channel, "message", false),
-        look("TYPE", key, "", true),
-        look("PTTL", key, "", true),
-        look("STRLEN", key, "", true),
-        look("GETRANGE", key, "0 0", true),
-        look("SCARD", key, "", true),
-        look("XLEN", key, "", true),
-        look("HGETALL", key, "", true),
-        look("HLEN", key, "", true),
-        look("HSCAN", key, "0 COUNT 1", true),
-        look("LRANGE", key, "0 0", true),
-        look("XRANGE", key, "- + COUNT 1", true),
-        look("SUBSCRIBE", channel, "", false),
+/// Every command that the daemon sends, and those that only other commands of this program send.
+pub(super) fn needs(usage: &Usage<'_>) -> Vec<Need> {
+    let (key, channel) = (usage.probe_key(), usage.channel());
+    let of_daemon = usage.commands().into_iter().map(|sent| Need { sent, only_to_look: false });
+    let to_look = [
+        SentCommand::new("PTTL", &key, "", true),
+        SentCommand::new("STRLEN", &key, "", true),
+        SentCommand::new("GETRANGE", &key, "0 0", true),
+        SentCommand::new("SCARD", &key, "", true),
+        SentCommand::new("XLEN", &key, "", true),
+        SentCommand::new("HGETALL", &key, "", true),
+        SentCommand::new("HLEN", &key, "", true),
+        SentCommand::new("HSCAN", &key, "0 COUNT 1", true),
+        SentCommand::new("LRANGE", &key, "0 0", true),
+        SentCommand::new("XRANGE", &key, "- + COUNT 1", true),
+        SentCommand::new("XDEL", &key, "0-1", true),
+        SentCommand::new("SUBSCRIBE", &channel, "", false),
     ];
-    if outbox {
-        needs.push(daemon("INCR", key, "", false));
-        needs.push(daemon("HEXISTS", key, "field", true));
-        needs.push(daemon("HDEL", key, "field", true));
-    }
-    let samples: BTreeSet<Vec<u8>> = removals.iter().map(sample).collect();
-    for sample in &samples {
-        // To the server it reads and writes the key, as everything does that invalidates.
-        needs.push(daemon(EVALSHA, sample, "", true));
-    }
-    needs
-}
-
-/// Runs a script that no server knows, on one key: the keys are checked before the script is looked
-/// for.
-const EVALSHA: &str = "EVALSHA 0000000000000000000000000000000000000000 1";
-
-/// A command of words before a key (or a channel, or nothing) and words after it.
-fn command(words: &str, key: &[u8], rest: &str) -> Cmd {
-    let mut command = Cmd::new();
-    for word in words.split_whitespace() {
-        command.arg(word);
-    }
-    if !key.is_empty() {
-        command.arg(key);
-    }
-    for word in rest.split_whitespace() {
-        command.arg(word);
-    }
-    command
-}
-
-/// A key that would be removed.
-fn sample(removal: &Removal) -> Vec<u8> {
-    let glob = match removal {
-        Removal::Key(key) | Removal::Tag(key) => return key.as_bytes().to_vec(),
-        Removal::Keys(glob) | Removal::Tags(glob) => glob,
-    };
-    let mut key = Vec::new();
-    let mut bytes = glob.as_bytes().iter();
-    while let Some(&byte) = bytes.next() {
-        match byte {
-            b'\\' => key.extend(bytes.next()),
-            b'*' => key.extend_from_slice(b"probe"),
-            byte => key.push(byte),
-        }
-    }
-    key
+    of_daemon.chain(to_look.into_iter().map(|sent| Need { sent, only_to_look: true })).collect()
 }
 
 /// Whether the server answered, if with an error.
@@ -286,6 +209,7 @@ fn is_answer(error: &RedisError) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::Removal;
 
     #[test]
     fn facts_are_read_from_info() {
@@ -305,23 +229,16 @@ mod tests {
     }
 
     #[test]
-    fn a_sample_is_what_its_glob_matches() {
-        let mut glob = crate::key::Glob::new();
-        glob.push_literal(br"v1:a*[b]\:");
-        glob.push_any();
-        let sample = sample(&Removal::Keys(glob.clone()));
-        assert_eq!(sample, br"v1:a*[b]\:probe");
-        assert!(glob.matches(&sample));
-    }
-
-    #[test]
     fn nothing_that_leaves_a_trace_is_called_harmless() {
-        for need in needs("v1:", "unstale", &[Removal::Key("v1:all".into())], true) {
+        let removals = [Removal::Key("v1:all".into())];
+        let usage = Usage { namespace: "v1:", slot: "unstale", removals: &removals, outbox: true, streams: true };
+        for need in needs(&usage) {
             let name = need.name();
-            let named = need.command.args_iter().any(|argument| argument == Arg::Simple(&b"v1:all"[..]));
-            assert!(!named || !need.harmless || name == "EVALSHA", "{need:?}");
-            let leaves_a_trace = matches!(name.as_str(), "HINCRBY" | "RPUSH" | "PUBLISH" | "SUBSCRIBE");
-            assert!(!leaves_a_trace || !need.harmless, "{need:?}");
+            let named = need.sent.command.args_iter().any(|argument| argument == Arg::Simple(&b"v1:all"[..]));
+            assert!(!named || !need.sent.harmless || name == "EVALSHA", "{need:?}");
+            let leaves_a_trace =
+                matches!(name.as_str(), "HINCRBY" | "HSET" | "INCR" | "RPUSH" | "PUBLISH" | "SUBSCRIBE");
+            assert!(!leaves_a_trace || !need.sent.harmless, "{need:?}");
         }
     }
 }
