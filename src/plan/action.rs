@@ -1,13 +1,14 @@
-//! The kinds of actions that a rule can take, and of ops that follow from them.
+//! The kinds of actions that a rule can take, which are also the kinds of ops.
 //!
-//! Owns the list and the words for it. It must not know templates, ops or Redis commands. Invariant: every place that
-//! treats the kinds differently matches them exhaustively, so that the compiler names each when a kind is added.
+//! Owns the list and its words. It must not know templates, ops or Redis commands. Invariant:
+//! code that treats the kinds differently matches them exhaustively, so that the compiler lists
+//! every place that a new kind concerns.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// What an action does. Kinds compare as their words do.
+/// What an action does. The order of kinds is that of their words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ActionKind {
@@ -32,7 +33,7 @@ impl ActionKind {
     pub const ALL: [Self; 7] =
         [Self::Delete, Self::Set, Self::Pattern, Self::Tag, Self::Bump, Self::Publish, Self::Stream];
 
-    /// The word in output, messages and recorded ops.
+    /// The word in output, in messages and in Redis.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Bump => "bump",
@@ -53,8 +54,8 @@ impl ActionKind {
         }
     }
 
-    /// Whether it is about cached values, which a broadcast names and an epoch flush removes; otherwise it sends a
-    /// message.
+    /// Whether it changes cached values: a broadcast names them, and a new epoch removes them. The
+    /// other kinds send messages.
     pub const fn touches_keys(self) -> bool {
         match self {
             Self::Bump | Self::Delete | Self::Pattern | Self::Set | Self::Tag => true,

@@ -1,89 +1,72 @@
-//! What is to be done about changes: ops, and the plan that collects them once each.
+//! What changes ask for: ops, and the plan that collects each of them once.
 //!
 //! Owns de-duplication and the order of ops. It must not know rules, rows or Redis commands.
-//! Invariant: a plan names no key twice under the same action, and keeps the order in which the ops
-//! were first asked for; of a delete and a `set` of one key, the later stays.
+//! Invariant: a plan names no key twice under the same action and keeps the order in which the ops
+//! were first added. If a key has both a delete and a `set`, the later of them stays.
 
 mod action;
+mod bumps;
+mod dead_letter;
+mod lookup;
 mod op;
+mod removal;
 mod rule_id;
+mod sweeps;
+mod transactions;
+mod unique;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use foldhash::fast::RandomState;
-use indexmap::IndexMap;
 use indexmap::map::Entry;
 
 pub use self::action::ActionKind;
-pub use self::op::{CallOrigin, DeadLetter, LookupCall, Op, Publish, Removal, SetValue, StreamAppend};
+use self::bumps::Bumps;
+pub use self::dead_letter::DeadLetter;
+use self::dead_letter::DeadLetters;
+pub use self::lookup::{CallOrigin, LookupCall};
+pub use self::op::{Op, Publish, SetValue, StreamAppend};
+pub use self::removal::Removal;
 pub use self::rule_id::RuleId;
+use self::sweeps::Sweeps;
+use self::transactions::Transactions;
+use self::unique::Unique;
 use crate::change::Lsn;
 use crate::key::{CacheKey, Glob};
-
-/// Ops by what they name, each once, in the order first asked for.
-type Unique<K, V> = IndexMap<K, V, RandomState>;
-
-/// The most patterns of one rule that are searched for one by one.
-const PATTERNS_PER_RULE: usize = 64;
-
-/// The most sets of one rule that are removed one by one.
-const SETS_PER_RULE: usize = 4096;
-
-/// The most dead letters that are kept of one plan; the rest is counted.
-const DEAD_MAX: usize = 100;
 
 /// The de-duplicated ops of one transaction, of a part of a large one, or of several small ones.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
     deletes: Unique<CacheKey, RuleId>,
     sets: Unique<CacheKey, (SetValue, RuleId)>,
-    patterns: Unique<Glob, RuleId>,
-    tags: Unique<CacheKey, RuleId>,
-    tag_globs: Unique<Glob, RuleId>,
-    bumps: Unique<CacheKey, (Lsn, RuleId)>,
-    /// With the number of their transaction: equal messages of two transactions are no duplicates.
+    sweeps: Sweeps,
+    bumps: Bumps,
+    /// By transaction: equal messages of two transactions are both sent.
     publishes: Unique<(u64, Publish), RuleId>,
     streams: Vec<(RuleId, StreamAppend)>,
-    /// What the database has to be asked before the rest is known.
+    /// Lookups whose answers add further ops.
     calls: Unique<LookupCall, CallOrigin>,
-    /// What is to be removed once more, and how long after.
+    /// What is removed once more, and how long after the first time.
     repeats: Unique<(Duration, Removal), RuleId>,
-    /// What was removed already and only has to be told.
+    /// What was removed already and only has to be announced.
     announced: Unique<Removal, RuleId>,
-    dead_letters: Vec<DeadLetter>,
-    /// Those that no room was left for, by rule.
-    dead_letters_dropped: BTreeMap<RuleId, u64>,
-    /// The number of the transaction that was begun last.
-    transaction: u64,
-    /// How many numbers were used.
-    transactions: u64,
-    /// The transactions of which something takes its time: their messages wait for it.
-    slow: BTreeSet<u64>,
-    /// Whether that transaction goes on.
-    open: bool,
-    /// The version keys that the open transaction raises, as positions in `bumps`.
-    open_bumps: Vec<usize>,
+    dead_letters: DeadLetters,
+    transactions: Transactions,
     bytes: usize,
 }
 
+/// What changes ask for, one op at a time.
 impl Plan {
-    /// What follows belongs to another transaction: it sends its own messages.
+    /// Begins another transaction, which sends its own messages.
     pub fn begin_transaction(&mut self) {
-        self.transactions += 1;
-        self.transaction = self.transactions;
-        self.open = true;
-        self.open_bumps.clear();
+        self.transactions.begin();
+        self.bumps.begin_transaction();
     }
 
-    /// The end of the open transaction is known: the version keys it raised rise to there.
+    /// Ends the open transaction at `end_lsn`: the version keys that it raised rise to there.
     pub fn end_transaction(&mut self, end_lsn: Lsn) {
-        self.open = false;
-        for position in self.open_bumps.drain(..) {
-            if let Some((_, (lsn, _))) = self.bumps.get_index_mut(position) {
-                *lsn = end_lsn.max(*lsn);
-            }
-        }
+        self.transactions.end();
+        self.bumps.end_transaction(end_lsn);
     }
 
     /// Removes a key.
@@ -108,41 +91,35 @@ impl Plan {
 
     /// Removes every key that a glob matches.
     pub fn pattern(&mut self, rule: RuleId, glob: Glob) {
-        self.slow.insert(self.transaction);
-        let bytes = glob.as_bytes().len();
-        if let Entry::Vacant(entry) = self.patterns.entry(glob) {
-            entry.insert(rule);
-            self.bytes += bytes;
-        }
+        self.transactions.mark_slow();
+        self.bytes += self.sweeps.add_pattern(rule, glob);
     }
 
     /// Removes every key of a set.
     pub fn tag(&mut self, rule: RuleId, set: CacheKey) {
-        self.slow.insert(self.transaction);
-        self.bytes += set.as_bytes().len();
-        self.tags.entry(set).or_insert(rule);
+        self.transactions.mark_slow();
+        self.bytes += self.sweeps.add_tag(rule, set);
     }
 
     /// Removes every key of every set that a glob matches.
     pub fn tags(&mut self, rule: RuleId, sets: Glob) {
-        self.slow.insert(self.transaction);
-        self.bytes += sets.as_bytes().len();
-        self.tag_globs.entry(sets).or_insert(rule);
+        self.transactions.mark_slow();
+        self.bytes += self.sweeps.add_tags(rule, sets);
     }
 
     /// Raises a version key to `lsn`; of two bumps of one key the later position stays.
     pub fn bump(&mut self, rule: RuleId, key: CacheKey, lsn: Lsn) {
-        self.bytes += key.as_bytes().len();
-        let entry = self.bumps.entry(key);
-        self.open_bumps.push(entry.index());
-        let (held, _) = entry.or_insert((lsn, rule));
-        *held = lsn.max(*held);
+        self.bytes += self.bumps.raise(rule, key, lsn);
     }
 
     /// Sends a message, unless the transaction sends an equal one already.
     pub fn publish(&mut self, rule: RuleId, publish: Publish) {
+        self.add_publish(self.transactions.current, rule, publish);
+    }
+
+    fn add_publish(&mut self, transaction: u64, rule: RuleId, publish: Publish) {
         self.bytes += publish.data.len();
-        self.publishes.entry((self.transaction, publish)).or_insert(rule);
+        self.publishes.entry((transaction, publish)).or_insert(rule);
     }
 
     /// Appends to a stream.
@@ -151,36 +128,36 @@ impl Plan {
         self.streams.push((rule, entry));
     }
 
-    /// Asks the database; what it answers decides what else is to be done.
-    pub fn call(&mut self, call: LookupCall, asked: CallOrigin) {
-        self.slow.insert(self.transaction);
-        self.bytes += call.bytes() + asked.change.len();
-        let lsn = asked.lsn;
-        let held = self.calls.entry(call).or_insert(asked);
+    /// Asks the database; the answer adds further ops. If a call occurs twice, the later position
+    /// counts.
+    pub fn call(&mut self, call: LookupCall, origin: CallOrigin) {
+        self.transactions.mark_slow();
+        self.add_call(call, origin);
+    }
+
+    fn add_call(&mut self, call: LookupCall, origin: CallOrigin) {
+        self.bytes += call.bytes() + origin.change.len();
+        let lsn = origin.lsn;
+        let held = self.calls.entry(call).or_insert(origin);
         held.lsn = lsn.max(held.lsn);
     }
 
-    /// Removes something once more, some time after it was removed.
+    /// Removes something once more, `after` it was removed for the first time.
     pub fn repeat(&mut self, rule: RuleId, after: Duration, removal: Removal) {
         self.repeats.entry((after, removal)).or_insert(rule);
     }
 
-    /// Tells that something was removed already.
+    /// Announces a removal that has taken place.
     pub fn announce(&mut self, rule: RuleId, removal: Removal) {
         self.announced.entry(removal).or_insert(rule);
     }
 
-    /// Keeps a change that a rule could not be held against.
+    /// Keeps a change on which a rule failed.
     pub fn dead_letter(&mut self, letter: DeadLetter) {
-        if self.dead_letters.len() >= DEAD_MAX {
-            *self.dead_letters_dropped.entry(letter.rule).or_default() += 1;
-            return;
-        }
-        self.bytes += letter.change.len() + letter.reason.len();
-        self.dead_letters.push(letter);
+        self.bytes += self.dead_letters.push(letter);
     }
 
-    /// Adds one removal, whatever its kind.
+    /// Adds one removal of any kind.
     pub fn remove(&mut self, rule: RuleId, removal: Removal) {
         match removal {
             Removal::Key(key) => self.delete(rule, key),
@@ -189,165 +166,115 @@ impl Plan {
             Removal::Tags(glob) => self.tags(rule, glob),
         }
     }
+}
 
-    /// Adds what another plan asks for, after what this one asks for. A transaction that is open in either goes on.
-    pub fn append(&mut self, mut other: Self) {
-        // The number 0 is the rest of a transaction that was begun elsewhere: it is nobody's here.
-        let offset = self.transactions + 1;
-        let slow = std::mem::take(&mut self.slow);
-        for (key, rule) in other.deletes {
-            self.delete(rule, key);
-        }
-        for (_, (value, rule)) in other.sets {
-            self.set(rule, value);
-        }
-        for (glob, rule) in other.patterns {
-            self.pattern(rule, glob);
-        }
-        for (set, rule) in other.tags {
-            self.tag(rule, set);
-        }
-        for (glob, rule) in other.tag_globs {
-            self.tags(rule, glob);
-        }
-        let mut open = vec![false; other.bumps.len()];
-        for &position in &other.open_bumps {
-            open.get_mut(position).into_iter().for_each(|open| *open = true);
-        }
-        for ((key, (lsn, rule)), open) in other.bumps.into_iter().zip(open) {
-            self.bump(rule, key, lsn);
-            if !open {
-                self.open_bumps.pop();
-            }
-        }
+/// What changes a plan as a whole.
+impl Plan {
+    /// Adds what another plan asks for, after what this one asks for. A transaction that is open in
+    /// either plan goes on.
+    pub fn append(&mut self, other: Self) {
+        let offset = self.transactions.append(&other.transactions);
+        other.deletes.into_iter().for_each(|(key, rule)| self.delete(rule, key));
+        other.sets.into_values().for_each(|(value, rule)| self.set(rule, value));
+        self.bytes += self.sweeps.append(other.sweeps);
+        self.bytes += self.bumps.append(other.bumps);
         for ((transaction, publish), rule) in other.publishes {
-            self.bytes += publish.data.len();
-            self.publishes.entry((offset + transaction, publish)).or_insert(rule);
+            self.add_publish(offset + transaction, rule, publish);
         }
-        for (rule, entry) in other.streams {
-            self.stream(rule, entry);
-        }
-        other.calls.into_iter().for_each(|(call, asked)| self.call(call, asked));
+        other.streams.into_iter().for_each(|(rule, entry)| self.stream(rule, entry));
+        other.calls.into_iter().for_each(|(call, origin)| self.add_call(call, origin));
         self.repeats.extend(other.repeats);
         self.announced.extend(other.announced);
-        other.dead_letters.drain(..).for_each(|letter| self.dead_letter(letter));
-        other
-            .dead_letters_dropped
-            .into_iter()
-            .for_each(|(rule, count)| *self.dead_letters_dropped.entry(rule).or_default() += count);
-        self.slow = slow;
-        self.slow.extend(other.slow.into_iter().map(|transaction| offset + transaction));
-        self.transactions = offset + other.transactions;
-        if other.open {
-            (self.transaction, self.open) = (offset + other.transaction, true);
-        }
+        self.bytes += self.dead_letters.append(other.dead_letters);
     }
 
-    /// Takes out what may take its time, with the messages of the transactions that asked for it, which may not come
-    /// before it is done; if `open`, an earlier part of the transaction that goes on asked for some.
+    /// Takes out slow work (lookups, patterns, sets), with the messages of the transactions that
+    /// asked for it: a message may not be sent before the work is done. If `open`, an earlier part
+    /// of the open transaction asked for slow work.
     pub fn split_slow(&mut self, open: bool) -> Option<Self> {
-        let slow = std::mem::take(&mut self.slow);
-        let current = self.transaction;
-        let waits = |transaction: &u64| slow.contains(transaction) || open && *transaction == current;
-        if slow.is_empty() && !self.publishes.keys().any(|(transaction, _)| waits(transaction)) {
+        let current = self.transactions.current;
+        let goes_on = || self.publishes.keys().any(|(transaction, _)| open && *transaction == current);
+        if !self.transactions.has_slow() && !goes_on() {
             return None;
         }
-        let mut aside = Self {
-            patterns: std::mem::take(&mut self.patterns),
-            tags: std::mem::take(&mut self.tags),
-            tag_globs: std::mem::take(&mut self.tag_globs),
+        let mut slow = Self {
+            sweeps: std::mem::take(&mut self.sweeps),
             calls: std::mem::take(&mut self.calls),
-            transactions: self.transactions,
+            transactions: self.transactions.split_slow(),
             ..Self::default()
         };
         for ((transaction, publish), rule) in std::mem::take(&mut self.publishes) {
-            let publishes = if waits(&transaction) { &mut aside.publishes } else { &mut self.publishes };
+            let waits = slow.transactions.is_slow(transaction) || open && transaction == current;
+            let publishes = if waits { &mut slow.publishes } else { &mut self.publishes };
             publishes.insert((transaction, publish), rule);
         }
         for ((after, removal), rule) in std::mem::take(&mut self.repeats) {
-            let repeats = if matches!(removal, Removal::Key(_)) { &mut self.repeats } else { &mut aside.repeats };
+            let repeats = if matches!(removal, Removal::Key(_)) { &mut self.repeats } else { &mut slow.repeats };
             repeats.insert((after, removal), rule);
         }
-        // A value may land after the search that was to remove it.
+        // A value that a pattern removes could be written after the search.
         for (key, (value, rule)) in std::mem::take(&mut self.sets) {
-            let few = aside.patterns.len() <= PATTERNS_PER_RULE;
-            if few && !aside.patterns.keys().any(|glob| glob.matches(key.as_bytes())) {
-                self.sets.insert(key, (value, rule));
-            } else {
+            if slow.sweeps.may_match(&key) {
                 self.delete(rule, key);
+            } else {
+                self.sets.insert(key, (value, rule));
             }
         }
-        aside.slow = slow;
-        aside.bytes = aside.measure();
-        self.bytes = self.bytes.saturating_sub(aside.bytes);
-        Some(aside)
+        slow.bytes = slow.slow_bytes();
+        self.bytes = self.bytes.saturating_sub(slow.bytes);
+        Some(slow)
     }
 
-    /// Many patterns or sets of one rule become what the rule may ever have made: every key is compared with each
-    /// pattern, and each set is a search of its own.
+    /// The approximate size of slow work and messages, in bytes.
+    fn slow_bytes(&self) -> usize {
+        let calls = self.calls.iter().map(|(call, origin)| call.bytes() + origin.change.len());
+        let messages = self.publishes.keys().map(|(_, publish)| publish.data.len());
+        self.sweeps.bytes() + calls.chain(messages).sum::<usize>()
+    }
+
+    /// If a rule asks for too many patterns or sets, everything that it may ever have made takes
+    /// their place; `removals_of` gives it in the order of the file.
     pub fn limit_sweeps(&mut self, removals_of: impl Fn(&BTreeSet<RuleId>) -> Vec<(RuleId, Removal)>) {
-        let mut counts: BTreeMap<RuleId, (usize, usize)> = BTreeMap::new();
-        for rule in self.patterns.values().chain(self.tag_globs.values()) {
-            counts.entry(*rule).or_default().0 += 1;
-        }
-        for rule in self.tags.values() {
-            counts.entry(*rule).or_default().1 += 1;
-        }
-        counts.retain(|_, (globs, sets)| *globs > PATTERNS_PER_RULE || *sets > SETS_PER_RULE);
-        if counts.is_empty() {
+        let rules = self.sweeps.limit();
+        if rules.is_empty() {
             return;
         }
-        self.patterns.retain(|_, rule| !counts.contains_key(rule));
-        self.tag_globs.retain(|_, rule| !counts.contains_key(rule));
-        self.tags.retain(|_, rule| !counts.contains_key(rule));
-        let rules = counts.into_keys().collect();
         removals_of(&rules).into_iter().for_each(|(rule, removal)| self.remove(rule, removal));
-        self.bytes = self.measure();
+        self.bytes = self.slow_bytes();
     }
 
-    /// About how many bytes of names and messages what takes its time holds.
-    fn measure(&self) -> usize {
-        let globs = self.patterns.keys().chain(self.tag_globs.keys()).map(|glob| glob.as_bytes().len());
-        let tags = self.tags.keys().map(|tag| tag.as_bytes().len());
-        let calls = self.calls.iter().map(|(call, asked)| call.bytes() + asked.change.len());
-        let messages = self.publishes.keys().map(|(_, publish)| publish.data.len());
-        globs.chain(tags).chain(calls).chain(messages).sum()
-    }
-
-    /// Forgets single keys and messages in favour of what the rules that asked for them match: more than was asked
-    /// for, in little memory. How many messages were dropped.
+    /// Replaces single keys and lookups by everything that their rules match, and drops messages:
+    /// more is removed than was asked for, in little memory. Returns how many messages were
+    /// dropped.
     pub fn collapse(&mut self, removals_of: impl Fn(&BTreeSet<RuleId>) -> Vec<(RuleId, Removal)>) -> usize {
         let collapsed = std::mem::take(self);
-        let rules: BTreeSet<_> = collapsed
-            .deletes
-            .into_values()
-            .chain(collapsed.sets.into_values().map(|(_, rule)| rule))
-            .chain(collapsed.tags.into_values())
-            .chain(collapsed.patterns.into_values())
-            .chain(collapsed.tag_globs.into_values())
-            .chain(collapsed.bumps.into_values().map(|(_, rule)| rule))
-            .chain(collapsed.calls.into_keys().map(|call| call.rule))
-            .collect();
-        (self.transaction, self.transactions, self.open) =
-            (collapsed.transaction, collapsed.transactions, collapsed.open);
+        let rules = collapsed.rules();
+        self.transactions = collapsed.transactions.without_slow();
         for ((after, _), rule) in collapsed.repeats {
             let removals = removals_of(&BTreeSet::from([rule]));
             removals.into_iter().for_each(|(rule, removal)| self.repeat(rule, after, removal));
         }
         removals_of(&rules).into_iter().for_each(|(rule, removal)| self.remove(rule, removal));
-        collapsed.dead_letters.into_iter().for_each(|letter| self.dead_letter(letter));
-        self.dead_letters_dropped.extend(collapsed.dead_letters_dropped);
+        self.bytes += self.dead_letters.append(collapsed.dead_letters);
         collapsed.publishes.len() + collapsed.streams.len()
+    }
+
+    /// The rules that asked for keys or lookups.
+    fn rules(&self) -> BTreeSet<RuleId> {
+        let deletes = self.deletes.values().copied();
+        let sets = self.sets.values().map(|(_, rule)| *rule);
+        let bumps = self.bumps.iter().map(|(_, _, rule)| rule);
+        let calls = self.calls.keys().map(|call| call.rule);
+        deletes.chain(sets).chain(self.sweeps.rules()).chain(bumps).chain(calls).collect()
     }
 
     /// Raises every version key of the plan to at least `lsn`.
     pub fn raise_bumps(&mut self, lsn: Lsn) {
-        for (held, _) in self.bumps.values_mut() {
-            *held = lsn.max(*held);
-        }
+        self.bumps.raise_all(lsn);
     }
 
-    /// Makes deletes of the values that show a change at or before `upto`: something newer may have been applied before.
+    /// Replaces values of changes at or before `upto` by deletes: a newer value or a delete may
+    /// have been applied before.
     pub fn sets_to_deletes(&mut self, upto: Lsn) {
         for (key, (value, rule)) in std::mem::take(&mut self.sets) {
             if value.lsn <= upto {
@@ -358,29 +285,53 @@ impl Plan {
         }
     }
 
-    /// How many ops there are, and calls whose ops are not known yet.
+    /// Takes out the stream entries.
+    pub fn take_streams(&mut self) -> Vec<(RuleId, StreamAppend)> {
+        std::mem::take(&mut self.streams)
+    }
+
+    /// Takes out the calls of lookups.
+    pub fn take_calls(&mut self) -> Vec<(LookupCall, CallOrigin)> {
+        std::mem::take(&mut self.calls).into_iter().collect()
+    }
+
+    /// Takes out what is removed once more.
+    pub fn take_repeats(&mut self) -> Vec<(Duration, RuleId, Removal)> {
+        std::mem::take(&mut self.repeats).into_iter().map(|((after, removal), rule)| (after, rule, removal)).collect()
+    }
+
+    /// Takes out the patterns and sets. Without calls, nothing slow is left in the plan.
+    pub fn take_sweeps(&mut self) -> Vec<(RuleId, Removal)> {
+        if self.calls.is_empty() {
+            self.transactions.clear_slow();
+        }
+        std::mem::take(&mut self.sweeps).into_removals().collect()
+    }
+}
+
+/// What a plan asks for.
+impl Plan {
+    /// The number of ops, of calls whose ops are not known yet, of announcements and dead letters.
     pub fn len(&self) -> usize {
         self.deletes.len()
             + self.sets.len()
-            + self.patterns.len()
-            + self.tags.len()
-            + self.tag_globs.len()
+            + self.sweeps.len()
             + self.bumps.len()
             + self.publishes.len()
             + self.streams.len()
             + self.calls.len()
             + self.announced.len()
-            + self.dead_letters.len()
+            + self.dead_letters.kept().len()
     }
 
-    /// About how many bytes of names and messages it holds.
+    /// The approximate size of names and messages, in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0 && self.dead_letters_dropped.is_empty()
+        self.len() == 0 && self.dead_letters.dropped().is_empty()
     }
 
     /// The keys to remove.
@@ -393,14 +344,14 @@ impl Plan {
         self.sets.values().map(|(value, _)| value)
     }
 
-    /// The globs whose keys to remove.
+    /// The patterns whose keys are removed.
     pub fn patterns(&self) -> impl ExactSizeIterator<Item = &Glob> {
-        self.patterns.keys()
+        self.sweeps.patterns()
     }
 
     /// The version keys to raise, and how far.
     pub fn bumps(&self) -> impl ExactSizeIterator<Item = (&CacheKey, Lsn)> {
-        self.bumps.iter().map(|(key, &(lsn, _))| (key, lsn))
+        self.bumps.iter().map(|(key, lsn, _)| (key, lsn))
     }
 
     /// The messages to send.
@@ -408,73 +359,35 @@ impl Plan {
         self.publishes.keys().map(|(_, publish)| publish)
     }
 
-    /// The stream entries, which leave the plan.
-    pub fn take_streams(&mut self) -> Vec<(RuleId, StreamAppend)> {
-        std::mem::take(&mut self.streams)
-    }
-
-    /// What the database has to be asked, which leaves the plan.
-    pub fn take_calls(&mut self) -> Vec<(LookupCall, CallOrigin)> {
-        std::mem::take(&mut self.calls).into_iter().collect()
-    }
-
-    /// What the database has to be asked.
+    /// The lookups to call.
     pub fn calls(&self) -> impl ExactSizeIterator<Item = &LookupCall> {
         self.calls.keys()
     }
 
-    /// What is to be removed once more, which leaves the plan.
-    pub fn take_repeats(&mut self) -> Vec<(Duration, RuleId, Removal)> {
-        std::mem::take(&mut self.repeats).into_iter().map(|((after, removal), rule)| (after, rule, removal)).collect()
-    }
-
-    /// The patterns and sets to remove, which leave the plan. Unless the database has to be asked, what remains takes no
-    /// time.
-    pub fn take_sweeps(&mut self) -> Vec<(RuleId, Removal)> {
-        if self.calls.is_empty() {
-            self.slow.clear();
-        }
-        let patterns = std::mem::take(&mut self.patterns).into_iter().map(|(glob, rule)| (rule, Removal::Keys(glob)));
-        let globs = std::mem::take(&mut self.tag_globs).into_iter().map(|(glob, rule)| (rule, Removal::Tags(glob)));
-        let tags = std::mem::take(&mut self.tags).into_iter().map(|(set, rule)| (rule, Removal::Tag(set)));
-        patterns.chain(globs).chain(tags).collect()
-    }
-
-    /// What rules could not be held against.
+    /// The changes on which rules failed.
     pub fn dead_letters(&self) -> &[DeadLetter] {
-        &self.dead_letters
+        self.dead_letters.kept()
     }
 
     /// How many more dead letters there were than are kept, by rule.
     pub fn dead_letters_dropped(&self) -> &BTreeMap<RuleId, u64> {
-        &self.dead_letters_dropped
+        self.dead_letters.dropped()
     }
 
-    /// Every op with the rule that asked first, in the order in which they are applied: what removes and writes,
-    /// then what raises, then what tells.
+    /// Every op with the rule that asked first, in the order of application: removals and values,
+    /// then version keys, then messages.
     pub fn ops(&self) -> impl Iterator<Item = (RuleId, Op<'_>)> {
         let deletes = self.deletes.iter().map(|(key, &rule)| (rule, Op::Delete(key)));
         let sets = self.sets.values().map(|(value, rule)| (*rule, Op::Set(value)));
-        let patterns = self.patterns.iter().map(|(glob, &rule)| (rule, Op::Pattern(glob)));
-        let tags = self.tags.iter().map(|(set, &rule)| (rule, Op::Tag(set)));
-        let tag_globs = self.tag_globs.iter().map(|(glob, &rule)| (rule, Op::Tags(glob)));
-        let bumps = self.bumps.iter().map(|(key, &(lsn, rule))| (rule, Op::Bump(key, lsn)));
+        let bumps = self.bumps.iter().map(|(key, lsn, rule)| (rule, Op::Bump(key, lsn)));
         let publishes = self.publishes.iter().map(|((_, publish), &rule)| (rule, Op::Publish(publish)));
         let streams = self.streams.iter().map(|(rule, entry)| (*rule, Op::Stream(entry)));
-        deletes.chain(sets).chain(patterns).chain(tags).chain(tag_globs).chain(bumps).chain(publishes).chain(streams)
+        deletes.chain(sets).chain(self.sweeps.ops()).chain(bumps).chain(publishes).chain(streams)
     }
 
-    /// What was removed already and only has to be told.
+    /// What was removed already and only has to be announced.
     pub fn announcements(&self) -> impl Iterator<Item = (RuleId, Op<'_>)> {
-        self.announced.iter().map(|(removal, &rule)| {
-            let op = match removal {
-                Removal::Key(key) => Op::Delete(key),
-                Removal::Keys(glob) => Op::Pattern(glob),
-                Removal::Tag(set) => Op::Tag(set),
-                Removal::Tags(glob) => Op::Tags(glob),
-            };
-            (rule, op)
-        })
+        self.announced.iter().map(|(removal, &rule)| (rule, removal.op()))
     }
 }
 
@@ -551,7 +464,7 @@ mod tests {
         assert_eq!(plan.bumps().next(), Some((&"v".into(), Lsn::new(11))));
     }
 
-    /// Rows of a transaction that is visible already arrive in `plan`, while older ones are let through into it.
+    /// Rows of a visible transaction arrive in `plan` while older transactions are appended to it.
     #[test]
     fn an_open_transaction_goes_on_after_another_was_appended() {
         let message = || Publish { channel: "c".into(), data: b"{}".to_vec() };

@@ -1,30 +1,29 @@
-//! One concrete effect on Redis, and what each carries.
+//! Ops: single effects on Redis, and what each carries.
 //!
-//! Owns the ops. It must not know rules, rows or Redis commands. Invariant: an op names one thing, and its name is
-//! the full one, namespace included.
+//! Owns the ops. It must not know rules, rows or Redis commands. Invariant: an op has one name,
+//! which includes the namespace.
 
 use std::fmt;
 use std::time::Duration;
 
 use super::action::ActionKind;
-use super::rule_id::RuleId;
-use crate::change::{Cell, Lsn};
+use crate::change::Lsn;
 use crate::key::{CacheKey, Glob};
 
-/// A value that is written through.
+/// A value to write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SetValue {
     /// The key, namespace included.
     pub key: CacheKey,
     /// The value: one JSON object.
     pub body: Vec<u8>,
-    /// How long it lives.
+    /// The time to live.
     pub ttl: Duration,
-    /// The position of the change it shows. A value that shows a later one stays.
+    /// The position of the change that it shows. It does not replace the value of a later change.
     pub lsn: Lsn,
 }
 
-/// A message on a channel that a rule names.
+/// A message to a channel.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Publish {
     /// The channel, namespace included.
@@ -33,73 +32,18 @@ pub struct Publish {
     pub data: Vec<u8>,
 }
 
-/// An entry of a stream that a rule names.
+/// An entry to append to a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StreamAppend {
     /// The stream, namespace included.
     pub stream: CacheKey,
     /// The entry: one JSON value.
     pub data: Vec<u8>,
-    /// About how many entries the stream keeps.
+    /// The approximate number of entries that the stream keeps.
     pub maxlen: u64,
 }
 
-/// A row that a lookup has to be asked about, and what the rule's templates read of it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct LookupCall {
-    /// The rule that asks.
-    pub rule: RuleId,
-    /// The values of the query's parameters, in order.
-    pub arguments: Vec<Vec<u8>>,
-    /// What each reference of the rule's templates stands for, in their order; those to the looked-up row are absent.
-    pub cells: Vec<Cell>,
-}
-
-impl LookupCall {
-    /// About how much it holds.
-    pub(super) fn bytes(&self) -> usize {
-        let cell = |cell: &Cell| match cell {
-            Cell::Value(value) => value.len(),
-            Cell::Null | Cell::Absent => 0,
-        };
-        self.arguments.iter().map(Vec::len).chain(self.cells.iter().map(cell)).sum()
-    }
-}
-
-/// The change that made a rule ask, as far as answers and failures need it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CallOrigin {
-    /// Its position.
-    pub lsn: Lsn,
-    /// The change, as one line of a recording.
-    pub change: String,
-}
-
-/// A change that a rule could not be held against. More was deleted instead.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DeadLetter {
-    /// The rule.
-    pub rule: RuleId,
-    /// Why.
-    pub reason: String,
-    /// The change, as one line of a recording.
-    pub change: String,
-}
-
-/// What is removed from the cache, by name or by pattern.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Removal {
-    /// A key.
-    Key(CacheKey),
-    /// Every key that the glob matches.
-    Keys(Glob),
-    /// Every key of the set, and the set.
-    Tag(CacheKey),
-    /// The same for every set whose name the glob matches.
-    Tags(Glob),
-}
-
-/// One concrete effect on Redis.
+/// A single effect on Redis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op<'a> {
     /// Remove the key.
@@ -110,7 +54,7 @@ pub enum Op<'a> {
     Pattern(&'a Glob),
     /// Remove every key of the set.
     Tag(&'a CacheKey),
-    /// The same for every set that the glob matches.
+    /// Remove every key of every set that the glob matches.
     Tags(&'a Glob),
     /// Raise the version key.
     Bump(&'a CacheKey, Lsn),
@@ -121,7 +65,7 @@ pub enum Op<'a> {
 }
 
 impl<'a> Op<'a> {
-    /// The kind of action that it follows from.
+    /// The kind of action that asks for it.
     pub const fn kind(self) -> ActionKind {
         match self {
             Self::Delete(_) => ActionKind::Delete,
@@ -134,7 +78,7 @@ impl<'a> Op<'a> {
         }
     }
 
-    /// The full name of what is affected: a key, a set, a glob, a channel or a stream.
+    /// The name of what is affected: a key, a set, a glob, a channel or a stream.
     pub fn name(&self) -> &'a [u8] {
         match self {
             Self::Delete(key) | Self::Tag(key) | Self::Bump(key, _) => key.as_bytes(),
@@ -145,7 +89,7 @@ impl<'a> Op<'a> {
         }
     }
 
-    /// What the op carries, as JSON, if anything.
+    /// The JSON that the op carries, if any.
     pub fn data(&self) -> Option<&'a [u8]> {
         match self {
             Self::Set(value) => Some(&value.body),

@@ -1,16 +1,18 @@
-//! What identifies a rule: its name, as a number that is cheap to copy and to compare.
+//! What identifies a rule: a number made from its name, which is cheap to copy and to compare.
 //!
-//! Owns the number. It must not know rules or files. Invariant: the same name gives the same number in every file and
-//! every process, so that an op, a repeat or a notice still means its rule after a reload.
+//! Owns the number. It must not know rules or files. Invariant: a name gives the same number in
+//! every file and every process, so that ops, repeats and notices still mean the same rule after
+//! the file was reloaded.
 
 use sha2::{Digest as _, Sha256};
 
-/// The first 64 bits of the SHA-256 of a rule's name. Two rules of one file never share it: compiling the file fails.
+/// The first 64 bits of the SHA-256 of a rule's name. Compiling a file fails if two of its rules
+/// share one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RuleId(u64);
 
 impl RuleId {
-    /// No rule: what a flush of everything removes.
+    /// No rule: removals of a new epoch have this id.
     pub const NONE: Self = Self(0);
 
     /// The rule of this name.
