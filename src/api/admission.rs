@@ -18,6 +18,7 @@ use super::problem::{HttpProblem, RETRY_SOON};
 use super::session::{ClientSession, Sessions, TokenHash};
 use super::worker::Worker;
 use super::{caller, http};
+use crate::causes::with_causes;
 use crate::config::api::OnError;
 
 /// Which checks the path of a request needs.
@@ -85,7 +86,7 @@ async fn session(worker: &Worker, headers: &HeaderMap) -> Result<Option<ClientSe
         // The client's fault: no server is unavailable.
         Err(ReadError::TokenAhead) => Err(HttpProblem::token_ahead()),
         Err(error) => {
-            tracing::debug!(%error, "a session could not be resolved");
+            tracing::debug!(error = with_causes(&error), "a session could not be resolved");
             Err(HttpProblem::unavailable("the session cannot be verified at the moment", RETRY_SOON))
         }
     }

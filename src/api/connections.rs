@@ -23,6 +23,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::front::Front;
+use crate::causes::with_causes;
 
 /// How long a client may take to send the head of a request, and how long a connection may be idle.
 const HEAD_MAX: Duration = Duration::from_secs(10);
@@ -105,7 +106,7 @@ fn run_thread(
             tokio::spawn(async move {
                 // The client disconnected or broke the protocol.
                 if let Err(error) = watched.await {
-                    tracing::debug!(%error, "an HTTP connection ended");
+                    tracing::debug!(error = with_causes(&error), "an HTTP connection ended");
                 }
                 drop(permit);
             });

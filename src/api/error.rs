@@ -5,7 +5,7 @@
 use super::database::DatabaseError;
 
 /// Why a question has no answer.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub(super) enum ReadError {
     /// The database gave none.
     #[error(transparent)]

@@ -18,6 +18,7 @@ use super::shared::Shared;
 use super::single_flight::{FillOutcome, FlightRole, Leader};
 use super::stats::ReadEvent;
 use super::value::{Answer, AnswerOrigin, envelope, longest, served};
+use crate::causes::with_causes;
 use crate::coherence::lease::{Envelope, Found, Grant};
 use crate::key::CacheKey;
 use crate::reads::Read;
@@ -87,7 +88,7 @@ impl Filler {
             if let Some(read) = filler.shared.reads.reads().get(question.read)
                 && let Err(error) = filler.refresh(read, &question, &key, &value).await
             {
-                tracing::debug!(read = read.name, %error, "a background refresh failed");
+                tracing::debug!(read = read.name, error = with_causes(&error), "a background refresh failed");
             }
             drop((leader, permit));
         });

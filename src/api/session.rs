@@ -16,6 +16,7 @@ use super::error::ReadError;
 use super::question::{CacheControl, Question};
 use super::reader::Reader;
 use super::shared::Shared;
+use crate::causes::with_causes;
 use crate::change::Lsn;
 use crate::coherence::watermark::Names;
 use crate::config::api::SessionSettings;
@@ -119,7 +120,10 @@ impl Sessions {
             if let Ok(Some(_)) = cache.observe(first)
                 && let Err(error) = shared.upstream.execute(&sliding.sql, hash.as_str().as_bytes()).await
             {
-                tracing::warn!(%error, "a session could not be prolonged; see api.session.sliding");
+                tracing::warn!(
+                    error = with_causes(&error),
+                    "a session could not be prolonged; see api.session.sliding"
+                );
             }
         });
     }

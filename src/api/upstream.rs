@@ -13,6 +13,7 @@ use super::error::ReadError;
 use super::question::Question;
 use super::stats::{Counters, ReadEvent};
 use crate::backoff::Notices;
+use crate::causes::with_causes;
 use crate::change::Lsn;
 use crate::coherence::lease::Grant;
 use crate::config::Spanned;
@@ -63,7 +64,9 @@ impl Upstream {
             match replica.fetch_replica(question.read, read, &question.arguments, relied_on).await {
                 Ok(found) => fetched = found,
                 Err(error @ DatabaseError::Parameter(_)) => return Err(error.into()),
-                Err(error) => tracing::debug!(read = read.name, %error, "the replica did not answer"),
+                Err(error) => {
+                    tracing::debug!(read = read.name, error = with_causes(&error), "the replica did not answer");
+                }
             }
         }
         let outcome = match fetched {
@@ -76,7 +79,11 @@ impl Upstream {
             Err(error) => {
                 counters.count(ReadEvent::Error);
                 if self.notices.lock().unwrap_or_else(PoisonError::into_inner).due() {
-                    tracing::warn!(read = read.name, %error, "reads fail; repeated at growing intervals");
+                    tracing::warn!(
+                        read = read.name,
+                        error = with_causes(error),
+                        "reads fail; logged again at intervals"
+                    );
                 }
             }
         }

@@ -13,6 +13,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{FromSql, ToSql, Type};
 use tokio_postgres::{Client, Row, Statement};
 
+use crate::causes::with_causes;
 use crate::parameter::TextParameter;
 use crate::postgres::{self, Address, ConnectError};
 use crate::query::Notation;
@@ -85,14 +86,14 @@ impl managed::Manager for Connector {
     async fn create(&self) -> Result<ReadConnection, ConnectError> {
         let address = self.address.clone();
         let connected = self.runtime.spawn(async move { postgres::connect(&address).await });
-        let client = connected.await.map_err(|error| ConnectError::Protocol(error.to_string()))??;
+        let client = connected.await.map_err(|error| ConnectError::Protocol(with_causes(&error)))??;
         let timeout = self.statement_max.as_millis();
         let settings = format!(
             "set default_transaction_read_only = on; set default_transaction_isolation = 'read committed'; \
              set statement_timeout = {timeout}; set client_connection_check_interval = '1s'; set datestyle = 'ISO'; \
              set intervalstyle = 'postgres'; set extra_float_digits = 3"
         );
-        let unusable = |error: tokio_postgres::Error| ConnectError::Protocol(error.to_string());
+        let unusable = |error: tokio_postgres::Error| ConnectError::Protocol(with_causes(&error));
         client.batch_execute(&settings).await.map_err(unusable)?;
         let is_standby = client.query_one("select pg_is_in_recovery()", &[]).await.map_err(unusable)?;
         if self.role == Role::Primary && is_standby.get(0) {

@@ -15,6 +15,7 @@ use deadpool::managed::{self, Object, Pool, PoolError, Timeouts};
 use self::connection::{Connector, ReadConnection};
 pub(super) use self::connection::{Fetched, Role};
 pub(super) use self::error::DatabaseError;
+use self::error::Outage;
 use crate::change::Lsn;
 use crate::coherence::lease::Grant;
 use crate::config::Spanned;
@@ -109,14 +110,14 @@ impl Database {
 
     async fn check_out(&self) -> Result<Checkout, DatabaseError> {
         if self.is_unavailable() {
-            return Err(DatabaseError::Unavailable("the last attempt, a moment ago, failed".to_owned()));
+            return Err(Outage::Recent.into());
         }
         let connection = self.pool.get().await.map_err(|error| match error {
             // The connections may be taken by reads that wait for an unavailable server.
             PoolError::Timeout(managed::TimeoutType::Wait) if !self.is_unavailable() => DatabaseError::Overloaded,
             error => {
                 self.mark_unavailable();
-                DatabaseError::Unavailable(error.to_string())
+                Outage::NoConnection(error).into()
             }
         })?;
         Ok(Checkout(Some(connection)))
@@ -139,7 +140,7 @@ struct Checkout(Option<Object<Connector>>);
 
 impl Checkout {
     fn connection(&mut self) -> Result<&mut ReadConnection, DatabaseError> {
-        self.0.as_deref_mut().ok_or_else(|| DatabaseError::Unavailable("the connection was given back".to_owned()))
+        self.0.as_deref_mut().ok_or_else(|| Outage::Returned.into())
     }
 
     /// Returns the connection to the pool, unless the outcome leaves it unusable.
