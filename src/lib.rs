@@ -15,7 +15,7 @@
 //!
 //! In reading order:
 //!
-//! - [`change`], [`catalog`], [`key`], [`nearest`], [`parameter`], [`plan`]: the vocabulary. No I/O.
+//! - [`change`], [`catalog`], [`key`], [`nearest`], [`plan`]: the vocabulary. No I/O.
 //! - [`causes`]: prints an error with its causes.
 //! - [`backoff`]: when to try again, and when to say so.
 //! - [`redis`]: how to reach Redis.
@@ -40,7 +40,6 @@ pub mod catalog;
 pub mod change;
 pub mod key;
 pub mod nearest;
-pub mod parameter;
 pub mod plan;
 
 pub mod backoff;
@@ -61,9 +60,11 @@ pub mod install;
 pub mod sink;
 pub mod source;
 
+#[cfg(feature = "api")]
 pub mod api;
 pub mod mutant;
 pub mod pipeline;
+#[cfg(feature = "demo")]
 pub mod sandbox;
 
 pub mod cmd;

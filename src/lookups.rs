@@ -17,8 +17,8 @@ use tokio_postgres::{Client, Portal, Row, Statement, Transaction};
 use crate::change::Cell;
 use crate::config::{Problems, Spanned};
 use crate::nearest::nearest;
-use crate::parameter::TextParameter;
 use crate::plan::{CallOrigin, DeadLetter, LookupCall, Plan, RuleId};
+use crate::postgres::TextParameter;
 use crate::rules::{Image, Lookup, RuleSet};
 
 /// How many calls are on their way at once.

@@ -9,6 +9,7 @@ mod client;
 mod error;
 mod parameters;
 mod statement;
+mod text_parameter;
 mod tls;
 mod transport;
 
@@ -18,6 +19,7 @@ pub use error::{ConnectError, ServerError, advice};
 pub(crate) use error::{PREREQUISITE_STATE, UNDEFINED_OBJECT};
 pub use parameters::InvalidAddress;
 pub use statement::StatementError;
+pub(crate) use text_parameter::TextParameter;
 pub(crate) use transport::{Attempt, Transport, try_hosts};
 
 /// What a server may want that we cannot give.

@@ -14,8 +14,7 @@ use tokio_postgres::types::{FromSql, ToSql, Type};
 use tokio_postgres::{Client, Row, Statement};
 
 use crate::causes::with_causes;
-use crate::parameter::TextParameter;
-use crate::postgres::{self, Address, ConnectError};
+use crate::postgres::{self, Address, ConnectError, TextParameter};
 use crate::query::Notation;
 use crate::reads::{Arguments, Read};
 

@@ -20,8 +20,8 @@ use crate::change::Lsn;
 use crate::coherence::lease::Grant;
 use crate::config::Spanned;
 use crate::mutant::{self, Mutant};
-use crate::parameter::TextParameter;
 use crate::postgres::Address;
+use crate::postgres::TextParameter;
 use crate::reads::{Arguments, Read};
 
 /// How long a read waits for a free connection, and how long a new connection may take.

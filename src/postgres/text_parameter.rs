@@ -8,7 +8,7 @@ use tokio_postgres::types::{Format, IsNull, ToSql, Type, to_sql_checked};
 
 /// A value in PostgreSQL's text form, for a parameter of any type; nothing is NULL.
 #[derive(Debug)]
-pub struct TextParameter<'a>(pub Option<&'a [u8]>);
+pub(crate) struct TextParameter<'a>(pub(crate) Option<&'a [u8]>);
 
 impl ToSql for TextParameter<'_> {
     fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
