@@ -6,10 +6,13 @@ use std::path::PathBuf;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
+#[cfg(feature = "demo")]
+use super::demo;
 use super::failure::Failure;
+#[cfg(feature = "api")]
+use super::serve;
 use super::{
-    check, completions, demo, dry_run, explain, init, man, record, replay, run, schema, serve, setup, status, teardown,
-    test,
+    check, completions, dry_run, explain, init, man, record, replay, run, schema, setup, status, teardown, test,
 };
 
 /// Keeps Redis coherent with PostgreSQL.
@@ -45,6 +48,7 @@ enum Verb {
     /// Keep Redis coherent until told to stop
     Run(run::RunArgs),
     /// Serve the file's reads over HTTP, from a cache that is never stale
+    #[cfg(feature = "api")]
     Serve(serve::ServeArgs),
     /// Print what changes would do to Redis, touching nothing
     DryRun(dry_run::DryRunArgs),
@@ -63,13 +67,18 @@ enum Verb {
     /// Print the manual
     Man(man::ManArgs),
     /// Show it all at work on throwaway servers
+    #[cfg(feature = "demo")]
     Demo(demo::DemoArgs),
 }
 
 impl Cli {
     /// Whether only warnings are logged by default.
     pub(super) fn is_quiet(&self) -> bool {
-        matches!(self.verb, Verb::Demo(_))
+        match self.verb {
+            #[cfg(feature = "demo")]
+            Verb::Demo(_) => true,
+            _ => false,
+        }
     }
 
     /// Runs the verb.
@@ -82,6 +91,7 @@ impl Cli {
             Verb::Setup(args) => setup::run(config, args).await,
             Verb::Teardown(args) => teardown::run(config, args).await,
             Verb::Run(args) => run::run(config, args).await,
+            #[cfg(feature = "api")]
             Verb::Serve(args) => serve::run(config, args).await,
             Verb::DryRun(args) => dry_run::run(config, args).await,
             Verb::Record(args) => record::run(config, args).await,
@@ -91,6 +101,7 @@ impl Cli {
             Verb::Schema(args) => schema::run(args),
             Verb::Completions(args) => completions::run(args, Self::command()),
             Verb::Man(args) => man::run(args, Self::command()),
+            #[cfg(feature = "demo")]
             Verb::Demo(args) => demo::run(args).await,
         }
     }

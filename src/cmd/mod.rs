@@ -14,8 +14,10 @@ mod logging;
 mod signals;
 mod stdout;
 
+#[cfg(feature = "api")]
 mod api_server;
 mod changes;
+mod daemon_api;
 mod lock_file;
 mod outbox;
 mod preflight;
@@ -23,6 +25,7 @@ mod tables;
 
 mod check;
 mod completions;
+#[cfg(feature = "demo")]
 mod demo;
 mod dry_run;
 mod explain;
@@ -32,6 +35,7 @@ mod record;
 mod replay;
 mod run;
 mod schema;
+#[cfg(feature = "api")]
 mod serve;
 mod setup;
 mod status;

@@ -4,16 +4,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::api_server::{self, ListenArgs};
 use super::arguments::duration;
 use super::config_file::ConfigFile;
+use super::daemon_api::{DaemonApi, DaemonApiArgs};
 use super::failure::{Failure, with_causes};
 use super::preflight::Preflight;
 use super::signals::stop_on_signals;
-use crate::api::ApiServer;
 use crate::coherence::history::HistoryGap;
 use crate::config::Settings;
 use crate::pipeline::{self, Fault, RunError};
@@ -28,17 +26,12 @@ pub(super) struct RunArgs {
     /// Begin a new epoch: empty the cache of everything the rules can name, then go on
     #[arg(long)]
     flush: bool,
-    /// Serve the file's reads over HTTP in the same process
-    #[arg(long)]
-    serve: bool,
     #[command(flatten)]
-    listen: ListenArgs,
+    api: DaemonApiArgs,
 }
 
 pub(super) async fn run(config: &Path, args: RunArgs) -> Result<(), Failure> {
-    if args.listen.listen.is_some() && !args.serve {
-        return Err(Failure::usage("--listen is for the read API: give --serve too"));
-    }
+    args.api.validate()?;
     let stop = stop_on_signals()?;
     let PreparedDaemon { settings, rules, mut sink, api } = tokio::select! {
         biased;
@@ -48,22 +41,10 @@ pub(super) async fn run(config: &Path, args: RunArgs) -> Result<(), Failure> {
     if args.flush {
         sink.report_gap(HistoryGap::Requested);
     }
-    let api = api.map(|(server, listener)| {
-        let stop = stop.clone();
-        tokio::spawn(async move {
-            let served = server.serve(listener, args.drain_max).await;
-            // Neither goes on without the other.
-            stop.cancel();
-            served
-        })
-    });
+    let serving = api.start(&stop, args.drain_max);
     let outcome = pipeline::run(&settings, Arc::new(rules), sink, &stop, args.drain_max).await;
     stop.cancel();
-    // The API ends by itself, within its drain.
-    let served = match api {
-        Some(api) => api.await.map_err(|error| Failure::findings(format!("the read API failed: {error}")))?,
-        None => Ok(()),
-    };
+    let served = serving.join().await;
     outcome.map_err(failure)?;
     served?;
     tracing::info!("stopped");
@@ -88,7 +69,7 @@ struct PreparedDaemon {
     settings: Settings,
     rules: RuleSet,
     sink: Sink,
-    api: Option<(ApiServer, TcpListener)>,
+    api: DaemonApi,
 }
 
 impl PreparedDaemon {
@@ -100,11 +81,7 @@ impl PreparedDaemon {
         preflight.require_setup(&file).await?;
         let mut sink = file.sink(&preflight.rules)?;
         sink.connect().await?;
-        let mut api = None;
-        if args.serve {
-            preflight.require_reads(&file).await?;
-            api = Some(api_server::open(&file, &args.listen, stop).await?);
-        }
+        let api = DaemonApi::open(&args.api, &file, &preflight, stop).await?;
         Ok(Self { settings: file.settings, rules: preflight.rules, sink, api })
     }
 }

@@ -11,7 +11,6 @@ use tokio_postgres::Client;
 
 use self::catalog_fit::CatalogFit;
 use self::publication::Publication;
-use self::read_review::ReadReview;
 use super::config_file::ConfigFile;
 use super::failure::Failure;
 use crate::catalog::Catalog;
@@ -76,10 +75,11 @@ impl Preflight {
     }
 
     /// Fails if a read does not fit the database, or could serve values that no rule removes.
+    #[cfg(feature = "api")]
     pub(super) async fn require_reads(&self, file: &ConfigFile) -> Result<(), Failure> {
         let mut problems = Problems::default();
         for read in file.reads.reads() {
-            let review = ReadReview::of(&self.client, file, &self.rules, read).await?;
+            let review = self::read_review::ReadReview::of(&self.client, file, &self.rules, read).await?;
             problems.append(review.problems);
             for lint in review.lints.into_iter().filter(|lint| lint.certain) {
                 problems.push(lint.span, lint.message, lint.fix);
