@@ -79,7 +79,7 @@ impl Preflight {
     pub(super) async fn require_reads(&self, file: &ConfigFile) -> Result<(), Failure> {
         let mut problems = Problems::default();
         for read in file.reads.reads() {
-            let review = self::read_review::ReadReview::of(&self.client, file, &self.rules, read).await?;
+            let review = read_review::ReadReview::of(&self.client, file, &self.rules, read).await?;
             problems.append(review.problems);
             for lint in review.lints.into_iter().filter(|lint| lint.certain) {
                 problems.push(lint.span, lint.message, lint.fix);
