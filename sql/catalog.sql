@@ -1,4 +1,5 @@
--- Every ordinary and partitioned table outside the system schemas: what `unstale` checks rules against.
+-- Every ordinary and partitioned table outside the system schemas; unstale checks rules against
+-- these.
 select n.nspname as schema,
        c.relname as name,
        c.relkind = 'p' as partitioned,
@@ -21,7 +22,7 @@ select n.nspname as schema,
           cross join unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) with ordinality k (attnum, place)
           join pg_attribute a on a.attrelid = c.oid and a.attnum = k.attnum
          where i.indrelid = c.oid and i.indisprimary) as primary_key,
-       -- Whole unique indexes over plain columns, as a JSON array of arrays of names.
+       -- Unique indexes on plain columns without a predicate, as a JSON array of arrays of names.
        (select json_agg((select json_agg(a.attname order by k.place)
                            from unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) with ordinality k (attnum, place)
                            join pg_attribute a on a.attrelid = c.oid and a.attnum = k.attnum)
@@ -45,10 +46,11 @@ select n.nspname as schema,
        (select array_agg(a.attname::text order by a.attnum)
           from pg_index i join pg_attribute a on a.attrelid = c.oid and a.attnum = any ((i.indkey::int2[])[0:i.indnkeyatts - 1])
          where i.indrelid = c.oid
-           -- PostgreSQL takes no deferrable key for an identity.
+           -- A deferrable key cannot be a replica identity.
            and i.indisvalid and i.indimmediate
            and case c.relreplident when 'i' then i.indisreplident else i.indisprimary end) as identity_columns,
-       -- Above it by inheritance, as a JSON array of [schema, name]: a query of those reads its rows too.
+       -- Its ancestors by inheritance, as a JSON array of [schema, name]. Queries of these read its
+       -- rows too.
        (with recursive above as (
           select inhparent as id from pg_inherits where inhrelid = c.oid and not c.relispartition
           union select inhparent from pg_inherits join above on inhrelid = above.id)

@@ -1,5 +1,6 @@
--- The outbox: what writers' triggers write to and the daemon empties. The triggers are made for the tables of the rules,
--- by `unstale setup`. Everything here is made where it is missing, and else left alone; nothing locks a table.
+-- The outbox: triggers write changes to it, and the daemon removes them. `unstale setup` creates
+-- the triggers on the tables of the rules. This script creates what is missing, leaves the rest
+-- alone, and locks no table of an application.
 do $$
 begin
   if to_regnamespace('unstale') is null then
@@ -7,13 +8,13 @@ begin
     comment on schema unstale is 'made by unstale';
   end if;
 
-  -- One row for each change, in the order in which a transaction made them. It is short when all is well and is written
-  -- and emptied all the time: so it is vacuumed early, by count, and keeps its pages. To give them back, a vacuum would
-  -- have to lock writers out.
+  -- One row for each change, in the order in which a transaction made them. The table is short and
+  -- changes all the time, so autovacuum starts early, by row count. It does not truncate the table,
+  -- because that would lock out writers.
   if to_regclass('unstale.outbox') is null then
     create table unstale.outbox (
-      -- In this order: a transaction has its id before it draws a number. So what was drawn before another transaction
-      -- began to write belongs to an older one.
+      -- The order of the defaults matters: a transaction gets its xid before its first id. So an id
+      -- that was drawn before another transaction began to write belongs to an older transaction.
       xid xid8 not null default pg_current_xact_id(),
       id bigint generated always as identity primary key,
       at timestamptz not null default clock_timestamp(),
@@ -28,14 +29,15 @@ begin
       toast.autovacuum_vacuum_cost_delay = 0, toast.vacuum_truncate = off
     );
     comment on table unstale.outbox is 'made by unstale';
-    -- Not compressed: how large an entry is to send is then known without reading it.
+    -- Without compression, the stored size of an entry is the size to send.
     alter table unstale.outbox alter column old set storage external, alter column new set storage external;
     comment on column unstale.outbox.op is
-      'i insert, u update, d delete, t truncate, e event (new: its name and payload), r something, nobody knows what';
-    comment on column unstale.outbox.old is 'the row before: the values of the columns that unstale.shape names';
+      'i insert, u update, d delete, t truncate, e event (new: its name and payload), r unknown change';
+    comment on column unstale.outbox.old is 'the old row: the values of the columns listed in unstale.shape';
   end if;
 
-  -- What the values of an entry are. Rows stay: an entry may be older than what its function writes now.
+  -- The columns and types of the values in an entry. Rows are kept, because an entry may be older
+  -- than the current version of the function that wrote it.
   if to_regclass('unstale.shape') is null then
     create table unstale.shape (
       id integer primary key,
@@ -47,21 +49,24 @@ begin
     comment on table unstale.shape is 'made by unstale';
   end if;
 
-  -- Who empties it, one row; the dataset in Redis into which that goes; and what tells the rules of each table, by which that
-  -- is done, from any others.
+  -- The consumer of the outbox, one row: its slot name, the Redis dataset that it applies changes
+  -- to, and a fingerprint of the rules for each table.
   if to_regclass('unstale.consumer') is null then
     create table unstale.consumer (slot text primary key, dataset text, rules jsonb);
     comment on table unstale.consumer is 'made by unstale';
   end if;
 
-  -- How many batches Redis had counted when entries were last taken out. A sequence, because it is set with each claim.
+  -- The number of batches that Redis had counted when entries were last removed. A sequence,
+  -- because every claim sets it.
   if to_regclass('unstale.counted') is null then
     create sequence unstale.counted minvalue 0 start 0;
     comment on sequence unstale.counted is 'made by unstale';
   end if;
 
-  -- The number of batches, and the dataset that counted them; from now on nobody confirms one that went into another dataset
-  -- than this or was made by other rules. What a table's new rules missed is not known.
+  -- Registers a daemon's dataset and rules, and returns the number of batches and the dataset that
+  -- counted them. From then on, unstale.confirm fails for any other dataset or rules. A table whose
+  -- rules are new gets an entry for an unknown change, because earlier changes were not handled by
+  -- these rules.
   if to_regprocedure('unstale.take_over(text, text, jsonb)') is null then
     create function unstale.take_over(consumer text, dataset text, rules jsonb, out counted bigint, out counted_by text)
       language plpgsql volatile parallel unsafe
@@ -86,8 +91,8 @@ begin
     comment on function unstale.take_over(text, text, jsonb) is 'made by unstale';
   end if;
 
-  -- Redis had counted so many batches when everything was in force that this transaction takes out. It is committed at
-  -- once after this; others wait until then.
+  -- Confirms that Redis had counted this many batches when the entries that this transaction
+  -- removes were applied. Commit right after it: other calls wait until then.
   if to_regprocedure('unstale.confirm(text, jsonb, bigint)') is null then
     create function unstale.confirm(dataset text, rules jsonb, batches bigint) returns void
       language plpgsql volatile parallel unsafe
@@ -107,14 +112,16 @@ begin
     comment on function unstale.confirm(text, jsonb, bigint) is 'made by unstale';
   end if;
 
-  -- 2: the daemon sleeps and wants to be rung. 1: it does not. A sequence, because it changes at once and for all.
+  -- The wakeup flag. 2: the daemon is idle and waits for a NOTIFY. 1: it does not. A sequence,
+  -- because its changes are visible at once, outside of transactions.
   if to_regclass('unstale.bell') is null then
     create sequence unstale.bell;
     comment on sequence unstale.bell is 'made by unstale';
   end if;
 
-  -- Rings once for each time the daemon went to sleep. A transaction that notifies cannot be prepared, and fails where
-  -- others let the queue fill: then the daemon finds out by itself, when it looks the next time.
+  -- Wakes the daemon, once for each time it went idle. A transaction with a NOTIFY cannot be
+  -- prepared, and it fails when the notification queue is full. In either case nothing is sent, and
+  -- the daemon sees the entry at its next poll.
   if to_regprocedure('unstale.ring()') is null then
     create function unstale.ring() returns void
       language plpgsql volatile parallel unsafe

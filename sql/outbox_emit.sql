@@ -1,8 +1,9 @@
--- The function by which an application emits an event of its own, in its transaction, where events go to the outbox:
--- select unstale.emit('product.updated', '{"id": 7}'). Who may call it needs no other privilege. After sql/outbox.sql.
+-- unstale.emit for outbox mode: an application emits an event of its own, in its transaction:
+--   select unstale.emit('product.updated', '{"id": 7}');
+-- EXECUTE on the function is the only privilege that a caller needs. Run sql/outbox.sql first.
 do $$
 begin
-  -- Not replaced where it is as it should be: that would take a lock on it and write to the catalog every time.
+  -- Replacing a function locks it and writes to the catalog, so an up-to-date one is left alone.
   if not exists (select from pg_proc where oid = to_regprocedure('unstale.emit(text, jsonb)')
                     and prosecdef and prosrc like '%unstale.outbox%') then
     create or replace function unstale.emit(name text, payload jsonb default '{}') returns void

@@ -1,6 +1,7 @@
--- Removes the outbox: the triggers of all tables and their functions, then what they wrote to, entries included.
--- Takes each table's lock (ACCESS EXCLUSIVE) for a moment, and gives up when it cannot have one soon: before
--- deadlock_timeout, so that no transaction of an application is ended instead.
+-- Removes the outbox: the triggers of all tables and their functions, then the outbox's own tables
+-- with all entries. Each table is locked (ACCESS EXCLUSIVE) briefly. lock_timeout is below
+-- deadlock_timeout, so that this script fails in a deadlock and the application's transaction does
+-- not.
 do $$
 declare
   ours oid := (select oid from pg_namespace where nspname = 'unstale');
@@ -20,14 +21,14 @@ begin
      where p.pronamespace = ours
        and (p.proname like 'capture\_%' and p.pronargs = 0
             or p.proname in ('ring', 'take_over', 'confirm')
-            -- That of slot mode stays.
+            -- The emit function of slot mode stays.
             or p.proname = 'emit' and p.prosrc like '%unstale.outbox%')
   loop
     execute format('drop function %s', found.function);
   end loop;
   drop table if exists unstale.outbox, unstale.shape, unstale.consumer;
   drop sequence if exists unstale.bell, unstale.counted;
-  -- The schema goes with the last of what is in it.
+  -- The schema is dropped once it is empty.
   if ours is not null
      and not exists (select from pg_depend where refclassid = 'pg_namespace'::regclass and refobjid = ours and deptype = 'n') then
     drop schema unstale;

@@ -1,5 +1,6 @@
--- The publication: makes it, or makes it carry exactly the tables of the rules.
--- Reads the settings unstale.publication (a name) and unstale.tables (a JSON array of [schema, table]).
+-- Creates the publication, or changes it to publish exactly the tables of the rules.
+-- Parameters: the settings unstale.publication (a name) and unstale.tables (a JSON array of
+-- [schema, table]).
 do $$
 declare
   wanted_name name := current_setting('unstale.publication');
@@ -17,14 +18,15 @@ begin
   if not (found.pubinsert and found.pubupdate and found.pubdelete and found.pubtruncate) then
     execute format('alter publication %I set (publish = %L)', wanted_name, 'insert, update, delete, truncate');
   end if;
-  -- Partitions speak for themselves: a truncate of one is not published through its root.
+  -- PostgreSQL does not publish a TRUNCATE of a partition through its root, so partitions publish
+  -- under their own names.
   if found.pubviaroot then
     execute format('alter publication %I set (publish_via_partition_root = false)', wanted_name);
   end if;
   if found.puballtables then
     return;
   end if;
-  -- A row filter or a column list would hide changes, so a table with one counts as not carried.
+  -- Row filters and column lists hide changes, so a table that has one counts as not published.
   carried := array(select format('%I.%I', n.nspname, c.relname)
                      from pg_publication_rel r
                      join pg_class c on c.oid = r.prrelid
@@ -36,7 +38,7 @@ begin
     if cardinality(wanted) > 0 then
       execute format('alter publication %I set table %s', wanted_name, array_to_string(wanted, ', '));
     else
-      -- Rules for events only: what is published is what applications emit, which needs no table.
+      -- All rules are about events. Events are published without any table.
       execute (select format('alter publication %I drop table %s', wanted_name,
                              string_agg(format('%I.%I', n.nspname, c.relname), ', '))
                  from pg_publication_rel r join pg_class c on c.oid = r.prrelid

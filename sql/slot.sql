@@ -1,5 +1,5 @@
--- The replication slot, after the publication: a slot that is older than its publication cannot decode.
--- Reads the setting unstale.slot (a name). From version 17 on the slot survives a failover.
+-- The replication slot. Create the publication first: a slot that is older cannot decode with it.
+-- Parameter: the setting unstale.slot (a name). From PostgreSQL 17 on it is a failover slot.
 do $$
 declare
   wanted name := current_setting('unstale.slot');

@@ -1,8 +1,8 @@
--- Removes what setup made: the slot, the publication, the function `unstale.emit`, and the replica identity indexes
--- with our name.
--- A table that setup gave REPLICA IDENTITY FULL keeps it: whether that was there before, nobody knows.
--- The outbox is removed before, by sql/outbox_teardown.sql.
--- Reads the settings unstale.slot, unstale.publication and unstale.emit: 'keep' if somebody else's outbox needs it.
+-- Removes what setup created: the slot, the publication, the function unstale.emit, and the indexes
+-- that it made for replica identities. Tables with REPLICA IDENTITY FULL keep it: it is not
+-- recorded whether setup set it. sql/outbox_teardown.sql removes the outbox first. Parameters: the
+-- settings unstale.slot, unstale.publication and unstale.emit ('keep' if the outbox of another
+-- daemon needs the function).
 do $$
 declare
   slot name := current_setting('unstale.slot');
@@ -17,7 +17,7 @@ begin
   if current_setting('unstale.emit', true) is distinct from 'keep' then
     drop function if exists unstale.emit(text, jsonb);
   end if;
-  -- The schema goes with the last of what is in it.
+  -- The schema is dropped once it is empty.
   if to_regnamespace('unstale') is not null
      and not exists (select from pg_depend where refclassid = 'pg_namespace'::regclass
                        and refobjid = to_regnamespace('unstale') and deptype = 'n') then

@@ -1,4 +1,4 @@
--- The example domain: people, the organizations they belong to, and what those switch on.
+-- The example tables: users, organizations, memberships, feature flags and sessions.
 create table organizations (
   id         text primary key,
   name       text not null,

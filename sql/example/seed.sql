@@ -1,5 +1,6 @@
--- Rows for the example domain. Reads the setting unstale.users: how many users; everything else follows.
--- Every ten users make an organization with five flags; a user belongs to two and has one session.
+-- Rows for the example tables. Parameter: the setting unstale.users, the number of users.
+-- There is one organization for every ten users, with five flags. Each user is a member of two
+-- organizations and has one session.
 do $$
 declare
   users constant int := current_setting('unstale.users')::int;

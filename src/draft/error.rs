@@ -1,23 +1,25 @@
-//! Why there is no draft.
+//! Why no draft could be made.
+//!
+//! Owns the messages. It must not know exit codes.
 
-/// Why there is no draft.
+/// Why no draft could be made.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DraftError {
-    /// A table was asked for that the database does not have.
+    /// The database does not have a table that was asked for.
     #[error(
         "there is no table {name}{}",
         .near.as_ref().map(|near| format!("; did you mean {near}?")).unwrap_or_default()
     )]
     UnknownTable {
-        /// What was asked for, fit to be printed.
+        /// The name that was given, printable.
         name: String,
-        /// What may have been meant.
+        /// A similar name that exists.
         near: Option<String>,
     },
-    /// There are no tables where we looked.
-    #[error("there are no tables in the search path ({0}); name some, as in `--tables schema.table`")]
+    /// The search path, given here, has no tables.
+    #[error("the search path ({0}) has no tables; name some, as in `--tables schema.table`")]
     NoTables(String),
-    /// No table can have a rule, for these reasons.
+    /// No table can have a rule; the reasons.
     #[error("no table can have a rule: {}", .0.join("; "))]
     NoRules(Vec<String>),
 }

@@ -1,19 +1,19 @@
-//! What a draft is made from.
+//! The input of a draft.
 //!
-//! Owns what has to be asked of a server. It must not ask.
+//! Owns which facts about a database a draft needs. It must not read them; `init` does.
 
 use std::collections::BTreeSet;
 
 use crate::catalog::Catalog;
 use crate::change::TableName;
 
-/// What a draft is made from.
+/// What a draft needs to know of a database.
 #[derive(Clone, Debug, Default)]
 pub struct DraftInput {
     /// Every table.
     pub catalog: Catalog,
-    /// Those that stand under another name, or are not the application's: partitions, and what extensions own.
+    /// Partitions, and tables that belong to extensions.
     pub dependent: BTreeSet<TableName>,
-    /// The columns whose values PostgreSQL computes: the log does not carry them.
+    /// Generated columns: the log does not carry them.
     pub generated: BTreeSet<(TableName, String)>,
 }

@@ -1,27 +1,28 @@
-//! The keys of one table: what its templates say, and what they come to for a sample row.
+//! The keys of one table: their templates, and what these render to for a sample row.
 //!
-//! Owns which columns can make a key. It must not know rules, YAML or other tables. Invariant: a template and what it
-//! renders to are built by one function, so a test cannot expect what the rule does not say.
+//! Owns which columns are suitable for keys. It must not know rules, YAML or other tables.
+//! Invariant: one function builds both template and rendered key, so tests expect what the rule
+//! says.
 
 use std::collections::BTreeSet;
 
 use crate::catalog::{CatalogColumn, Table};
 use crate::change::{Kind, TableName};
 
-/// Columns whose values PostgreSQL computes.
+/// Generated columns.
 pub(super) type Generated = BTreeSet<(TableName, String)>;
 
 /// A key that changes of a table's rows make stale.
 #[derive(Clone, Debug)]
 pub(super) struct Key<'a> {
-    /// What it begins with. Letters, digits, `-`.
+    /// The prefix: letters, digits and `-`.
     pub(super) prefix: String,
     pub(super) columns: Vec<&'a CatalogColumn>,
-    /// What the reader should know of it.
+    /// A comment for the reader.
     pub(super) remark: Option<String>,
 }
 
-/// Which of a column's two sample values.
+/// Selects one of a column's two sample values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Nth {
     First = 1,
@@ -29,22 +30,22 @@ pub(super) enum Nth {
 }
 
 impl Key<'_> {
-    /// What the rule says.
+    /// The template in the rule.
     pub(super) fn template(&self) -> String {
         self.filled(|column| format!("{{{}{}}}", column.name, if folds_case(column) { "|lower" } else { "" }))
     }
 
-    /// What the rule makes of a row. The samples are in lower case, so `lower` leaves them as they are.
+    /// The key for a sample row. Samples are lower case, so `lower` does not change them.
     pub(super) fn rendered(&self, nth: impl Fn(&CatalogColumn) -> Nth) -> String {
         self.filled(|column| sample(column, nth(column)))
     }
 
-    /// Whether it reads this column.
+    /// Whether the key contains this column.
     pub(super) fn reads(&self, column: &CatalogColumn) -> bool {
         self.columns.iter().any(|known| known.name == column.name)
     }
 
-    /// The names of its columns.
+    /// The set of its column names.
     pub(super) fn names(&self) -> BTreeSet<&str> {
         self.columns.iter().map(|column| column.name.as_str()).collect()
     }
@@ -59,7 +60,7 @@ impl Key<'_> {
     }
 }
 
-/// A value that a column may hold, in lower case, as the log writes it.
+/// A possible value of a column, in lower case, as the log writes it.
 pub(super) fn sample(column: &CatalogColumn, nth: Nth) -> String {
     let number = nth as u8;
     match (column.kind, column.type_name.as_str()) {
@@ -72,32 +73,32 @@ pub(super) fn sample(column: &CatalogColumn, nth: Nth) -> String {
     }
 }
 
-/// Whether values that differ in case are equal.
+/// Whether equality ignores case.
 fn folds_case(column: &CatalogColumn) -> bool {
     column.type_name == "citext" || column.type_name.ends_with(".citext")
 }
 
-/// Why a column makes no key, if it makes none.
+/// Why a column is not suitable for a key; none if it is.
 fn unfit(table: &Table, column: &CatalogColumn, generated: &Generated) -> Option<&'static str> {
     let name = column.name.as_str();
     if generated.contains(&(table.name.clone(), name.to_owned())) {
-        return Some("PostgreSQL computes it, and the log does not carry it");
+        return Some("it is a generated column, and the log does not carry it");
     }
     if name.contains(['{', '}', '|', '.']) || name.trim() != name || name.is_empty() {
-        return Some("a template cannot say this name");
+        return Some("templates cannot contain this name");
     }
     match (column.kind, column.type_name.as_str()) {
-        (Kind::Json, _) => Some("JSON has more than one spelling"),
-        (Kind::Timestamp, _) => Some("a moment has more than one spelling"),
-        (Kind::Float, _) => Some("a floating-point number has more than one spelling"),
-        (_, "bytea") => Some("bytes make a poor key"),
-        (_, "xml" | "tsvector" | "tsquery") => Some("a document makes a poor key"),
-        (_, name) if name.ends_with("[]") => Some("a list makes a poor key"),
+        (Kind::Json, _) => Some("JSON has more than one text form"),
+        (Kind::Timestamp, _) => Some("timestamps have more than one text form"),
+        (Kind::Float, _) => Some("floating-point numbers have more than one text form"),
+        (_, "bytea") => Some("bytea is not suitable for a key"),
+        (_, "xml" | "tsvector" | "tsquery") => Some("documents are not suitable for a key"),
+        (_, name) if name.ends_with("[]") => Some("arrays are not suitable for a key"),
         _ => None,
     }
 }
 
-/// The columns of these names that can make a key, and why the others cannot.
+/// The columns of these names that are suitable for a key, and the others with the reason.
 pub(super) fn columns<'a>(
     table: &'a Table,
     names: &[String],
@@ -110,14 +111,14 @@ pub(super) fn columns<'a>(
         match found.map(|column| (column, unfit(table, column, generated))) {
             Some((column, None)) => fit.push(column),
             Some((_, Some(why))) => others.push((name.clone(), why)),
-            None => others.push((name.clone(), "the catalog does not describe it")),
+            None => others.push((name.clone(), "it is not in the catalog")),
         }
     }
     (fit, others)
 }
 
-/// Every set of columns that tells rows apart, but for those that contain another: they are no keys of their own. An
-/// index that `unstale setup` made to widen the identity contains the primary key.
+/// Every minimal unique set of columns, the primary key aside. An index that `unstale setup` made
+/// to widen the identity contains the primary key, so it is not minimal.
 pub(super) fn unique_sets(table: &Table) -> Vec<&[String]> {
     let set = |columns: &[String]| columns.iter().cloned().collect::<BTreeSet<_>>();
     let listed = table.unique.iter().map(Vec::as_slice);
@@ -134,10 +135,10 @@ pub(super) fn unique_sets(table: &Table) -> Vec<&[String]> {
     sets.iter().copied().filter(is_key).collect()
 }
 
-/// What a key costs whose columns may be NULL: no index that could be a replica identity has such a column.
+/// A remark on nullable columns: an index on one cannot be a replica identity.
 pub(super) fn cost(columns: &[&CatalogColumn]) -> Option<String> {
     let nullable = columns.iter().find(|column| !column.not_null)?;
-    Some(format!("{} may be NULL, so this key needs REPLICA IDENTITY FULL", super::yaml::key(&nullable.name)))
+    Some(format!("{} is nullable, so this key needs REPLICA IDENTITY FULL", super::yaml::key(&nullable.name)))
 }
 
 #[cfg(test)]
@@ -198,14 +199,14 @@ mod tests {
         };
         check("a", "text", Kind::Text, None);
         check("a$:", "uuid", Kind::Text, None);
-        check("computed", "text", Kind::Text, Some("computes"));
+        check("computed", "text", Kind::Text, Some("generated"));
         for name in ["a.b", "{a", "a}", "a|b", " a", "a\n", ""] {
             check(name, "text", Kind::Text, Some("template"));
         }
         check("a", "jsonb", Kind::Json, Some("JSON"));
         check("a", "real", Kind::Float, Some("floating-point"));
-        check("a", "timestamp with time zone", Kind::Timestamp, Some("moment"));
-        check("a", "bytea", Kind::Text, Some("bytes"));
-        check("a", "text[]", Kind::Text, Some("list"));
+        check("a", "timestamp with time zone", Kind::Timestamp, Some("timestamps"));
+        check("a", "bytea", Kind::Text, Some("bytea"));
+        check("a", "text[]", Kind::Text, Some("arrays"));
     }
 }

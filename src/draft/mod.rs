@@ -1,8 +1,8 @@
-//! A first `invalidation.yaml`, written from what a catalog says of keys, unique columns and foreign keys.
+//! Drafts a first `invalidation.yaml` from the keys, unique columns and foreign keys in a catalog.
 //!
-//! Owns which tables get a rule and what the file looks like. It must not ask a server, and whether the file is sound
-//! is for [`crate::rules`] to say. Invariants: one catalog makes one text; a name reaches the text only by way of
-//! [`yaml`]; no credential does.
+//! Owns the layout of the file. It must not ask a server or validate the file; [`crate::rules`]
+//! does that. Invariants: the same catalog makes the same text; names reach the text only through
+//! [`yaml`]; credentials never do.
 
 mod error;
 mod input;
@@ -20,9 +20,9 @@ use self::rule::DraftRule;
 use self::selection::{choose, name_in_file};
 pub use self::setup_comment::setup_comment;
 
-/// What the file says of where things are: the same for everybody, so no part of anybody's URL gets into it.
-const HEAD: &str = r#"# What becomes stale when a row changes: drafted by `unstale init` from the keys of the tables.
-# Replace the names by those that your application caches under. Reference: docs/rules.md of unstale.
+/// The beginning of every file. It is constant, so that no part of a URL gets into the file.
+const HEAD: &str = r#"# Which cached keys become stale when a row changes. Drafted by `unstale init` from the keys of the tables.
+# Replace the names by the keys of your application. Reference: docs/rules.md of unstale.
 version: 1
 source:
   url: ${DATABASE_URL:-postgres://postgres@127.0.0.1:5432/postgres}
@@ -30,29 +30,29 @@ source:
   publication: unstale
 target:
   url: ${REDIS_URL:-redis://127.0.0.1:6379}
-  namespace: "v1:"            # in front of every key and channel; change it when cached values change shape
+  namespace: "v1:"            # prefix of every key and channel; change it when cached values change shape
 defaults:
-  truncate: pattern           # a truncate deletes by the glob of each template | ignore | fail
-  unknown: match              # an old value the log does not carry counts as changed | skip | fail
+  truncate: pattern           # TRUNCATE deletes by the glob of each template; or ignore, fail
+  unknown: match              # an old value that the log lacks counts as changed; or skip, fail
 
-rules:                        # each key is rendered for the old and the new row; a NULL in it renders none
+rules:                        # each key is rendered for the old and the new row; a NULL renders no key
 "#;
 
-/// A file that is to be proven and written.
+/// A draft of a file, not yet validated or written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Draft {
-    /// All of it but the SQL at its end.
+    /// The text, without the SQL comment at its end.
     pub text: String,
-    /// How many rules there are.
+    /// The number of rules.
     pub rules: usize,
-    /// How many tests.
+    /// The number of tests.
     pub tests: usize,
-    /// The tables without a rule and why, each fit to be printed.
+    /// The tables without a rule and the reasons, printable.
     pub left_out: Vec<String>,
 }
 
 impl Draft {
-    /// Drafts rules for the tables that are `wanted`, by default for every table of the search path.
+    /// Drafts rules for the tables in `wanted`; if it is empty, for every table of the search path.
     pub fn of(survey: &DraftInput, wanted: &[String]) -> Result<Self, DraftError> {
         let tables = choose(survey, wanted)?;
         let mut left_out = Vec::new();
@@ -99,7 +99,7 @@ mod tests {
     use crate::config::{Document, Problems};
     use crate::rules::{RuleSet, Widening};
 
-    /// A column as `name type`, with `?` behind it if it may be NULL.
+    /// A column as `name type`, with a trailing `?` if it is nullable.
     fn column(text: &str) -> CatalogColumn {
         let (name, type_name) = text.rsplit_once(' ').unwrap();
         let kind = match type_name.trim_end_matches('?') {
@@ -147,7 +147,8 @@ mod tests {
         DraftInput { catalog, ..DraftInput::default() }
     }
 
-    /// The draft, its rules held against the catalog, and what setup has to widen.
+    /// The draft, its rules resolved against the catalog, and the identities that setup has to
+    /// widen.
     fn proven(survey: &DraftInput) -> (Draft, RuleSet, Vec<Widening>) {
         let draft = Draft::of(survey, &[]).unwrap();
         let document =
@@ -190,35 +191,35 @@ mod tests {
         let expected = r#"
   membership:
     table: memberships
-    # changed: [user_id, organization_id]   # narrows updates to what you cache; without it, every update counts
+    # changed: [user_id, organization_id]   # limits updates to the columns that you cache
     delete:
       - "membership:{id}"
       - "membership-by-user-id-organization-id:{user_id}:{organization_id}"
-      - "organization-memberships:{organization_id}"   # what one organization has of them
-      - "user-memberships:{user_id}"   # what one user has of them
+      - "organization-memberships:{organization_id}"   # list of one organization
+      - "user-memberships:{user_id}"   # list of one user
 
   organization:
     table: organizations
-    # changed: [parent_id]   # narrows updates to what you cache; without it, every update counts
+    # changed: [parent_id]   # limits updates to the columns that you cache
     delete:
       - "organization:{id}"
-      - "organization-organizations:{parent_id}"   # what one organization has of them; parent_id may be NULL, so this key needs REPLICA IDENTITY FULL
+      - "organization-organizations:{parent_id}"   # list of one organization; parent_id is nullable, so this key needs REPLICA IDENTITY FULL
 
   user:
     table: users
-    # changed: [email, settings]   # narrows updates to what you cache; without it, every update counts
+    # changed: [email, settings]   # limits updates to the columns that you cache
     delete:
       - "user:{id}"
       - "user-by-email:{email|lower}"
 
 tests:                        # exact: an op that is not listed fails the test
-  - it: "membership: a new row drops what was cached before it came"
+  - it: "membership: an insert deletes its keys"
     insert: memberships
     row: {id: 1, user_id: 1, organization_id: 1}
     expect:
       delete: ["membership:1", "membership-by-user-id-organization-id:1:1", "organization-memberships:1", "user-memberships:1"]
 
-  - it: "membership: another user_id drops what was cached under the old and the new one"
+  - it: "membership: a change of user_id deletes the keys of both values"
     update: memberships
     row: {id: 1, user_id: 1, organization_id: 1}
     set: {user_id: 2}
@@ -260,10 +261,12 @@ tests:                        # exact: an op that is not listed fails the test
         tables.push(table("all of them", &columns, &unique, &foreign_keys));
         let (draft, rules, _) = proven(&survey(tables));
         assert_eq!(rules.rules().len(), fit.len() + 1, "{}", draft.text);
-        for said in ["no key by \"{a}\": a template cannot say this name", "no key by \" a\": a template cannot say"] {
+        for said in
+            ["no key by \"{a}\": templates cannot contain this name", "no key by \" a\": templates cannot contain"]
+        {
             assert!(draft.text.contains(said), "{said}: {}", draft.text);
         }
-        // Every prefix once, so that no two templates can make the same key.
+        // Prefixes are unique, so that no two templates can make the same key.
         let prefix = |line: &'_ str| Some(line.strip_prefix("      - \"")?.split(':').next()?.to_owned());
         let mut prefixes: Vec<String> = draft.text.lines().filter_map(prefix).collect();
         let count = prefixes.len();
@@ -302,12 +305,12 @@ tests:                        # exact: an op that is not listed fails the test
         let said = [
             "  # \"public.a.b\" has a `.` in its name",
             "  # \"public.fast\" is unlogged",
-            "  # \"public.schema_migrations\" is a migration tool's",
+            "  # \"public.schema_migrations\" belongs to a migration tool",
             "  # keyless has no primary key",
             "  # keyless:\n  #   table: keyless\n",
             "  #   delete:\n  #     - \"keyless:all\"\n",
-            "  # blobs has no column that makes a key.\n",
-            "  #   # no key by hash: bytes make a poor key\n",
+            "  # blobs has no column that is suitable for a key.\n",
+            "  #   # no key by hash: bytea is not suitable for a key\n",
         ];
         for said in said {
             assert!(draft.text.contains(said), "{said}: {}", draft.text);
@@ -369,7 +372,7 @@ tests:                        # exact: an op that is not listed fails the test
         let mut survey = survey(vec![users]);
         survey.generated.insert((TableName::new("public", "users"), "email_lower".to_owned()));
         let (draft, ..) = proven(&survey);
-        assert!(draft.text.contains("# no key by email_lower: PostgreSQL computes it"), "{}", draft.text);
+        assert!(draft.text.contains("# no key by email_lower: it is a generated column"), "{}", draft.text);
         assert!(draft.text.contains("# changed: [email]   #"), "{}", draft.text);
     }
 
@@ -380,7 +383,7 @@ tests:                        # exact: an op that is not listed fails the test
         events.identity = Identity::Columns(strings(&["id", "at"]));
         let (draft, _, widenings) = proven(&survey(vec![events]));
         assert!(draft.text.contains("      - \"event:{id}\"\n"), "{}", draft.text);
-        assert!(draft.text.contains("    # no key by at: a moment has more than one spelling\n"), "{}", draft.text);
+        assert!(draft.text.contains("    # no key by at: timestamps have more than one text form\n"), "{}", draft.text);
         assert!(widenings.is_empty());
     }
 }

@@ -1,13 +1,14 @@
-//! What keys are called after: `feature_flags` makes `feature-flag`.
+//! Prefixes of keys from the names of tables: `feature_flags` makes `feature-flag`.
 //!
-//! Owns those names. It must not know YAML or templates. Invariants: a name holds letters, digits and `-` only, so it
-//! can neither end a template's literal nor be mistaken for another name and a value; no name is given twice.
+//! Owns these names. It must not know YAML or templates. Invariants: a name contains only letters,
+//! digits and `-`, so it can neither end a template's literal nor look like a name and a value; no
+//! name is used twice.
 
 use std::collections::BTreeSet;
 
 use crate::key::{RESERVED, TAG};
 
-/// Words whose singular no rule tells.
+/// Words with an irregular singular.
 const IRREGULAR: &[(&str, &str)] = &[
     ("caches", "cache"),
     ("children", "child"),
@@ -24,12 +25,12 @@ const IRREGULAR: &[(&str, &str)] = &[
     ("women", "woman"),
 ];
 
-/// The names that were given.
+/// The names in use.
 #[derive(Debug, Default)]
 pub(super) struct TakenNames(BTreeSet<String>);
 
 impl TakenNames {
-    /// The first of these that is free; if none is, the last with a number.
+    /// Takes the first free candidate; if none is free, the last one with a number.
     pub(super) fn take(&mut self, candidates: &[String]) -> String {
         let numbered = candidates.last().map(String::as_str).unwrap_or_default();
         let numbered = (2_u64..).map(|number| format!("{numbered}-{number}"));
@@ -40,15 +41,16 @@ impl TakenNames {
     }
 }
 
-/// What one row of a table is called. Not what our own names begin with: a table of tags holds no sets of keys.
+/// The name of one row of a table. It never equals a prefix that unstale itself uses, such as
+/// `tag`.
 pub(super) fn row_of(table: &str) -> String {
     let name = singular(&slug(table, "table"));
     let reserved = [RESERVED, TAG].iter().any(|prefix| prefix.trim_end_matches(':') == name);
     if reserved { format!("{name}-row") } else { name }
 }
 
-/// Lower-case words with `-` between them, from `snake_case`, `camelCase` or anything else; `nameless` if there is no
-/// letter in it.
+/// Lower-case words separated by `-`, from `snake_case`, `camelCase` or any other text; `nameless`
+/// if there is no letter or digit in it.
 pub(super) fn slug(name: &str, nameless: &str) -> String {
     let mut slug = String::new();
     let mut after_small = false;
@@ -76,7 +78,7 @@ fn separate(slug: &mut String) {
     }
 }
 
-/// The same with its last word in the singular, as far as a few rules know it.
+/// Puts the last word into the singular, by a few rules of English.
 fn singular(slug: &str) -> String {
     let (before, word) = match slug.rsplit_once('-') {
         Some((before, word)) => (format!("{before}-"), word),

@@ -1,7 +1,8 @@
-//! One table's rule and the tests of it, as lines of the file.
+//! The rule of one table and its tests, as lines of the file.
 //!
-//! Owns which keys a table gets and how rule and tests are laid out. It must not know which tables are drafted.
-//! Invariants: a rule that is active names at least one key; what its tests expect is what its keys render to.
+//! Owns which keys a table gets, and the layout of rules and tests. It must not know which tables
+//! are drafted. Invariants: an active rule has at least one key; tests expect what the keys render
+//! to.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,27 +15,27 @@ use crate::change::{Kind, TableName};
 /// One table's rule.
 #[derive(Debug)]
 pub(super) struct DraftRule<'a> {
-    /// Its name in the file.
+    /// The name of the rule.
     name: String,
-    /// The table, as the file says it.
+    /// The table, as the file names it.
     table: &'a str,
     keys: Vec<Key<'a>>,
-    /// What the reader should know of it, a line each.
+    /// Comments for the reader, one line each.
     remarks: Vec<String>,
-    /// The columns that `changed:` could list.
+    /// The columns that `changed:` may list.
     others: Vec<&'a CatalogColumn>,
     /// The column that the test of an update changes.
     moving: Option<&'a CatalogColumn>,
-    /// Every column that a key reads, in the order of the table.
+    /// The columns that keys use, in the order of the table.
     read: Vec<&'a CatalogColumn>,
-    /// Why it is a comment, if it is.
+    /// Why the rule is only a comment, if it is.
     why_not: Option<&'static str>,
 }
 
-/// The rules of these tables, each with its name in the file.
+/// Drafts the rules of these tables; each comes with its name in the file.
 pub(super) fn draft<'a>(tables: &'a [(&'a Table, String)], generated: &Generated) -> Vec<DraftRule<'a>> {
     let mut names = TakenNames::default();
-    // The rows' own names first: `user` is the user's key, whichever table comes before.
+    // Names of rows come first: `user` is a key of users, in whatever order the tables come.
     let mut rows = BTreeMap::new();
     for (table, _) in tables {
         let row = row_of(&table.name.table);
@@ -46,9 +47,9 @@ pub(super) fn draft<'a>(tables: &'a [(&'a Table, String)], generated: &Generated
 }
 
 struct Drafter<'a> {
-    /// What keys begin with, each name once.
+    /// The prefixes of keys; each is used once.
     names: TakenNames,
-    /// What one row of each table is called.
+    /// The name of one row of each table.
     rows: BTreeMap<&'a TableName, String>,
     generated: &'a Generated,
 }
@@ -72,14 +73,14 @@ impl Drafter<'_> {
             let key = self.key(table, &foreign_key.columns, &prefixes, &mut remarks);
             let parent = self.row(&foreign_key.table);
             keys.extend(key.map(|key| {
-                let lists = format!("what one {parent} has of them");
+                let lists = format!("list of one {parent}");
                 let remark = key.remark.map_or(lists.clone(), |remark| format!("{lists}; {remark}"));
                 Key { remark: Some(remark), ..key }
             }));
         }
         let why_not = match (table.primary_key.is_empty(), keys.is_empty()) {
-            (true, _) => Some("has no primary key: add one, so that its updates and deletes can be told apart"),
-            (false, true) => Some("has no column that makes a key"),
+            (true, _) => Some("has no primary key; add one, so that updates and deletes identify their row"),
+            (false, true) => Some("has no column that is suitable for a key"),
             (false, false) => None,
         };
         if keys.is_empty() {
@@ -99,12 +100,12 @@ impl Drafter<'_> {
         }
     }
 
-    /// What one row of a table is called, whether the table has a rule or not.
+    /// The name of one row of a table, with or without a rule.
     fn row(&self, table: &TableName) -> String {
         self.rows.get(table).cloned().unwrap_or_else(|| row_of(&table.table))
     }
 
-    /// The key by these columns, if all of them can be in one; else why not is remarked.
+    /// The key by these columns. If a column is not suitable, adds a remark and returns none.
     fn key<'a>(
         &mut self,
         table: &'a Table,
@@ -117,7 +118,7 @@ impl Drafter<'_> {
             let names: Vec<_> = names.iter().map(|name| yaml::key(name)).collect();
             let and_which = if names.len() > 1 { format!(" ({})", yaml::key(column)) } else { String::new() };
             let remark = format!("no key by {}: {why}{and_which}", names.join(", "));
-            // A foreign key may be of the columns of a unique index.
+            // A foreign key and a unique index may have the same columns.
             if !remarks.contains(&remark) {
                 remarks.push(remark);
             }
@@ -127,18 +128,18 @@ impl Drafter<'_> {
         Some(Key { prefix: self.names.take(prefixes), columns, remark })
     }
 
-    /// What the rows of a table that belong to one row of another may be called.
+    /// Candidate names for the list of rows that reference one row of another table.
     fn list_names(&self, table: &Table, foreign_key: &ForeignKey) -> Vec<String> {
         let list = format!("{}-{}", self.row(&foreign_key.table), slug(&table.name.table, "table"));
         let by = format!("{list}-by-{}", joined(&foreign_key.columns));
-        // Two ways to belong to the same table: neither is the plain one.
+        // With two foreign keys to the same table, neither gets the short name.
         let ways = table.foreign_keys.iter().filter(|other| other.table == foreign_key.table);
         let columns: BTreeSet<_> = ways.map(|other| &other.columns).collect();
         if columns.len() > 1 { vec![by] } else { vec![list, by] }
     }
 }
 
-/// The foreign keys by which rows are listed: those of which several rows may have the same values.
+/// The foreign keys that get a list: those whose values several rows may share.
 fn lists<'a>(table: &'a Table, keys: &[Key<'_>]) -> Vec<&'a ForeignKey> {
     let mut foreign_keys: Vec<_> = table.foreign_keys.iter().collect();
     foreign_keys.sort_by_key(|foreign_key| (&foreign_key.columns, &foreign_key.table));
@@ -156,17 +157,17 @@ fn joined(columns: &[String]) -> String {
 }
 
 impl DraftRule<'_> {
-    /// Whether it is more than a comment.
+    /// Whether the rule is not only a comment.
     pub(super) fn is_active(&self) -> bool {
         self.why_not.is_none()
     }
 
-    /// Why it is a comment, with the table's name in front.
+    /// Why the rule is only a comment, after the table's name.
     pub(super) fn excuse(&self) -> Option<String> {
         self.why_not.map(|why_not| format!("{} {why_not}", yaml::key(self.table)))
     }
 
-    /// The rule, as it stands below `rules:`.
+    /// The text of the rule, below `rules:`.
     pub(super) fn yaml(&self) -> String {
         let excuse = self.excuse().map(|excuse| format!("  # {excuse}.\n")).unwrap_or_default();
         let margin = if self.is_active() { "  " } else { "  # " };
@@ -178,7 +179,7 @@ impl DraftRule<'_> {
         let mut lines = vec![format!("{}:", yaml::key(&self.name)), format!("  table: {}", yaml::text(self.table))];
         if !self.others.is_empty() {
             let columns = yaml::list(self.others.iter().map(|column| &column.name));
-            let meaning = "narrows updates to what you cache; without it, every update counts";
+            let meaning = "limits updates to the columns that you cache";
             lines.push(format!("  # changed: {columns}   # {meaning}"));
         }
         lines.extend(self.remarks.iter().map(|remark| format!("  # {remark}")));
@@ -190,17 +191,17 @@ impl DraftRule<'_> {
         lines
     }
 
-    /// Its tests, as they stand below `tests:`.
+    /// The text of its tests, below `tests:`.
     pub(super) fn tests(&self) -> Vec<String> {
         if !self.is_active() {
             return Vec::new();
         }
-        let it = format!("{}: a new row drops what was cached before it came", self.name);
+        let it = format!("{}: an insert deletes its keys", self.name);
         let expected = self.keys.iter().map(|key| key.rendered(|_| Nth::First));
         let mut tests = vec![self.test(&it, "insert", None, expected)];
         if let Some(moving) = self.moving {
             let column = yaml::comment(&moving.name);
-            let it = format!("{}: another {column} drops what was cached under the old and the new one", self.name);
+            let it = format!("{}: a change of {column} deletes the keys of both values", self.name);
             let after = |column: &CatalogColumn| if column.name == moving.name { Nth::Second } else { Nth::First };
             let expected = self.keys.iter().flat_map(|key| {
                 let before = key.reads(moving).then(|| key.rendered(|_| Nth::First));

@@ -1,6 +1,6 @@
 //! Which tables get a rule, and how the file names each.
 //!
-//! Owns the tables that are left out and why. It must not know keys or YAML's layout.
+//! Owns why a table is left out. It must not know keys or the layout of the file.
 
 use super::error::DraftError;
 use super::input::DraftInput;
@@ -9,10 +9,10 @@ use crate::catalog::{Catalog, Table};
 use crate::change::TableName;
 use crate::nearest::nearest;
 
-/// The schema in which `unstale setup` puts what it needs.
+/// The schema of unstale's own objects.
 const OWN_SCHEMA: &str = "unstale";
 
-/// Tables in which migration tools keep what they have done.
+/// Tables of migration tools.
 const MIGRATIONS: &[&str] = &[
     "SequelizeMeta",
     "__EFMigrationsHistory",
@@ -36,7 +36,7 @@ const MIGRATIONS: &[&str] = &[
     "seaql_migrations",
 ];
 
-/// The tables to look at, sorted by name.
+/// The tables to consider, sorted by name.
 pub(super) fn choose<'a>(survey: &'a DraftInput, wanted: &[String]) -> Result<Vec<&'a Table>, DraftError> {
     let catalog = &survey.catalog;
     let mut tables = Vec::new();
@@ -66,16 +66,16 @@ fn unknown_table(text: &str, catalog: &Catalog) -> DraftError {
     DraftError::UnknownTable { name: yaml::key(text), near: near.map(|table| yaml::key(&table.name.to_string())) }
 }
 
-/// Why a table is no business of the rules, wherever the others are.
+/// Why a table never gets a rule of its own; none if it may.
 fn reason_of_place(survey: &DraftInput, table: &Table) -> Option<&'static str> {
     if table.name.schema == OWN_SCHEMA {
-        return Some("is our own");
+        return Some("belongs to unstale");
     }
     survey.dependent.contains(&table.name).then_some("is a partition or belongs to an extension")
 }
 
-/// How the file names a table, or why it has no rule. A bare name means a table in any schema, as far as a test can
-/// tell, so it has to be the only one of that name.
+/// How the file names a table, or why it has no rule. A bare name is used only if it is unique: a
+/// test with a bare name matches tables of any schema.
 pub(super) fn name_in_file(
     survey: &DraftInput,
     table: &Table,
@@ -87,17 +87,17 @@ pub(super) fn name_in_file(
         return Err(why);
     }
     if table.unlogged {
-        return Err("is unlogged: its changes never reach the log");
+        return Err("is unlogged; its changes are not in the log");
     }
     if !asked_for && MIGRATIONS.iter().any(|known| known.eq_ignore_ascii_case(&name.table)) {
-        return Err("is a migration tool's");
+        return Err("belongs to a migration tool");
     }
     let bare = TableName::new("", name.table.clone());
     let is_found = survey.catalog.find(&bare).is_some_and(|found| found.name == *name);
     let is_only = tables.iter().filter(|other| other.name.table == name.table).count() == 1;
     let is_bare = is_found && is_only;
     if name.table.contains('.') || !is_bare && name.schema.contains('.') {
-        return Err("has a `.` in its name, which no rule can say");
+        return Err("has a `.` in its name; rules cannot name it");
     }
     Ok(if is_bare { name.table.clone() } else { name.to_string() })
 }

@@ -1,15 +1,16 @@
 //! The comment at the end of the file: what `unstale setup` will run.
 //!
-//! Owns its layout. Invariant: every line of it is a comment.
+//! Owns its layout. It must not run anything. Invariant: every line is a comment.
 
 use super::yaml;
 use crate::catalog::{quote, quote_table};
 use crate::change::TableName;
 use crate::config::Settings;
 
-/// What `unstale setup` will run for the rules on these tables, as the comment at the end of the file.
+/// The SQL that `unstale setup` will run for rules on these tables, as comments for the end of the
+/// file.
 pub fn setup_comment(settings: &Settings, tables: &[&TableName], widenings: &[String]) -> String {
-    let mut lines = vec!["What `unstale setup` will run; nothing was changed yet.".to_owned(), String::new()];
+    let mut lines = vec!["What `unstale setup` will run. Nothing has been changed yet.".to_owned(), String::new()];
     for statement in widenings {
         lines.push(format!("  {}", yaml::comment(statement)));
     }

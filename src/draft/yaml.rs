@@ -1,32 +1,32 @@
-//! Texts as YAML scalars, and as what may stand in a comment.
+//! Strings as YAML scalars and as YAML comments.
 //!
-//! Owns quoting. It must not know what a text is about. Invariant: whatever a name holds, it reads back as the same
-//! name and does not leave its line.
+//! Owns quoting. It must not know what a string means. Invariant: any name reads back as the same
+//! name and stays on its line.
 
 use std::fmt::Write as _;
 
 use crate::key::write_printable;
 
-/// Plain scalars that YAML 1.1 or 1.2 takes for something other than text.
+/// Plain scalars that YAML 1.1 or 1.2 does not read as strings.
 const WORDS: &[&str] = &["false", "inf", "n", "nan", "no", "null", "off", "on", "true", "y", "yes"];
 
-/// A value: reads back as this text, also after `${…}` was replaced.
+/// A value; it reads back as this string after variables were replaced.
 pub(super) fn text(text: &str) -> String {
     scalar(&text.replace("${", "$${"))
 }
 
-/// A key of a mapping, in which no variable is looked for.
+/// A key of a mapping; variables are not replaced in keys.
 pub(super) fn key(text: &str) -> String {
     scalar(text)
 }
 
-/// A list on one line.
+/// A flow sequence, on one line.
 pub(super) fn list<T: AsRef<str>>(texts: impl IntoIterator<Item = T>) -> String {
     let items: Vec<_> = texts.into_iter().map(|item| text(item.as_ref())).collect();
     format!("[{}]", items.join(", "))
 }
 
-/// What a comment may hold: all on one line, and nothing that YAML refuses or that hides.
+/// The text of a comment: on one line, without characters that YAML refuses or that are invisible.
 pub(super) fn comment(text: &str) -> String {
     let mut shown = String::new();
     // Writing to a String cannot fail.
@@ -34,7 +34,7 @@ pub(super) fn comment(text: &str) -> String {
     shown.replace(NONCHARACTERS, "\u{fffd}")
 }
 
-/// What YAML does not count among printable characters although Unicode does not count them as controls.
+/// Characters that are not printable in YAML, though Unicode does not classify them as controls.
 const NONCHARACTERS: [char; 2] = ['\u{fffe}', '\u{ffff}'];
 
 fn scalar(text: &str) -> String {
@@ -52,7 +52,8 @@ fn quote(text: &str) -> String {
             '"' | '\\' => quoted.extend(['\\', character]),
             '\n' => quoted.push_str("\\n"),
             ' '..='~' => quoted.push(character),
-            // Letters of every script stay as they are; whatever may hide or break a line is written as its number.
+            // Letters of every script stay; characters that may be invisible or break a line are
+            // escaped.
             _ if character.is_alphanumeric() => quoted.push(character),
             _ => {
                 // Writing to a String cannot fail.
@@ -64,7 +65,7 @@ fn quote(text: &str) -> String {
     quoted
 }
 
-/// Names that have broken other generators.
+/// Names that break naive generators.
 #[cfg(test)]
 pub(super) const HOSTILE: &[&str] = &[
     "",
@@ -131,7 +132,7 @@ pub(super) const HOSTILE: &[&str] = &[
 mod tests {
     use super::*;
 
-    /// What the file's own reader makes of a value.
+    /// A value as the parser of the file reads it.
     fn read_back(yaml: &str) -> String {
         let file = format!("version: 1\nrules:\n  r: {{table: {yaml}, delete: \"k:{{a}}\"}}\n");
         let document = crate::config::Document::parse(&file, &|_| None).unwrap_or_else(|p| panic!("{file}: {p:?}"));

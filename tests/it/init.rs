@@ -100,11 +100,11 @@ break" text unique, "größe 🦀" text, unique ("null", "<<"));
         "\"event:{id}:{at}\"",
         "# \"public.a.b\" has a `.` in its name",
         "# \"public.fast\" is unlogged",
-        "# \"public.schema_migrations\" is a migration tool's",
+        "# \"public.schema_migrations\" belongs to a migration tool",
         "# keyless has no primary key",
         "# no key by doc: JSON",
         "# no key by raw: bytes",
-        "# no key by twice: PostgreSQL computes it",
+        "# no key by twice: it is a generated column",
         "# no key by \"d|e\": a template cannot say this name",
         "#     public.events",
     ] {
@@ -146,7 +146,7 @@ fn what_cannot_be_drafted_says_why() {
     world.sql("create table keyless (n int)");
     check(&["--tables", "keyless"], 1, "keyless has no primary key");
     world.sql("drop schema public cascade; create schema public");
-    check(&[], 1, "no tables in the search path (public)");
+    check(&[], 1, "the search path (public) has no tables");
     let closed = format!("postgres://u:hunter2@127.0.0.1:{}/d", unstale::sandbox::free_port().unwrap());
     let output = world.run(&["init", "--output", "-", "--database-url", &closed]);
     let said = text(&output);
