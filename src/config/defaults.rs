@@ -1,4 +1,4 @@
-//! The section `defaults:`: what to do in doubt, and limits.
+//! The section `defaults:`: defaults of all rules, and limits.
 //!
 //! Owns its fields and their defaults. It must not know rules.
 
@@ -9,7 +9,7 @@ use super::problem::Problems;
 use super::settings::{Truncate, Unknown};
 
 const TTL: Duration = Duration::from_secs(30 * 24 * 60 * 60);
-/// Below, version keys would go while readers use them.
+/// A shorter TTL would remove version keys while readers use them.
 const TTL_LEAST: Duration = Duration::from_secs(60);
 const MAX_KEYS: u64 = 1_000_000;
 

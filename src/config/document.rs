@@ -1,7 +1,7 @@
-//! The shape of `invalidation.yaml`: which sections there are.
+//! The sections of `invalidation.yaml`.
 //!
-//! Owns the sections. It must not know what templates or columns mean.
-//! Invariant: a [`Document`] exists only if the whole file has the right shape.
+//! Owns the list of sections. It must not know what templates or columns mean. Invariant: a
+//! [`Document`] exists only if the whole file has the right shape.
 
 use super::api::read_api;
 use super::defaults::{Defaults, read_defaults};
@@ -18,23 +18,27 @@ use super::target::read_target;
 use super::test::{RawTest, read_tests};
 use super::yaml;
 
-/// A whole file, read.
+/// A parsed file.
 #[derive(Debug)]
 pub struct Document {
-    /// Everything but the rules and the reads.
+    /// The sections `source`, `target`, `defaults` and `api`.
     pub settings: Settings,
-    /// The rules, not yet compiled, in the order of the file.
+    /// The rules in the order of the file, not compiled.
     pub rules: Vec<RawRule>,
-    /// The queries that rules may ask.
+    /// The lookups of rules.
     pub lookups: Vec<RawLookup>,
-    /// What the read API answers, not yet compiled, in the order of the file.
+    /// The reads in the order of the file, not compiled.
     pub reads: Vec<RawRead>,
-    /// What is expected of the rules.
+    /// The tests of the rules.
     pub tests: Vec<RawTest>,
 }
 
 impl Document {
-    /// Reads a file. `environment` answers both `${VAR}` and libpq's variables.
+    /// Parses a file. `environment` resolves `${VAR}` and libpq's variables.
+    ///
+    /// # Errors
+    ///
+    /// Every problem of the file, in its order.
     pub fn parse(text: &str, environment: &impl Fn(&str) -> Option<String>) -> Result<Self, Problems> {
         let mut problems = Problems::default();
         let document = yaml::parse(text, &mut problems).and_then(|mut root| {
@@ -59,7 +63,7 @@ fn read_document(
     match fields.take("version") {
         Some(Spanned { value: Node::Number(number), .. }) if number.as_u64() == Some(1) => {}
         Some(node) => fields.problems().push(node.span, "unknown `version`", "expected `version: 1`"),
-        None => fields.problems().push(start, "the file has no `version`", "begin it with `version: 1`"),
+        None => fields.problems().push(start, "the file has no `version`", "add `version: 1` as the first line"),
     }
     let names = ["source", "target", "defaults", "rules", "lookups", "reads", "api", "tests"];
     let sections = names.map(|name| (name, fields.take(name)));
@@ -90,7 +94,7 @@ fn read_document(
     Some(Document { settings, rules, lookups, reads, tests })
 }
 
-/// The rules, the lookups they use, and what tests them.
+/// Reads the rules, their lookups and their tests.
 fn read_sections(
     [rules, lookups, tests]: [Section; 3],
     problems: &mut Problems,
@@ -121,7 +125,7 @@ mod tests {
         Document::parse(text, &|_| None)
     }
 
-    /// Every problem as `text at fault: advice`.
+    /// Every problem as `text of the span: advice`.
     fn problems(text: &str) -> Vec<String> {
         let found = parse_with(text).expect_err("the file has problems");
         found.iter().map(|p| format!("{}: {}", &text[p.span.clone()], p.advice)).collect()

@@ -1,7 +1,7 @@
 //! The fields of a mapping, taken one by one.
 //!
-//! Owns what each kind of field accepts and how a wrong one is reported. It must not know which fields there are.
-//! Invariant: [`Fields::finish`] leaves no field unread without a problem.
+//! Owns which values each type of field accepts, and the problem of a wrong one. It must not know
+//! the names of fields. Invariant: [`Fields::finish`] reports every field that was not taken.
 
 use std::ops::{Range, RangeInclusive};
 use std::time::Duration;
@@ -11,10 +11,10 @@ use super::problem::Problems;
 use super::span::Spanned;
 use crate::nearest::nearest;
 
-/// A section of the file: its name, and what stands there.
+/// A section of the file: its name and its value.
 pub(super) type Section = (&'static str, Option<Spanned<Node>>);
 
-/// The fields of one mapping, taken one by one.
+/// The fields of one mapping.
 pub(super) struct Fields<'p> {
     what: String,
     entries: Vec<(Spanned<String>, Spanned<Node>)>,
@@ -24,7 +24,7 @@ pub(super) struct Fields<'p> {
 }
 
 impl<'p> Fields<'p> {
-    /// The fields of a mapping called `what` in messages; anything else is a problem.
+    /// The fields of a mapping, which messages call `what`. Any other value is a problem.
     pub(super) fn of(node: Spanned<Node>, what: impl Into<String>, problems: &'p mut Problems) -> Option<Self> {
         let what = what.into();
         match node.value {
@@ -38,26 +38,26 @@ impl<'p> Fields<'p> {
         }
     }
 
-    /// The fields of a section of the file; one that is missing has none.
+    /// The fields of a section. A missing section has none.
     pub(super) fn of_section((name, node): Section, problems: &'p mut Problems) -> Option<Self> {
         let node = node.unwrap_or(Spanned { value: Node::Null, span: 0..0 });
         Self::of(node, format!("`{name}`"), problems)
     }
 
-    /// Takes a field, if it is there.
+    /// Takes a field, if it exists.
     pub(super) fn take(&mut self, name: &'static str) -> Option<Spanned<Node>> {
         self.asked.push(name);
         let at = self.entries.iter().position(|(key, _)| key.value == name)?;
         Some(self.entries.remove(at).1)
     }
 
-    /// Takes a field that must be text.
+    /// Takes a field that must be a string.
     pub(super) fn text(&mut self, name: &'static str) -> Option<Spanned<String>> {
         let node = self.take(name)?;
         as_text(node, name, self.problems)
     }
 
-    /// Takes a field that must be one text or a list of texts.
+    /// Takes a field that must be a string or a list of strings.
     pub(super) fn texts(&mut self, name: &'static str) -> Vec<Spanned<String>> {
         match self.take(name) {
             None => Vec::new(),
@@ -97,20 +97,20 @@ impl<'p> Fields<'p> {
         None
     }
 
-    /// Takes a field that must be a number of things, at least one.
+    /// Takes a field that must be a whole number, at least 1.
     pub(super) fn count(&mut self, name: &'static str) -> Option<u64> {
         let node = self.take(name)?;
         match &node.value {
             Node::Number(number) if number.as_u64().is_some_and(|count| count > 0) => number.as_u64(),
             _ => {
-                let message = format!("`{name}` is not a number of things");
-                self.problems.push(node.span, message, "expected a whole number from 1 on");
+                let message = format!("`{name}` is not a whole number from 1 on");
+                self.problems.push(node.span, message, "expected a whole number, 1 or more");
                 None
             }
         }
     }
 
-    /// Takes a field that must be a number of things, from one to `most`.
+    /// Takes a field that must be a whole number from 1 to `most`.
     pub(super) fn count_at_most(&mut self, name: &'static str, most: u64) -> Option<u64> {
         let span = self.span_of(name).unwrap_or_default();
         let count = self.count(name)?;
@@ -120,7 +120,7 @@ impl<'p> Fields<'p> {
         (count <= most).then_some(count)
     }
 
-    /// Takes a field that must be a share of something, `10%` or 0.1, within limits.
+    /// Takes a field that must be a share, `10%` or 0.1, within limits.
     pub(super) fn share(&mut self, name: &'static str, limits: RangeInclusive<f64>) -> Option<f64> {
         let node = self.take(name)?;
         let share = match &node.value {
@@ -131,13 +131,13 @@ impl<'p> Fields<'p> {
         let share = share.filter(|share| limits.contains(share));
         if share.is_none() {
             let (least, most) = (limits.start() * 100.0, limits.end() * 100.0);
-            let message = format!("`{name}` is not a share that it may be");
+            let message = format!("`{name}` is not a share within its limits");
             self.problems.push(node.span, message, format!("expected `{least}%` to `{most}%`"));
         }
         share
     }
 
-    /// Takes a field that must be `true` or `false`, also where a variable says so.
+    /// Takes a field that must be `true` or `false`, also as the value of a variable.
     pub(super) fn flag(&mut self, name: &'static str) -> Option<bool> {
         let node = self.take(name)?;
         match &node.value {
@@ -150,12 +150,12 @@ impl<'p> Fields<'p> {
         None
     }
 
-    /// Where the value of a field is, if the field is still there.
+    /// The position of a field's value, if the field was not taken.
     pub(super) fn span_of(&self, name: &str) -> Option<Range<usize>> {
         self.entries.iter().find(|(key, _)| key.value == name).map(|(_, value)| value.span.clone())
     }
 
-    /// Whether any of these fields is still there.
+    /// Whether any of these fields exists and was not taken.
     pub(super) fn has_any(&self, names: &[&str]) -> bool {
         self.entries.iter().any(|(key, _)| names.contains(&key.value.as_str()))
     }
@@ -164,12 +164,12 @@ impl<'p> Fields<'p> {
         self.problems
     }
 
-    /// What remains, for a mapping whose keys the user chooses.
+    /// The remaining entries, of a mapping whose keys are names.
     pub(super) fn rest(self) -> Vec<(Spanned<String>, Spanned<Node>)> {
         self.entries
     }
 
-    /// Reports every field that nobody asked for.
+    /// Reports every field that was not taken.
     pub(super) fn finish(self) {
         for (key, _) in self.entries {
             let what = &self.what;
@@ -190,15 +190,15 @@ fn parse_share(text: &str) -> Option<f64> {
     }
 }
 
-/// Text, or a problem.
+/// A string, or a problem.
 pub(super) fn as_text(node: Spanned<Node>, name: &str, problems: &mut Problems) -> Option<Spanned<String>> {
     match node.value {
         Node::Text(value) => Some(Spanned { value, span: node.span }),
         other => {
-            let message = format!("`{name}` must be text, found {}", other.kind());
+            let message = format!("`{name}` must be a string, found {}", other.kind());
             let advice = match other {
                 Node::Number(_) | Node::Bool(_) => "write it in quotes",
-                _ => "expected text here",
+                _ => "expected a string here",
             };
             problems.push(node.span, message, advice);
             None
@@ -220,7 +220,8 @@ pub(super) fn as_word<T: Copy>(
             Some(near) => format!("did you mean `{near}`?"),
             None => format!("expected one of {}", quote_all(&known)),
         };
-        // The value is not repeated: it may come from a variable. The excerpt shows what the file says.
+        // The value is not repeated, because it may come from a variable. The excerpt shows the
+        // file.
         problems.push(text.span.clone(), format!("unknown value for `{name}`"), advice);
     }
     found

@@ -1,18 +1,18 @@
 //! `${VAR}`, `${VAR:-default}` and `${VAR:?message}` in string values.
 //!
-//! Owns that syntax. It must not read the environment itself: a lookup is handed in. Invariant: what is
-//! substituted is never parsed again, neither as YAML nor for further variables.
+//! Owns that syntax. It must not read the environment; the caller passes a function. Invariant: a
+//! substituted value is never parsed again, neither as YAML nor for variables.
 
-/// Why a text cannot be interpolated, in words for the user: what, and what to do.
+/// Why a variable cannot be replaced, and what to do.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct InvalidVariable {
-    /// Byte offset of the `$` in the text.
+    /// The byte offset of the `$` in the string.
     pub(super) at: usize,
     pub(super) message: String,
     pub(super) advice: String,
 }
 
-/// Replaces every variable of `text`. `$${` is a literal `${`.
+/// Replaces every variable in `text`. `$${` is a literal `${`.
 pub(super) fn interpolate(text: &str, lookup: &impl Fn(&str) -> Option<String>) -> Result<String, InvalidVariable> {
     let mut result = String::with_capacity(text.len());
     let mut rest = text;
@@ -29,8 +29,8 @@ pub(super) fn interpolate(text: &str, lookup: &impl Fn(&str) -> Option<String>) 
         let Some(end) = from.find('}') else {
             return Err(InvalidVariable {
                 at: offset,
-                message: "`${` without its `}`".to_owned(),
-                advice: "close the variable; write `$${` for a literal `${`".to_owned(),
+                message: "`${` without a closing `}`".to_owned(),
+                advice: "add `}`, or write `$${` for a literal `${`".to_owned(),
             });
         };
         result.push_str(&variable(from.get(2..end).unwrap_or(""), offset, lookup)?);
@@ -40,7 +40,7 @@ pub(super) fn interpolate(text: &str, lookup: &impl Fn(&str) -> Option<String>) 
     Ok(result)
 }
 
-/// The value of one variable, from what stands between the braces.
+/// The value of one variable, given the text between the braces.
 fn variable(body: &str, at: usize, lookup: &impl Fn(&str) -> Option<String>) -> Result<String, InvalidVariable> {
     let name_end = body.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).unwrap_or(body.len());
     let (name, modifier) = body.split_at(name_end);
@@ -51,7 +51,7 @@ fn variable(body: &str, at: usize, lookup: &impl Fn(&str) -> Option<String>) -> 
             advice: "expected `${NAME}`, `${NAME:-default}` or `${NAME:?message}`".to_owned(),
         });
     }
-    // As in a shell: with the colon, an empty variable counts as unset.
+    // As in a shell, with a colon an empty variable counts as unset.
     let value = lookup(name);
     if let Some(default) = modifier.strip_prefix(":-") {
         return Ok(value.filter(|value| !value.is_empty()).unwrap_or_else(|| default.to_owned()));
@@ -116,7 +116,7 @@ mod tests {
         check("x ${B}", 2, "${B:-default}");
         check("${B:?set B to the url}", 0, "set B to the url");
         check("${EMPTY:?give it a value}", 0, "give it a value");
-        check("${A", 0, "close the variable");
+        check("${A", 0, "add `}`");
         check("${}", 0, "${NAME}");
         check("${1A}", 0, "${NAME}");
         check("${A!x}", 0, "${NAME}");

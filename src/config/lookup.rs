@@ -1,4 +1,4 @@
-//! The shape of a lookup: a query that rules ask with `for_each`.
+//! The shape of a lookup: a query that rules run with `for_each`.
 //!
 //! Owns raw lookups. It must not know SQL.
 
@@ -9,7 +9,7 @@ use super::node::Node;
 use super::problem::Problems;
 use super::span::Spanned;
 
-/// One lookup, as the file has it.
+/// One lookup of the file.
 #[derive(Clone, Debug)]
 pub struct RawLookup {
     /// Its name: the key in `lookups:`.
@@ -18,14 +18,14 @@ pub struct RawLookup {
     pub sql: Spanned<String>,
     /// `max:`, the most rows of one call.
     pub max: Option<u64>,
-    /// `timeout:`, for one statement.
+    /// `timeout:`, of one statement.
     pub timeout: Option<Duration>,
 }
 
 /// The longest statement that may hold up an invalidation.
 const TIMEOUT_MAX: Duration = Duration::from_secs(60);
 
-/// Every lookup of the section.
+/// Reads the section `lookups`.
 pub(super) fn read_lookups(entries: Vec<(Spanned<String>, Spanned<Node>)>, problems: &mut Problems) -> Vec<RawLookup> {
     entries.into_iter().filter_map(|(name, node)| read_lookup(name, node, problems)).collect()
 }

@@ -1,8 +1,8 @@
-//! `invalidation.yaml`: from text to settings and the raw rules, with every problem at its place.
+//! `invalidation.yaml`: from text to settings and raw rules, every problem with its position.
 //!
-//! Owns the file's shape, interpolation and how problems are shown. It must not know what a rule or a read
-//! means; [`crate::rules`] and [`crate::reads`] compile them. Invariant: nothing past [`Document::parse`] sees YAML, and
-//! a problem always has a position in the file.
+//! Owns the shape of the file, interpolation, and how problems are shown. It must not know what
+//! rules and reads mean; [`crate::rules`] and [`crate::reads`] compile them. Invariants: YAML is
+//! not visible outside of this room; every problem has a position in the file.
 
 pub mod api;
 mod defaults;

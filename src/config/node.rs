@@ -1,6 +1,6 @@
-//! YAML as a tree in which every scalar and key knows its place.
+//! A YAML document as a tree, with the position of every scalar and key.
 //!
-//! Owns the tree and its interpolation. It must not know the syntax of YAML, nor which fields there are.
+//! Owns the tree and its interpolation. It must not know the syntax of YAML or the names of fields.
 
 use super::interpolate::interpolate;
 use super::problem::Problems;
@@ -18,13 +18,13 @@ pub(super) enum Node {
 }
 
 impl Node {
-    /// What it is, for "expected …, found …".
+    /// The kind of value, for "found …".
     pub(super) fn kind(&self) -> &'static str {
         match self {
             Self::Null => "nothing",
             Self::Bool(_) => "a boolean",
             Self::Number(_) => "a number",
-            Self::Text(_) => "a text",
+            Self::Text(_) => "a string",
             Self::List(_) => "a list",
             Self::Map(_) => "a mapping",
         }
@@ -32,7 +32,8 @@ impl Node {
 }
 
 impl Spanned<Node> {
-    /// The same text for the same value, wherever it stands, however it is laid out and in whatever order its fields are.
+    /// A canonical text of the value, independent of its position, its layout and the order of
+    /// fields.
     pub(super) fn canonical(&self) -> String {
         match &self.value {
             Node::Null => "null".to_owned(),
@@ -49,7 +50,7 @@ impl Spanned<Node> {
         }
     }
 
-    /// Replaces the variables in every text of the tree; keys stay as they are.
+    /// Replaces variables in every string of the tree, but not in keys.
     pub(super) fn interpolate(&mut self, lookup: &impl Fn(&str) -> Option<String>, problems: &mut Problems) {
         match &mut self.value {
             Node::Text(text) => match interpolate(text, lookup) {

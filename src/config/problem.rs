@@ -1,25 +1,25 @@
-//! What is wrong with a file, where, and how it is shown.
+//! The problems of a file, each with its position.
 //!
-//! Owns the list of problems and its rendering with line, column and caret. It must not know YAML or
-//! rules. Invariant: values of environment variables never reach a message.
+//! Owns the list of problems and its rendering with line, column and caret. It must not know YAML
+//! or rules. Invariant: messages never contain values of environment variables.
 
 use std::ops::Range;
 
 use annotate_snippets::renderer::DecorStyle;
 use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 
-/// One thing that is wrong, and where.
+/// One problem of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// The bytes of the file that are at fault.
+    /// The position, in bytes of the file.
     pub span: Range<usize>,
     /// What is wrong.
     pub message: String,
-    /// What was expected, or what to do; shown at the caret.
+    /// What was expected, or what to do; it is shown at the caret.
     pub advice: String,
 }
 
-/// Everything that was found wrong with one file.
+/// All problems of a file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Problems(Vec<Problem>);
 
@@ -34,29 +34,29 @@ impl Problems {
         self.0.extend(other.0);
     }
 
-    /// Whether nothing was found.
+    /// Whether there are no problems.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// How much was found.
+    /// The number of problems.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// What was found, in the order of the file.
+    /// The problems; in the order of the file after [`Problems::sort`].
     pub fn iter(&self) -> impl Iterator<Item = &Problem> {
         self.0.iter()
     }
 
-    /// Sorts by place and drops what was found twice.
+    /// Sorts by position and removes duplicates.
     pub fn sort(&mut self) {
         self.0.sort_by_key(|problem| problem.span.start);
         self.0.dedup();
     }
 
-    /// Shows every problem with `path:line:column`, the line and a caret. The text may be a part of the
-    /// file that begins at `first_line`.
+    /// Renders every problem with `path:line:column`, the line and a caret. `text` may be a part of
+    /// the file; it begins at `first_line`.
     pub fn render(&self, path: &str, text: &str, first_line: usize, colour: bool) -> String {
         let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
         let renderer = renderer.decor_style(DecorStyle::Ascii);
@@ -79,7 +79,7 @@ impl Problems {
     }
 }
 
-/// A span that certainly lies in the text, on its character boundaries.
+/// The span, clamped to the text and to its character boundaries.
 fn within(text: &str, span: &Range<usize>) -> Range<usize> {
     let start = text.floor_char_boundary(span.start.min(text.len()));
     let end = text.ceil_char_boundary(span.end.clamp(start, text.len()));

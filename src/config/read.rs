@@ -1,7 +1,7 @@
-//! The shape of a read: which fields there are, and of what kind.
+//! The shape of a read: its fields and their types.
 //!
-//! Owns raw reads and their defaults. It must not know what paths, templates or SQL mean; [`crate::reads`] compiles
-//! them. Invariant: a raw read has a path, a key and SQL.
+//! Owns raw reads and their defaults. It must not know what paths, templates or SQL mean;
+//! [`crate::reads`] compiles them. Invariant: a raw read has a path, a key and SQL.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use super::node::Node;
 use super::problem::Problems;
 use super::span::Spanned;
 
-/// One read, as the file has it.
+/// One read of the file.
 #[derive(Clone, Debug)]
 pub struct RawRead {
     /// Its name: the key in `reads:`.
@@ -19,31 +19,31 @@ pub struct RawRead {
     pub path: Spanned<String>,
     /// `key:`, a template.
     pub key: Spanned<String>,
-    /// `sql:`, one row. Its first column is JSON; the second, if there is one, says until when that is valid.
+    /// `sql:`, returns one row. Its first column is JSON; an optional second one is the expiry.
     pub sql: Spanned<String>,
-    /// `ttl:`, how long a value is served without a look at the database.
+    /// `ttl:`, how long a value is served without reading the database again.
     pub ttl: Duration,
-    /// `jitter:`, the share of `ttl` by which values end at different times.
+    /// `jitter:`, the share of `ttl` by which expiry times vary.
     pub jitter: f64,
-    /// `stale_while_revalidate:`, how much longer a value is served while it is read anew.
+    /// `stale_while_revalidate:`, how much longer a value is served while it is being refreshed.
     pub stale_while_revalidate: Duration,
-    /// `negative_ttl:`, how long it is known that there is nothing; if none, not at all.
+    /// `negative_ttl:`, how long a 404 is cached; none: it is not.
     pub negative_ttl: Option<Duration>,
-    /// `vary:`, what else of a request decides.
+    /// `vary:`, other parts of the request that the response depends on.
     pub vary: RawVary,
     /// `tags:`, templates.
     pub tags: Vec<Spanned<String>>,
     /// `version:`, a template.
     pub version: Option<Spanned<String>>,
-    /// `max_staleness:`; that of `api:` if none.
+    /// `max_staleness:`; none: that of `api:`.
     pub max_staleness: Option<Duration>,
-    /// `timeout:` of the query.
+    /// `timeout:`, of the query.
     pub timeout: Option<Duration>,
-    /// `replica:`, whether a replica may be read.
+    /// `replica:`, whether the replica may be read.
     pub replica: bool,
 }
 
-/// Parameters beside those of the path.
+/// Parameters in addition to those of the path.
 #[derive(Clone, Debug, Default)]
 pub struct RawVary {
     /// `query:`, names in the query string.
@@ -54,25 +54,25 @@ pub struct RawVary {
 
 const TTL: Duration = Duration::from_secs(600);
 
-/// Below, a value would be gone before anybody reads it.
+/// Shorter values would expire before they are read.
 const TTL_LEAST: Duration = Duration::from_secs(1);
 
-/// The longest that a value may be kept: sums of two stay within what Redis takes.
+/// The longest TTL. The sum of two is still valid in Redis.
 const TTL_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 const JITTER: f64 = 0.1;
 
-/// Above, values would hardly live.
+/// With more jitter, some values would expire at once.
 const JITTER_MAX: f64 = 0.9;
 
-/// The longest statement: a request does not wait longer.
+/// The longest time limit of a query.
 const TIMEOUT_MAX: Duration = Duration::from_secs(60);
 
-/// The fields that a read must have, each with an example.
+/// The required fields, each with an example.
 const NEEDED: [(&str, &str); 3] =
     [("path", "/users/{id}"), ("key", "\"user:{id}\""), ("sql", "select json_build_object(…) from … where id = $1")];
 
-/// Every read of the section.
+/// Reads the section `reads`.
 pub(super) fn read_reads(entries: Vec<(Spanned<String>, Spanned<Node>)>, problems: &mut Problems) -> Vec<RawRead> {
     entries.into_iter().filter_map(|(name, node)| read_read(name, node, problems)).collect()
 }

@@ -1,7 +1,7 @@
-//! The shape of a rule: which fields there are, and of what kind.
+//! The shape of a rule: its fields and their types.
 //!
-//! Owns raw rules. It must not know what templates, conditions or columns mean; [`crate::rules`] compiles them.
-//! Invariant: a raw rule has exactly one trigger.
+//! Owns raw rules. It must not know what templates, conditions or columns mean; [`crate::rules`]
+//! compiles them. Invariant: a raw rule has exactly one trigger.
 
 use std::time::Duration;
 
@@ -11,16 +11,16 @@ use super::problem::Problems;
 use super::span::Spanned;
 use crate::change::Operation;
 
-/// One rule, as the file has it.
+/// One rule of the file.
 #[derive(Clone, Debug)]
 pub struct RawRule {
     /// Its name: the key in `rules:`.
     pub name: Spanned<String>,
-    /// All that it says, as a text that tells it from any other.
+    /// A canonical text of the whole rule: equal for equal rules, however they are laid out.
     pub canonical: String,
     /// `table:` or `event:`.
     pub trigger: RawTrigger,
-    /// `ops:`; all of them when the field is missing.
+    /// `ops:`; all operations if the field is missing.
     pub operations: Vec<Operation>,
     /// `changed:`.
     pub changed: Vec<Spanned<String>>,
@@ -46,16 +46,16 @@ pub struct RawRule {
     pub again_after: Option<Duration>,
 }
 
-/// What sets a rule off.
+/// What triggers a rule.
 #[derive(Clone, Debug)]
 pub enum RawTrigger {
     /// A change of this table.
     Table(Spanned<String>),
-    /// An event of this name, which an application emits.
+    /// An event of this name, emitted by an application.
     Event(Spanned<String>),
 }
 
-/// One written-through value of a rule, as the file has it.
+/// One write-through value of a rule.
 #[derive(Clone, Debug)]
 pub struct RawSet {
     /// `key:`.
@@ -66,7 +66,7 @@ pub struct RawSet {
     pub ttl: Option<Duration>,
 }
 
-/// One message of a rule, as the file has it.
+/// One message of a rule.
 #[derive(Clone, Debug)]
 pub struct RawPublish {
     /// `channel:`.
@@ -75,7 +75,7 @@ pub struct RawPublish {
     pub data: RawData,
 }
 
-/// One stream entry of a rule, as the file has it.
+/// One stream entry of a rule.
 #[derive(Clone, Debug)]
 pub struct RawStream {
     /// `name:`.
@@ -86,12 +86,12 @@ pub struct RawStream {
     pub maxlen: Option<u64>,
 }
 
-/// The shape of a message: JSON in which every text is a template.
+/// The payload of a message: JSON in which every string is a template.
 #[derive(Clone, Debug)]
 pub enum RawData {
     /// A template.
     Template(Spanned<String>),
-    /// A number, a boolean or null, as it stands.
+    /// A number, a boolean or null.
     Literal(serde_json::Value),
     /// A list.
     List(Vec<RawData>),
@@ -99,13 +99,14 @@ pub enum RawData {
     Object(Vec<(String, RawData)>),
 }
 
-/// The shortest ttl: below, a value would be gone before anybody reads it.
+/// The shortest TTL. Shorter values would expire before they are read.
 const TTL_LEAST: Duration = Duration::from_secs(1);
 
-/// The longest wait before a second delete: what waits is kept in memory, and the log is kept by PostgreSQL.
+/// The longest delay of a second delete. Delayed deletes stay in memory, and PostgreSQL keeps the
+/// log.
 const AGAIN_MAX: Duration = Duration::from_secs(60);
 
-/// Every rule of the section.
+/// Reads the section `rules`.
 pub(super) fn read_rules(entries: Vec<(Spanned<String>, Spanned<Node>)>, problems: &mut Problems) -> Vec<RawRule> {
     entries.into_iter().filter_map(|(name, node)| read_rule(name, node, problems)).collect()
 }
@@ -124,8 +125,8 @@ fn read_rule(name: Spanned<String>, node: Spanned<Node>, problems: &mut Problems
     let changed = fields.texts("changed");
     if let Some(RawTrigger::Event(event)) = &trigger {
         for text in texts.iter().chain(&changed) {
-            let message = format!("`ops` and `changed` are about tables; `{}` is an event", event.value);
-            fields.problems().push(text.span.clone(), message, "remove it; `when` narrows events");
+            let message = format!("`ops` and `changed` apply to tables, and `{}` is an event", event.value);
+            fields.problems().push(text.span.clone(), message, "remove it; use `when` to filter events");
         }
     }
     let rule = RawRule {
@@ -153,7 +154,7 @@ fn read_rule(name: Spanned<String>, node: Spanned<Node>, problems: &mut Problems
     (problems.len() == before).then_some(rule)
 }
 
-/// What is wrong with a rule whose fields are each right.
+/// Checks a rule whose fields are each valid.
 fn check_whole(rule: &RawRule, problems: &mut Problems) {
     let name = &rule.name;
     let acts = !rule.set.is_empty()
@@ -166,11 +167,11 @@ fn check_whole(rule: &RawRule, problems: &mut Problems) {
         problems.push(name.span.clone(), message, advice);
     }
     if rule.again_after.is_some() && rule.delete.is_empty() && rule.pattern.is_empty() {
-        let message = format!("rule `{}` deletes nothing that `again_after` could repeat", name.value);
+        let message = format!("rule `{}` has `again_after` and deletes nothing", name.value);
         problems.push(name.span.clone(), message, "remove `again_after`, or add `delete`");
     }
     if let (Some(for_each), false) = (&rule.for_each, rule.set.is_empty()) {
-        let message = "`set` writes a row of the log, and a looked-up row is not in the log";
+        let message = "`set` writes the changed row, so it cannot be used with `for_each`";
         problems.push(for_each.span.clone(), message, "move `set` into a rule without `for_each`");
     }
 }
@@ -187,7 +188,7 @@ fn read_trigger(name: &Spanned<String>, fields: &mut Fields<'_>) -> Option<RawTr
         (None, Some(event)) => Some(RawTrigger::Event(event)),
         (Some(_), Some(event)) => {
             let message = format!("rule `{}` has both `table` and `event`", name.value);
-            fields.problems().push(event.span, message, "make two rules of it");
+            fields.problems().push(event.span, message, "split it into two rules");
             None
         }
         (None, None) => {
@@ -200,7 +201,7 @@ fn read_trigger(name: &Spanned<String>, fields: &mut Fields<'_>) -> Option<RawTr
     }
 }
 
-/// A field that is one mapping or a list of them.
+/// Takes a field that is one mapping or a list of them.
 fn each<T>(
     fields: &mut Fields<'_>,
     name: &'static str,

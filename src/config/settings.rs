@@ -1,4 +1,4 @@
-//! The settings of a file: everything but the rules, the reads and the tests.
+//! The settings of a file: everything but rules, lookups, reads and tests.
 //!
 //! Owns their types. It must not know YAML.
 
@@ -7,16 +7,16 @@ use std::time::Duration;
 use super::api::Api;
 use crate::postgres::Address;
 
-/// Where changes come from, where effects go, and what to do in doubt.
+/// Where changes come from, which Redis they invalidate, and the defaults of rules.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// How to reach PostgreSQL.
     pub postgres: Address,
     /// How changes are read.
     pub mode: Mode,
-    /// Whether writers wake a sleeping daemon, in [`Mode::Outbox`].
+    /// Whether writers wake an idle daemon, in [`Mode::Outbox`].
     pub notify: bool,
-    /// The name of the replication slot; of whoever reads the outbox, in [`Mode::Outbox`].
+    /// The name of the replication slot; in [`Mode::Outbox`] that of the consumer.
     pub slot: String,
     /// The name of the publication.
     pub publication: String,
@@ -24,18 +24,18 @@ pub struct Settings {
     pub redis: redis::ConnectionInfo,
     /// Prefix of everything written to Redis.
     pub namespace: String,
-    /// With Redis away for longer, the replication connection is closed: PostgreSQL cannot shut down while
-    /// what it sent is not confirmed.
+    /// If Redis is unreachable for longer, the replication connection is closed: PostgreSQL cannot
+    /// shut down until a connected receiver has confirmed everything.
     pub redis_down_max: Duration,
-    /// What a truncate does.
+    /// The effect of a truncate.
     pub truncate: Truncate,
-    /// What a filter makes of an old value that is not known.
+    /// How filters treat an unknown old value.
     pub unknown: Unknown,
-    /// How long what is written to Redis lives after it was written last, unless a rule says otherwise.
+    /// The TTL of values that rules write, from the last write on, unless a rule sets another.
     pub ttl: Duration,
-    /// The most ops of one transaction that are named one by one.
+    /// The most operations of one transaction that name single keys.
     pub max_keys: usize,
-    /// How the read API serves.
+    /// The settings of the read API.
     pub api: Api,
 }
 
@@ -44,11 +44,11 @@ pub struct Settings {
 pub enum Mode {
     /// Logical replication.
     Slot,
-    /// Triggers that write to a table, which is emptied.
+    /// Triggers write changes to a table, and the daemon removes them.
     Outbox,
 }
 
-/// What a truncate does to the keys of a table's templates.
+/// The effect of a truncate on the keys of a table's templates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Truncate {
     /// Delete by the glob of every template.
@@ -59,7 +59,7 @@ pub enum Truncate {
     Fail,
 }
 
-/// What a filter makes of an old value that the log does not carry.
+/// How filters treat an old value that the log does not carry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unknown {
     /// It counts as changed.

@@ -1,6 +1,6 @@
 //! The section `source:`: where changes come from.
 //!
-//! Owns its fields and their defaults. It must not connect to anything.
+//! Owns its fields and their defaults. It must not connect.
 
 use super::fields::{Fields, Section};
 use super::problem::Problems;
@@ -49,7 +49,7 @@ pub(super) fn read_source(
                 continue;
             }
         };
-        fields.problems().push(text.span, format!("`{field}` is not a name PostgreSQL takes"), advice);
+        fields.problems().push(text.span, format!("`{field}` is not a valid name in PostgreSQL"), advice);
     }
     let outbox = fields.take("outbox");
     fields.finish();

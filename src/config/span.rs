@@ -1,28 +1,28 @@
-//! A value and where in the file it stands.
+//! A value with its position in the file.
 //!
-//! Owns positions, in bytes of the file. It must not know YAML.
+//! Owns positions, in bytes. It must not know YAML.
 
 use std::ops::Range;
 
-/// A value and the bytes of the file that it came from.
+/// A value and its position in the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spanned<T> {
     /// The value.
     pub value: T,
-    /// Its place, in bytes.
+    /// The position, in bytes.
     pub span: Range<usize>,
 }
 
 impl<T> Spanned<T> {
-    /// The same place with another value.
+    /// The same position with another value.
     pub fn map<U>(self, f: impl FnOnce(T) -> U) -> Spanned<U> {
         Spanned { value: f(self.value), span: self.span }
     }
 }
 
 impl Spanned<String> {
-    /// The place of a part of the text: exact when the file holds the text as it is, else (it has escapes or
-    /// variables) the whole.
+    /// The position of a part of the string. If the file contains the string with escapes or
+    /// variables, the position of the whole string.
     pub fn part(&self, part: &Range<usize>) -> Range<usize> {
         let exact = self.span.len() == self.value.len();
         if exact { self.span.start + part.start..self.span.start + part.end } else { self.span.clone() }

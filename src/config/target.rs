@@ -1,6 +1,6 @@
-//! The section `target:`: where effects go.
+//! The section `target:`: the Redis server.
 //!
-//! Owns its fields and their defaults. It must not connect to anything.
+//! Owns its fields and their defaults. It must not connect.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ pub(super) fn read_target(
 ) -> (Option<redis::ConnectionInfo>, String, Duration) {
     let Some(mut fields) = Fields::of_section(section, problems) else { return (None, String::new(), REDIS_DOWN_MAX) };
     let url = fields.text("url").unwrap_or(Spanned { value: DEFAULT_URL.to_owned(), span: 0..0 });
-    // The library's own message may repeat the URL, and with it the password.
+    // The library's message may repeat the URL with its password, so it is not shown.
     let info = url.value.as_str().into_connection_info().ok();
     if info.is_none() {
         fields.problems().push(

@@ -1,7 +1,7 @@
-//! The shape of a test: a change, and what the rules are expected to make of it.
+//! The shape of a test: a change, and the operations that the rules must make of it.
 //!
-//! Owns raw tests. It must not know rules, tables or how a test is run. Invariant: a raw test has exactly one change,
-//! and the rows that this change needs.
+//! Owns raw tests. It must not know rules, tables or how a test runs. Invariant: a raw test has
+//! exactly one change, with the rows that this change needs.
 
 use serde_json::Value;
 
@@ -15,26 +15,26 @@ use crate::plan::ActionKind;
 /// Columns and their values, in the order of the file.
 pub type RawRow = Vec<(Spanned<String>, Value)>;
 
-/// One test, as the file has it.
+/// One test of the file.
 #[derive(Clone, Debug)]
 pub struct RawTest {
     /// `it:`, what the test shows.
     pub it: Spanned<String>,
-    /// What happens.
+    /// The operation of the change.
     pub operation: Operation,
     /// The table, or the name of the event.
     pub subject: Spanned<String>,
-    /// `row:`, the row before, of an insert or an event the new one; none of a truncate.
+    /// `row:`, the old row; of an insert the new row, of an event its fields, of a truncate empty.
     pub row: RawRow,
     /// `set:`, what an update changes.
     pub set: RawRow,
-    /// `lookups:`, what each returns.
+    /// `lookups:`, the result of each.
     pub lookups: Vec<RawAnswer>,
     /// `expect:`; an op that is not listed fails the test.
     pub expect: Vec<RawExpected>,
 }
 
-/// What a lookup returns in a test, whatever it is asked.
+/// The result of a lookup in a test, for all arguments.
 #[derive(Clone, Debug)]
 pub struct RawAnswer {
     /// The lookup.
@@ -43,16 +43,16 @@ pub struct RawAnswer {
     pub rows: Vec<RawRow>,
 }
 
-/// One op that a test expects.
+/// One expected operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RawExpected {
     /// The kind of the op.
     pub kind: ActionKind,
-    /// What it names, without the namespace.
+    /// The name that it acts on, without the namespace.
     pub name: Spanned<String>,
 }
 
-/// The field that says what happens, for each operation.
+/// The field of each operation.
 const CHANGES: [(&str, Operation); 5] = [
     ("insert", Operation::Insert),
     ("update", Operation::Update),
@@ -61,7 +61,7 @@ const CHANGES: [(&str, Operation); 5] = [
     ("event", Operation::Event),
 ];
 
-/// Every test of the section; a file without it has none.
+/// Reads the section `tests`.
 pub(super) fn read_tests(section: Option<Spanned<Node>>, problems: &mut Problems) -> Vec<RawTest> {
     match section {
         None | Some(Spanned { value: Node::Null, .. }) => Vec::new(),
@@ -108,7 +108,7 @@ fn read_change(fields: &mut Fields<'_>) -> Option<(Operation, Spanned<String>)> 
         0 => {
             let advice =
                 "add one of `insert: TABLE`, `update: TABLE`, `delete: TABLE`, `truncate: TABLE`, `event: NAME`";
-            fields.problems().push(start, "a test without a change", advice);
+            fields.problems().push(start, "a test has no change", advice);
             None
         }
         1 => {
@@ -124,33 +124,33 @@ fn read_change(fields: &mut Fields<'_>) -> Option<(Operation, Spanned<String>)> 
         _ => {
             let second = subjects.into_iter().filter_map(|(_, subject)| subject).nth(1);
             let span = second.map_or(start, |subject| subject.span);
-            fields.problems().push(span, "a test has exactly one change", "make two tests of it");
+            fields.problems().push(span, "a test has exactly one change", "split it into two tests");
             None
         }
     }
 }
 
-/// Whether the rows are those that the change has.
+/// Checks that the rows are those that the change needs.
 fn check_rows(operation: Operation, row: Option<&Spanned<Node>>, set: Option<&Spanned<Node>>, fields: &mut Fields<'_>) {
     let start = fields.span.clone();
     match (operation, row) {
         (Operation::Truncate, Some(row)) => {
-            fields.problems().push(row.span.clone(), "a truncate has no `row`: every row goes", "remove it");
+            fields.problems().push(row.span.clone(), "a truncate has no `row`", "remove it");
         }
         (Operation::Truncate, None) | (_, Some(_)) => {}
         (Operation::Update | Operation::Delete, None) => {
             let message = format!("`{}` without `row`", operation.word());
-            fields.problems().push(start, message, "add `row: {…}`, the row as it was before");
+            fields.problems().push(start, message, "add `row: {…}`, the old row");
         }
         (Operation::Insert, None) => {
             fields.problems().push(start, "`insert` without `row`", "add `row: {…}`, the new row");
         }
         (Operation::Event, None) => {
-            fields.problems().push(start, "`event` without `row`", "add `row: {…}`, what the event carries");
+            fields.problems().push(start, "`event` without `row`", "add `row: {…}`, the fields of the event");
         }
     }
     if let (Some(set), true) = (set, operation != Operation::Update) {
-        let message = format!("`set` says what an update changes; this is `{}`", operation.word());
+        let message = format!("`set` is for updates; this is `{}`", operation.word());
         fields.problems().push(set.span.clone(), message, "remove it, or write `update`");
     }
 }
@@ -173,7 +173,7 @@ fn read_answer(lookup: Spanned<String>, node: Spanned<Node>, problems: &mut Prob
             rows.into_iter().filter_map(|row| read_row(row, &what, problems)).collect()
         }
         _ => {
-            let message = format!("what `{}` returns must be a list of rows", lookup.value);
+            let message = format!("the result of `{}` must be a list of rows", lookup.value);
             problems.push(node.span, message, "expected `[{column: value}, …]`");
             return None;
         }
@@ -201,7 +201,7 @@ fn read_expected(node: Spanned<Node>, problems: &mut Problems) -> Vec<RawExpecte
     expected
 }
 
-/// The same value as JSON.
+/// Converts a value to JSON.
 fn value(node: Node) -> Value {
     match node {
         Node::Null => Value::Null,
@@ -271,10 +271,10 @@ mod tests {
         check("  a: b\n", "`tests` must be a list");
         check("  - 7\n", "7: a test must be a mapping, found a number");
         check("  - {truncate: t}\n", "a test has no `it`");
-        check("  - {it: x}\n", "a test without a change; add one of `insert: TABLE`");
+        check("  - {it: x}\n", "a test has no change; add one of `insert: TABLE`");
         check("  - {it: x, insert: t, delete: u, row: {a: 1}}\n", "u: a test has exactly one change");
         check("  - {it: x, insert: t}\n", "`insert` without `row`; add `row: {…}`, the new row");
-        check("  - {it: x, update: t, set: {a: 1}}\n", "the row as it was before");
+        check("  - {it: x, update: t, set: {a: 1}}\n", "the old row");
         check("  - {it: x, truncate: t, row: {a: 1}}\n", "a truncate has no `row`");
         check("  - {it: x, delete: t, row: {a: 1}, set: {a: 2}}\n", "this is `delete`");
         check("  - {it: x, insert: t, row: 7}\n", "7: `row` must be a mapping, found a number");
@@ -288,9 +288,9 @@ mod tests {
         );
         check(
             "  - {it: x, truncate: t, expect: {delete: [7]}}\n",
-            "7: `delete` must be text, found a number; write it in quotes",
+            "7: `delete` must be a string, found a number; write it in quotes",
         );
-        check("  - {it: x, truncate: t, lookups: {m: {a: 1}}}\n", "what `m` returns must be a list of rows");
+        check("  - {it: x, truncate: t, lookups: {m: {a: 1}}}\n", "the result of `m` must be a list of rows");
         check("  - {it: x, truncate: ''}\n", "`truncate` is empty");
     }
 }

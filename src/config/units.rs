@@ -1,4 +1,6 @@
-//! The units in which limits of durations are written.
+//! Units of time for the limits of durations.
+//!
+//! Owns these constants only.
 
 use std::time::Duration;
 

@@ -1,6 +1,7 @@
-//! From text to [`Node`]s: the YAML parser, and where each value stands.
+//! Parses YAML into [`Node`]s, each with its position.
 //!
-//! Owns the parser library. It must not know which fields there are. Invariant: every value has a span in the text.
+//! Owns the use of the parser library. It must not know the names of fields. Invariant: every
+//! position lies in the text.
 
 use std::fmt;
 use std::ops::Range;
@@ -11,9 +12,9 @@ use super::node::Node;
 use super::problem::Problems;
 use super::span::Spanned;
 
-/// Parses YAML; a syntax error becomes one problem.
+/// Parses YAML. A syntax error becomes one problem.
 pub(super) fn parse(text: &str, problems: &mut Problems) -> Option<Spanned<Node>> {
-    // As YAML 1.2 has it: a column called `n` or `on` is a text.
+    // As in YAML 1.2, `n` and `on` are strings, as for columns of these names.
     let options = serde_saphyr::options! { strict_booleans: true };
     match serde_saphyr::from_str_with_options::<serde_saphyr::Spanned<Node>>(text, options) {
         Ok(root) => {
@@ -30,7 +31,7 @@ pub(super) fn parse(text: &str, problems: &mut Problems) -> Option<Spanned<Node>
     }
 }
 
-/// The library's message without what it says to programmers.
+/// The library's message without its hints for programmers.
 fn in_our_words(message: &str) -> String {
     if message.contains("multiple YAML documents") {
         return "more than one YAML document in the file".to_owned();
@@ -38,7 +39,7 @@ fn in_our_words(message: &str) -> String {
     message.split(", set DuplicateKeyPolicy").next().unwrap_or(message).to_owned()
 }
 
-/// Plain text of a library error without the source excerpt, which is ours to show.
+/// The text of a library error without the excerpt; [`Problems`] shows its own.
 trait RenderPlain {
     fn render_plain(&self) -> String;
 }
@@ -51,7 +52,7 @@ impl RenderPlain for serde_saphyr::Error {
     }
 }
 
-/// Where lines start, to turn a line and a column in characters into bytes.
+/// The starts of lines, to convert a line and a column in characters into bytes.
 struct LineStarts<'a> {
     text: &'a str,
     starts: Vec<usize>,
@@ -72,14 +73,14 @@ impl<'a> LineStarts<'a> {
     }
 }
 
-/// Our own span from the library's; the start still is `line << 32 | column` until [`locate`].
+/// Converts a span of the library. Its start is `line << 32 | column` until [`locate`].
 fn packed<T>(spanned: serde_saphyr::Spanned<T>) -> Spanned<T> {
     let location = spanned.referenced;
     let packed = usize::try_from(location.line() << 32 | location.column()).unwrap_or(0);
     Spanned { value: spanned.value, span: packed..packed }
 }
 
-/// Replaces packed line and column by byte offsets in the whole tree.
+/// Replaces packed lines and columns by byte offsets in the whole tree.
 fn locate(node: &mut Spanned<Node>, lines: &LineStarts<'_>) {
     let resolve = |span: &mut Range<usize>, length: Option<usize>| {
         let quote = lines.offset((span.start >> 32) as u64, (span.start & 0xFFFF_FFFF) as u64);

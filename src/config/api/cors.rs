@@ -1,6 +1,6 @@
 //! `cors:`: which other origins may read.
 //!
-//! Owns its fields and what an origin is. It must not know HTTP.
+//! Owns its fields and the syntax of origins. It must not know HTTP.
 
 use std::time::Duration;
 
@@ -13,9 +13,9 @@ use crate::config::units::DAY;
 /// Which other origins may read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cors {
-    /// `*` alone, or whole origins.
+    /// `*` alone, or origins.
     pub origins: Vec<String>,
-    /// How long a browser may keep the answer to a preflight.
+    /// How long a browser may cache the response to a preflight.
     pub max_age: Duration,
 }
 
@@ -31,10 +31,10 @@ pub(super) fn read_cors(node: Spanned<Node>, problems: &mut Problems) -> Option<
     let several = origins.len() > 1;
     for origin in &origins {
         let (message, advice) = match &*origin.value {
-            "*" if several => ("`*` stands for every origin", "remove the others, or this one"),
+            "*" if several => ("`*` means every origin", "remove the others, or this one"),
             "*" => continue,
             text if is_origin(text) => continue,
-            _ => ("`origins` are whole origins", "expected `https://app.example.com`, without a path"),
+            _ => ("not an origin", "expected `https://app.example.com`, without a path"),
         };
         fields.problems().push(origin.span.clone(), message, advice);
     }
@@ -43,7 +43,7 @@ pub(super) fn read_cors(node: Spanned<Node>, problems: &mut Problems) -> Option<
     Some(Cors { origins: origins.into_iter().map(|origin| origin.value).collect(), max_age })
 }
 
-/// Whether a browser may send this text as its `Origin`.
+/// Whether a browser may send this string as `Origin`.
 fn is_origin(text: &str) -> bool {
     let Some((scheme, host)) = text.split_once("://") else { return false };
     !scheme.is_empty() && !host.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic()) && !host.contains('/')

@@ -1,7 +1,7 @@
-//! The section `api:`: how the read API serves.
+//! The section `api:`: settings of the read API.
 //!
-//! Owns its settings and their defaults. It must not know HTTP, Redis or what a read is. Invariant: every duration and
-//! count has a limit, so that sums of them cannot overflow.
+//! Owns the settings and their defaults. It must not know HTTP, Redis or what a read is. Invariant:
+//! every duration and count has a limit, so that sums cannot overflow.
 
 mod cors;
 mod on_error;
@@ -27,49 +27,50 @@ pub use path_glob::PathGlob;
 pub use rate_limit::{Algorithm, By, RateLimit};
 pub use session::{SessionSettings, Sliding};
 
-/// How the read API serves.
+/// Settings of the read API.
 #[derive(Clone, Debug)]
 pub struct Api {
-    /// Where it listens: `host:port`, or `[v6]:port`.
+    /// The listen address: `host:port` or `[v6]:port`.
     pub listen: String,
-    /// A replica that reads may go to, if there is one.
+    /// A replica for reads, if any.
     pub replica: Option<Address>,
-    /// Cached values are served only while the daemon was heard of within this.
+    /// Cached values are served only if the daemon's last heartbeat is younger.
     pub max_staleness: Duration,
-    /// When PostgreSQL is away, they may be that much older.
+    /// How much older they may be while PostgreSQL is unreachable.
     pub stale_if_error: Duration,
-    /// How long what a `Consistency-Token` asks for is waited for, before the primary is read.
+    /// How long to wait for the commits that a `Consistency-Token` requires, before reading the
+    /// primary.
     pub consistency_wait: Duration,
-    /// How long a value is waited for that another reader is filling in.
+    /// How long to wait for a value that another request is filling.
     pub fill_wait: Duration,
-    /// How long one request may take.
+    /// The time limit of one request.
     pub timeout: Duration,
-    /// Connections to each PostgreSQL, and so the most reads at once there.
+    /// Connections to each PostgreSQL server, and so the most concurrent reads on it.
     pub database_connections: usize,
-    /// The most HTTP connections at once.
+    /// The most concurrent HTTP connections.
     pub connections: usize,
-    /// Whether answers carry `X-Cache`, too.
+    /// Whether responses also have `X-Cache`.
     pub x_cache: bool,
-    /// Whether answers carry `X-RateLimit-*`, too.
+    /// Whether responses also have `X-RateLimit-*`.
     pub x_ratelimit: bool,
     /// Which other origins may read, if any.
     pub cors: Option<Cors>,
-    /// Who may say, in `X-Forwarded-For`, whose request it is.
+    /// The proxies whose `X-Forwarded-For` is trusted.
     pub trusted_proxies: Vec<IpNet>,
-    /// Every one whose path matches holds for a request.
+    /// Rate limits. Every limit whose path matches applies.
     pub rate_limits: Vec<RateLimit>,
-    /// How bearer tokens are resolved, if they are.
+    /// How bearer tokens are resolved; none: there are no sessions.
     pub session: Option<SessionSettings>,
 }
 
-/// The daemon says once a second that it is there.
+/// The daemon's heartbeat comes once a second.
 pub(super) const STALENESS_LEAST: Duration = SECOND;
 pub(super) const STALENESS_MAX: Duration = DAY;
 
-/// The longest that a client is kept waiting.
+/// The longest wait of a request.
 const WAIT_MAX: Duration = Duration::from_secs(60);
 
-/// The most connections of either kind: what a process may open by default on large servers.
+/// The most connections of either kind: the default limit of open files on large servers.
 const CONNECTIONS_MAX: u64 = 1 << 20;
 
 impl Default for Api {
@@ -94,14 +95,18 @@ impl Default for Api {
     }
 }
 
-/// The settings; what is missing or wrong is as by default.
+/// Reads the section. Missing and invalid settings have their defaults.
 pub(super) fn read_api(mut fields: Fields<'_>, environment: &impl Fn(&str) -> Option<String>) -> Api {
     let mut api = Api::default();
     if let Some(text) = fields.text("listen") {
         if is_host_and_port(&text.value) {
             api.listen = text.value;
         } else {
-            fields.problems().push(text.span, "`listen` is not a place", "expected `host:port` or `[::1]:port`");
+            fields.problems().push(
+                text.span,
+                "`listen` is not an address with a port",
+                "expected `host:port` or `[::1]:port`",
+            );
         }
     }
     api.replica = read_replica(&mut fields, environment);
@@ -120,7 +125,7 @@ pub(super) fn read_api(mut fields: Fields<'_>, environment: &impl Fn(&str) -> Op
             Some(network) => api.trusted_proxies.push(network),
             None => fields.problems().push(
                 text.span,
-                "`trusted_proxies` are addresses and networks",
+                "`trusted_proxies` has something other than addresses and networks",
                 "expected `10.0.0.1` or `10.0.0.0/8`",
             ),
         }
@@ -159,7 +164,7 @@ fn read_durations(api: &mut Api, fields: &mut Fields<'_>) {
     }
 }
 
-/// Whether a text is `host:port`, with the host of an IPv6 address in brackets.
+/// Whether a string is `host:port`, with an IPv6 address in brackets.
 fn is_host_and_port(text: &str) -> bool {
     let Some((host, port)) = text.rsplit_once(':') else { return false };
     let host_is_right = match host.strip_prefix('[') {
@@ -186,7 +191,7 @@ mod tests {
         Document::parse(&text, &|_| None).unwrap_or_else(|found| panic!("{api}: {found:?}")).settings.api
     }
 
-    /// Every problem as `text at fault: advice`.
+    /// Every problem as `text of the span: advice`.
     fn problems(api: &str) -> Vec<String> {
         let text = format!("{RULE}api: {api}\n");
         let found = Document::parse(&text, &|_| None).expect_err("the section has problems");
@@ -259,7 +264,7 @@ mod tests {
                 "listn: did you mean `listen`?",
                 "1ms: expected at least `1s`",
                 "1ms: expected at least `100ms`",
-                "0: expected a whole number from 1 on",
+                "0: expected a whole number, 1 or more",
                 "1: write `true` or `false`",
             ],
         );
@@ -282,7 +287,7 @@ mod tests {
                 "1ms: expected at least `1s`",
                 "b b: expected 1 to 64 letters, digits, `_` and `-`",
                 "/{id}: write `*` for a segment, as in `/users/*`",
-                "0: expected a whole number from 1 on",
+                "0: expected a whole number, 1 or more",
                 "user: expected one of `ip`, `session`, `user_or_ip`",
             ],
         );
@@ -297,7 +302,7 @@ mod tests {
                 "requird: did you mean `required`?",
                 "x: begin it with `/`, as in `/users/*` or `/**`",
                 "opn: did you mean `open`?",
-                "{: add `sql: update … where … = $1`; $1 is the token's sha256 in hexadecimal digits",
+                "{: add `sql: update … where … = $1`; $1 is the token's SHA-256 in hexadecimal",
             ],
         );
     }

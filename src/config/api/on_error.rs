@@ -1,13 +1,15 @@
-//! What happens to a request when what decides about it cannot be asked.
+//! Whether a request continues if a check cannot be made.
+//!
+//! Owns the setting and its words. It must not know which checks there are.
 
-/// What happens when what decides cannot be asked.
+/// What happens to a request if a check cannot be made, for example because Redis is unreachable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnError {
-    /// The request goes on.
+    /// The request continues.
     Open,
-    /// It is refused.
+    /// The request is refused.
     Closed,
 }
 
-/// The words for it in the file.
+/// The words in the file.
 pub(super) const ON_ERROR: [(&str, OnError); 2] = [("open", OnError::Open), ("closed", OnError::Closed)];

@@ -1,25 +1,25 @@
 //! Patterns of paths: `/users/*`.
 //!
-//! Owns their syntax and what they match. Invariant: matching is linear where a pattern ends in its only star, and never
-//! takes more steps than the square of the path's length, whatever a client asks for.
+//! Owns their syntax and what they match. It must not know requests. Invariant: matching is linear
+//! if the pattern ends in its only star, and never takes more steps than the square of the path's
+//! length.
 
 use std::fmt;
 
 use crate::config::problem::Problems;
 use crate::config::span::Spanned;
 
-/// A pattern of paths: `*` is anything within a segment, `**` anything, slashes included: `/users/**` is all that is
-/// below `/users/`. It is held against the decoded path, in which an encoded slash stays
-/// `%2F`.
+/// A pattern of paths: `*` matches anything within a segment, `**` anything including slashes. It
+/// is matched against the decoded path, in which an encoded slash stays `%2F`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PathGlob(String);
 
 impl PathGlob {
-    /// Reads a pattern.
+    /// Parses a pattern.
     ///
     /// # Errors
     ///
-    /// What is expected instead.
+    /// What was expected.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         if !text.starts_with('/') {
             return Err("begin it with `/`, as in `/users/*` or `/**`");
@@ -38,16 +38,17 @@ impl PathGlob {
         match Self::parse(&text.value) {
             Ok(glob) => Some(glob),
             Err(advice) => {
-                problems.push(text.span, format!("`{field}` is not a pattern of paths"), advice);
+                problems.push(text.span, format!("`{field}` is not a path pattern"), advice);
                 None
             }
         }
     }
 
-    /// Whether it matches a path, as a request has it.
+    /// Whether the pattern matches a decoded path.
     pub fn matches(&self, path: &str) -> bool {
         let (mut pattern, mut rest) = (self.0.as_bytes(), path.as_bytes());
-        // Where to go on when what follows the last star of each kind does not fit: one byte further.
+        // Where to continue if the rest after the last star of each kind does not match: one byte
+        // on.
         let mut within: Option<(&[u8], &[u8])> = None;
         let mut across: Option<(&[u8], &[u8])> = None;
         loop {

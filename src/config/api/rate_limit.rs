@@ -1,4 +1,4 @@
-//! `rate_limits:`: how many requests there may be.
+//! `rate_limits:`: how many requests are allowed.
 //!
 //! Owns its fields. It must not know how requests are counted.
 
@@ -12,36 +12,36 @@ use crate::config::problem::Problems;
 use crate::config::span::Spanned;
 use crate::config::units::{DAY, SECOND};
 
-/// The largest number that a header may carry (RFC 9651, Integers).
+/// The largest integer in a header (RFC 9651, Integers).
 const LIMIT_MAX: u64 = 999_999_999_999_999;
 
-/// How many requests there may be.
+/// How many requests are allowed.
 #[derive(Clone, Debug)]
 pub struct RateLimit {
     /// The key in `rate_limits:`.
     pub name: String,
-    /// The paths it holds for.
+    /// The paths that it applies to.
     pub path: PathGlob,
-    /// So many requests …
+    /// The most requests within the window.
     pub limit: u64,
-    /// … within this.
+    /// The length of the window.
     pub window: Duration,
-    /// Whose requests are counted together.
+    /// Which requests are counted together.
     pub by: By,
     /// How they are counted.
     pub algorithm: Algorithm,
-    /// What happens when they cannot be counted.
+    /// What happens if they cannot be counted.
     pub on_error: OnError,
 }
 
-/// Whose requests are counted together.
+/// Which requests are counted together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum By {
     /// Those from one address.
     Ip,
-    /// Those with one token; from one address, without a valid one.
+    /// Those with one token; without a valid token, those from one address.
     Session,
-    /// Those of one user; from one address, where there is none.
+    /// Those of one user; without a user, those from one address.
     UserOrIp,
 }
 
@@ -50,7 +50,7 @@ pub enum By {
 pub enum Algorithm {
     /// Within the window that ends now.
     Sliding,
-    /// Within windows that follow one another.
+    /// Within consecutive windows.
     Fixed,
 }
 
@@ -68,7 +68,7 @@ fn read_limit(
     let mut fields = Fields::of(node, format!("rate limit `{}`", name.value), problems)?;
     if !is_limit_name(&name.value) {
         let advice = "expected 1 to 64 letters, digits, `_` and `-`";
-        fields.problems().push(name.span.clone(), "the name of a rate limit becomes part of headers", advice);
+        fields.problems().push(name.span.clone(), "the name of a rate limit is sent in headers", advice);
     }
     for (field, example) in [("path", "/**"), ("limit", "600"), ("window", "1m")] {
         if !fields.has_any(&[field]) {
@@ -86,7 +86,7 @@ fn read_limit(
     let by_default = if by == By::Session { OnError::Closed } else { OnError::Open };
     let on_error = fields.word("on_error", &ON_ERROR).unwrap_or(by_default);
     if by == By::Session && !has_session {
-        let message = format!("rate limit `{}` is by session, and there are none", name.value);
+        let message = format!("rate limit `{}` counts by session, and `api` has no `session`", name.value);
         fields.problems().push(name.span.clone(), message, "add `session: NAME` to `api`, or write `by: ip`");
     }
     fields.finish();

@@ -1,6 +1,6 @@
 //! `session:`: how bearer tokens are resolved.
 //!
-//! Owns its fields. It must not know what a read is, nor how a token is checked.
+//! Owns its fields. It must not know reads or how a token is checked.
 
 use std::time::Duration;
 
@@ -17,22 +17,22 @@ use crate::config::units::{DAY, SECOND};
 pub struct SessionSettings {
     /// The read that resolves a token.
     pub read: Spanned<String>,
-    /// The paths that need a session.
+    /// The paths that require a session.
     pub required: Vec<PathGlob>,
-    /// The field of the session's JSON that names the user; none: sessions have no user.
+    /// The field of the session's JSON with the user's id; none: sessions have no user.
     pub user: Option<String>,
-    /// What happens when a token cannot be resolved.
+    /// What happens if a token cannot be resolved.
     pub on_error: OnError,
-    /// How sessions in use are prolonged, if they are.
+    /// How sessions in use are extended; none: they are not.
     pub sliding: Option<Sliding>,
 }
 
-/// How sessions in use are prolonged.
+/// How sessions in use are extended.
 #[derive(Clone, Debug)]
 pub struct Sliding {
-    /// The statement; `$1` is the token's sha256 in hexadecimal digits.
+    /// The statement; `$1` is the token's SHA-256 in hexadecimal.
     pub sql: Spanned<String>,
-    /// Each session at most once in this time.
+    /// A session is extended at most once in this time.
     pub every: Duration,
 }
 
@@ -74,7 +74,7 @@ fn read_sliding(node: Spanned<Node>, problems: &mut Problems) -> Option<Sliding>
     let mut fields = Fields::of(node, "`sliding`", problems)?;
     let span = fields.span.clone();
     if !fields.has_any(&["sql"]) {
-        let advice = "add `sql: update … where … = $1`; $1 is the token's sha256 in hexadecimal digits";
+        let advice = "add `sql: update … where … = $1`; $1 is the token's SHA-256 in hexadecimal";
         fields.problems().push(span, "`sliding` has no `sql`", advice);
     }
     let sql = fields.text("sql");
