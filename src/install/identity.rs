@@ -1,6 +1,7 @@
-//! Replica identities: what the log carries of an old row.
+//! Replica identities: the columns of the old row that the log carries.
 //!
-//! Owns how one is widened. It must not decide which need it. Invariant: an attempt that was interrupted can be repeated.
+//! Owns how one is widened. It must not decide which need it. Invariant: an interrupted attempt can
+//! be repeated.
 
 use tokio_postgres::{Client, Error};
 
@@ -8,10 +9,10 @@ use super::step::Step;
 use crate::catalog::{quote, quote_table};
 use crate::rules::Widening;
 
-/// Widens the identity of a table, in each of its partitions.
+/// Widens the replica identity of a table and of each of its partitions.
 pub(super) async fn widen(client: &Client, widening: &Widening) -> Result<Step, Error> {
     for leaf in &widening.leaves {
-        // An earlier attempt may have left an index that was never finished.
+        // An interrupted attempt leaves an invalid index.
         let index = widening.index(leaf);
         let unfinished = "select exists (select from pg_index i join pg_class c on c.oid = i.indexrelid \
                           join pg_namespace n on n.oid = c.relnamespace \
@@ -25,5 +26,5 @@ pub(super) async fn widen(client: &Client, widening: &Widening) -> Result<Step, 
             client.batch_execute(&statement).await?;
         }
     }
-    Ok(Step::Done(format!("the replica identity of {} carries what the keys need", widening.table)))
+    Ok(Step::Done(format!("the replica identity of {} has the columns of the keys", widening.table)))
 }

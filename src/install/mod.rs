@@ -1,7 +1,8 @@
-//! What `setup` installs in PostgreSQL, and `teardown` removes: publication, slot, replica identities, outbox.
+//! What `setup` installs in PostgreSQL and `teardown` removes: the publication, the slot, replica
+//! identities, the outbox.
 //!
-//! Owns the statements and the files of `sql/`. It must not know rules, sources or Redis. Invariant: every step may
-//! be repeated.
+//! Owns the statements and the files of `sql/`. It must not decide what the rules need; it is told.
+//! It must not read changes. Invariant: every step can be repeated.
 
 pub mod emit;
 mod identity;

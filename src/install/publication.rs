@@ -1,7 +1,7 @@
-//! The publication: which tables the replication slot carries.
+//! The publication: the tables whose changes the replication slot sends.
 //!
-//! Owns `sql/publication.sql`. It must not decide which tables are needed. Invariant: running twice changes nothing the
-//! second time.
+//! Owns `sql/publication.sql`. It must not decide which tables are needed. Invariant: a second run
+//! changes nothing.
 
 use tokio_postgres::{Client, Error};
 
@@ -11,7 +11,7 @@ use crate::change::TableName;
 
 const SCRIPT: &str = include_str!("../../sql/publication.sql");
 
-/// Makes the publication carry exactly these tables.
+/// Creates the publication, or changes it to publish exactly these tables.
 pub(super) async fn publish(client: &Client, publication: &str, tables: &[&TableName]) -> Result<Step, Error> {
     const PUBLISHED: &str = "select string_agg(pubname || prrelid || pubviaroot, ',' order by prrelid) \
          from pg_publication left join pg_publication_rel on prpubid = pg_publication.oid where pubname = $1";
@@ -21,5 +21,5 @@ pub(super) async fn publish(client: &Client, publication: &str, tables: &[&Table
     script::run(client, SCRIPT, &[("unstale.publication", publication), ("unstale.tables", &names)]).await?;
     let after: Option<String> = client.query_one(PUBLISHED, &[&publication]).await?.get(0);
     let listed: Vec<_> = tables.iter().map(ToString::to_string).collect();
-    Ok(Step::of(before != after, format!("publication {publication} carries {}", listed.join(", "))))
+    Ok(Step::of(before != after, format!("publication {publication} publishes {}", listed.join(", "))))
 }

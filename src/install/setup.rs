@@ -1,9 +1,8 @@
-//! What `setup` installs for the replication slot, in order.
+//! Installs everything for slot mode.
 //!
-//! Owns the order. It must not decide which tables or identities are needed; the outbox is installed by
-//! [`super::outbox`].
-//! Invariants: running twice changes nothing the second time; no step leaves an application's writes
-//! refused, so a table's identity is widened before the table is published.
+//! Owns the order. It must not decide which tables or identities are needed. [`super::outbox`]
+//! installs what outbox mode needs. Invariants: a second run changes nothing; an application can
+//! write at any time, so a table's identity is widened before the table is published.
 
 use tokio_postgres::{Client, Error};
 
@@ -13,7 +12,7 @@ use crate::change::TableName;
 use crate::config::Settings;
 use crate::rules::Widening;
 
-/// Makes identities wide enough, then the publication, then the slot.
+/// Widens identities, then creates the publication, `unstale.emit` if `events`, and the slot.
 pub async fn apply(
     client: &Client,
     settings: &Settings,

@@ -1,7 +1,7 @@
 //! The replication slot.
 //!
-//! Owns `sql/slot.sql`. It must not read the slot, nor decide when a slot is lost. Invariant: creating twice changes
-//! nothing the second time.
+//! Owns `sql/slot.sql`. It must not read the slot or decide that it is lost. Invariant: a second
+//! run changes nothing.
 
 use tokio_postgres::{Client, Error};
 
@@ -18,8 +18,12 @@ pub(super) async fn create(client: &Client, slot: &str) -> Result<Step, Error> {
     Ok(Step::of(!before, format!("replication slot {slot}")))
 }
 
-/// Replaces the slot by a new one, which begins at the end of the log; what the old one had not sent is lost.
-/// An error if somebody reads it.
+/// Replaces the slot by a new one, which begins at the current end of the log. Changes that the old
+/// one had not sent are lost.
+///
+/// # Errors
+///
+/// Also if a process is reading the slot.
 pub async fn recreate(client: &Client, slot: &str) -> Result<(), Error> {
     const DROP: &str = "select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = $1";
     client.execute(DROP, &[&slot]).await?;

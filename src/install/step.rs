@@ -1,18 +1,18 @@
-//! One step of `setup`: what it made, or found as it should be.
+//! One step of `setup`, and whether it changed anything.
 //!
-//! Owns the words in which steps are reported. It must not know what any step does.
+//! Owns how steps are reported. It must not know what a step does.
 
-/// What setup found to do, or not.
+/// A step of `setup`, with a description.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// It was made or changed.
+    /// Something was created or changed.
     Done(String),
-    /// It was there already.
+    /// It was already as it should be.
     Unchanged(String),
 }
 
 impl Step {
-    /// A step that may have found nothing to do.
+    /// A step with this outcome.
     pub(super) fn of(is_changed: bool, text: String) -> Self {
         if is_changed { Self::Done(text) } else { Self::Unchanged(text) }
     }

@@ -1,6 +1,7 @@
-//! What `teardown` removes: everything that `setup` made, in whichever mode that was.
+//! Removes what `setup` installed, in either mode.
 //!
-//! Owns `sql/teardown.sql` and what becomes of the outbox. It must not remove an outbox that belongs to another slot.
+//! Owns `sql/teardown.sql`. It must not connect or print. Invariant: an outbox that belongs to
+//! another slot is kept.
 
 use tokio_postgres::{Client, Error};
 
@@ -9,22 +10,23 @@ use crate::config::Settings;
 
 const SCRIPT: &str = include_str!("../../sql/teardown.sql");
 
-/// What became of the outbox when everything was removed.
+/// What `teardown` did with the outbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OutboxRemoval {
     /// There was none.
     Absent,
-    /// It went, with this many entries that nobody had read.
+    /// It was removed, with this many unread entries.
     Removed(i64),
-    /// It stays, because it is somebody else's: of the slot with this name.
+    /// It was kept, because it belongs to the slot of this name.
     Kept(String),
 }
 
-/// Removes the slot, the publication and our indexes, and the outbox with its triggers, whatever the mode is.
+/// Removes the outbox with its triggers, then the slot, the publication and the identity indexes,
+/// in either mode.
 ///
 /// # Errors
 ///
-/// Also if a table could not be locked in time. Then the outbox is as it was, and the rest is not touched.
+/// Also if a table could not be locked in time. Then nothing was removed.
 pub async fn remove(client: &Client, settings: &Settings) -> Result<OutboxRemoval, Error> {
     const CONSUMERS: &str = "select slot from unstale.consumer order by slot = $1 desc limit 1";
     const PENDING: &str = "select count(*) from unstale.outbox";
@@ -56,7 +58,7 @@ pub async fn remove(client: &Client, settings: &Settings) -> Result<OutboxRemova
     Ok(outbox)
 }
 
-/// Whether there is a table of ours with this name.
+/// Whether the schema `unstale` has a table of this name.
 async fn exists(client: &Client, table: &str) -> Result<bool, Error> {
     const EXISTS: &str = "select exists (select from pg_class c join pg_namespace n on n.oid = c.relnamespace \
                           where n.nspname = 'unstale' and c.relname = $1 and c.relkind = 'r')";

@@ -1,7 +1,8 @@
-//! Where a PostgreSQL server is and who we are there: a `postgres://` URL over libpq's environment.
+//! The address of a PostgreSQL server: hosts, database, credentials and TLS settings.
 //!
-//! Owns that syntax. It must not open anything. Source: the PostgreSQL manual, "Connection Strings"
-//! and "Environment Variables" of libpq. Invariant: what the URL says wins over the environment.
+//! Owns the meaning of libpq's connection parameters. It must not connect. Source: the PostgreSQL
+//! manual, libpq, "Connection Strings" and "Environment Variables". Invariant: the URL overrides
+//! the environment.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -11,12 +12,12 @@ use secrecy::SecretString;
 
 use super::parameters::{InvalidAddress, Parameters};
 
-/// One place where a server may listen.
+/// A host or a Unix socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Host {
     /// A host name or IP address, and a port.
     Tcp(String, u16),
-    /// The directory of a Unix socket, and the port that is part of the socket's name.
+    /// The directory of a Unix socket, and the port in the socket's name.
     Unix(PathBuf, u16),
 }
 
@@ -35,39 +36,39 @@ impl fmt::Display for Host {
 pub enum SslMode {
     /// Never.
     Disable,
-    /// If the server offers it, unverified.
+    /// If the server offers it, without verification.
     Prefer,
-    /// Always, unverified unless there is a root certificate.
+    /// Always; without verification unless there is a root certificate.
     Require,
-    /// Always, with a certificate that the root signed.
+    /// Always; a root must have signed the certificate.
     VerifyCa,
-    /// Always, and the certificate must name the host.
+    /// Always; a root must have signed the certificate, and it must name the host.
     VerifyFull,
 }
 
-/// Whether SCRAM must be bound to the TLS channel, as libpq's `channel_binding`.
+/// Whether SCRAM is bound to the TLS channel, as libpq's `channel_binding`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChannelBinding {
     /// Never.
     Disable,
-    /// When the server offers it.
+    /// If the server offers it.
     Prefer,
-    /// Or else refuse to log in.
+    /// Always; otherwise the login fails.
     Require,
 }
 
 /// A server, a database in it, and the credentials.
 #[derive(Clone, Debug)]
 pub struct Address {
-    /// Tried in order.
+    /// The hosts, tried in order.
     pub hosts: Vec<Host>,
     /// The role.
     pub user: String,
-    /// Its password.
+    /// The password, if any.
     pub password: Option<SecretString>,
     /// The database.
     pub database: String,
-    /// TLS.
+    /// When to use TLS.
     pub ssl_mode: SslMode,
     /// File of trusted root certificates, or `system`.
     pub ssl_root_cert: Option<PathBuf>,
@@ -75,7 +76,7 @@ pub struct Address {
     pub ssl_client: Option<(PathBuf, PathBuf)>,
     /// SCRAM channel binding.
     pub channel_binding: ChannelBinding,
-    /// For each host.
+    /// The time limit for each host.
     pub connect_timeout: Duration,
     /// Shown in `pg_stat_activity`.
     pub application_name: String,
@@ -84,7 +85,7 @@ pub struct Address {
 }
 
 impl fmt::Display for Address {
-    /// Hosts and database; no credentials.
+    /// Hosts and database, without credentials.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let hosts: Vec<_> = self.hosts.iter().map(ToString::to_string).collect();
         write!(f, "{} (database {})", hosts.join(", "), self.database)
@@ -94,7 +95,8 @@ impl fmt::Display for Address {
 const LONGEST_CONNECT_SECONDS: u64 = 3600;
 
 impl Address {
-    /// Reads a URL; what it leaves out comes from libpq's variables, then from libpq's defaults.
+    /// Parses a URL. Missing parameters come from libpq's environment variables, then from libpq's
+    /// defaults.
     pub fn parse(url: &str, environment: &impl Fn(&str) -> Option<String>) -> Result<Self, InvalidAddress> {
         let given = Parameters::of_url(url)?;
         let value = |name: &str| given.value(name, environment);
@@ -134,7 +136,7 @@ impl Address {
             ssl_root_cert: value("sslrootcert").map(PathBuf::from),
             ssl_client,
             channel_binding,
-            // Zero means "for ever" to libpq; an hour is that for a daemon that tries again.
+            // In libpq zero means no limit; the daemon retries, so an hour has the same effect.
             connect_timeout: Duration::from_secs(match seconds {
                 0 => LONGEST_CONNECT_SECONDS,
                 seconds => seconds.min(LONGEST_CONNECT_SECONDS),
@@ -145,7 +147,7 @@ impl Address {
     }
 }
 
-/// Pairs hosts with ports: one port for all, or one each.
+/// Combines hosts with ports: one port for all, or one for each.
 fn hosts(names: Option<&str>, ports: Option<&str>) -> Result<Vec<Host>, InvalidAddress> {
     let ports: Vec<u16> = ports
         .unwrap_or("")

@@ -1,6 +1,6 @@
-//! What the log does not say, asked of PostgreSQL's catalog.
+//! Queries of PostgreSQL's catalog: tables, columns, identities, partitions.
 //!
-//! Owns the queries. It must not judge what they return; the rules do.
+//! Owns the queries. It must not check the result; the rules do.
 
 use std::collections::HashMap;
 
@@ -12,8 +12,9 @@ use crate::change::{Kind, RelationId, TableName};
 /// Every table outside the system schemas, with its columns, identity and leaves.
 const TABLES: &str = include_str!("../../sql/catalog.sql");
 
-/// What is above a relation, as a partition or by inheritance, nearest first; whether nobody is about to move it or
-/// what is above it, which writes to the rows of `pg_class`; and the snapshot in which that holds.
+/// The ancestors of a relation, as a partition or by inheritance, nearest first; whether no open
+/// transaction has attached or detached any of them, which updates rows of `pg_class`; and the
+/// snapshot.
 const ANCESTORS: &str = "with recursive above (id, depth) as ( \
      select inhparent, 1 from pg_inherits where inhrelid = $1 \
      union all select inhparent, depth + 1 from pg_inherits join above on inhrelid = above.id where depth < 100) \
@@ -27,7 +28,7 @@ pub async fn read(client: &Client) -> Result<Catalog, tokio_postgres::Error> {
     let path = client.query_one("select current_schemas(false)::text[]", &[]).await?;
     let mut tables = Vec::new();
     let mut leaves_of: HashMap<TableName, Vec<(TableName, Identity)>> = HashMap::new();
-    let mut heirs_of: HashMap<TableName, Vec<(TableName, Identity)>> = HashMap::new();
+    let mut children_of: HashMap<TableName, Vec<(TableName, Identity)>> = HashMap::new();
     let rows = client.query(TABLES, &[]).await?;
     for row in &rows {
         let name = TableName::new(row.get::<_, String>("schema"), row.get::<_, String>("name"));
@@ -47,7 +48,7 @@ pub async fn read(client: &Client) -> Result<Catalog, tokio_postgres::Error> {
             .and_then(|json| serde_json::from_str(&json).ok())
             .unwrap_or_default();
         for (schema, table) in above {
-            heirs_of.entry(TableName::new(schema, table)).or_default().push((name.clone(), identity.clone()));
+            children_of.entry(TableName::new(schema, table)).or_default().push((name.clone(), identity.clone()));
         }
         let columns = columns.into_iter().zip(not_null).zip(types).map(|((name, not_null), (oid, type_name))| {
             CatalogColumn { name, type_name, kind: Kind::of_type(oid), not_null }
@@ -64,10 +65,10 @@ pub async fn read(client: &Client) -> Result<Catalog, tokio_postgres::Error> {
         });
     }
     for table in &mut tables {
-        // A parent by inheritance holds rows of its own beside those of its heirs.
-        for (heir, identity) in heirs_of.remove(&table.name).unwrap_or_default() {
+        // A parent has rows of its own in addition to those of its children.
+        for (child, identity) in children_of.remove(&table.name).unwrap_or_default() {
             table.identity = common(std::mem::replace(&mut table.identity, Identity::Full), identity);
-            table.leaves.push(heir);
+            table.leaves.push(child);
         }
         let Some(leaves) = leaves_of.remove(&table.name) else { continue };
         table.identity = leaves.iter().map(|(_, identity)| identity.clone()).reduce(common).unwrap_or(Identity::Full);
@@ -76,17 +77,18 @@ pub async fn read(client: &Client) -> Result<Catalog, tokio_postgres::Error> {
     Ok(Catalog { tables, search_path: path.get(0) })
 }
 
-/// Where a table stands among partitions and heirs.
+/// The ancestors of a table among partitioned tables and parents.
 pub struct Ancestry {
-    /// The tables through which its rows are read too, nearest first.
+    /// The tables whose queries also return its rows, nearest first.
     pub ancestors: Vec<TableName>,
-    /// No transaction that is not visible yet is about to change that, or has.
+    /// Whether no transaction that is not visible yet changes the ancestors.
     pub is_settled: bool,
-    /// The snapshot in which that holds.
+    /// The snapshot of the query.
     pub snapshot: String,
 }
 
-/// Where a table stands: one that was attached by a transaction just received may not be visible there yet.
+/// Reads a table's ancestors. A partition that was attached by a transaction just received may not
+/// be visible yet.
 pub async fn ancestry(client: &Client, relation: RelationId) -> Result<Ancestry, tokio_postgres::Error> {
     let row = client.query_one(ANCESTORS, &[&relation.oid()]).await?;
     let (schemas, tables): (Vec<String>, Vec<String>) = (row.get(1), row.get(2));
@@ -94,7 +96,7 @@ pub async fn ancestry(client: &Client, relation: RelationId) -> Result<Ancestry,
     Ok(Ancestry { ancestors, is_settled: row.get(3), snapshot: row.get(0) })
 }
 
-/// Lists of names, which the query gives as JSON: PostgreSQL has no arrays of arrays of different lengths.
+/// Lists of names, as JSON: PostgreSQL has no arrays of arrays of different lengths.
 fn lists(json: Option<String>) -> Vec<Vec<String>> {
     json.and_then(|json| serde_json::from_str(&json).ok()).unwrap_or_default()
 }
@@ -111,7 +113,7 @@ fn identity(kind: i8, columns: Option<Vec<String>>) -> Identity {
     }
 }
 
-/// What both of two partitions carry.
+/// The columns that both identities carry.
 fn common(one: Identity, other: Identity) -> Identity {
     match (one, other) {
         (Identity::Nothing, _) | (_, Identity::Nothing) => Identity::Nothing,

@@ -1,7 +1,7 @@
-//! Ordinary SQL connections, for the catalog and for set-up.
+//! SQL connections.
 //!
-//! Owns the translation of an [`Address`] for tokio-postgres and of its errors for the user. It must not
-//! know what is asked over the connection.
+//! Owns the translation of an [`Address`] for tokio-postgres, and of its errors for the user. It
+//! must not know which queries run.
 
 use std::convert::Infallible;
 use std::error::Error as _;
@@ -19,26 +19,26 @@ use tokio_postgres::tls::{ChannelBinding as Bound, TlsConnect, TlsStream};
 use tokio_postgres::{AsyncMessage, Client, Config, config};
 
 use super::address::{Address, ChannelBinding};
-use super::error::{ConnectError, ServerError};
+use super::error::{ConnectError, NO_CHANNEL_BINDING, NO_PASSWORD, ServerError, UNSUPPORTED};
 use super::transport::{Attempt, Transport, try_hosts};
 
-/// Connects; the connection is driven by a task that ends with the client.
+/// Connects. A task drives the connection; it ends with the client.
 pub async fn connect(address: &Address) -> Result<Client, ConnectError> {
     open(address).await.map(|opened| opened.client)
 }
 
-/// An open connection, and what else there is to it.
+/// An open connection.
 #[derive(Debug)]
 pub struct SqlConnection {
-    /// What questions are asked by.
+    /// Runs queries.
     pub client: Client,
-    /// Woken by each NOTIFY on a channel that the client listens to.
+    /// Notified by each NOTIFY on a channel that the client listens to.
     pub wakeup: Arc<Notify>,
-    /// Ends the connection, however much is under way.
+    /// Ends the connection, even during a query.
     pub closer: AbortHandle,
 }
 
-/// Connects as [`connect`] does.
+/// Connects, and returns all parts of the connection.
 pub async fn open(address: &Address) -> Result<SqlConnection, ConnectError> {
     let config = &config(address);
     let log_in = |transport| async move { config.connect_raw(transport, PassThrough).await.map_err(explain) };
@@ -66,7 +66,7 @@ fn config(address: &Address) -> Config {
     if let Some(options) = &address.options {
         config.options(options);
     }
-    // It is given a transport that has TLS already, if it is to have it: it must ask for no more.
+    // The transport already has TLS if it is wanted, so tokio-postgres must not negotiate it.
     config.ssl_mode(config::SslMode::Require).ssl_negotiation(config::SslNegotiation::Direct);
     config.channel_binding(match address.channel_binding {
         ChannelBinding::Disable => config::ChannelBinding::Disable,
@@ -82,10 +82,10 @@ fn explain(error: tokio_postgres::Error) -> Attempt {
     }
     let text = error.source().map_or_else(|| error.to_string(), ToString::to_string);
     match text.as_str() {
-        "password missing" => return ConnectError::Login(super::NO_PASSWORD).into(),
-        "server did not use channel binding" => return ConnectError::Login(super::NO_CHANNEL_BINDING).into(),
+        "password missing" => return ConnectError::Login(NO_PASSWORD).into(),
+        "server did not use channel binding" => return ConnectError::Login(NO_CHANNEL_BINDING).into(),
         "unsupported authentication method" | "unsupported SASL mechanism" => {
-            return ConnectError::Login(super::UNSUPPORTED).into();
+            return ConnectError::Login(UNSUPPORTED).into();
         }
         _ => {}
     }
@@ -101,7 +101,7 @@ fn explain(error: tokio_postgres::Error) -> Attempt {
     }
 }
 
-/// What tokio-postgres takes for TLS: the transport as it is.
+/// TLS for tokio-postgres: the transport, unchanged.
 struct PassThrough;
 
 struct PassThroughStream(Transport);

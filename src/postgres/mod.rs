@@ -1,7 +1,7 @@
-//! How to reach PostgreSQL: addresses, TLS, ordinary SQL connections, and what its errors mean.
+//! How to reach PostgreSQL: addresses, TLS, SQL connections, its errors and its catalog.
 //!
-//! Owns everything that the replication stream, the catalog and the set-up commands share. It must not
-//! know rules or Redis. Invariant: no error made here contains a password.
+//! Owns what replication, SQL and the set-up commands share. It must not know rules or Redis.
+//! Invariant: no error from here contains a password.
 
 mod address;
 pub mod catalog;
@@ -16,21 +16,14 @@ mod transport;
 pub use address::{Address, ChannelBinding, Host, SslMode};
 pub use client::{SqlConnection, connect, open};
 pub use error::{ConnectError, ServerError, advice};
-pub(crate) use error::{PREREQUISITE_STATE, UNDEFINED_OBJECT};
+pub(crate) use error::{NO_CHANNEL_BINDING, NO_PASSWORD, PREREQUISITE_STATE, UNDEFINED_OBJECT, UNSUPPORTED};
 pub use parameters::InvalidAddress;
 pub use statement::StatementError;
 pub(crate) use text_parameter::TextParameter;
 pub(crate) use transport::{Attempt, Transport, try_hosts};
 
-/// What a server may want that we cannot give.
-pub(crate) const NO_PASSWORD: &str = "the server asks for a password; put one into source.url or PGPASSWORD";
-pub(crate) const NO_CHANNEL_BINDING: &str =
-    "channel_binding=require, but the server does not use it over this connection; it takes TLS and scram-sha-256";
-pub(crate) const UNSUPPORTED: &str =
-    "the server asks for a kind of authentication that is not supported; use scram-sha-256";
-
-/// What a connection is told first that is to last, so that no setting of its role ends it, or makes a writer fail: a
-/// serializable look at an outbox would abort serializable writers.
+/// The settings of long-lived connections. Time-outs that the role has set would end them, and
+/// reading an outbox in a serializable transaction could make serializable writers fail.
 pub(crate) const SESSION: &str = "select set_config(name, '0', false) from pg_settings where name in \
      ('statement_timeout', 'lock_timeout', 'transaction_timeout', 'idle_session_timeout', \
       'idle_in_transaction_session_timeout'); \

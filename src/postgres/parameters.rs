@@ -1,38 +1,38 @@
-//! libpq's connection parameters: from a URL, over the environment.
+//! libpq's connection parameters, from a `postgres://` URL and the environment.
 //!
-//! Owns the syntax of the URL, and which parameters there are. It must not know what their values mean.
-//! Invariant: no error repeats the text, which may hold a password.
+//! Owns the syntax of the URL and the list of parameters. It must not know what values mean.
+//! Invariant: no error repeats the URL, which may contain a password.
 
 use percent_encoding::percent_decode_str;
 
 use crate::nearest::nearest;
 
-/// Why a text is not an [`super::Address`]. Never repeats the text, which may hold a password.
+/// Why a URL is not an [`super::Address`]. The messages never repeat the URL.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum InvalidAddress {
     /// Not `postgres://` or `postgresql://`.
     #[error("not a postgres:// URL")]
     Scheme,
-    /// A `%` that no two hexadecimal digits follow, or bytes that are not UTF-8.
+    /// A `%` without two hexadecimal digits, or bytes that are not UTF-8.
     #[error("bad percent-encoding in the {0}; write reserved characters of a password as %XX")]
     Encoding(&'static str),
     /// Not a number from 1 to 65535.
     #[error("the port is not a number from 1 to 65535")]
     Port,
-    /// A parameter after `?` that we do not know.
+    /// An unknown parameter after `?`.
     #[error("unknown parameter `{name}`{}", .near.as_ref().map(|near| format!(", did you mean `{near}`?")).unwrap_or_default())]
     Parameter {
         /// The parameter's name.
         name: String,
-        /// The nearest that exists.
+        /// A similar name that exists.
         near: Option<&'static str>,
     },
-    /// A parameter's value is none of those it takes.
-    #[error("the parameter `{0}` has a value it does not take; expected {1}")]
+    /// A value that the parameter does not accept, and what it accepts.
+    #[error("the parameter `{0}` does not accept this value; expected {1}")]
     Value(&'static str, &'static str),
 }
 
-/// The parameters we act on, with libpq's variable for each.
+/// The supported parameters, each with libpq's environment variable.
 const PARAMETERS: &[(&str, &str)] = &[
     ("host", "PGHOST"),
     ("port", "PGPORT"),
@@ -49,7 +49,7 @@ const PARAMETERS: &[(&str, &str)] = &[
     ("options", "PGOPTIONS"),
 ];
 
-/// Parameters that libpq knows and that change nothing for us.
+/// Parameters of libpq that are accepted and have no effect.
 const IGNORED: &[&str] = &[
     "client_encoding",
     "fallback_application_name",
@@ -64,11 +64,11 @@ const IGNORED: &[&str] = &[
     "tcp_user_timeout",
 ];
 
-/// The parameters that a URL gives, in order; the last one of a name holds.
+/// The parameters of a URL, in order; the last one of a name counts.
 pub(super) struct Parameters(Vec<(String, String)>);
 
 impl Parameters {
-    /// Takes a URL apart.
+    /// Splits a URL into parameters.
     pub(super) fn of_url(url: &str) -> Result<Self, InvalidAddress> {
         let rest = url.strip_prefix("postgres://").or_else(|| url.strip_prefix("postgresql://"));
         let rest = rest.ok_or(InvalidAddress::Scheme)?;
@@ -108,7 +108,7 @@ impl Parameters {
         Ok(Self(given))
     }
 
-    /// The value that the URL gives, else that of libpq's variable; an empty one counts as none.
+    /// The value in the URL, else in the environment variable. An empty value counts as missing.
     pub(super) fn value(&self, name: &str, environment: &impl Fn(&str) -> Option<String>) -> Option<String> {
         let given = self.0.iter().rev().find(|(key, value)| key == name && !value.is_empty());
         let variable = PARAMETERS.iter().find(|(parameter, _)| *parameter == name).map(|(_, variable)| *variable);

@@ -1,7 +1,8 @@
-//! TLS to PostgreSQL, with the meaning libpq gives to `sslmode`.
+//! TLS to PostgreSQL, with `sslmode` as in libpq.
 //!
 //! Owns certificate files, verification and the channel-binding hash. It must not know sockets or
-//! messages. Invariant: `verify-ca` and `verify-full` never accept a certificate that no given root signed.
+//! messages. Invariant: `verify-ca` and `verify-full` accept only certificates signed by a given
+//! root.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use x509_cert::der::Decode as _;
 use super::address::{Address, SslMode};
 use super::error::ConnectError;
 
-/// What makes a TLS stream to this address of a plain one. Reads certificate files.
+/// A connector with the TLS settings of this address. Reads certificate files.
 pub(super) fn connector(address: &Address) -> Result<TlsConnector, ConnectError> {
     Ok(TlsConnector::from(Arc::new(client_config(address)?)))
 }
@@ -42,8 +43,8 @@ fn client_config(address: &Address) -> Result<ClientConfig, ConnectError> {
     }
 }
 
-/// The hash of the server's certificate that SCRAM binds to (`tls-server-end-point`, RFC 5929): with
-/// the certificate's own signature hash, SHA-256 instead of the older ones.
+/// The hash of the server's certificate that SCRAM binds to (`tls-server-end-point`, RFC 5929): by
+/// the hash function of the certificate's signature, but SHA-256 instead of MD5 and SHA-1.
 pub(super) fn server_end_point(certificate: &CertificateDer<'_>) -> Option<Vec<u8>> {
     use x509_cert::der::oid::db::rfc5912 as oid;
     let parsed = x509_cert::Certificate::from_der(certificate).ok()?;
@@ -61,7 +62,7 @@ fn verifier(address: &Address, provider: Arc<CryptoProvider>) -> Result<Arc<Veri
     let check = match (address.ssl_mode, &address.ssl_root_cert) {
         (SslMode::Disable | SslMode::Prefer | SslMode::Require, None) => Check::Nothing,
         (SslMode::VerifyFull, _) => Check::ChainAndName,
-        // As libpq: with a root certificate at hand, `require` verifies the chain too.
+        // As in libpq, `require` with a root certificate also verifies the chain.
         _ => Check::Chain,
     };
     let mut roots = Vec::new();
@@ -138,8 +139,8 @@ impl ServerCertVerifier for Verifier {
             {
                 Ok(ServerCertVerified::assertion())
             }
-            // A self-signed certificate that is itself the trusted root: libpq takes it, webpki does not. Only
-            // its place in the chain is excused, not its dates.
+            // A self-signed certificate that is itself a trusted root: libpq accepts it, webpki
+            // does not. Its dates must still be valid.
             Err(error)
                 if !out_of_date(&error) && self.roots.iter().any(|root| root.as_ref() == end_entity.as_ref()) =>
             {

@@ -1,7 +1,7 @@
-//! The way to a PostgreSQL server: a socket, and TLS on it if asked for.
+//! The transport to a PostgreSQL server: a socket, with TLS if `sslmode` asks for it.
 //!
-//! Owns what `sslmode` means before the first message, for replication and SQL alike. It must not know
-//! what is said over it. Invariant: nothing is sent in clear when TLS was demanded.
+//! Owns the meaning of `sslmode` before the first message, for replication and SQL. It must not
+//! know messages. Invariant: nothing is sent unencrypted if `sslmode` requires TLS.
 
 use std::io;
 use std::pin::Pin;
@@ -19,27 +19,27 @@ use super::tls::{connector, server_end_point};
 trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
 
-/// An open way to a server.
+/// An open transport.
 pub(crate) struct Transport {
     stream: Box<dyn ByteStream>,
-    /// With TLS, the hash that SCRAM binds to, if the certificate has one.
+    /// With TLS, the hash of the certificate that SCRAM binds to, if it is defined.
     pub(crate) end_point: Option<Vec<u8>>,
     /// Whether TLS is on.
     pub(crate) encrypted: bool,
 }
 
-/// What the failure of one host means for the next.
+/// Why an attempt on one host failed, and whether to try the next host.
 #[derive(Debug)]
 pub(crate) enum Attempt {
-    /// Nobody there: try the next.
+    /// The host did not answer: try the next.
     Next(io::Error),
-    /// Somebody answered: the next would answer the same.
+    /// The host answered: stop.
     Stop(ConnectError),
 }
 
 impl From<io::Error> for Attempt {
-    /// What TLS did not like about the other side is no failure of the network, even if it comes late: a
-    /// server that refuses our certificate says so only after the handshake is over for us.
+    /// A TLS error is not a network failure, even if it comes after the handshake: a server that
+    /// refuses the client's certificate reports it only then.
     fn from(error: io::Error) -> Self {
         let tls = error.get_ref().is_some_and(|cause| cause.is::<rustls::Error>());
         if tls { Self::Stop(ConnectError::Tls(error.to_string())) } else { Self::Next(error) }
@@ -52,7 +52,7 @@ impl From<ConnectError> for Attempt {
     }
 }
 
-/// Tries each host in order, each for at most the address's time-out, and each as its `sslmode` allows.
+/// Tries the hosts in order, each at most for the connect time-out and as `sslmode` allows.
 pub(crate) async fn try_hosts<T, F: Future<Output = Result<T, Attempt>>>(
     address: &Address,
     log_in: impl Fn(Transport) -> F,
@@ -69,7 +69,7 @@ pub(crate) async fn try_hosts<T, F: Future<Output = Result<T, Attempt>>>(
                 Err(error) => Err(error),
             };
             match first {
-                // As libpq: `prefer` tries without TLS what failed with it.
+                // As in libpq, `prefer` retries without TLS if TLS failed.
                 Err(Attempt::Stop(error))
                     if address.ssl_mode == SslMode::Prefer
                         && (matches!(error, ConnectError::Tls(_))
@@ -85,7 +85,9 @@ pub(crate) async fn try_hosts<T, F: Future<Output = Result<T, Attempt>>>(
             Ok(Ok(opened)) => return Ok(opened),
             Ok(Err(Attempt::Next(error))) => tried.push((host.clone(), error)),
             Ok(Err(Attempt::Stop(error))) => return Err(error),
-            Err(_) => tried.push((host.clone(), io::Error::new(io::ErrorKind::TimedOut, "no answer in time"))),
+            Err(_) => {
+                tried.push((host.clone(), io::Error::new(io::ErrorKind::TimedOut, "no answer within connect_timeout")))
+            }
         }
     }
     Err(ConnectError::Unreachable(tried))
@@ -111,7 +113,12 @@ impl Transport {
                 let message = "the server does not offer TLS; set ssl = on there, or sslmode=prefer here";
                 return Err(ConnectError::Tls(message.to_owned()).into());
             }
-            other => return Err(ConnectError::Protocol(format!("answer {other:#04x} to a TLS request")).into()),
+            other => {
+                return Err(ConnectError::Protocol(format!(
+                    "unexpected byte {other:#04x} in response to a TLS request"
+                ))
+                .into());
+            }
         }
         let failed = |error: &dyn std::fmt::Display| ConnectError::Tls(error.to_string());
         let server_name = rustls_pki_types::ServerName::try_from(name.clone()).map_err(|error| failed(&error))?;

@@ -1,17 +1,18 @@
-//! Which rows a query reads only together with others, or only if they are the ones that were asked for.
+//! Rows that a query reads only joined with others, or only by the given primary key.
 //!
-//! Owns what of a parsed query tells that. It must not know rules or reads. Invariant: what it says of a relation holds
-//! wherever the query reads it; of whatever is written in another way than it knows it says nothing.
+//! Owns these proofs from keys and equations. It must not know rules or reads. Invariant: a proof
+//! holds wherever the query reads the relation; for unfamiliar forms of a query nothing is proved.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use tokio_postgres::{Client, Error, Row};
 
-use super::scans::{Equation, Operand, RelationScan, scans};
+use super::scans::{EquatedTo, Equation, RelationScan, scans};
 use crate::change::TableName;
 
-/// The primary keys of these relations, and the foreign keys among them, with every `=` by which those compare. Keys do
-/// not hold for the rows of heirs, and what is not validated or deferred not for every row.
+/// The primary keys of these relations and the foreign keys among them, with the `=` operators of
+/// their indexes. Left out: keys of tables with children by inheritance, whose rows they do not
+/// cover, and keys that are not validated or are deferrable, which may be violated.
 const CONSTRAINTS: &str = "select f.conrelid, cn.nspname::text, c.relname::text, f.conkey, \
             f.confrelid, tn.nspname::text, t.relname::text, f.confkey, \
             array(select o.amopopr from pg_index i \
@@ -29,16 +30,18 @@ const CONSTRAINTS: &str = "select f.conrelid, cn.nspname::text, c.relname::text,
         and (f.contype = 'p' or f.confrelid = any ($1) and (t.relkind = 'p' or not t.relhassubclass)) \
       order by f.oid";
 
-/// What is known of relations from how they are joined.
+/// What the joins of a query prove about its relations.
 #[derive(Debug, Default)]
 pub(super) struct Joins {
-    /// For a relation those of which a row refers, by a foreign key, to each of its rows that the query uses.
+    /// For a relation, those that refer to it by a foreign key such that every row that the query
+    /// uses is joined with a row that refers to it.
     pub(super) companions: BTreeMap<TableName, Vec<TableName>>,
-    /// Without the one row of this relation whose primary key is given the query returns no row, and it reads no other.
+    /// The relations of which the query reads only the row with the given primary key, and has no
+    /// result without that row.
     pub(super) looked_up: BTreeSet<TableName>,
 }
 
-/// A primary key, or a foreign key.
+/// A primary key or a foreign key.
 struct Constraint {
     relation: u32,
     name: TableName,
@@ -53,12 +56,13 @@ struct Referenced {
     columns: Vec<i16>,
 }
 
-/// What the trees of a query's view, with whether it is the view itself, and of everything in it tell.
-pub(super) async fn ask(client: &Client, trees: &[(bool, String)]) -> Result<Joins, Error> {
+/// Analyses the trees of a query's view and of the views and functions in it. The flag marks the
+/// view itself.
+pub(super) async fn analyse(client: &Client, trees: &[(bool, String)]) -> Result<Joins, Error> {
     let Some(scans) = scans(trees) else { return Ok(Joins::default()) };
     let relations: Vec<u32> = scans.iter().map(|scan| scan.relation).collect();
     let rows = client.query(CONSTRAINTS, &[&relations]).await?;
-    Ok(judge(&scans, &rows.iter().map(constraint).collect::<Vec<_>>()))
+    Ok(combine(&scans, &rows.iter().map(constraint).collect::<Vec<_>>()))
 }
 
 fn constraint(row: &Row) -> Constraint {
@@ -76,7 +80,7 @@ fn constraint(row: &Row) -> Constraint {
     }
 }
 
-fn judge(scans: &[RelationScan], constraints: &[Constraint]) -> Joins {
+fn combine(scans: &[RelationScan], constraints: &[Constraint]) -> Joins {
     let mut joins = Joins::default();
     for constraint in constraints {
         let read = constraint.referenced.as_ref().map_or(constraint.relation, |referenced| referenced.relation);
@@ -96,25 +100,25 @@ fn judge(scans: &[RelationScan], constraints: &[Constraint]) -> Joins {
 }
 
 impl RelationScan {
-    /// Each row is equal to what a row of the other relation refers to, in all columns of the foreign key.
+    /// Whether each row is joined with a row that refers to it by this foreign key.
     fn is_accompanied(&self, key: &Constraint, referenced: &Referenced) -> bool {
         let mut places = self.equations.iter().filter_map(|equation| match equation.other {
-            Operand::Column { place, relation, .. } if relation == key.relation => Some(place),
+            EquatedTo::Column { place, relation, .. } if relation == key.relation => Some(place),
             _ => None,
         });
         places.any(|place| {
             let mut pairs = key.columns.iter().zip(&referenced.columns);
             pairs.all(|(&theirs, &own)| {
-                self.has(key, own, &Operand::Column { place, relation: key.relation, column: theirs })
+                self.has(key, own, &EquatedTo::Column { place, relation: key.relation, column: theirs })
             })
         })
     }
 
     fn is_looked_up(&self, key: &Constraint) -> bool {
-        self.is_required && key.columns.iter().all(|&column| self.has(key, column, &Operand::Given))
+        self.is_required && key.columns.iter().all(|&column| self.has(key, column, &EquatedTo::Given))
     }
 
-    fn has(&self, key: &Constraint, column: i16, other: &Operand) -> bool {
+    fn has(&self, key: &Constraint, column: i16, other: &EquatedTo) -> bool {
         let is_it = |equation: &&Equation| equation.column == column && equation.other == *other;
         self.equations.iter().filter(is_it).any(|equation| key.operators.contains(&equation.operator))
     }
@@ -159,7 +163,7 @@ mod tests {
             Constraint { relation: M, name: m.clone(), columns: vec![3], referenced, operators: vec![EQUALS] };
         let primary =
             Constraint { relation: T, name: t.clone(), columns: vec![1], referenced: None, operators: vec![EQUALS] };
-        let joins = judge(&scans(&[(true, tree.to_owned())]).unwrap(), &[foreign, primary]);
+        let joins = combine(&scans(&[(true, tree.to_owned())]).unwrap(), &[foreign, primary]);
         let companions = if accompanied { vec![m] } else { Vec::new() };
         assert_eq!(joins.companions.get(&t).cloned().unwrap_or_default(), companions, "{tree}");
         assert_eq!(joins.looked_up.contains(&t), looked_up, "{tree}");

@@ -1,9 +1,9 @@
-//! A query without its parameters, so that a view can be made of it.
+//! Tokens of SQL, as far as finding and replacing parameters needs them.
 //!
-//! Owns as much of SQL's lexical rules as that, and finding the parameters, takes. Invariant: what is inside of strings, quoted names and comments
-//! stays as it is.
+//! Owns these lexical rules. It must not know grammar. Invariant: strings, quoted names and
+//! comments are never changed.
 
-/// The query with a NULL of the parameter's type for each `$n`.
+/// Replaces each `$n` by a NULL of its type, so that a view can be made of the query.
 pub(super) fn without_parameters(sql: &str, types: &[String]) -> String {
     let mut out = String::with_capacity(sql.len());
     let mut rest = sql;
@@ -19,7 +19,7 @@ pub(super) fn without_parameters(sql: &str, types: &[String]) -> String {
     out
 }
 
-/// The bytes of the token that a text begins with; at least one, at most all.
+/// The length of the first token in bytes, at least 1.
 pub(super) fn token_len(text: &str) -> usize {
     let quoted = match text.as_bytes() {
         [b'\'', ..] => quoted_len(text, 0, false),
@@ -34,7 +34,7 @@ pub(super) fn token_len(text: &str) -> usize {
     if quoted > 0 {
         return quoted;
     }
-    // A `$` inside of a name is a part of it.
+    // A `$` inside a name is part of it.
     let word = match text.starts_with(|c: char| c.is_ascii_digit()) {
         true => prefix_len(text, 0, |c| c.is_ascii_digit()),
         false => prefix_len(text, 0, |c| is_name(c) || c == '$' && !text.starts_with('$')),
@@ -46,13 +46,14 @@ fn is_name(c: char) -> bool {
     c.is_ascii_alphanumeric() || c == '_' || !c.is_ascii()
 }
 
-/// How many bytes from `start` on are such characters.
+/// The number of bytes, up to the first character after `start` that is not such a one.
 fn prefix_len(text: &str, start: usize, is_part: impl Fn(char) -> bool) -> usize {
     let rest = text.get(start..).unwrap_or_default();
     rest.find(|c| !is_part(c)).unwrap_or(rest.len())
 }
 
-/// Up to the quote that closes the one at `start`. A doubled one ends one piece and begins the next, which is as good.
+/// Up to the quote that closes the one at `start`. A doubled one ends one piece and begins the
+/// next, which is as good.
 fn quoted_len(text: &str, start: usize, escapes: bool) -> usize {
     let rest = text.get(start..).unwrap_or_default();
     let quote = rest.chars().next();
@@ -73,7 +74,7 @@ fn quoted_len(text: &str, start: usize, escapes: bool) -> usize {
     text.len()
 }
 
-/// Comments nest.
+/// The length of a block comment; these nest.
 fn comment_len(text: &str) -> usize {
     let (mut depth, mut at) = (0_usize, 0);
     while let Some(rest) = text.get(at..).filter(|rest| !rest.is_empty()) {
@@ -91,7 +92,7 @@ fn comment_len(text: &str) -> usize {
     text.len()
 }
 
-/// `$tag$ … $tag$`; nothing if it is none.
+/// The length of `$tag$ … $tag$`; 0 if the text does not begin with one.
 fn dollar_quoted_len(text: &str) -> usize {
     let name = prefix_len(text, 1, is_name);
     let Some(tag) = text.get(..name + 2).filter(|tag| tag.ends_with('$')) else { return 0 };

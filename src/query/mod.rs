@@ -1,7 +1,9 @@
-//! What a query takes, gives and reads, as PostgreSQL itself has it.
+//! Analyses a SQL query with PostgreSQL's help: its parameters, columns, and the relations it
+//! reads.
 //!
-//! Owns the questions. It must not run the query or judge the answer. Invariants: nothing is left behind in the session
-//! or the database; what the planner does away with, and what only it sees, are both told.
+//! Owns the analysis. It must not run the query or know what it is for. Invariants: nothing remains
+//! in the session or the database; relations that the planner removes, and those that only the plan
+//! shows, are both reported.
 
 mod joins;
 mod lexer;
@@ -25,40 +27,44 @@ use self::relations::merge;
 use self::uses::QueryUses;
 use crate::catalog::QueryRelation;
 
-/// Whoever holds a lock that a question waits for may hold it for long.
+/// The time-out limits the wait for locks that other sessions hold.
 const READ_ONLY: &str = "begin isolation level read committed read only; set local statement_timeout = '10s'";
 
-/// A temporary view is a change, too, although it never takes effect.
+/// Creating a temporary view needs a read-write transaction, although it is rolled back.
 const READ_WRITE: &str = "begin isolation level read committed read write; set local statement_timeout = '10s'";
 
-/// What PostgreSQL has to say of a query.
+/// What is known of a query.
 #[derive(Debug)]
 pub struct Query {
-    /// The types of its parameters, as they are numbered.
+    /// The types of the parameters, in order.
     pub parameters: Vec<Type>,
-    /// What it does with each parameter, by its number from 1, in each place.
+    /// How it uses its parameters: the number, from 1, and the use, for each occurrence.
     pub parameter_uses: Vec<(usize, ParameterUse)>,
-    /// The types of what it returns.
+    /// The types of the result columns.
     pub columns: Vec<Type>,
-    /// It changes or locks rows.
+    /// Whether it changes or locks rows.
     pub writes: bool,
-    /// What it reads, each once, outside the system's own schemas.
+    /// The relations it reads, each once, without those of system schemas.
     pub relations: Vec<QueryRelation>,
-    /// The application's own functions that it calls and that may read more.
+    /// Functions of the application that it calls; they may read other relations.
     pub functions: Vec<String>,
-    /// What it calls that goes by the time.
+    /// Functions that depend on the time.
     pub time_functions: Vec<String>,
-    /// What it calls that goes by the session, or by chance.
+    /// Functions that depend on the session, or are random.
     pub volatile_functions: Vec<String>,
-    /// Why functions and columns are not known, in the server's words.
+    /// Why functions and columns are not known: the server's message.
     pub unseen: Option<String>,
 }
 
-/// Asks what a query takes, gives and reads. An error is one of the connection or the server, not of the query.
-pub async fn ask(client: &Client, sql: &str) -> Result<Result<Query, RejectedQuery>, Error> {
+/// Analyses a query.
+///
+/// # Errors
+///
+/// Of the connection or the server. A problem of the query is a [`RejectedQuery`].
+pub async fn analyse(client: &Client, sql: &str) -> Result<Result<Query, RejectedQuery>, Error> {
     let sql = sql.trim().trim_end_matches(';');
     let prepared = rolled_back(client, READ_ONLY, async {
-        // Refuses more than one statement, so that none slips in below.
+        // Preparing refuses more than one statement, so that the text below is safe.
         let statement = client.prepare(sql).await?;
         client.batch_execute(&format!("prepare unstale_read as {sql}")).await?;
         Ok(statement)
@@ -68,7 +74,7 @@ pub async fn ask(client: &Client, sql: &str) -> Result<Result<Query, RejectedQue
         Err(error) => return rejected(error, sql).map(Err),
     };
     let planned = rolled_back(client, READ_ONLY, plan::explain(client, statement.params().len())).await;
-    // It outlives transactions.
+    // A prepared statement outlives its transaction.
     client.batch_execute("deallocate unstale_read").await?;
     let plan = match planned {
         Ok(plan) => plan,
@@ -81,7 +87,7 @@ pub async fn ask(client: &Client, sql: &str) -> Result<Result<Query, RejectedQue
     let used = uses.as_ref().map(|uses| &uses.columns);
     let mut relations = merge(client, used, &plan.relations).await?;
     let QueryUses { functions, time_functions, volatile_functions, mut joins, .. } = uses.unwrap_or_default();
-    // A function may read the same relations, and nobody sees how.
+    // A function may read the same relations in other ways, so then joins prove nothing.
     for relation in relations.iter_mut().filter(|_| functions.is_empty()) {
         relation.companions = joins.companions.remove(&relation.name).unwrap_or_default();
         relation.is_looked_up = joins.looked_up.contains(&relation.name);
@@ -102,7 +108,7 @@ pub async fn ask(client: &Client, sql: &str) -> Result<Result<Query, RejectedQue
     }))
 }
 
-/// Does something in a transaction of its own, of which nothing remains.
+/// Runs some work in a transaction that is rolled back.
 async fn rolled_back<T>(
     client: &Client,
     begin: &str,

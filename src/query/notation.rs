@@ -1,25 +1,26 @@
-//! In how many ways values of a type that are equal may be written.
+//! Whether equal values of a type have one text form or several.
 //!
-//! Owns that list. It must not know what the values are for: a rule makes its keys of what PostgreSQL writes, so nothing would
-//! ever remove what is cached under another way of writing the same, `user:07`. Invariant: of a type that is not known it is several.
+//! Owns the list of types. It must not know what the values are for. Rules render keys from the
+//! text that PostgreSQL writes, so a value cached under another form of the same number, such as
+//! `user:07`, would never be removed. Invariant: an unknown type counts as having several forms.
 
 use tokio_postgres::types::{Kind, Type};
 
-/// In how many ways values that are equal may be written.
+/// The text forms of equal values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notation {
-    /// One, and the server takes no other.
+    /// One, and the server accepts no other.
     Text,
-    /// One, and the server takes others for it.
+    /// One, but the server accepts others.
     One,
-    /// They differ in upper and lower case.
+    /// Forms that differ in case.
     Folded,
-    /// Several: `1.5` and `1.50` are equal.
+    /// Several, such as `1.5` and `1.50`.
     Several,
 }
 
 impl Notation {
-    /// That of a type.
+    /// The notation of a type.
     pub fn of(kind: &Type) -> Self {
         match *kind {
             Type::TEXT | Type::VARCHAR | Type::NAME => Self::Text,

@@ -1,24 +1,25 @@
-//! How a query takes its parameters: as they are, in one case, or otherwise.
+//! How a query uses its parameters: unchanged, in one case, or otherwise.
 //!
-//! Owns what of the text tells that. It must not know what the parameters are called. Invariant: what is not plainly a
-//! column that is equal to the parameter, or to its `lower` or `upper`, is told as something else.
+//! Owns what the tokens of the query show. It must not know names of parameters. Invariant:
+//! anything but the equality of a column with the parameter, its `lower` or its `upper` counts as
+//! another use.
 
 use super::lexer::token_len;
 
-/// What a query does with a parameter in one place.
+/// The use of a parameter in one place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ParameterUse {
-    /// A column is equal to it.
+    /// A column is compared with it for equality.
     AsIs,
-    /// Something is equal to it in lower case.
+    /// Something is compared with its `lower`.
     Lower,
-    /// Something is equal to it in upper case.
+    /// Something is compared with its `upper`.
     Upper,
-    /// Whatever else.
+    /// Any other use.
     Otherwise,
 }
 
-/// Every place where a parameter, numbered from 1, is taken; whether it is NULL says nothing of its notation.
+/// Every use of a parameter, numbered from 1, other than a test for NULL.
 pub(super) fn parameter_uses(sql: &str) -> Vec<(usize, ParameterUse)> {
     let folded = sql.to_ascii_lowercase();
     let tokens = tokens(&folded);
@@ -30,7 +31,7 @@ pub(super) fn parameter_uses(sql: &str) -> Vec<(usize, ParameterUse)> {
     taken.collect()
 }
 
-/// All but spaces and comments.
+/// All tokens but spaces and comments.
 fn tokens(sql: &str) -> Vec<&str> {
     let (mut tokens, mut rest) = (Vec::new(), sql);
     while !rest.is_empty() {
@@ -61,7 +62,7 @@ fn take(before: &[&str], after: &[&str]) -> Option<ParameterUse> {
     })
 }
 
-/// What is behind a cast to text, which changes nothing.
+/// The tokens after a cast to text, which does not change the value.
 fn uncast<'t, 's>(after: &'t [&'s str]) -> &'t [&'s str] {
     match after {
         [":", ":", "text" | "varchar", after @ ..] if !matches!(after, ["(" | "[", ..]) => after,
@@ -69,7 +70,7 @@ fn uncast<'t, 's>(after: &'t [&'s str]) -> &'t [&'s str] {
     }
 }
 
-/// Whether something, whatever it is, is equal to what is between.
+/// Whether any expression is compared for equality with what is between.
 fn is_equated(before: &[&str], after: &[&str]) -> bool {
     match (before, after) {
         ([.., left, "="], after) => !is_operator(left) && ends(after),
@@ -120,17 +121,17 @@ fn is_column_first(tokens: &[&str]) -> bool {
     }
 }
 
-/// Whether an expression may begin behind this.
+/// Whether an expression may begin after these tokens.
 fn begins(before: &[&str]) -> bool {
     before.last().is_none_or(|token| matches!(*token, "(" | ",") || is_name(token) && !OPERATORS.contains(token))
 }
 
-/// Whether an expression ends before this.
+/// Whether an expression ends before these tokens.
 fn ends(after: &[&str]) -> bool {
     after.first().is_none_or(|token| !is_operator(token) && *token != "[" && !OPERATORS.contains(token))
 }
 
-/// Those that are words, and bind more closely than `and`.
+/// Operators that are words and bind more tightly than `and`.
 const OPERATORS: [&str; 8] = ["at", "between", "collate", "ilike", "in", "like", "operator", "similar"];
 
 fn is_operator(token: &str) -> bool {

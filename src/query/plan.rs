@@ -9,19 +9,19 @@ use tokio_postgres::{Client, Error, SimpleQueryMessage};
 
 use crate::change::TableName;
 
-/// With a custom plan, comparisons with NULL would be decided before the tables are looked at; with pruning, so would
-/// partitions.
+/// Parameters are NULL. A custom plan would remove tables because comparisons with NULL are false,
+/// and pruning would remove partitions.
 const WHOLE_PLAN: &str = "set local plan_cache_mode = force_generic_plan; set local enable_partition_pruning = off; \
      set local constraint_exclusion = off";
 
-/// What a plan shows.
+/// The facts that a plan shows.
 #[derive(Debug, Default)]
 pub(super) struct QueryPlan {
     pub(super) relations: BTreeSet<TableName>,
     pub(super) writes: bool,
 }
 
-/// Has the server plan what was prepared, which checks every privilege and reads no row.
+/// Plans the prepared query. This checks privileges and reads no rows.
 pub(super) async fn explain(client: &Client, parameters: usize) -> Result<QueryPlan, Error> {
     client.batch_execute(WHOLE_PLAN).await?;
     let nulls = vec!["null"; parameters].join(", ");
@@ -35,7 +35,7 @@ pub(super) async fn explain(client: &Client, parameters: usize) -> Result<QueryP
         }
     }
     let mut plan = QueryPlan::default();
-    // A plan that is nested too deep to be read leaves what the view shows.
+    // If the plan is nested too deep to be parsed, only the view's relations are known.
     walk(&serde_json::from_str(&json).unwrap_or_default(), &mut plan);
     Ok(plan)
 }

@@ -1,26 +1,29 @@
-//! Why PostgreSQL does not take a query.
+//! Why PostgreSQL rejects a query.
 //!
-//! Owns which errors are about the query, and which about the connection or the server.
+//! Owns which errors are about the query, and which are about the connection or the server. It must
+//! not know what the query is for.
 
 use tokio_postgres::Error;
 use tokio_postgres::error::ErrorPosition;
 
-/// Why PostgreSQL does not take a query.
+/// Why PostgreSQL rejects a query.
 #[derive(Debug)]
 pub struct RejectedQuery {
-    /// The server's sentence.
+    /// The server's message.
     pub message: String,
-    /// Its advice, if any.
+    /// The server's hint, if any.
     pub hint: Option<String>,
-    /// The line of the query, from 1, if the server names a place and there are several.
+    /// The line in the query, from 1, if the server gives a position and the query has several
+    /// lines.
     pub line: Option<usize>,
     /// Whether the role lacks a privilege.
     pub is_forbidden: bool,
 }
 
-/// What the server has against the query; an error that is not about it stays one.
+/// Converts an error about the query; other errors stay errors.
 pub(super) fn rejected(error: Error, sql: &str) -> Result<RejectedQuery, Error> {
-    /// Beginnings of SQLSTATE: the connection, concurrency, resources, locks, operators, the system.
+    /// Prefixes of SQLSTATE: connection, concurrency, resources, locks, operator intervention,
+    /// system.
     const ELSEWHERE: [&str; 7] = ["08", "40", "53", "55P03", "57", "58", "XX"];
     let Some(refusal) = error.as_db_error() else { return Err(error) };
     let code = refusal.code().code();

@@ -1,7 +1,7 @@
-//! From the names that a view and a plan show to the relations that rules can be about.
+//! From the names in a view and a plan to the relations that rules can name.
 //!
-//! Owns that. It must not know queries. Invariant: rows that a query reads belong to a relation that is told: their own,
-//! or one above it that the query names.
+//! Owns that mapping. It must not know queries. Invariant: every row that a query reads belongs to
+//! a reported relation: its own, or an ancestor that the query names.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +11,7 @@ use super::uses::UsedColumns;
 use crate::catalog::{QueryRelation, RelationKind};
 use crate::change::TableName;
 
-/// Of each relation of these names what a rule has to know of it; those above it come nearest first.
+/// Facts about the relations of these names. Ancestors are listed nearest first.
 const RELATIONS: &str = "with recursive named as ( \
      select c.oid, n.nspname, c.relname, c.relkind, c.relispartition \
        from unnest($1::text[], $2::text[]) wanted (schema, name) \
@@ -33,13 +33,13 @@ const RELATIONS: &str = "with recursive named as ( \
                    where i.indrelid = r.oid and i.indisprimary) \
        from named r order by 1, 2";
 
-/// A relation, and what it takes to tell under which name rules know it.
+/// A relation, and whether rules know it by its root's name.
 struct NamedRelation {
     relation: QueryRelation,
     is_partition: bool,
 }
 
-/// The relations that a view uses, with their columns, and those that only a plan shows.
+/// Merges the relations that a view uses, with their columns, and those that only a plan shows.
 pub(super) async fn merge(
     client: &Client,
     used: Option<&UsedColumns>,
@@ -83,7 +83,7 @@ fn combine(found: Vec<NamedRelation>, used: Option<&UsedColumns>, planned: &BTre
             relation.columns = columns.cloned();
         } else if relation.kind == RelationKind::Table {
             let is_named = |name: &TableName| used.is_some_and(|used| used.contains_key(name));
-            // Its rows are read through one that the query names.
+            // The query reads its rows through an ancestor that it names.
             if relation.ancestors.iter().any(is_named) {
                 continue;
             }

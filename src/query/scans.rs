@@ -1,6 +1,7 @@
-//! Every place where a query reads a relation, and what must hold of the rows there.
+//! Every place where a query reads a relation, and the equations that hold for its rows there.
 //!
-//! Owns the way through the trees. It must not know keys. Invariant: a condition is told only where it holds of every row.
+//! Owns the walk through the trees. It must not know keys. Invariant: an equation is reported only
+//! if it holds for every row.
 
 use super::tree::TreeNode;
 
@@ -8,29 +9,29 @@ use super::tree::TreeNode;
 #[derive(Debug)]
 pub(super) struct RelationScan {
     pub(super) relation: u32,
-    /// What must hold of its rows.
+    /// The equations that hold for its rows.
     pub(super) equations: Vec<Equation>,
-    /// Where it has no row there is no result.
+    /// Whether the query has no result if no row is found here.
     pub(super) is_required: bool,
 }
 
-/// A column is equal to something.
+/// An equation between a column and something.
 #[derive(Debug)]
 pub(super) struct Equation {
     pub(super) operator: u32,
     pub(super) column: i16,
-    pub(super) other: Operand,
+    pub(super) other: EquatedTo,
 }
 
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Operand {
-    /// A column of the relation that is read at this place: so many queries further out, and its number there.
+pub(super) enum EquatedTo {
+    /// A column of another relation. Its place: how many queries further out, and its number there.
     Column { place: (usize, usize), relation: u32, column: i16 },
-    /// A parameter, or what else is no row's.
+    /// A parameter or constant.
     Given,
 }
 
-/// Every place where the trees read a relation; nothing if one of them cannot be read.
+/// Every place where the trees read a relation; none if a tree cannot be parsed.
 pub(super) fn scans(trees: &[(bool, String)]) -> Option<Vec<RelationScan>> {
     let mut scans = Vec::new();
     for (is_whole, tree) in trees {
@@ -42,11 +43,11 @@ pub(super) fn scans(trees: &[(bool, String)]) -> Option<Vec<RelationScan>> {
     Some(scans)
 }
 
-/// On the way through a tree.
+/// The state of a walk through a tree.
 struct TreeWalk<'n, 'a> {
-    /// It is not something in a query, but the query.
+    /// Whether the tree is the query itself, not a view or function in it.
     is_whole: bool,
-    /// What each query has under `from`, the innermost last.
+    /// The range tables of the enclosing queries, innermost last.
     queries: Vec<&'n [TreeNode<'a>]>,
     scans: Vec<RelationScan>,
 }
@@ -67,7 +68,7 @@ impl<'n, 'a> TreeWalk<'n, 'a> {
         }
     }
 
-    /// An outer join's condition holds of the side that may be missing, and says nothing of the other.
+    /// The condition of an outer join holds only for the nullable side.
     fn join(&mut self, node: &'n TreeNode<'a>, conditions: &[&'n TreeNode<'a>], is_required: bool) {
         let narrowed = [conditions, node.field("quals").as_slice()].concat();
         if node.is("FROMEXPR") {
@@ -89,7 +90,7 @@ impl<'n, 'a> TreeWalk<'n, 'a> {
         }
     }
 
-    /// The relation that is read there, if it is one.
+    /// The relation at a place, if it is one.
     fn relation(&self, (outwards, number): (usize, usize)) -> Option<u32> {
         let entry = self.queries.iter().rev().nth(outwards)?.get(number.checked_sub(1)?)?;
         match entry.number::<u8>("rtekind") {
@@ -113,10 +114,10 @@ impl<'n, 'a> TreeWalk<'n, 'a> {
         }
     }
 
-    fn other(&self, node: &TreeNode<'a>) -> Option<Operand> {
+    fn other(&self, node: &TreeNode<'a>) -> Option<EquatedTo> {
         match column(node) {
-            Some((place, column)) => Some(Operand::Column { place, relation: self.relation(place)?, column }),
-            None => is_given(node).then_some(Operand::Given),
+            Some((place, column)) => Some(EquatedTo::Column { place, relation: self.relation(place)?, column }),
+            None => is_given(node).then_some(EquatedTo::Given),
         }
     }
 }
@@ -125,13 +126,13 @@ pub(super) const INNER: u8 = 0;
 pub(super) const LEFT: u8 = 1;
 pub(super) const RIGHT: u8 = 3;
 
-/// Whether there may be a result although no row is there.
+/// Whether a query may have a result without rows from its relations.
 fn makes_rows(query: &TreeNode<'_>) -> bool {
     let has = |clause: &str| query.word(clause) != Some("<>");
     query.word("hasAggs") != Some("false") || ["groupClause", "groupingSets", "havingQual"].into_iter().any(has)
 }
 
-/// The place and the column, of what is nothing but one, if of another type that is written the same.
+/// The place and number of a column; a relabelled type with the same text form does not matter.
 fn column(node: &TreeNode<'_>) -> Option<((usize, usize), i16)> {
     if node.is("RELABELTYPE") {
         return column(node.field("arg")?);

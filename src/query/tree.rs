@@ -1,31 +1,32 @@
-//! A query as PostgreSQL keeps it parsed: the text form of its node trees (`pg_node_tree`).
+//! Parsed queries as PostgreSQL stores them: the text form of node trees (`pg_node_tree`).
 //!
-//! Owns that text's lexical rules. It must not know what any node means. Invariant: total over any text; of one that is
-//! not well-formed, or nested too deep, there is nothing.
+//! Owns the syntax of that text. It must not know what a node means. Invariant: any text is
+//! handled; one that is malformed or nested too deep has no tree.
 
 use std::str::FromStr;
 
-/// Lists and nodes within one another: far more than anybody writes, and far from the end of the stack.
+/// The deepest nesting of lists and nodes. Real queries stay far below it, and it is far from
+/// exhausting the stack.
 const DEPTH_MAX: usize = 500;
 
-/// A piece of a tree.
+/// A node of a tree.
 #[derive(Debug)]
 pub(super) enum TreeNode<'a> {
-    /// `{NAME :field value …}`; of a field with several values the first.
+    /// `{NAME :field value …}`. Of several values of a field only the first is kept.
     Object(&'a str, Vec<(&'a str, TreeNode<'a>)>),
     /// `(… …)`
     List(Vec<TreeNode<'a>>),
-    /// A number, a text, or nothing at all: `<>`.
+    /// A number, a string, or `<>`, which means none.
     Word(&'a str),
 }
 
 impl<'a> TreeNode<'a> {
-    /// The tree that a text begins with.
+    /// Parses the tree at the beginning of a text.
     pub(super) fn parse(text: &'a str) -> Option<Self> {
         TreeReader { rest: text }.node(DEPTH_MAX)
     }
 
-    /// The name of a node, and nothing of what is none.
+    /// The name of an object, else an empty string.
     pub(super) fn name(&self) -> &'a str {
         match self {
             Self::Object(name, _) => name,
@@ -33,7 +34,7 @@ impl<'a> TreeNode<'a> {
         }
     }
 
-    /// Whether it is a node of this name.
+    /// Whether it is an object of this name.
     pub(super) fn is(&self, name: &str) -> bool {
         self.name() == name
     }
@@ -43,7 +44,7 @@ impl<'a> TreeNode<'a> {
         fields.iter().find(|(field, _)| *field == name).map(|(_, value)| value)
     }
 
-    /// The field's word.
+    /// The word in a field.
     pub(super) fn word(&self, name: &str) -> Option<&'a str> {
         match self.field(name)? {
             Self::Word(word) => Some(*word),
@@ -55,7 +56,7 @@ impl<'a> TreeNode<'a> {
         self.word(name)?.parse().ok()
     }
 
-    /// What the field's list has in it.
+    /// The items of the list in a field.
     pub(super) fn items(&self, name: &str) -> &[Self] {
         match self.field(name) {
             Some(Self::List(items)) => items,
@@ -63,7 +64,7 @@ impl<'a> TreeNode<'a> {
         }
     }
 
-    /// What is right beneath it.
+    /// The direct children.
     pub(super) fn children(&self) -> Vec<&Self> {
         match self {
             Self::Object(_, fields) => fields.iter().map(|(_, value)| value).collect(),
@@ -106,7 +107,7 @@ impl<'a> TreeReader<'a> {
                 "}" => return Some(TreeNode::Object(name, fields)),
                 token => token.strip_prefix(':')?,
             };
-            // The first value may begin with a colon, too, if it is a name.
+            // The first value may begin with a colon too, if it is a name.
             fields.push((field, self.node(depth)?));
             while !self.peek()?.starts_with([':', '}']) {
                 self.node(depth)?;
@@ -128,7 +129,7 @@ impl<'a> TreeReader<'a> {
     }
 }
 
-/// A backslash takes away what is special about the character behind it.
+/// The length of a word. A backslash escapes the next character.
 fn word_len(text: &str) -> usize {
     let mut is_escaped = false;
     let ends = |character: char| {

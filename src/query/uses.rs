@@ -1,6 +1,7 @@
-//! What a query uses, by a temporary view of it: columns of relations, functions, joins.
+//! The columns, functions and joins that a query uses, from a temporary view of it.
 //!
-//! Owns the questions to `pg_depend` and to the view's parsed form. It must be called in a transaction that is rolled back.
+//! Owns the queries on `pg_depend` and on the view's parsed form. It must not know plans.
+//! Invariant: the caller rolls the transaction back, so the view does not remain.
 
 use std::collections::BTreeMap;
 
@@ -11,9 +12,10 @@ use super::joins::{self, Joins};
 use super::lexer::without_parameters;
 use crate::change::TableName;
 
-/// The rule of the temporary view, those of the views in it, and the functions whose bodies PostgreSQL keeps parsed,
-/// with the parsed form of each; and which relations those use, by column. `pg_depend` knows nothing of whole rows and
-/// system columns, which have the attribute numbers 0 to -6, so bits 7 to 1 of `selectedCols`.
+/// The rewrite rules of the temporary view and of the views in it, and the functions whose bodies
+/// PostgreSQL keeps parsed; each with its parsed form. With `USED`: the columns that they use.
+/// `pg_depend` does not record whole rows and system columns; these have the attribute numbers 0 to
+/// -6, which are bits 7 to 1 of `selectedCols`.
 const PARTS: &str = "with recursive parts (class, id, direct) as ( \
      select 'pg_rewrite'::regclass::oid, r.oid, true from pg_rewrite r \
       where r.ev_class = 'pg_temp.unstale_read'::regclass \
@@ -48,8 +50,10 @@ const USED: &str = ", used (relation, attribute, direct) as ( \
         and (a.attnum = u.attribute or u.attribute < 0) \
       group by 1, 2, 3";
 
-/// The functions that may make the result another one: the application's own whose bodies are not looked into, and of
-/// PostgreSQL's those that go by the time, the session, or chance. Keywords such as `current_date` are no functions.
+/// Functions that may change the result without a change of rows: those of the application whose
+/// bodies are not analysed, and those of PostgreSQL that depend on the time or the session, or are
+/// random. Keywords such as `current_date` are not functions in the catalog and are matched in the
+/// trees.
 const CALLED: &str = ", called (function) as ( \
      select d.refobjid from parts p \
        join pg_depend d on d.classid = p.class and d.objid = p.id and d.refclassid = 'pg_proc'::regclass \
@@ -76,10 +80,11 @@ const CALLED: &str = ", called (function) as ( \
       where m[1]::int <= 12) \
      select name, own, timed from named order by name";
 
-/// The columns of each relation that a query uses, and whether it does so itself.
+/// The columns of each relation that a query uses; `true` if the query itself names the column, not
+/// only a view or a function in it.
 pub(super) type UsedColumns = BTreeMap<TableName, BTreeMap<String, bool>>;
 
-/// What the query uses, before the planner looked at it.
+/// What a query uses, before planning.
 #[derive(Debug, Default)]
 pub(super) struct QueryUses {
     pub(super) columns: UsedColumns,
@@ -89,7 +94,7 @@ pub(super) struct QueryUses {
     pub(super) joins: Joins,
 }
 
-/// Makes a view of the query, of which PostgreSQL writes down what it depends on.
+/// Creates a view of the query; PostgreSQL records the dependencies of views.
 pub(super) async fn uses(client: &Client, sql: &str, statement: &Statement) -> Result<QueryUses, Error> {
     const TYPES: &str =
         "select array(select format_type(t, null) from unnest($1::oid[]) with ordinality u (t, n) order by n)";
@@ -98,7 +103,7 @@ pub(super) async fn uses(client: &Client, sql: &str, statement: &Statement) -> R
     }
     let oids: Vec<u32> = statement.params().iter().map(Type::oid).collect();
     let types: Vec<String> = client.query_one(TYPES, &[&oids]).await?.get(0);
-    // Names of the query's own could occur twice.
+    // The query's own column names may repeat.
     let names: Vec<_> = (1..=statement.columns().len()).map(|n| format!("c{n}")).collect();
     let (names, query) = (names.join(", "), without_parameters(sql, &types));
     client.batch_execute(&format!("create temporary view unstale_read ({names}) as {query}")).await?;
@@ -118,6 +123,6 @@ pub(super) async fn uses(client: &Client, sql: &str, statement: &Statement) -> R
     }
     let trees = client.query(&format!("{PARTS} select t.direct, t.tree from trees t where t.tree <> ''"), &[]).await?;
     let trees: Vec<(bool, String)> = trees.iter().map(|row| (row.get(0), row.get(1))).collect();
-    uses.joins = joins::ask(client, &trees).await?;
+    uses.joins = joins::analyse(client, &trees).await?;
     Ok(uses)
 }

@@ -103,9 +103,9 @@ break" text unique, "größe 🦀" text, unique ("null", "<<"));
         "# \"public.schema_migrations\" belongs to a migration tool",
         "# keyless has no primary key",
         "# no key by doc: JSON",
-        "# no key by raw: bytes",
+        "# no key by raw: bytea",
         "# no key by twice: it is a generated column",
-        "# no key by \"d|e\": a template cannot say this name",
+        "# no key by \"d|e\": templates cannot contain this name",
         "#     public.events",
     ] {
         assert!(drafted.contains(part), "{part}: {drafted}");

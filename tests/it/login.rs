@@ -272,7 +272,7 @@ fn the_right_password_and_no_other_opens_a_server_without_tls() {
         (scene.socket_url(&format!("scram:{ENCODED}"), ""), PLAIN),
         (scene.socket_url(&format!("scram:{WRONG}"), ""), Err(&["SQLSTATE 28P01", "check the password"])),
         (scene.url("missing", ""), Err(&["SQLSTATE 28000", "check the role"])),
-        (scene.url("reader", ""), Err(&["SQLSTATE 28000", "pg_hba.conf lets it in"])),
+        (scene.url("reader", ""), Err(&["SQLSTATE 28000", "pg_hba.conf allows it"])),
         (scene.url("trusted", "&dbname=elsewhere"), Err(&["SQLSTATE 3D000", "check the database name"])),
     ];
     for role in ["clear", "hashed", "scram"] {

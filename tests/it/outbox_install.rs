@@ -409,7 +409,7 @@ fn the_script_makes_what_setup_makes() {
     broken(&format!("alter table users enable trigger \"{trigger}\""), &["is not ENABLE ALWAYS"]);
     broken(&format!("drop trigger \"{trigger}\" on users"), &["the row trigger of public.users is missing"]);
     broken(&format!("alter function unstale.{function}() security invoker"), &["SECURITY DEFINER"]);
-    broken(&format!("alter function unstale.{function}() reset search_path"), &["does not pin the settings"]);
+    broken(&format!("alter function unstale.{function}() reset search_path"), &["does not have the settings"]);
     broken(&format!("grant execute on function unstale.{function}() to public"), &["for a table of anybody's"]);
     broken("delete from unstale.shape where table_name = 'users'", &["unstale.shape does not say"]);
     broken("delete from unstale.consumer", &["nobody is written down"]);

@@ -34,7 +34,7 @@ impl ReadReview {
         read: &Read,
     ) -> Result<Self, Error> {
         let mut review = Self::default();
-        match query::ask(client, &read.sql.value).await? {
+        match query::analyse(client, &read.sql.value).await? {
             Err(refusal) => refused(read, refusal, &mut review.problems),
             Ok(query) => {
                 shape(read, &query, &mut review.problems);

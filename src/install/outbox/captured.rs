@@ -1,7 +1,8 @@
-//! A table to capture, as the database has it.
+//! A table whose changes are captured, as it is in the database.
 //!
-//! Owns the expressions for the text of its values, and the settings that these depend on. It must not ask a server.
-//! Invariant: values read as the log has them, whatever the writer's session is set to.
+//! Owns the expressions for the text of its values, and the settings that these depend on. It must
+//! not query a server. Invariant: values have the same text as in the log, whatever the settings of
+//! the writer's session are.
 
 use sha2::{Digest as _, Sha256};
 
@@ -11,36 +12,36 @@ use crate::catalog::quote_table;
 use crate::change::TableName;
 use crate::rules::Capture;
 
-/// A table to capture, as the database has it.
+/// A table whose changes are captured.
 #[derive(Clone, Debug)]
 pub(super) struct CapturedTable {
     pub(super) capture: Capture,
-    /// The columns to write down, in order.
+    /// The columns to capture, in order.
     pub(super) columns: Vec<CapturedColumn>,
-    /// The table, its partitions and its heirs, at every depth.
+    /// The table and its descendants, partitions or by inheritance; itself first.
     pub(super) members: Vec<Member>,
 }
 
-/// A column to write down.
+/// A captured column.
 #[derive(Clone, Debug)]
 pub(super) struct CapturedColumn {
     pub(super) name: String,
-    /// Its type.
+    /// The type.
     pub(super) type_oid: u32,
-    /// The type of an array's elements, else the type itself.
+    /// For an array the type of its elements, else the type itself.
     pub(super) element_oid: u32,
-    /// Whether that is an enum.
+    /// Whether the element type is an enum.
     pub(super) is_enum: bool,
-    /// Its value is made when it is read: a trigger does not see it (PostgreSQL 18).
+    /// Whether it is a virtual generated column (PostgreSQL 18). Triggers do not see its value.
     pub(super) is_virtual: bool,
 }
 
-/// A table that holds rows of a captured one, or whose partitions do.
+/// A captured table or one of its descendants.
 #[derive(Clone, Debug)]
 pub(super) struct Member {
     pub(super) oid: u32,
     pub(super) name: TableName,
-    /// PostgreSQL gives it the row triggers of what it is a partition of.
+    /// Whether it is a partition: PostgreSQL gives it the row triggers of its parent.
     pub(super) is_partition: bool,
     pub(super) owner: String,
 }
@@ -56,19 +57,20 @@ impl CapturedTable {
 }
 
 impl CapturedColumn {
-    /// The expression for its text in a row: what the type's own output function gives, but a boolean in words.
+    /// The expression for its text: the result of the type's output function, but `true` and
+    /// `false` for a boolean.
     pub(super) fn text_of(&self, row: &str) -> String {
         let column = format!("{row}.{}", identifier(&self.name));
         match self.type_oid {
-            // A cast of these calls the output function; of others it may call something else, or anything.
+            // A cast to text calls the output function for these types; for others it may not.
             16 | 17 | 20 | 21 | 23 | 25 | 26 | 114 | 700 | 701 | 1043 | 1082 | 1083 | 1114 | 1184 | 1186 | 1266
             | 1700 | 2950 | 3802 => format!("{column}::text"),
-            // A composite of nothing but NULLs is distinct from NULL.
+            // `is not null` is false for a composite that contains only NULLs.
             _ => format!("case when {column} is distinct from null then format('%s', {column}) end"),
         }
     }
 
-    /// The settings that its output function follows.
+    /// The settings that its output function depends on.
     pub(super) fn depends_on(&self) -> &'static [&'static str] {
         match self.element_oid {
             16 | 18 | 19 | 20 | 21 | 23 | 25 | 26 | 114 | 650 | 774 | 829 | 869 | 1042 | 1043 | 1083 | 1266 | 1700
@@ -80,13 +82,13 @@ impl CapturedColumn {
             1184 => &["datestyle", "timezone"],
             1186 => &["intervalstyle"],
             _ if self.is_enum => &[],
-            // What is inside is not looked at.
+            // Composites, ranges and others: their element types are not examined.
             _ => &["bytea_output", "datestyle", "extra_float_digits", "intervalstyle", "timezone"],
         }
     }
 }
 
-/// Eight hexadecimal digits that stand for a table.
+/// Eight hexadecimal digits that identify a table.
 pub(super) fn digest(table: &TableName) -> String {
     Sha256::digest(quote_table(table).as_bytes()).iter().take(4).map(|byte| format!("{byte:02x}")).collect()
 }

@@ -1,7 +1,7 @@
-//! What is installed, compared with what the rules need.
+//! Compares what is installed with what the rules need.
 //!
-//! Owns the order of the differences, and the parts of the outbox that are no table of an application. It must not change
-//! anything.
+//! Owns the order of the differences, and the comparison of the schema `unstale`. It must not
+//! change anything.
 
 use tokio_postgres::{Client, Error};
 
@@ -15,23 +15,23 @@ use crate::rules::Capture;
 const BASE: &str = include_str!("../../../sql/outbox.sql");
 const EMIT: &str = include_str!("../../../sql/outbox_emit.sql");
 
-/// What is installed, compared with what the rules need.
+/// How the installed outbox differs from what the rules need.
 #[derive(Clone, Debug, Default)]
 pub struct Comparison {
-    /// What is not as it should be, in the order in which it has to be mended.
+    /// The differences, in the order in which they have to be fixed.
     pub differences: Vec<OutboxDifference>,
-    /// What is as it should be, in words.
+    /// What is up to date, in words.
     pub unchanged: Vec<String>,
-    /// Who empties the outbox, if that is somebody else.
+    /// The slot name of the consumer, if it is not ours.
     pub other_consumer: Option<String>,
-    /// Columns that rules read and no trigger sees: virtual generated ones.
+    /// Virtual generated columns that rules read. Triggers do not see their values.
     pub invisible: Vec<String>,
 }
 
 impl Comparison {
-    /// Notes a part of the schema unstale, which one statement mends if something is wrong with it.
-    fn judge(&mut self, part: OutboxPart, wrong: Option<&str>, statement: String) {
-        let cost = "locks no table of yours; makes what is missing in the schema unstale".to_owned();
+    /// Adds a part of the schema `unstale`, and the statement that fixes it if something is wrong.
+    fn add(&mut self, part: OutboxPart, wrong: Option<&str>, statement: String) {
+        let cost = "locks no table of an application; creates what is missing in the schema unstale".to_owned();
         let words = wrong.into_iter().map(ToOwned::to_owned).collect();
         let difference = OutboxDifference { part, wrong: words, statements: vec![statement], cost, is_minor: false };
         match wrong {
@@ -69,26 +69,27 @@ pub async fn compare(
 
 fn compare_base(installed: &Installed, settings: &Settings, events: bool, comparison: &mut Comparison) {
     let wrong = (!installed.base).then_some("there is no outbox, or a part of it is missing");
-    comparison.judge(OutboxPart::Base, wrong, BASE.to_owned());
+    comparison.add(OutboxPart::Base, wrong, BASE.to_owned());
     if events || installed.emit.is_some() {
         let wrong = match installed.emit {
             Some(true) => None,
-            Some(false) => Some("unstale.emit writes to the log, as it does in slot mode"),
+            Some(false) => Some("unstale.emit is the function of slot mode, which writes to the log"),
             None => Some("there is no function unstale.emit(text, jsonb)"),
         };
-        comparison.judge(OutboxPart::Events, wrong, EMIT.to_owned());
+        comparison.add(OutboxPart::Events, wrong, EMIT.to_owned());
     }
     let slot = &settings.slot;
     comparison.other_consumer = installed.consumers.iter().find(|consumer| *consumer != slot).cloned();
     if comparison.other_consumer.is_none() && installed.readable {
         let statement =
             format!("INSERT INTO unstale.consumer (slot) VALUES ({}) ON CONFLICT DO NOTHING;", literal(slot));
-        let wrong = installed.consumers.is_empty().then_some("nobody is written down as who empties the outbox");
-        comparison.judge(OutboxPart::Consumer, wrong, statement);
+        let wrong = installed.consumers.is_empty().then_some("the outbox has no consumer");
+        comparison.add(OutboxPart::Consumer, wrong, statement);
     }
 }
 
-/// Who owns capture functions and may not write to the outbox: then every write to those tables fails.
+/// The owners of capture functions that lack INSERT on the outbox: every write to their tables
+/// fails.
 pub async fn powerless_owners(client: &Client) -> Result<Vec<String>, Error> {
     let installed = installed::read(client).await?;
     let powerless = installed.functions.into_iter().filter(|function| !function.may_insert);
@@ -98,12 +99,12 @@ pub async fn powerless_owners(client: &Client) -> Result<Vec<String>, Error> {
     Ok(owners)
 }
 
-/// Whether there is an outbox, or a part of one.
+/// Whether any part of an outbox is installed.
 pub async fn is_installed(client: &Client) -> Result<bool, Error> {
     Ok(installed::read(client).await?.is_any())
 }
 
-/// Whether there is an outbox that is ours, as far as the role may know.
+/// Whether an outbox is installed that belongs to this slot, as far as the role can see.
 pub async fn is_ours(client: &Client, slot: &str) -> Result<bool, Error> {
     let installed = installed::read(client).await?;
     let others = !installed.consumers.is_empty() && installed.consumers.iter().all(|consumer| consumer != slot);

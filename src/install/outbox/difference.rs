@@ -1,45 +1,47 @@
-//! What is not as the rules need it, and the statements that mend it.
+//! One difference between the installed outbox and what the rules need, and its fix.
 //!
-//! Owns how a difference reads and its script. It must not ask a server.
+//! Owns the wording and the script of a difference. It must not query a server.
 
 use crate::change::TableName;
 
-/// How long `setup` waits for a lock, and `teardown`. Writers queue behind it, and one that waits for it in turn is not
-/// made to fail before `deadlock_timeout`, a second by default.
+/// The lock timeout of `setup` and `teardown`. Writers queue behind the waiting lock, so it is
+/// short, and below `deadlock_timeout` (1 s by default), so that an application's transaction never
+/// fails.
 pub(super) const LOCK_TIMEOUT: &str = "500ms";
 
-/// What a [`OutboxDifference`] is about.
+/// The part of the outbox that a difference is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OutboxPart {
-    /// The schema, the tables in it, and the bell.
+    /// The schema, its tables and its functions.
     Base,
-    /// The function by which applications emit events.
+    /// The function `unstale.emit`.
     Events,
-    /// Who empties it.
+    /// The registered consumer.
     Consumer,
-    /// A table's function and triggers.
+    /// The capture function and the triggers of a table.
     Table(TableName),
-    /// Triggers of a table that no rule names any more, or what is left of them.
+    /// Triggers and functions that no rule needs.
     Surplus,
 }
 
-/// Something that is not as the rules need it.
+/// A part of the outbox that is not as the rules need it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutboxDifference {
-    /// What it is about.
+    /// The part.
     pub part: OutboxPart,
     /// What is wrong, in words.
     pub wrong: Vec<String>,
-    /// What mends it, in order.
+    /// The statements that fix it, in order.
     pub statements: Vec<String>,
-    /// What that locks.
+    /// What the statements lock.
     pub cost: String,
-    /// All that is missing are the truncate triggers of partitions, which PostgreSQL does not make with a new one.
+    /// Whether only truncate triggers of partitions are missing. PostgreSQL does not create these
+    /// with a new partition.
     pub is_minor: bool,
 }
 
 impl OutboxDifference {
-    /// What mends it, whole or not at all: for whoever runs it by hand.
+    /// The fix as a script to run by hand, in one transaction.
     pub fn script(&self) -> String {
         match &*self.statements {
             [only] => only.trim_end().to_owned(),
@@ -49,12 +51,12 @@ impl OutboxDifference {
         }
     }
 
-    /// What it is about, in words.
+    /// The part, in words.
     pub fn subject(&self) -> String {
         match &self.part {
             OutboxPart::Base => "the outbox: schema unstale and its tables".to_owned(),
             OutboxPart::Events => "function unstale.emit".to_owned(),
-            OutboxPart::Consumer => "who empties the outbox".to_owned(),
+            OutboxPart::Consumer => "the consumer of the outbox".to_owned(),
             OutboxPart::Table(table) => format!("triggers of {table}"),
             OutboxPart::Surplus => "triggers that no rule needs".to_owned(),
         }

@@ -1,7 +1,7 @@
-//! The function that writes a table's changes to the outbox.
+//! The capture function, which writes a table's changes to the outbox.
 //!
-//! Owns its text. It must not ask a server. Invariants: the same table makes the same text, whatever its names
-//! contain; a writer does not fail because a column is gone.
+//! Owns its text. It must not query a server. Invariants: the same table makes the same text,
+//! whatever its names contain; writers do not fail when a column is changed or dropped.
 
 use std::collections::BTreeSet;
 
@@ -9,16 +9,16 @@ use super::captured::{CapturedColumn, CapturedTable, digest};
 use super::quoting::{dollar_quoted, identifier, literal};
 use crate::change::TableName;
 
-/// The longest name PostgreSQL keeps whole, in bytes.
+/// The longest identifier of PostgreSQL, in bytes; it truncates longer ones.
 const IDENTIFIER_BYTES_MAX: usize = 63;
 
-/// What every capture function's name begins with.
+/// The prefix of the names of capture functions.
 const PREFIX: &str = "capture_";
 
-/// The most bytes of both rows that are written down. What has more only says that something changed.
+/// The largest entry, in bytes of both rows. A larger change is captured as an unknown change.
 const BYTES_MAX: u32 = 64 << 20;
 
-/// What a new connection of the role that sets up is set to, and what the log's text follows.
+/// The defaults of a new session of the current role, which the text in the log depends on.
 #[derive(Clone, Debug)]
 pub(super) struct SessionDefaults {
     pub(super) time_zone: String,
@@ -30,9 +30,10 @@ pub(super) struct SessionDefaults {
 pub(super) struct CaptureFunction {
     pub(super) name: String,
     pub(super) body: String,
-    /// What it sets while it runs, by name; the names are in lower case.
+    /// The settings of the function; names are lower case.
     pub(super) settings: Vec<(&'static str, String)>,
-    /// Who makes partitions of the table: with each PostgreSQL makes a trigger that calls this, in the name of the owner.
+    /// Owners of the table and its partitions. Creating a partition creates a trigger that calls
+    /// the function, which needs EXECUTE.
     pub(super) callers: Vec<String>,
 }
 
@@ -43,13 +44,13 @@ impl CaptureFunction {
         };
         let image =
             |row: &str| if table.columns.is_empty() { "'{}'".to_owned() } else { format!("array[{}]", values(row)) };
-        // Each rule of the table that an update triggers says which columns must have changed.
+        // Set if every rule on updates of the table has `changed`.
         let only_changed = if table.capture.only_changed {
             "\n  if kind = 'u' and before is not distinct from after then\n    return null;\n  end if;"
         } else {
             ""
         };
-        let ring = if notify {
+        let wakeup = if notify {
             "\n  if pg_sequence_last_value('unstale.bell'::regclass) = 2 then\n    perform unstale.ring();\n  end if;"
         } else {
             ""
@@ -62,7 +63,7 @@ declare
   after text[];
 begin
   if tg_op <> 'TRUNCATE' then
-    -- That a column was renamed, retyped or dropped, or is huge, is no reason for a writer to fail.
+    -- Writers must not fail when a column was renamed, retyped or dropped, or is huge.
     begin
       if tg_op <> 'INSERT' then
         before := {old};
@@ -71,7 +72,7 @@ begin
         after := {new};
       end if;
       if {retyped} or coalesce(pg_column_size(before), 0) + coalesce(pg_column_size(after), 0) > {bytes_max} then
-        raise exception 'not as it was, or too large';
+        raise exception 'a column has another type, or the row is too large';
       end if;
       kind := case tg_op when 'INSERT' then 'i' when 'UPDATE' then 'u' else 'd' end;
     exception when others then
@@ -80,7 +81,7 @@ begin
       after := null;
     end;
   end if;{only_changed}
-  insert into unstale.outbox (op, shape, old, new) values (kind, {shape}, before, after);{ring}
+  insert into unstale.outbox (op, shape, old, new) values (kind, {shape}, before, after);{wakeup}
   return null;
 end
 "#,
@@ -94,7 +95,7 @@ end
         Self { name: function_name(&table.capture.table), body, settings: settings(table, defaults), callers }
     }
 
-    /// Makes it, or makes it as it should be. Nobody but the owners may have it called for a table of theirs.
+    /// Creates or replaces the function. Only the owners may create triggers that call it.
     pub(super) fn statements(&self) -> Vec<String> {
         let name = format!("unstale.{}()", self.name);
         let settings = self.settings.iter().map(|(setting, value)| match *setting {
@@ -117,7 +118,7 @@ end
     }
 }
 
-/// Whether a column has another type by now, whose text may depend on more. Of the row that there is.
+/// Whether a column of the row has another type now: its text may depend on other settings.
 fn retyped(table: &CapturedTable) -> String {
     let of = |row: &str| {
         let differs = |column: &CapturedColumn| {
@@ -127,12 +128,13 @@ fn retyped(table: &CapturedTable) -> String {
     };
     match table.columns.is_empty() {
         true => "false".to_owned(),
-        // In parentheses: PL/pgSQL takes the first THEN outside of them for its own.
+        // PL/pgSQL would end its IF condition at the first THEN outside of parentheses.
         false => format!("(case when tg_op = 'DELETE' then {} else {} end)", of("old"), of("new")),
     }
 }
 
-/// What the text of the values depends on. Each costs a little in every call, so no more than that is set.
+/// The settings that the text of the values depends on. Each one costs time in every call, so no
+/// others are set.
 fn settings(table: &CapturedTable, defaults: &SessionDefaults) -> Vec<(&'static str, String)> {
     let needed: BTreeSet<&'static str> = table.columns.iter().flat_map(|column| column.depends_on()).copied().collect();
     let value = |name: &str| match name {
@@ -147,7 +149,7 @@ fn settings(table: &CapturedTable, defaults: &SessionDefaults) -> Vec<(&'static 
     std::iter::once(path).chain(needed.into_iter().map(|name| (name, value(name)))).collect()
 }
 
-/// The name of a table's capture function: one that needs no quotes.
+/// The name of a table's capture function. It needs no quotes.
 pub(super) fn function_name(table: &TableName) -> String {
     let digest = digest(table);
     let plain = |c: char| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '_' };

@@ -1,7 +1,7 @@
-//! Installing the outbox, and removing it, without making an application's transactions wait.
+//! Installs and removes the outbox.
 //!
-//! Owns the lock timeout and how often it is tried. It must not decide what is wrong. Invariant: all of it or nothing, in
-//! one transaction.
+//! Owns the transaction, its lock timeout and the retries. It must not decide what is wrong.
+//! Invariant: everything or nothing is done, in one transaction that never waits long for a lock.
 
 use tokio_postgres::{Client, error::SqlState};
 
@@ -12,38 +12,39 @@ use crate::config::Settings;
 use crate::install::step::Step;
 use crate::rules::Capture;
 
-/// Removes the outbox, as a script: see [`remove`].
+/// Removes the outbox; see [`remove`].
 pub const REMOVE: &str = include_str!("../../../sql/outbox_teardown.sql");
 
-/// How often `setup` and `teardown` try.
+/// The most attempts to lock the tables.
 const ATTEMPTS: usize = 6;
 
-/// Why nothing was installed.
+/// Why the outbox was not installed.
 #[derive(Debug, thiserror::Error)]
 pub enum InstallError {
-    /// A database has one outbox, and this one is somebody else's.
+    /// A database has one outbox, and it belongs to the slot of this name.
     #[error(
-        "the outbox of this database belongs to `{0}`: name that in source.slot, or remove it with `unstale teardown` \
-         and a file that does"
+        "the outbox of this database belongs to `{0}`; set source.slot to `{0}`, or remove the outbox by \
+         `unstale teardown` with a file that does"
     )]
     OtherConsumer(String),
-    /// Rules read what a trigger cannot.
+    /// Rules read this virtual generated column.
     #[error(
-        "{0} is generated when it is read, so no trigger sees it: make it STORED, or use the columns it is made from"
+        "{0} is a virtual generated column, so triggers do not see it; make it STORED, or use the columns that it is \
+         computed from"
     )]
     Invisible(String),
-    /// Somebody is writing to one of the tables, for long.
+    /// A transaction that uses one of the tables stayed open.
     #[error(
-        "a table could not be locked in time, so nothing was changed: a transaction that writes to it is still open \
-         (see pg_stat_activity); try again when it has ended"
+        "a table could not be locked in time, so nothing was changed; wait until transactions that use it have ended \
+         (see pg_stat_activity), then try again"
     )]
     Locked,
     /// A statement failed.
-    #[error("PostgreSQL did not do it")]
+    #[error("a statement failed")]
     Query(#[from] tokio_postgres::Error),
 }
 
-/// Makes the difference go away, all of it in one transaction.
+/// Installs what is missing and fixes what is wrong, in one transaction.
 pub async fn install(
     client: &Client,
     settings: &Settings,
@@ -69,11 +70,11 @@ pub async fn install(
     }
 }
 
-/// Removes the outbox, with everything that is in it and its triggers.
+/// Removes the outbox with its triggers and all entries.
 ///
 /// # Errors
 ///
-/// Also if a table could not be locked in time, however often that was tried; then everything is as it was.
+/// Also if a table could not be locked in several attempts. Then nothing was removed.
 pub async fn remove(client: &Client) -> Result<(), tokio_postgres::Error> {
     let mut attempts = 0;
     loop {
@@ -85,7 +86,7 @@ pub async fn remove(client: &Client) -> Result<(), tokio_postgres::Error> {
     }
 }
 
-/// Whether the server gave up waiting for a lock.
+/// Whether the error is a lock timeout or a deadlock.
 pub fn is_locked(error: &tokio_postgres::Error) -> bool {
     [SqlState::LOCK_NOT_AVAILABLE, SqlState::T_R_DEADLOCK_DETECTED].iter().any(|code| error.code() == Some(code))
 }
@@ -97,7 +98,7 @@ async fn attempt(
     events: bool,
 ) -> Result<Vec<Step>, InstallError> {
     client.batch_execute(&format!("begin; set local lock_timeout = '{LOCK_TIMEOUT}'")).await?;
-    // Two at once would make everything twice, and one of them fail.
+    // Only one installation runs at a time.
     client.query("select pg_advisory_xact_lock($1, $2)", &[&LOCKS, &INSTALL]).await?;
     let comparison = compare(client, settings, captures, events).await?;
     if let Some(other) = comparison.other_consumer {

@@ -1,7 +1,7 @@
-//! What of an outbox is installed, and what the captured tables look like, as the catalog says.
+//! Reads from the catalog what is installed of an outbox, and what captured tables look like.
 //!
-//! Owns the questions. It must not judge the answers. Invariants: nothing is locked and nothing is changed; a role that
-//! may not look into the schema is told what the catalog knows all the same.
+//! Owns the queries. It must not compare. Invariants: no table is locked and nothing is changed; a
+//! role without privileges on the schema still learns what the catalog knows.
 
 use std::collections::HashMap;
 
@@ -13,8 +13,8 @@ use super::shape::Shape;
 use crate::change::TableName;
 use crate::rules::Capture;
 
-/// Which of our objects are there, who made them, and what may be read. By catalog: to look a name up in a schema, one
-/// needs a privilege.
+/// Which objects of the outbox exist, and what the role may read. It looks at the catalog, because
+/// a name cannot be resolved without USAGE on its schema.
 const OBJECTS: &str = "with ours as (select oid from pg_namespace where nspname = 'unstale'), \
      class as (select c.* from pg_class c join ours on c.relnamespace = ours.oid), \
      proc as (select p.* from pg_proc p join ours on p.pronamespace = ours.oid) \
@@ -53,7 +53,7 @@ const COLUMNS: &str = "select a.attname::text, a.atttypid, e.oid, e.typtype = 'e
      join pg_type e on e.oid = case when t.typcategory = 'A' and t.typelem <> 0 then t.typelem else t.oid end \
      where a.attrelid = $1 and a.attnum > 0 and not a.attisdropped and a.attname::text = any($2) order by a.attnum";
 
-/// A table with everything below it, as partition or by inheritance; itself first.
+/// A table and its descendants, partitions or by inheritance; itself first.
 const MEMBERS: &str = "with recursive tree (oid, below) as ( \
        select c.oid, false from pg_class c join pg_namespace n on n.oid = c.relnamespace \
         where n.nspname = $1 and c.relname = $2 and c.relkind in ('r', 'p') \
@@ -63,20 +63,20 @@ const MEMBERS: &str = "with recursive tree (oid, below) as ( \
      join pg_class c on c.oid = tree.oid join pg_namespace n on n.oid = c.relnamespace \
      where c.relkind in ('r', 'p') order by tree.below, 2, 3";
 
-/// What is there.
+/// The installed parts of an outbox.
 #[derive(Debug)]
 pub(super) struct Installed {
-    /// The tables, the bell and its function.
+    /// Whether the tables, sequences and functions exist.
     pub(super) base: bool,
-    /// How many of the tables there are.
+    /// The number of existing tables.
     tables: i64,
-    /// Whether `unstale.emit` writes to the outbox; nothing if it is not there.
+    /// Whether `unstale.emit` writes to the outbox; none if it does not exist.
     pub(super) emit: Option<bool>,
-    /// Who empties it, as far as the role may know.
+    /// The registered consumers, if the role may read them.
     pub(super) consumers: Vec<String>,
-    /// The shapes by their numbers, as far as the role may know.
+    /// The shapes by id, if the role may read them.
     pub(super) shapes: HashMap<i32, Shape>,
-    /// Whether the role may know.
+    /// Whether the role may read consumers and shapes.
     pub(super) readable: bool,
     pub(super) functions: Vec<InstalledFunction>,
     pub(super) triggers: Vec<InstalledTrigger>,
@@ -87,18 +87,18 @@ pub(super) struct Installed {
 pub(super) struct InstalledFunction {
     pub(super) name: String,
     pub(super) body: String,
-    /// It runs with its owner's rights, in the language and with the result that it should have.
+    /// Whether it is a SECURITY DEFINER trigger function in PL/pgSQL.
     pub(super) is_definer: bool,
-    /// What it sets, as `name=value`.
+    /// Its settings, as `name=value`.
     pub(super) settings: Vec<String>,
-    /// Anybody may have it called for a table of theirs.
+    /// Whether PUBLIC may execute it.
     pub(super) is_public: bool,
-    /// The role that asks made it.
+    /// Whether the current role owns it.
     pub(super) is_own: bool,
     pub(super) owner: String,
-    /// Who may have it called for tables of his.
+    /// The roles that may execute it.
     pub(super) callers: Vec<String>,
-    /// The owner may write to the outbox.
+    /// Whether its owner may insert into the outbox.
     pub(super) may_insert: bool,
 }
 
@@ -109,15 +109,15 @@ pub(super) struct InstalledTrigger {
     pub(super) name: String,
     pub(super) kind: i16,
     pub(super) is_always: bool,
-    /// It is there because the table is a partition of one that has it.
+    /// Whether it was created with the trigger of the table's parent.
     pub(super) is_inherited: bool,
     pub(super) function: String,
-    /// Nothing narrows it: no condition, no list of columns.
+    /// Whether it has no condition and no list of columns.
     pub(super) is_whole: bool,
 }
 
 impl Installed {
-    /// Whether anything of an outbox is there.
+    /// Whether any part of an outbox exists.
     pub(super) fn is_any(&self) -> bool {
         self.base || self.tables > 0 || !self.functions.is_empty() || self.emit == Some(true)
     }
@@ -126,7 +126,7 @@ impl Installed {
 pub(super) async fn read(client: &Client) -> Result<Installed, Error> {
     let row = client.query_one(OBJECTS, &[]).await?;
     let tables: i64 = row.get(3);
-    // What is not there can be read as well as anything.
+    // If there are no tables, there is nothing that the role may not read.
     let readable = row.get::<_, bool>(2) || tables == 0;
     let defaults = SessionDefaults {
         time_zone: row.get::<_, Option<String>>(4).unwrap_or_default(),
@@ -154,7 +154,7 @@ pub(super) async fn read(client: &Client) -> Result<Installed, Error> {
     })
 }
 
-/// What a table to capture looks like now; nothing if it is gone.
+/// A captured table as it is now; none if it does not exist.
 pub(super) async fn table(client: &Client, capture: &Capture) -> Result<Option<CapturedTable>, Error> {
     let rows = client.query(MEMBERS, &[&capture.table.schema, &capture.table.table]).await?;
     let member = |row: &Row| Member {

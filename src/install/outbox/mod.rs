@@ -1,9 +1,11 @@
-//! The outbox in PostgreSQL: what the rules need of it, what is there, and the statements between the two.
+//! The outbox in PostgreSQL: what the rules need, what is installed, and the statements that make
+//! up the difference.
 //!
-//! Owns the comparison, which `setup` carries out, `check` prints and `run` insists on. It must not read entries.
-//! Invariants: what is as it should be is not touched, and no table of an application is locked for it; a table whose
-//! triggers are new gets an entry that says so, because what they missed is not known (an outbox that is new itself
-//! needs none: the daemon begins a new epoch with it).
+//! Owns the comparison, which `setup` applies, `check` prints and `run` requires to be empty. It
+//! must not read entries. Invariants: what is up to date is not touched, and no table of an
+//! application is locked for it; a table with new triggers gets an entry for an unknown change,
+//! because earlier changes were not captured (a new outbox needs none: the daemon begins a new
+//! epoch with it).
 
 mod captured;
 mod comparison;

@@ -1,19 +1,20 @@
-//! Names and texts in SQL that is shown to people and may be run by hand.
+//! Identifiers and strings in generated SQL, which may also be run by hand.
 //!
-//! Owns quoting, whatever a name contains and whatever the session is set to.
+//! Owns quoting. It must not know what is quoted. Invariant: the result is safe for any name and
+//! for any settings of the session.
 
-/// A name in quotes, which it needs where it happens to be a word of the language.
+/// A quoted identifier; also a keyword may be a name.
 pub(super) fn identifier(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// A text for SQL, whatever `standard_conforming_strings` is.
+/// A string literal, valid for either value of `standard_conforming_strings`.
 pub(super) fn literal(text: &str) -> String {
     let quoted = text.replace('\'', "''");
     if quoted.contains('\\') { format!("E'{}'", quoted.replace('\\', "\\\\")) } else { format!("'{quoted}'") }
 }
 
-/// A text between marks that it does not contain.
+/// A dollar-quoted string, with a tag that the text does not contain.
 pub(super) fn dollar_quoted(text: &str) -> String {
     let mut mark = "$unstale$".to_owned();
     let mut number = 0;

@@ -1,6 +1,7 @@
-//! What the values of an entry are: the columns and types that its capture function wrote.
+//! The shape of an entry: the columns and types of its values.
 //!
-//! Owns the rows of `unstale.shape`. Invariant: the same shape asks for the same number.
+//! Owns the rows of `unstale.shape`. It must not query a server. Invariant: the same shape prefers
+//! the same id.
 
 use sha2::{Digest as _, Sha256};
 
@@ -8,7 +9,7 @@ use super::quoting::literal;
 use crate::catalog::quote_table;
 use crate::change::TableName;
 
-/// What the values of an entry are: a row of `unstale.shape`.
+/// The columns and types of an entry's values: a row of `unstale.shape`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Shape {
     pub(super) table: TableName,
@@ -17,7 +18,7 @@ pub(super) struct Shape {
 }
 
 impl Shape {
-    /// The number it would like to have: the same shape always the same.
+    /// The id that it gets unless another shape has it: a hash of the shape.
     pub(super) fn preferred_id(&self) -> i32 {
         let text = format!("{} {:?} {:?}", quote_table(&self.table), self.columns, self.types);
         let bits =
@@ -25,7 +26,7 @@ impl Shape {
         i32::try_from(bits >> 1).unwrap_or(i32::MAX)
     }
 
-    /// Writes it down, unless it is.
+    /// Inserts it, unless it exists.
     pub(super) fn statement(&self, id: i32) -> String {
         let columns: Vec<_> = self.columns.iter().map(|column| literal(column)).collect();
         let types: Vec<_> = self.types.iter().map(ToString::to_string).collect();

@@ -1,6 +1,6 @@
-//! Triggers and functions that no rule needs.
+//! Triggers and capture functions that no rule needs.
 //!
-//! Owns finding them. It must not ask a server.
+//! Owns finding them. It must not query a server.
 
 use super::captured::CapturedTable;
 use super::difference::{OutboxDifference, OutboxPart};
@@ -9,7 +9,7 @@ use super::installed::{Installed, InstalledTrigger};
 use super::trigger::{CaptureTrigger, drop_trigger};
 use crate::catalog::quote;
 
-/// Triggers and functions that no rule needs: they cost every writer something, and nothing else.
+/// Finds triggers and functions that no rule needs. They only cost writers time.
 pub(super) fn find(installed: &Installed, tables: &[CapturedTable]) -> Option<OutboxDifference> {
     let watched_by = |function: &str| tables.iter().find(|t| function_name(&t.capture.table) == function);
     let is_needed = |trigger: &InstalledTrigger| {
@@ -35,8 +35,8 @@ pub(super) fn find(installed: &Installed, tables: &[CapturedTable]) -> Option<Ou
         ("there are functions that no trigger calls".to_owned(), "locks no table".to_owned())
     } else {
         let tables = tables.join(", ");
-        let cost = format!("locks {tables} (ACCESS EXCLUSIVE) for a moment, once nobody uses it");
-        (format!("no rule needs the triggers of {tables}, and each write there pays for them"), cost)
+        let cost = format!("locks {tables} (ACCESS EXCLUSIVE) briefly, after waiting for transactions that use it");
+        (format!("no rule needs the triggers of {tables}; they slow down every write"), cost)
     };
     Some(OutboxDifference { part: OutboxPart::Surplus, wrong: vec![wrong], statements, cost, is_minor: false })
 }

@@ -1,6 +1,6 @@
-//! The capture function and the triggers of one table, compared with what the rules need.
+//! Compares the capture function and the triggers of one table with what the rules need.
 //!
-//! Owns that comparison. It must not ask a server.
+//! Owns that comparison. It must not query a server.
 
 use super::captured::CapturedTable;
 use super::difference::{OutboxDifference, OutboxPart};
@@ -9,7 +9,7 @@ use super::installed::{Installed, InstalledFunction, InstalledTrigger};
 use super::shape::Shape;
 use super::trigger::{CaptureTrigger, TRUNCATE, enable};
 
-/// What is wrong with the function and the triggers of a table, if anything is.
+/// What is wrong with the function and the triggers of a table; none if they are up to date.
 pub(super) fn compare(installed: &Installed, watched: &CapturedTable, notify: bool) -> Option<OutboxDifference> {
     let table = &watched.capture.table;
     let shape = watched.shape();
@@ -31,7 +31,7 @@ pub(super) fn compare(installed: &Installed, watched: &CapturedTable, notify: bo
     if !wrong.is_empty() {
         statements.extend(function.statements());
     } else if !is_written {
-        wrong.push("unstale.shape does not say what its columns are".to_owned());
+        wrong.push("unstale.shape does not say which columns it captures".to_owned());
     }
     let (before, is_sound) = (statements.len(), wrong.is_empty());
     let only_partitions = compare_triggers(installed, watched, &function.name, &mut wrong, &mut statements);
@@ -40,8 +40,8 @@ pub(super) fn compare(installed: &Installed, watched: &CapturedTable, notify: bo
     }
     let cost = if statements.len() > before {
         format!(
-            "locks {table} and what is below it against writes (SHARE ROW EXCLUSIVE) for a moment, once nobody writes \
-             to it"
+            "locks {table} and its partitions or children against writes (SHARE ROW EXCLUSIVE) briefly, after waiting for \
+             transactions that write to it"
         )
     } else {
         format!("locks no table; the next write to {table} uses it")
@@ -50,7 +50,7 @@ pub(super) fn compare(installed: &Installed, watched: &CapturedTable, notify: bo
     (!wrong.is_empty()).then_some(OutboxDifference { part, wrong, statements, cost, is_minor })
 }
 
-/// The number of a shape: its own, or if another has that, the next that is free.
+/// The id of a shape: the preferred one, or the next free one.
 fn shape_id(installed: &Installed, shape: &Shape) -> i32 {
     let mut id = shape.preferred_id();
     while installed.shapes.get(&id).is_some_and(|other| other != shape) {
@@ -59,7 +59,7 @@ fn shape_id(installed: &Installed, shape: &Shape) -> i32 {
     id
 }
 
-/// In what an installed function differs from what it should be.
+/// How an installed function differs from the wanted one; none if it does not.
 fn unlike(found: &InstalledFunction, wanted: &CaptureFunction) -> Option<&'static str> {
     let setting = |name: &str, value: &str| format!("{}={value}", name.to_lowercase());
     let mut settings: Vec<String> = wanted.settings.iter().map(|(name, value)| setting(name, value)).collect();
@@ -69,7 +69,7 @@ fn unlike(found: &InstalledFunction, wanted: &CaptureFunction) -> Option<&'stati
     });
     let mut given: Vec<String> = given.collect();
     if !found.is_own {
-        // The time zone and the currency are those of the role that made it.
+        // The time zone and the currency are those of the role that created it.
         for setting in settings.iter_mut().chain(&mut given) {
             if setting.starts_with("timezone=") || setting.starts_with("lc_monetary=") {
                 setting.truncate(setting.find('=').unwrap_or_default());
@@ -83,18 +83,18 @@ fn unlike(found: &InstalledFunction, wanted: &CaptureFunction) -> Option<&'stati
     } else if !found.is_definer {
         Some("does not run with its owner's rights (SECURITY DEFINER)")
     } else if settings != given {
-        Some("does not pin the settings that it should")
+        Some("does not have the settings that it needs")
     } else if wanted.callers.iter().any(|owner| *owner != found.owner && !found.callers.contains(owner)) {
-        Some("may not be called for partitions that the table's owner makes, so nobody can make one")
+        Some("cannot be executed by the owner of the table, so creating a partition fails")
     } else if found.is_public {
-        Some("may be called for a table of anybody's")
+        Some("can be executed by PUBLIC")
     } else {
         None
     }
 }
 
-/// The triggers that have to be there and are not, or not as they should be; whether these are truncate triggers of
-/// partitions and nothing else.
+/// Collects triggers that are missing or not as they should be. Returns whether these are only
+/// truncate triggers of partitions.
 fn compare_triggers(
     installed: &Installed,
     watched: &CapturedTable,
@@ -121,7 +121,7 @@ fn compare_triggers(
                     wrong.push(format!("the {word} trigger of {name} is not ENABLE ALWAYS"));
                     statements.push(enable(name, &wanted.name));
                 }
-                // PostgreSQL makes it with that of the table it is a partition of.
+                // PostgreSQL creates it together with the trigger of its parent.
                 _ if is_row && member.is_partition => {}
                 found => {
                     let what = if found.is_some() { "is not as it should be" } else { "is missing" };

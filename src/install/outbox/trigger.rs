@@ -1,6 +1,6 @@
 //! The triggers of a captured table.
 //!
-//! Owns their names, kinds and statements. It must not ask a server.
+//! Owns their names, types and statements. It must not query a server.
 
 use super::captured::digest;
 use super::quoting::identifier;
@@ -8,8 +8,9 @@ use crate::catalog::quote_table;
 use crate::change::{Operation, TableName};
 use crate::rules::Capture;
 
-/// What the triggers' names begin with. PostgreSQL calls triggers by their names' order, and what another one changes is
-/// to be written down after the change that made it do so.
+/// The prefix of the triggers' names. PostgreSQL fires triggers in the order of their names. Ours
+/// come first, so that a change is captured before the changes that other triggers make in
+/// response.
 const FIRST: &str = "!";
 
 /// The bits of `pg_trigger.tgtype`, from PostgreSQL's `catalog/pg_trigger.h`.
@@ -19,16 +20,16 @@ const DELETE: i16 = 8;
 const UPDATE: i16 = 16;
 pub(super) const TRUNCATE: i16 = 32;
 
-/// A kind of trigger that a captured table has.
+/// A trigger of a captured table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct CaptureTrigger {
     pub(super) name: String,
-    /// As `pg_trigger.tgtype` has it.
+    /// As in `pg_trigger.tgtype`.
     pub(super) kind: i16,
 }
 
 impl CaptureTrigger {
-    /// What is called for each row, if some rule wants to know of rows.
+    /// The row trigger, if a rule acts on inserts, updates or deletes.
     pub(super) fn row(capture: &Capture) -> Option<CaptureTrigger> {
         let bit = |operation: &Operation| match operation {
             Operation::Insert => INSERT,
@@ -41,13 +42,13 @@ impl CaptureTrigger {
         (bits != 0).then_some(CaptureTrigger { name, kind: ROW | bits })
     }
 
-    /// What is called for each truncate, if some rule wants to know of those.
+    /// The truncate trigger, if a rule acts on truncates.
     pub(super) fn truncate(capture: &Capture) -> Option<CaptureTrigger> {
         let name = format!("{FIRST}unstale_truncate_{}", digest(&capture.table));
         capture.operations.contains(&Operation::Truncate).then_some(CaptureTrigger { name, kind: TRUNCATE })
     }
 
-    /// Makes it, or makes it as it should be, for everything that writes, replication included.
+    /// Creates or replaces it, and enables it for all writers, replication included.
     pub(super) fn statements(&self, table: &TableName, function: &str) -> Vec<String> {
         let words = [(INSERT, "INSERT"), (UPDATE, "UPDATE"), (DELETE, "DELETE"), (TRUNCATE, "TRUNCATE")];
         let operations: Vec<_> =
@@ -63,7 +64,7 @@ impl CaptureTrigger {
     }
 }
 
-/// Has a trigger called whatever `session_replication_role` is.
+/// Enables a trigger for every `session_replication_role`.
 pub(super) fn enable(table: &TableName, trigger: &str) -> String {
     format!("ALTER TABLE {} ENABLE ALWAYS TRIGGER {};", quote_table(table), identifier(trigger))
 }
