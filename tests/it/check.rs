@@ -1,4 +1,5 @@
-//! `check` against real servers: what it finds, what it prints, and that its script mends what it found.
+//! `check` against real servers: what it finds, what it prints, and that its script mends what it
+//! found.
 
 use redis::Commands as _;
 use tempfile::TempDir;
@@ -194,7 +195,7 @@ fn partitions_are_looked_through() {
 #[test]
 fn a_server_without_room_or_logical_wal_says_what_to_set() {
     let world = World::with(RULES, &["wal_level=replica", "max_replication_slots=1"], &[]);
-    world.sql("select pg_create_physical_replication_slot('somebody')");
+    world.sql("select pg_create_physical_replication_slot('other')");
     check(
         &world,
         &[],

@@ -1,4 +1,5 @@
-//! `check` of reads against real servers: every table that a query reads is found, and held against the rules.
+//! `check` of reads against real servers: every table that a query reads is found, and held against
+//! the rules.
 
 use serde_json::Value;
 
@@ -323,7 +324,7 @@ fn a_role_that_may_less_is_told_what_is_not_known() {
 fn the_shipped_reads_have_no_gap() {
     let world = World::with_rules(SHIPPED);
     assert_eq!(findings(&world), Vec::<String>::new());
-    // Nobody would drop that there is no permission, if a membership did not when it comes.
+    // A cached absence of permission has to go when a membership comes.
     let gap = SHIPPED.replace("    table: memberships\n", "    table: memberships\n    ops: [update, delete]\n");
     world.write_rules(&gap);
     let found = findings(&world);
@@ -340,7 +341,8 @@ fn what_an_insert_would_change_is_told() {
     let rules = "  user: {table: users, ops: [update, delete], delete: \"r:{id}\"}\n";
     let inserted: &[&str] = &["read-uncovered warning", "a row of public.users is inserted", "add `insert` to `ops`"];
     let check = |sql: &str, more: &str, expected: &[&[&str]]| check(&world, rules, (sql, more), expected);
-    // What is looked up by its primary key was not there, and that is not cached unless the read says so.
+    // What is looked up by its primary key was not there, and that is not cached unless the read
+    // says so.
     check("select to_json(u) from users u where u.id = $1", "", &[]);
     check("select to_json(u) from users u where u.id = $1 and u.name is not null limit 1", "", &[]);
     check("select to_json(u) from users u left join pg_class c on c.relname = u.name where $1 = u.id", "", &[]);

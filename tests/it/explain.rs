@@ -92,7 +92,7 @@ fn a_key_tells_what_it_holds() {
     check("v1:user:u1", Token::random().lease().as_bytes(), &["holds\n  a lease"], "");
     check("v1:user:u1", b"plain", &["a plain value of 5 bytes", "does not expire"], "plain\n");
     check("v1:flags-version:o1", b"255", &["the version 255", "0/FF"], "");
-    assert!(world.run_ok(&["explain", "user:nobody"]).contains("holds\n  nothing"));
+    assert!(world.run_ok(&["explain", "user:missing"]).contains("holds\n  nothing"));
 
     let _: () = world.redis().set("v1:user:u1", envelope.encode()).unwrap();
     let shown = world.run_ok(&["explain", "--show-value", "user:u1"]);

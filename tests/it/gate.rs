@@ -1,7 +1,8 @@
 //! The gate: what is committed and not yet visible stays in the cache, and holds up nothing else.
 //!
-//! `synchronous_standby_names = 'nobody'` makes the race of every server with a synchronous standby last as long
-//! as a test wants: a commit is in the log and on the slot, and no snapshot sees it.
+//! `synchronous_standby_names = 'missing'` makes the race of every server with a synchronous
+//! standby last as long as a test wants: a commit is in the log and on the slot, and no snapshot
+//! sees it.
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,7 @@ fn now(world: &World) -> u64 {
 }
 
 #[test]
-fn what_is_committed_and_not_visible_stays_and_holds_up_nobody() {
+fn a_commit_that_is_not_visible_stays_in_the_cache_and_holds_up_no_other() {
     let world = World::shipped();
     let daemon = world.daemon();
     world.sql("update users set name = 'before' where id = 'u3'");
@@ -31,7 +32,7 @@ fn what_is_committed_and_not_visible_stays_and_holds_up_nobody() {
     let committing = world.stuck("update users set name = 'stuck' where id = 'u1'");
     // What wrote the commit wrote no less, so this is behind its record.
     let behind: Lsn = world.value("select pg_current_wal_insert_lsn()::text").parse().unwrap();
-    assert_eq!(world.value("select name from users where id = 'u1'"), "User 1", "nobody sees it");
+    assert_eq!(world.value("select name from users where id = 'u1'"), "User 1", "no snapshot sees it");
     world.wait_until_sent();
     world.sql("update users set name = 'after' where id = 'u2'");
     wait_until(EVENT_MAX, "the later commit, which is visible, is in force", || !world.holds("v1:user:u2"));
@@ -72,7 +73,8 @@ fn what_was_stuck_is_not_lost_with_the_daemon() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// A reader that finds the version key missing makes it from `started`, which may have passed the stuck commit.
+/// A reader that finds the version key missing makes it from `started`, which may have passed the
+/// stuck commit.
 #[test]
 fn a_version_key_rises_for_what_was_stuck_even_above_a_later_commit() {
     let world = World::shipped();
@@ -90,7 +92,8 @@ fn a_version_key_rises_for_what_was_stuck_even_above_a_later_commit() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// More than may be kept waits for its visibility: what its rules match is deleted then instead of its own keys.
+/// More than may be kept waits for its visibility: what its rules match is deleted then instead of
+/// its own keys.
 #[test]
 fn a_large_transaction_that_is_stuck_does_not_fill_memory() {
     let world = World::shipped();
@@ -112,7 +115,8 @@ fn a_large_transaction_that_is_stuck_does_not_fill_memory() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// The question what is visible cannot be asked of a server that shuts down, and it may not wait for the answer.
+/// The question what is visible cannot be asked of a server that shuts down, and it may not wait
+/// for the answer.
 #[test]
 fn postgresql_can_be_shut_down_while_something_is_stuck() {
     let mut world = World::shipped();
@@ -138,9 +142,10 @@ fn postgresql_can_be_shut_down_while_something_is_stuck() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// A daemon that has just begun knows no partition yet, and the catalog is asked about the stuck one first.
+/// A daemon that has just begun knows no partition yet, and the catalog is asked about the stuck
+/// one first.
 #[test]
-fn a_stuck_commit_to_a_partition_holds_up_nobody() {
+fn a_stuck_commit_to_a_partition_holds_up_no_other() {
     let world = crate::invalidation::partitioned();
     world.hold_commits();
     let committing = world.stuck("insert into events values (1, 5)");
@@ -190,7 +195,8 @@ fn a_standby_is_refused() {
     assert!(crate::support::text(&output).contains("name the primary in source.url"));
 }
 
-/// With Redis away for longer than `redis_down_max`, PostgreSQL can shut down although nothing is confirmed.
+/// With Redis away for longer than `redis_down_max`, PostgreSQL can shut down although nothing is
+/// confirmed.
 #[test]
 fn redis_that_is_away_for_long_does_not_keep_postgresql_from_shutting_down() {
     let rules = SHIPPED.replace("  namespace:", "  redis_down_max: 1s\n  namespace:");

@@ -1,11 +1,13 @@
-//! Proven history: what PostgreSQL or Redis can forget, and that the cache is then emptied, and only then.
+//! Proven history: what PostgreSQL or Redis can forget, and that the cache is then emptied, and
+//! only then.
 
 use redis::Commands as _;
 
 use crate::support::{Daemon, EVENT_MAX, SHIPPED, World, next_message, wait_until};
 
-/// Stops the daemon, does something to the servers, and starts it again with a value in the cache that no
-/// invalidation will reach: it is gone if there was a reason to empty the cache, which is counted, and there otherwise.
+/// Stops the daemon, does something to the servers, and starts it again with a value in the cache
+/// that no invalidation will reach: it is gone if there was a reason to empty the cache, which is
+/// counted, and there otherwise.
 fn check(mut world: World, meanwhile: impl FnOnce(&mut World), reason: Option<&str>) {
     let daemon = world.daemon();
     world.sql("update users set name = 'before' where id = 'u1'");
@@ -21,7 +23,7 @@ fn check(mut world: World, meanwhile: impl FnOnce(&mut World), reason: Option<&s
     world.sql("update users set name = 'after' where id = 'u2'");
     world.settle();
     assert_eq!(world.holds("v1:user:u9"), reason.is_none(), "{:?}", daemon.log());
-    assert!(world.holds("v1:other:x"), "what no rule names is nobody's business");
+    assert!(world.holds("v1:other:x"), "a key that no rule names is not ours");
     match reason {
         None => assert_eq!(world.epoch(), before),
         Some(reason) => assert_eq!(world.epochs_because(reason), 1, "{:?}", daemon.log()),
@@ -47,7 +49,8 @@ fn a_clean_restart_of_postgresql_keeps_the_cache() {
     check(World::shipped(), restart, None);
 }
 
-/// With `synchronous_commit = off` a commit is visible before it is durable: what a reader cached may be gone.
+/// With `synchronous_commit = off` a commit is visible before it is durable: what a reader cached
+/// may be gone.
 #[test]
 fn an_unclean_restart_of_postgresql_empties_the_cache() {
     let crash = |world: &mut World| {
@@ -111,7 +114,8 @@ fn a_lost_slot_is_made_anew_and_the_cache_is_emptied() {
     check(world, |world| lose_slot(world), Some("gap"));
 }
 
-/// Redis holds everything up, and PostgreSQL needs the room: it ends the walsender and gives the slot up.
+/// Redis holds everything up, and PostgreSQL needs the room: it ends the walsender and gives the
+/// slot up.
 #[test]
 fn a_slot_that_is_lost_while_it_is_read_is_made_anew() {
     let world = World::with(SHIPPED, &["max_slot_wal_keep_size=1MB"], &[]);
@@ -130,7 +134,8 @@ fn a_slot_that_is_lost_while_it_is_read_is_made_anew() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// The address leads to what has become a replica: nothing may be written there, and nothing be thought done.
+/// The address leads to what has become a replica: nothing may be written there, and nothing be
+/// thought done.
 #[test]
 fn a_redis_that_became_a_replica_is_waited_for() {
     let world = World::shipped();
@@ -176,8 +181,8 @@ fn without_slot_and_publication_the_daemon_ends_with_what_to_do() {
     assert!(daemon.log().join("\n").contains("unstale setup"), "{:?}", daemon.log());
 }
 
-/// Log from before the publication existed cannot be decoded: PostgreSQL 15 to 17 fail on it for ever, 18 leaves
-/// it out with a warning.
+/// Log from before the publication existed cannot be decoded: PostgreSQL 15 to 17 fail on it for
+/// ever, 18 leaves it out with a warning.
 #[test]
 fn a_publication_that_was_gone_for_a_while_empties_the_cache() {
     let gone = |world: &mut World| {
@@ -214,7 +219,8 @@ fn a_promoted_standby_empties_the_cache() {
     check(World::shipped(), promote, Some("other-timeline"));
 }
 
-/// The server's files are put back to what they were: the same cluster, the same timeline, an older log.
+/// The server's files are put back to what they were: the same cluster, the same timeline, an older
+/// log.
 #[test]
 fn a_postgresql_restored_from_a_copy_empties_the_cache() {
     let mut world = World::shipped();
@@ -238,7 +244,8 @@ fn a_postgresql_restored_from_a_copy_empties_the_cache() {
     check(world, restore, Some("log-went-back"));
 }
 
-/// A Redis that loses everything again and again may not become a database that is asked for everything.
+/// A Redis that loses everything again and again may not become a database that is asked for
+/// everything.
 #[test]
 fn epochs_are_rationed() {
     let world = World::shipped();
@@ -294,7 +301,8 @@ fn a_redis_restarted_from_an_older_snapshot_empties_the_cache() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// Ops that were answered and not yet recorded are lost without a trace in the watermark: they are sent again.
+/// Ops that were answered and not yet recorded are lost without a trace in the watermark: they are
+/// sent again.
 #[test]
 fn a_redis_restarted_from_a_snapshot_with_all_that_was_recorded_keeps_the_cache() {
     let mut world = World::shipped();

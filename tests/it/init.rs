@@ -11,7 +11,8 @@ fn rules_of(file: &str) -> &str {
     file.split("\n# What `unstale setup` will run").next().unwrap()
 }
 
-/// Drafts rules for the world's database, and takes them through everything that a user would do next.
+/// Drafts rules for the world's database, and takes them through everything that a user would do
+/// next.
 fn draft_and_set_up(world: &World) -> String {
     let path = world.directory.path().join("invalidation.yaml");
     std::fs::remove_file(&path).unwrap();

@@ -98,7 +98,8 @@ fn unlogged_tables_and_full_identities() {
     world.write_rules(&SHIPPED.replace("\nrules:\n", "\nrules:\n  fast: {table: fast, delete: 'fast:{id}'}\n"));
     let said = text(&world.run(&["setup"]));
     assert!(said.contains("unlogged") && said.contains("SET LOGGED"), "{said}");
-    // A nullable column cannot be part of an identity index, and a table without a key has no columns to add to.
+    // A nullable column cannot be part of an identity index, and a table without a key has no
+    // columns to add to.
     world.write_rules("version: 1\nsource: {url: '${DATABASE_URL}'}\nrules:\n  a: {table: users, delete: 'a:{avatar_url}'}\n  b: {table: keyless, delete: 'b:{n}'}\n");
     world.sql("create table keyless (n int not null)");
     world.run_ok(&["setup"]);

@@ -33,7 +33,8 @@ fn what_a_commit_makes_stale_is_gone_and_nothing_else() {
         let lost: Vec<_> = stays.iter().filter(|key| !world.holds(&name(key))).collect();
         assert!(lost.is_empty(), "{sql}: wrongly gone: {lost:?}");
     };
-    // With every old value carried, `changed` narrows updates; a narrower identity over-invalidates.
+    // With every old value carried, `changed` narrows updates; a narrower identity
+    // over-invalidates.
     world.sql("alter table users replica identity full; alter table organizations replica identity full");
     let daemon = world.daemon();
     check(
@@ -245,16 +246,16 @@ rules:
     world
 }
 
-/// A commit is streamed before it is visible. Here that is made to last: it waits for a standby that never
-/// comes, so whoever asks the catalog meanwhile does not find the partition.
+/// A commit is streamed before it is visible. Here that is made to last: it waits for a standby
+/// that never comes, so a query of the catalog in between does not find the partition.
 #[test]
 fn a_partition_is_known_although_the_commit_that_made_it_is_not_yet_visible() {
     let world = partitioned();
     let daemon = world.daemon();
     world.cache("v1:event:3");
-    world.sql("alter system set synchronous_standby_names = 'nobody'");
+    world.sql("alter system set synchronous_standby_names = 'missing'");
     world.sql("select pg_reload_conf()");
-    wait_until(EVENT_MAX, "commits wait for a standby", || world.value("show synchronous_standby_names") == "nobody");
+    wait_until(EVENT_MAX, "commits wait for a standby", || world.value("show synchronous_standby_names") == "missing");
     let writer = world.sql_in_background(
         "create table events_3 partition of events for values from (20) to (30); insert into events values (3, 25)",
     );
@@ -360,7 +361,7 @@ fn postgresql_can_be_shut_down_while_it_is_read() {
     world.postgres.restart().unwrap();
     world.reconnect();
     daemon.wait_for_log("streaming");
-    // Nobody could say any more whether it was visible, so it may have waited until now.
+    // Whether it was visible could not be known any more, so it may have waited until now.
     world.settle();
     assert!(!world.holds("v1:user:u1"));
     assert_eq!(world.epoch(), 1, "it stopped cleanly: nothing was lost");

@@ -1,5 +1,5 @@
-//! The rule language, through the running daemon: conditions, lookups, tags, patterns, values, streams, events,
-//! second deletes, and what happens when one of them fails or asks for too much.
+//! The rule language, through the running daemon: conditions, lookups, tags, patterns, values,
+//! streams, events, second deletes, and what happens when one of them fails or asks for too much.
 
 use std::collections::BTreeMap;
 
@@ -139,8 +139,8 @@ fn a_lookup_that_overflows_or_fails_deletes_everything_its_rule_can_name() {
     let world = world(&FAN_OUT.replace("MAX", "2"));
     world.sql("insert into memberships select 'n' || n, 'u' || n, 'o1', 'member' from generate_series(1, 10) n on conflict do nothing");
     let daemon = world.daemon();
-    let keys = ["user:u1", "user:somebody", "role:x:y", "other:1"];
-    let everything = ["user:u1", "user:somebody", "role:x:y"];
+    let keys = ["user:u1", "user:other", "role:x:y", "other:1"];
+    let everything = ["user:u1", "user:other", "role:x:y"];
     assert_eq!(world.gone_after("update organizations set name = 'Big' where id = 'o1'", &keys), everything);
     let letters = world.dead_letters();
     assert!(letters.len() == 1 && letters[0]["reason"].contains("more than 2 rows"), "{letters:?}");
@@ -309,7 +309,7 @@ fn a_value_is_written_through_and_never_replaces_a_newer_one() {
     world.sql("update users set name = 'Four' where id = 'u1'");
     world.settle();
     assert_eq!(world.value_of(key), Some(newer));
-    // Somebody's lease does not: what he read is refused.
+    // A reader's lease does not: what that reader read is refused.
     let _: () = world.redis().set(key, "L:0123456789abcdef0123456789abcdef").unwrap();
     world.sql("update users set name = 'Five' where id = 'u1'");
     world.settle();
@@ -332,7 +332,8 @@ fn what_may_have_been_applied_before_is_deleted_instead_of_written() {
     world.settle();
     drop(daemon);
     world.sql("update users set name = 'newer' where id = 'u1'");
-    // As if the daemon that was killed had begun to apply it, and somebody had deleted the key for a later reason.
+    // As if the daemon that was killed had begun to apply it, and a later change had deleted the
+    // key.
     let end: unstale::change::Lsn = world.value("select pg_current_wal_insert_lsn()::text").parse().unwrap();
     let _: () = world.redis().set("v1:unstale:{unstale}:started", end.to_fixed_hex()).unwrap();
     let daemon = world.daemon();
@@ -481,10 +482,10 @@ fn events_are_planned_like_rows() {
     check(r#"begin; select unstale.emit('product.updated', '{"id": 7, "kind": "x"}'); rollback"#, &[]);
     check(r#"set role writer; select unstale.emit('other', '{"id": 7}'); reset role"#, &["other:7"]);
     check("select unstale.emit('other')", &["other:7"]);
-    check("select unstale.emit('nobody', '{}')", &[]);
+    check("select unstale.emit('unheard', '{}')", &[]);
     check("select pg_logical_emit_message(true, 'unstale.event', 'garbage')", &[]);
     check(r#"select pg_logical_emit_message(true, 'unstale.event', '{"name": "other", "payload": 7}')"#, &["other:7"]);
-    check("select pg_logical_emit_message(true, 'somebody else', 'x')", &[]);
+    check("select pg_logical_emit_message(true, 'another prefix', 'x')", &[]);
     let refused = world.try_value("select unstale.emit('other', '[]')::text");
     assert_eq!(refused, None);
     assert_eq!(daemon.stop(), Some(0));
@@ -521,17 +522,17 @@ rules:
 ",
     );
     let daemon = world.daemon();
-    world.cache("v1:user:nobody");
-    world.cache("v1:org:nobody");
+    world.cache("v1:user:unknown");
+    world.cache("v1:org:unknown");
     world.sql("insert into users (id, email, name) select 'x' || n, 'x' || n, '' from generate_series(1, 50) n");
     world.settle();
-    assert!(world.holds("v1:user:nobody"));
+    assert!(world.holds("v1:user:unknown"));
     let many = "insert into users (id, email, name) select 'y' || n, 'y' || n, '' from generate_series(1, 5000) n";
     assert_eq!(
-        world.gone_after(many, &["user:y1", "user:y5000", "user:nobody"]),
-        ["user:y1", "user:y5000", "user:nobody"]
+        world.gone_after(many, &["user:y1", "user:y5000", "user:unknown"]),
+        ["user:y1", "user:y5000", "user:unknown"]
     );
-    assert!(world.holds("v1:org:nobody"), "only the tables it wrote");
+    assert!(world.holds("v1:org:unknown"), "only the tables it wrote");
     daemon.wait_for_log("max_keys");
     assert_eq!(daemon.stop(), Some(0));
 }

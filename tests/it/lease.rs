@@ -179,7 +179,7 @@ fn who_has_seen_a_position_gets_nothing_older() {
 }
 
 #[test]
-fn what_somebody_else_wrote_is_neither_served_nor_replaced() {
+fn what_another_program_wrote_is_neither_served_nor_replaced() {
     let cache = Cache::start(TTL);
     for held in ["", "{\"name\":\"Ann\"}", "V:short 0 0 0 \nbody", "L:short"] {
         cache.set("v1:user:u1", held);
@@ -221,7 +221,7 @@ fn the_set_of_a_tag_stays_as_long_as_its_last_member_may() {
     let members: Vec<String> = cache.plain().smembers("v1:tag:t").unwrap();
     assert_eq!(members, ["v1:user:u1"]);
     let _: () = cache.plain().persist("v1:tag:t").unwrap();
-    assert_eq!(join(600), -1, "what somebody made to stay stays");
+    assert_eq!(join(600), -1, "a set without a limit keeps none");
 }
 
 #[test]
@@ -250,7 +250,7 @@ fn a_batch_that_arrives_late_makes_no_version_key_that_was_in_use_before() {
     assert_eq!(bump(0x70, "v1:version:a", 100), 100, "its own position");
     assert_eq!(bump(0x70, "v1:version:a", 90), 100, "never back");
     assert_eq!(bump(0x65, "v1:version:a", 101), 101, "late, and still known to be higher");
-    assert_eq!(bump(0x65, "v1:version:b", 101), 0x70, "late, and nobody knows how high it was");
+    assert_eq!(bump(0x65, "v1:version:b", 101), 0x70, "late, and how high it was is not known");
 }
 
 #[test]

@@ -1,9 +1,9 @@
-//! Logging in to PostgreSQL: what each `sslmode`, password method and certificate leads to, and what the
-//! operator is told when it leads nowhere.
+//! Logging in to PostgreSQL: what each `sslmode`, password method and certificate leads to, and
+//! what the operator is told when it leads nowhere.
 //!
-//! Owns the certificates and the host-based rules of its servers. Every case is tried both ways that
-//! unstale connects: in replication mode and for ordinary SQL, which must not differ. Servers are real,
-//! except those that misbehave.
+//! Owns the certificates and the host-based rules of its servers. Every case is tried both ways
+//! that unstale connects: in replication mode and for ordinary SQL, which must not differ. Servers
+//! are real, except those that misbehave.
 
 use std::fs::Permissions;
 use std::io::{self, Read as _, Write as _};
@@ -101,7 +101,7 @@ struct Scene {
 impl Scene {
     /// A server without TLS, and with these host-based rules after those for its administrator.
     fn start(rules: &str) -> Self {
-        // Enough for all rows of all tests at once: nobody may be refused for want of a place.
+        // Enough for all rows of all tests at once.
         let postgres = template::start(&["max_connections=300", "max_wal_senders=100"]);
         let scene = Self { runtime: Runtime::new().unwrap(), postgres, files: TempDir::new().unwrap() };
         scene.sql(&format!(
@@ -120,7 +120,8 @@ impl Scene {
         scene
     }
 
-    /// The same with TLS and this certificate; it asks clients for certificates that `clients` signed.
+    /// The same with TLS and this certificate; it asks clients for certificates that `clients`
+    /// signed.
     fn start_with_tls(rules: &str, certificate: &Issued, clients: &Authority) -> Self {
         let scene = Self::start("");
         scene.write_for_server("clients.pem", &clients.pem);
@@ -131,7 +132,8 @@ impl Scene {
         scene
     }
 
-    /// A URL of this server: over TCP, with this before the host's name and this after the database's.
+    /// A URL of this server: over TCP, with this before the host's name and this after the
+    /// database's.
     fn url(&self, credentials: &str, parameters: &str) -> String {
         format!("postgres://{credentials}@localhost:{}/postgres?connect_timeout=10{parameters}", self.postgres.port())
     }
@@ -158,7 +160,7 @@ impl Scene {
         });
     }
 
-    /// Writes into the data directory as the server demands it: its own, and nobody else's.
+    /// Writes into the data directory as the server demands it: only the server's user may read it.
     fn write_for_server(&self, name: &str, text: &str) {
         let file = self.postgres.data_directory().join(name);
         std::fs::write(&file, text).unwrap();
@@ -335,7 +337,7 @@ fn channel_binding_cannot_be_had_without_tls() {
     check(&[
         (scene.url(&format!("scram:{ENCODED}"), required), unbound),
         (scene.url(&format!("scram:{ENCODED}"), "&channel_binding=require"), unbound),
-        // Whoever sits in between could ask for these instead.
+        // An attacker in between could ask for these instead.
         (scene.url(&format!("hashed:{ENCODED}"), required), unbound),
         (scene.url(&format!("clear:{ENCODED}"), required), unbound),
         (scene.url("trusted", required), unbound),
@@ -509,7 +511,8 @@ fn scram_is_bound_to_the_channel_whatever_signed_the_certificate() {
     let required = "&sslmode=require&channel_binding=require";
     let scram = format!("scram:{ENCODED}");
 
-    // The hash to bind to follows the signature's: SHA-256, then SHA-384. "Required" succeeds only bound.
+    // The hash to bind to follows the signature's: SHA-256, then SHA-384. "Required" succeeds only
+    // bound.
     for algorithm in [&PKCS_ECDSA_P256_SHA256, &PKCS_ECDSA_P384_SHA384] {
         scene.present(&Authority::new(algorithm).sign(&own_names()));
         check(&[
@@ -521,7 +524,7 @@ fn scram_is_bound_to_the_channel_whatever_signed_the_certificate() {
             (scene.url("scram", required), Err(&["asks for a password"])),
         ]);
     }
-    // Whoever sits in between could ask for these instead.
+    // An attacker in between could ask for these instead.
     check(&[
         (scene.url(&format!("hashed:{ENCODED}"), required), unbound),
         (scene.url(&format!("clear:{ENCODED}"), required), unbound),

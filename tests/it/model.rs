@@ -1,27 +1,31 @@
 //! The protocol of DESIGN.md, section 3, as a finite model whose every reachable state is visited.
 //!
-//! Owns the steps around one cached key: two transactions that both change it, the daemon, two fillers, a
-//! PostgreSQL replica, and a Redis that evicts, fails over once and loses its tail. It must not know the
-//! code: it checks that the rules suffice and that none can be left out. Invariant: a step is one atomic
-//! action on one server, and whatever may come between two steps does; two actions are one step only where
-//! the comment says why that hides nothing. Breadth first, so a counter-example is a shortest one.
+//! Owns the steps around one cached key: two transactions that both change it, the daemon, two
+//! fillers, a PostgreSQL replica, and a Redis that evicts, fails over once and loses its tail. It
+//! must not know the code: it checks that the rules suffice and that none can be left out.
+//! Invariant: a step is one atomic action on one server, and whatever may come between two steps
+//! does; two actions are one step only where the comment says why that hides nothing. Breadth
+//! first, so a counter-example is a shortest one.
 
 #![allow(clippy::print_stdout)]
 
 use std::collections::HashSet;
 use std::hash::{BuildHasherDefault, Hasher};
 
-/// A place in PostgreSQL's log, and so also the name of the transaction that ends there; 0 is before both.
-/// Either writer may be the first: they differ in nothing else, so the first to commit is called 1.
+/// A place in PostgreSQL's log, and so also the name of the transaction that ends there; 0 is
+/// before both. Either writer may be the first: they differ in nothing else, so the first to commit
+/// is called 1.
 type Position = u8;
 
 /// The last position. Two suffice for a transaction to overtake an earlier one.
 const LAST: Position = 2;
 
-/// Each reads once: a filler that reads again is another one that begins later, since tokens never repeat.
+/// Each reads once: a filler that reads again is another one that begins later, since tokens never
+/// repeat.
 const FILLERS: u8 = 2;
 
-/// A set of transactions, a bit each: what a snapshot saw, and so what a cached value was derived from.
+/// A set of transactions, a bit each: what a snapshot saw, and so what a cached value was derived
+/// from.
 type Transactions = u8;
 
 fn only(transaction: Position) -> Transactions {
@@ -49,7 +53,8 @@ enum Rule {
     StartedBeforeDelete,
     /// A replica is read wherever it stands.
     ReplicaCheck,
-    /// The replica answers its position and the value in one statement: the snapshot is the older of the two.
+    /// The replica answers its position and the value in one statement: the snapshot is the older
+    /// of the two.
     ReplicaCheckSeparate,
     /// The daemon confirms to the slot what it received.
     AckAfterRedis,
@@ -57,7 +62,8 @@ enum Rule {
     KeepaliveOnlyWhenIdle,
     /// The daemon goes on with whatever Redis contains.
     ProveHistory,
-    /// After a failover that lost nothing recorded, what was answered but not recorded is not sent again.
+    /// After a failover that lost nothing recorded, what was answered but not recorded is not sent
+    /// again.
     ResendAfterFailover,
     /// After such a failover the promise holds again at once, before that was sent again.
     SuspendUntilResent,
@@ -102,8 +108,8 @@ struct Dataset {
     applied: Position,
 }
 
-/// The Redis replica. It follows asynchronously; only where it stands at the failover matters, so it copies
-/// once, at any time, instead of often.
+/// The Redis replica. It follows asynchronously; only where it stands at the failover matters, so
+/// it copies once, at any time, instead of often.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 enum RedisReplica {
     #[default]
@@ -112,8 +118,9 @@ enum RedisReplica {
     Promoted,
 }
 
-/// How far the daemon is with one transaction. A command and its reply are one step: a slow reply delays the
-/// daemon, which may be slow anyway; a lost one costs the connection, and the whole is sent again.
+/// How far the daemon is with one transaction. A command and its reply are one step: a slow reply
+/// delays the daemon, which may be slow anyway; a lost one costs the connection, and the whole is
+/// sent again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 enum Sent {
     #[default]
@@ -144,7 +151,8 @@ struct Daemon {
 }
 
 impl Daemon {
-    /// The daemon as it goes on from a position: all up to there is in force, the rest will be sent.
+    /// The daemon as it goes on from a position: all up to there is in force, the rest will be
+    /// sent.
     fn from(position: Position, recorded: Position, phase: Phase) -> Self {
         let mut sent = [Sent::Nothing; LAST as usize];
         sent[..usize::from(position)].fill(Sent::Whole);
@@ -196,13 +204,14 @@ struct State {
     fillers: [Filler; FILLERS as usize],
     /// What the daemon ever put in force, also on a Redis that is gone. No actor can look at it.
     acknowledged: Transactions,
-    /// A failover happened and the daemon has not vouched for the new primary: readers know by the missing
-    /// heartbeat, and nothing is promised.
+    /// A failover happened and the daemon has not vouched for the new primary: readers know by the
+    /// missing heartbeat, and nothing is promised.
     suspended: bool,
 }
 
 impl State {
-    /// Against the promise: what is visible and acknowledged, by the daemon or by `applied`, is in the value.
+    /// Against the promise: what is visible and acknowledged, by the daemon or by `applied`, is in
+    /// the value.
     fn is_stale(&self) -> bool {
         let acknowledged = self.acknowledged | up_to(self.redis.applied);
         !self.suspended && self.misses(acknowledged & self.visible)
@@ -250,8 +259,8 @@ impl Next<'_> {
         self.steps.push(((words, who), to));
     }
 
-    /// A commit is in the log, and with the daemon, before it is visible: long before, where a synchronous
-    /// standby is waited for.
+    /// A commit is in the log, and with the daemon, before it is visible: long before, where a
+    /// synchronous standby is waited for.
     fn postgres(&mut self) {
         let State { log, visible, replayed, .. } = self.from;
         if log < LAST {
@@ -273,7 +282,8 @@ impl Next<'_> {
             RedisReplica::Following => self.may("the Redis replica falls behind from here on", 0, |s| {
                 s.redis_replica = RedisReplica::Stands(s.redis);
             }),
-            // The daemon's connection breaks with it, so nothing reaches the new primary before a resume.
+            // The daemon's connection breaks with it, so nothing reaches the new primary before a
+            // resume.
             RedisReplica::Stands(copy) => self.may("Redis fails over to its replica", 0, |s| {
                 s.redis = copy;
                 s.redis_replica = RedisReplica::Promoted;
@@ -284,8 +294,8 @@ impl Next<'_> {
         }
     }
 
-    /// The GET before it is no step: what it found may have changed, and `NX` looks again. Who finds the key
-    /// taken serves the value or waits, and changes nothing.
+    /// The GET before it is no step: what it found may have changed, and `NX` looks again. Who
+    /// finds the key taken serves the value or waits, and changes nothing.
     fn grant(&mut self, filler: u8, then: Filler) {
         if self.from.redis.key == Key::Empty {
             self.may("filler # is granted the lease", filler, |s| {
@@ -339,8 +349,8 @@ impl Protocol {
                 s.redis.key = Key::Empty;
                 s.daemon.phase = Phase::EpochDeleted;
             }),
-            // What was recorded was visible before the delete. The rest of the log may not have been: it stays
-            // in flight.
+            // What was recorded was visible before the delete. The rest of the log may not have
+            // been: it stays in flight.
             Phase::EpochDeleted => {
                 let applied = if self.has(Rule::EpochClaimsOnlyRecorded) { known } else { s.log };
                 next.may("the new epoch sets applied to #", applied, |s| {
@@ -362,7 +372,8 @@ impl Protocol {
                     *sent = before;
                 }
             }
-            // A daemon that crashed does not know what was in force; but nothing was that is not visible.
+            // A daemon that crashed does not know what was in force; but nothing was that is not
+            // visible.
             if s.suspended && self.has(Rule::SuspendUntilResent) {
                 s.daemon.owed = s.visible & !s.daemon.done();
             }
@@ -452,7 +463,8 @@ impl Protocol {
     }
 }
 
-/// Multiply and rotate, as rustc does: the default hasher would take most of an unoptimised test's time.
+/// Multiply and rotate, as rustc does: the default hasher would take most of an unoptimised test's
+/// time.
 #[derive(Default)]
 struct Mixer(u64);
 
@@ -487,8 +499,8 @@ struct Search {
 }
 
 impl Search {
-    /// Visits every state until one is broken, and tells the steps to that one. `watch` is told of every
-    /// transition, and with no target of every state that has none.
+    /// Visits every state until one is broken, and tells the steps to that one. `watch` is told of
+    /// every transition, and with no target of every state that has none.
     fn run(&mut self, removed: Option<Rule>, mut watch: impl FnMut(&State, Option<&State>)) -> Option<Vec<Step>> {
         let protocol = Protocol { removed };
         let mut steps = Vec::new();
@@ -582,7 +594,8 @@ fn the_full_protocol_is_safe() {
     if let Some(path) = broken {
         panic!("stale after {} steps:\n{}", path.len(), listing(&path));
     }
-    // No step can be undone, so every run ends; and every end is at rest, with everything confirmed.
+    // No step can be undone, so every run ends; and every end is at rest, with everything
+    // confirmed.
     assert!(ends > 0);
     assert!(missing.is_empty(), "never reached: {:?}", missing.iter().map(|(words, _)| words).collect::<Vec<_>>());
 }

@@ -1,4 +1,5 @@
-//! The commands that look at an outbox: what waits there is previewed, replayed and recorded, and stays.
+//! The commands that look at an outbox: what waits there is previewed, replayed and recorded, and
+//! stays.
 
 use std::collections::BTreeSet;
 
@@ -90,7 +91,7 @@ fn who_commits_late_is_recorded_after_who_did_not() {
     let mut recorder = recorder(&world, "2", &[]);
     world.sql("update users set name = 'early' where id = 'u2'");
     wait_until(EVENT_MAX, "the first line is in the file", || recorded(&world).contains("early"));
-    assert!(!world.run_ok(&["dry-run", "--slot", "--json"]).contains("v1:user:u1"), "nobody can see it yet");
+    assert!(!world.run_ok(&["dry-run", "--slot", "--json"]).contains("v1:user:u1"), "it is not visible yet");
     world.sql_on(&late, "commit");
     assert_eq!(recorder.wait(), Some(0), "{:?}", recorder.log());
     assert_eq!(values(&lines(&recorded(&world)), "new", "name"), ["early", "late"]);
@@ -152,9 +153,10 @@ fn a_recording_makes_the_ops_of_what_waits_and_is_redacted() {
     assert_eq!(world.entries(), 4, "nothing was consumed");
 }
 
-/// What happened before there was a trigger, nobody knows: every rule of the table acts, whatever its `ops` say.
+/// What happened before the trigger existed is not known: every rule of the table acts, whatever
+/// its `ops`.
 #[test]
-fn what_nobody_knows_touches_all_that_the_rules_match() {
+fn an_unknown_change_touches_all_that_the_rules_match() {
     let world = World::outbox(RULES, "");
     world.sql(
         "do $$ declare t record; begin for t in select tgrelid::regclass, tgname from pg_trigger \

@@ -1,4 +1,5 @@
-//! What `setup` installs in outbox mode: on which tables, what it writes down, and that nothing is left of it.
+//! What `setup` installs in outbox mode: on which tables, what it writes down, and that nothing is
+//! left of it.
 
 use crate::support::{World, in_outbox_mode, text};
 
@@ -10,7 +11,7 @@ rules:
   organization: {table: organizations, ops: [update, delete], delete: "organization:{id}"}
 "#;
 
-/// Everything of ours in the catalog, and the triggers of everybody.
+/// Everything of ours in the catalog, and the triggers of all tables.
 const CATALOG: &str = "select coalesce(string_agg(what, e'\\n' order by what), '') from ( \
      select 'schema ' || nspname from pg_namespace where nspname !~ '^pg_' \
      union all select 'relation ' || oid::regclass from pg_class where relnamespace::regnamespace::text !~ '^pg_|^information' \
@@ -70,7 +71,7 @@ fn setup_twice_changes_nothing_and_teardown_leaves_nothing() {
     assert_eq!(world.value(ENTRIES), "", "with a new outbox begins a new epoch");
     let (catalog, versions) = (world.value(CATALOG), world.value(VERSIONS));
     assert_ne!(catalog, before);
-    // Somebody writes all the while: nothing has to wait for that.
+    // A transaction that writes stays open: nothing has to wait for it.
     let writer = world.another_client();
     world.sql_on(
         &writer,
@@ -108,7 +109,7 @@ fn setup_follows_the_rules_when_they_change() {
         output.status.code() == Some(78) && said.contains("capture_users_") && said.contains("unstale setup"),
         "{said}"
     );
-    assert!(!said.contains("organizations"), "what nobody needs is no reason: {said}");
+    assert!(!said.contains("organizations"), "a table that no rule needs is no reason: {said}");
     let said = world.run_ok(&["setup"]);
     assert!(said.contains("done       triggers of public.users"), "{said}");
     assert!(said.contains("done       triggers that no rule needs"), "{said}");
@@ -257,7 +258,7 @@ fn partitions_and_heirs_are_captured_too() {
     world.run_ok(&["setup"]);
     assert_eq!(written(&world, "truncate parts_3"), "r parts\nt parts");
     check(&world, 0, &["no problems"]);
-    // What is a partition no longer is nobody's business.
+    // A table that is no longer a partition is none of the rules' tables.
     world.sql("alter table parts detach partition parts_3");
     check(&world, 0, &["no rule needs the triggers of public.parts_3"]);
     let said = world.run_ok(&["setup"]);
@@ -290,7 +291,8 @@ fn a_column_that_is_gone_fails_no_writer() {
     assert_eq!(written(&world, dropped), "r things");
 }
 
-/// The reference is what a slot of the same server sends, with the settings that the replication connection has.
+/// The reference is what a slot of the same server sends, with the settings that the replication
+/// connection has.
 #[test]
 fn values_read_as_the_log_has_them() {
     let tables = "create type mood as enum ('glad', 'So so'); create type pair as (a int, b timestamptz); \
@@ -359,7 +361,8 @@ fn hex(text: &str) -> Vec<u8> {
     (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
 }
 
-/// The values of an Insert message of pgoutput: 'I', the relation, 'N', their number, and each with its kind.
+/// The values of an Insert message of pgoutput: 'I', the relation, 'N', their number, and each with
+/// its kind.
 fn tuple(message: &[u8]) -> Vec<Option<String>> {
     let number = |at: usize, bytes: usize| {
         message[at..at + bytes].iter().fold(0_usize, |sum, byte| sum << 8 | usize::from(*byte))
@@ -491,7 +494,7 @@ fn a_role_is_told_what_it_lacks() {
     check(&world, 1, &words);
     world.sql(&world.run_ok(&["check", "--sql"]));
     check(&world, 0, &["ok  outbox: the role plain may empty it"]);
-    // Whoever made the triggers has to be able to write.
+    // The owner of the trigger functions has to be able to write.
     world.sql("create role maker");
     let function = world.value("select proname::text from pg_proc where proname like 'capture_users_%'");
     world.sql(&format!("alter function unstale.{function}() owner to maker"));

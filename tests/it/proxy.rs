@@ -1,8 +1,10 @@
-//! A TCP proxy that a test puts in front of PostgreSQL or Redis, to break what lies between them and the daemon.
+//! A TCP proxy that a test puts in front of PostgreSQL or Redis, to break what lies between them
+//! and the daemon.
 //!
-//! It owns both sockets of each connection and what goes wrong on them. It must not know either protocol: what it
-//! moves are chunks, each what one read returned. Its invariant: what becomes of a byte is decided and done under
-//! one lock, so that once `set` or `cut` has returned nothing more goes through by the rule before.
+//! It owns both sockets of each connection and what goes wrong on them. It must not know either
+//! protocol: what it moves are chunks, each what one read returned. Its invariant: what becomes of
+//! a byte is decided and done under one lock, so that once `set` or `cut` has returned nothing more
+//! goes through by the rule before.
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read as _, Write as _};
@@ -17,27 +19,34 @@ use crate::support::EVENT_MAX;
 
 const CHUNK_BYTES_MAX: usize = 16 * 1024;
 
-/// How long the server may take to accept. Without it a full backlog would keep `drop` waiting for minutes.
+/// How long the server may take to accept. Without it a full backlog would keep `drop` waiting for
+/// minutes.
 const CONNECT_MAX: Duration = Duration::from_secs(1);
 
-/// How long a write to a peer that does not read may hold the lock, and how long others then have it.
+/// How long a write to a peer that does not read may hold the lock, and how long others then have
+/// it.
 const STALL: Duration = Duration::from_millis(5);
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Fault {
     #[default]
     None,
-    /// Existing connections are cut and new ones closed at once, without a connection to the server.
+    /// Existing connections are cut and new ones closed at once, without a connection to the
+    /// server.
     Refuse,
-    /// Both ends see an open but silent peer: no byte and no end of stream goes through until the fault changes.
+    /// Both ends see an open but silent peer: no byte and no end of stream goes through until the
+    /// fault changes.
     HalfOpen,
-    /// Each chunk goes through at least this long after it arrived; at most one waits, the next stay in the socket.
+    /// Each chunk goes through at least this long after it arrived; at most one waits, the next
+    /// stay in the socket.
     Delay(Duration),
     /// Each byte is written by itself; what a peer reads at once depends on how soon it reads.
     OneByte,
-    /// So many chunks go through, those of both directions and all connections counted together; then as `HalfOpen`.
+    /// So many chunks go through, those of both directions and all connections counted together;
+    /// then as `HalfOpen`.
     HoldAfter(usize),
-    /// Requests go through; the first byte that the server then answers cuts the connection and reaches nobody.
+    /// Requests go through; the first byte that the server then answers cuts the connection and is
+    /// dropped.
     CutAfterRequest,
 }
 
@@ -48,7 +57,8 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    /// Listens on a free port of 127.0.0.1 for what listens, now or later, on the target port there.
+    /// Listens on a free port of 127.0.0.1 for what listens, now or later, on the target port
+    /// there.
     pub(crate) fn start(target_port: u16) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -110,7 +120,8 @@ impl Drop for Proxy {
             state.closing = true;
             state.cut_all();
         });
-        // The accept thread looks at `closing` when it has accepted, so it is given something to accept.
+        // The accept thread looks at `closing` when it has accepted, so it is given something to
+        // accept.
         drop(TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)));
         if let Some(accepting) = self.accepting.take() {
             drop(accepting.join());
@@ -135,7 +146,8 @@ enum Step {
 }
 
 impl Fault {
-    /// `waited` is how long ago the chunk arrived; `requested` whether the client sent anything under this fault.
+    /// `waited` is how long ago the chunk arrived; `requested` whether the client sent anything
+    /// under this fault.
     fn step(self, direction: Direction, requested: bool, waited: Duration) -> Step {
         match self {
             Self::HalfOpen => Step::Hold(Duration::MAX),
@@ -228,11 +240,11 @@ struct Shared {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("nobody panics under this lock")
+        self.state.lock().expect("no thread panics under this lock")
     }
 
     fn wait<'a>(&self, state: MutexGuard<'a, State>, time_max: Duration) -> MutexGuard<'a, State> {
-        self.changed.wait_timeout(state, time_max).expect("nobody panics under this lock").0
+        self.changed.wait_timeout(state, time_max).expect("no thread panics under this lock").0
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {
@@ -249,7 +261,8 @@ impl Shared {
                     return;
                 }
                 if accepted.and_then(|(client, _)| self.open(scope, client)).is_err() {
-                    // The server is away, or this process has no descriptor left: neither is worth a busy loop.
+                    // The server is away, or this process has no descriptor left: neither is worth
+                    // a busy loop.
                     thread::sleep(STALL);
                 }
             }
@@ -281,7 +294,8 @@ impl Shared {
             let length = match from.read(&mut buffer) {
                 Ok(length) => length,
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                // A reset goes on as an end of stream, and like one it is held back while the fault holds bytes.
+                // A reset goes on as an end of stream, and like one it is held back while the fault
+                // holds bytes.
                 Err(_) => 0,
             };
             if !self.deliver(id, direction, to, &buffer[..length]) {
@@ -290,7 +304,8 @@ impl Shared {
         }
     }
 
-    /// Writes a chunk as the fault lets it, an empty one being the end of the stream; whether more may follow.
+    /// Writes a chunk as the fault lets it, an empty one being the end of the stream; whether more
+    /// may follow.
     fn deliver(&self, id: u64, direction: Direction, mut to: &TcpStream, mut chunk: &[u8]) -> bool {
         let arrived = Instant::now();
         let ends = chunk.is_empty();
@@ -337,7 +352,8 @@ fn stalled(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
 }
 
-/// A server that sends back what it reads, and tells the test of each read; an empty one is the end of a connection.
+/// A server that sends back what it reads, and tells the test of each read; an empty one is the end
+/// of a connection.
 fn echo() -> (u16, Receiver<Vec<u8>>) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -439,7 +455,7 @@ fn a_client_that_resets_ends_only_its_own_connection() {
 }
 
 #[test]
-fn refused_connections_reach_nobody() {
+fn refused_connections_do_not_reach_the_server() {
     let (port, reads) = echo();
     let proxy = Proxy::start(port);
     let mut existing = client(&proxy);
@@ -558,7 +574,8 @@ fn cut_ends_what_is_open_and_serves_what_comes() {
     assert_echo(&mut client(&proxy), b"y");
 }
 
-/// Its threads hold the state, so its end is theirs. One pump waits in a read, the other in a stalled write or a hold.
+/// Its threads hold the state, so its end is theirs. One pump waits in a read, the other in a
+/// stalled write or a hold.
 #[test]
 fn drop_ends_every_thread() {
     let mute = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();

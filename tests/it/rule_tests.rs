@@ -42,7 +42,7 @@ const TESTS: &str = r#"tests:
       delete: ["user:7", "user-email:ann@x.io", "user-email:ann@y.io"]
       bump: users-version
       publish: users
-  - it: leaves alone what nobody caches
+  - it: leaves other columns alone
     update: public.users
     row: {id: 7, email: a, name: Ann, seen: 1}
     set: {seen: 2}
@@ -86,7 +86,7 @@ fn outcome(tests: &str, arguments: &[&str]) -> (Option<i32>, String) {
 fn tests_that_pass_take_a_line_each() {
     let (code, said) = outcome(TESTS, &[]);
     let expected = "ok   drops the old and the new address
-ok   leaves alone what nobody caches
+ok   leaves other columns alone
 ok   forgets every user
 ok   reaches the members of a renamed organization
 ok   does nothing for an organization that keeps its name
@@ -128,7 +128,8 @@ fn a_failure_as_an_object() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("0 passed, 1 failed"), "{}", text(&output));
 }
 
-/// A column that the test leaves out is not known without a catalog, so the rule deletes by pattern.
+/// A column that the test leaves out is not known without a catalog, so the rule deletes by
+/// pattern.
 #[test]
 fn a_column_that_a_test_does_not_name_is_asked_for() {
     let tests = "tests:\n  - {it: fails, insert: users, row: {id: 1}, expect: {delete: ['user:1'], bump: users-version, publish: users}}\n";
@@ -142,7 +143,8 @@ fn what_the_log_does_not_carry_must_be_covered() {
     let test = "tests:\n  - {it: moves, update: users, row: {id: 7, email: a, name: Ann}, set: {name: Bob}, \
                 expect: {delete: ['user:7', 'user-email:a'], bump: users-version, publish: users}}\n";
     assert_eq!(outcome(test, &[]).0, Some(0));
-    // The keys need no name, so no identity needs to carry it; what cannot be told then counts as unchanged.
+    // The keys need no name, so no identity needs to carry it; what cannot be told then counts as
+    // unchanged.
     let skipping = RULES.replace("unknown: match", "unknown: skip");
     let output = unstale(&directory(&format!("{skipping}{test}")), &["test"], b"");
     let said = text(&output);
@@ -231,7 +233,8 @@ tests:
 ";
     let world = World::with_rules(file);
     assert_eq!(world.run(&["test"]).status.code(), Some(1));
-    // The replica identity is too narrow still, which is for `setup`; the catalog is written down all the same.
+    // The replica identity is too narrow still, which is for `setup`; the catalog is written down
+    // all the same.
     let said = text(&world.run(&["check", "--lock"]));
     assert!(world.directory.path().join("invalidation.yaml.lock").exists(), "{said}");
     world.run_ok(&["test"]);

@@ -54,7 +54,7 @@ fn a_slot_and_how_far_it_is() {
     assert!(now["target"]["epoch"] == 1 && now["target"]["epochs"]["nothing-remembered"] == 1, "{now}");
     assert!(now["source"]["active"] == true && now["source"]["lag_bytes"].is_u64(), "{now}");
     assert_eq!(daemon.stop(), Some(0));
-    wait_until(EVENT_MAX, "nobody reads the slot", || status(&world)["source"]["active"] == false);
+    wait_until(EVENT_MAX, "no daemon reads the slot", || status(&world)["source"]["active"] == false);
 }
 
 #[test]
@@ -142,7 +142,7 @@ fn what_is_not_set_up_is_said_with_the_rest() {
 }
 
 #[test]
-fn it_is_watched_until_told_to_stop_or_nobody_looks() {
+fn watching_ends_by_a_signal_or_with_its_reader() {
     let world = World::shipped();
     let start = || {
         let mut command = world.command(&["status", "--watch", "--json"]);

@@ -1,4 +1,5 @@
-//! What HTTP and the lease protocol make of a value: hits, conditions, one reader of the database for many clients.
+//! What HTTP and the lease protocol make of a value: hits, conditions, one reader of the database
+//! for many clients.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -23,7 +24,7 @@ fn the_first_answer_is_stored_and_the_next_comes_from_the_cache() {
     assert_eq!(second.header("cache-control"), Some("no-cache"), "who keeps it must ask again");
     assert!(second.header("server-timing").is_some() && second.header("x-request-id").is_some(), "{second:?}");
     assert_eq!(second.header("x-cache"), None, "behind a setting");
-    assert!(!second.cache_status().contains("u1"), "what is cached is nobody's business");
+    assert!(!second.cache_status().contains("u1"), "the key in the cache is not shown");
     assert_eq!((api.stat("user", "misses"), api.stat("user", "hits"), api.stat("user", "fills")), (1, 1, 1));
     assert_eq!(api.stat("user", "database_reads"), 1);
 }
@@ -55,7 +56,7 @@ fn an_etag_is_of_the_body_and_spares_it() {
     for condition in ["\"other\"", "other", "", "\"", &etag[1..]] {
         assert_eq!(api.get_with("/users/u1", &[("If-None-Match", condition)]).status, 200, "{condition}");
     }
-    let missing = api.get_with("/users/nobody", &[("If-None-Match", "*")]);
+    let missing = api.get_with("/users/missing", &[("If-None-Match", "*")]);
     assert_eq!(missing.status, 404);
     api.world.sql("update users set name = 'Another' where id = 'u1'");
     api.world.settle();
@@ -74,7 +75,7 @@ fn head_has_the_headers_and_no_body() {
         assert_eq!(head.header(name), get.header(name), "{name}");
     }
     assert_eq!(Answer::all(&api.raw(&request("HEAD", "/users/u1", &[("Connection", "close")])), "HEAD").len(), 1);
-    assert_eq!(api.head("/users/nobody").status, 404);
+    assert_eq!(api.head("/users/missing").status, 404);
     let cold = api.head("/users/u2");
     assert!(cold.status == 200 && cold.is_stored(), "{cold:?}");
     assert!(api.get("/users/u2").is_hit());
@@ -114,7 +115,8 @@ fn what_is_in_force_is_in_the_next_answer() {
     assert!(api.stat("user", "hits") > 0, "the cache was in use");
 }
 
-/// Many clients ask for the same at once; the query of the first is held up until all have. What they were told.
+/// Many clients ask for the same at once; the query of the first is held up until all have. What
+/// they were told.
 fn crowd(clients: &[Client], path: &str, hold: Hold<'_>) -> Vec<Answer> {
     let sent = AtomicUsize::new(0);
     let ask = &|client: Client| {
@@ -127,7 +129,7 @@ fn crowd(clients: &[Client], path: &str, hold: Hold<'_>) -> Vec<Answer> {
         let first = scope.spawn(move || ask(clients[0]));
         hold.wait_for(1);
         let others: Vec<_> = clients[1..].iter().map(|client| scope.spawn(move || ask(*client))).collect();
-        wait_until(EVENT_MAX, "everybody has asked", || sent.load(Ordering::SeqCst) == clients.len());
+        wait_until(EVENT_MAX, "every client has asked", || sent.load(Ordering::SeqCst) == clients.len());
         hold.release();
         let first = std::iter::once(first.join().unwrap());
         first.chain(others.into_iter().map(|other| other.join().unwrap())).collect()
@@ -188,7 +190,8 @@ fn a_value_that_was_read_before_its_invalidation_is_not_stored() {
             api.world.settle();
             hold.release();
             let slow = slow.join().unwrap();
-            // It began before the commit, so it may say what was there then; nobody else may hear it.
+            // It began before the commit, so it may give the value of then, but only to its own
+            // client.
             let text = slow.json().as_str().unwrap().to_owned();
             assert!(slow.status == 200 && [old, format!("round {round}")].contains(&text), "{slow:?}");
             assert!(!slow.is_stored() || text == format!("round {round}"), "{slow:?}");
@@ -214,7 +217,7 @@ fn an_error_is_not_cached_and_the_next_reader_fills_at_once() {
     key: "shown:{id}"
     sql: select shown(u.name) from users u where u.id = $1
 "#,
-        // Whoever found a lease left behind would wait for longer than a test does.
+        // If a lease were left behind, this reader would wait for longer than the test does.
         api: "  fill_wait: 1m\n  timeout: 2m\n",
     };
     let api = file.start();
@@ -259,7 +262,7 @@ fn a_soft_expired_value_is_served_while_it_is_refreshed() {
     let number = |answer: &Answer| answer.json().as_u64().unwrap();
     let first = number(&api.get("/refreshed/u1"));
     let hold = Hold::new(&api.world);
-    // However often it is asked for, nobody waits for the query that is held up.
+    // However often it is asked for, no request waits for the query that is held up.
     let stale = |api: &Api| {
         assert_eq!(api.get("/refreshed/u1").status, 200);
         api.stat("refreshed", "stale_hits") >= 10
@@ -316,7 +319,7 @@ fn a_client_may_keep_its_answer_out_of_the_cache() {
 }
 
 #[test]
-fn what_somebody_else_put_under_the_key_is_neither_served_nor_replaced() {
+fn what_another_program_put_under_the_key_is_neither_served_nor_replaced() {
     let api = File::default().start();
     for held in ["cached", "", "{\"id\":\"u1\",\"name\":\"Forged\"}", "V:x", "L:x"] {
         let _: () = api.world.redis().set("v1:user:u1", held).unwrap();

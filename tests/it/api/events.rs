@@ -179,7 +179,7 @@ fn who_names_an_event_that_is_not_known_has_to_forget_everything() {
     let newest = changed(&api, &mut follower, "u1").id.unwrap();
     let long = [b'x'; 8_000];
     let prefix = &newest.as_bytes()[..newest.len() - 1];
-    for last in [&b"somebody"[..], b"\xff\xfe", b"\x80event: flush", b"*", prefix, &long] {
+    for last in [&b"unknown"[..], b"\xff\xfe", b"\x80event: flush", b"*", prefix, &long] {
         let (mut follower, _) = Follower::open(&api, "/events", Some(last));
         let flush = follower.next();
         assert!(flush.flushes("resume", Some(&newest)), "{}: {flush:?}", last.escape_ascii());
@@ -189,7 +189,7 @@ fn who_names_an_event_that_is_not_known_has_to_forget_everything() {
         let flush = follower.next();
         assert!(flush.flushes("resume", Some(&newest)), "{last}: {flush:?}");
     }
-    let mut follower = Follower::resume(&api, "somebody");
+    let mut follower = Follower::resume(&api, "unknown");
     assert!(follower.next().flushes("resume", Some(&newest)));
     changed(&api, &mut follower, "u2");
 }

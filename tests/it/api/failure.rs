@@ -17,7 +17,7 @@ fn assert_unavailable(answer: &Answer) {
     assert_eq!(answer.header("cache-control"), Some("no-store"));
 }
 
-/// Everybody gets what the database has, though there is no cache.
+/// Every client gets what the database has, though there is no cache.
 fn assert_reads_from_the_database(api: &Api, round: usize) {
     for user in ["u1", "u2"] {
         let name = format!("round {round}");
@@ -35,7 +35,7 @@ fn without_redis_reads_go_on_and_with_it_hits_come_back() {
         api.warm("/users/u1");
         api.world.redis.stop();
         (0..5).for_each(|_| assert_reads_from_the_database(&api, round));
-        assert_eq!(api.get("/users/nobody").status, 404);
+        assert_eq!(api.get("/users/missing").status, 404);
         api.world.redis.restart().unwrap();
         assert_eq!(api.warm("/users/u1").json()["name"], format!("round {round}"));
         api.world.sql("update users set name = 'after' where id = 'u1'");
@@ -130,7 +130,7 @@ fn a_reader_that_insists_on_the_database_gets_no_hit_instead() {
     assert_eq!(api.get_with("/users/u1", &[("Consistency-Token", &token)]).status, 200);
     let answer = api.get_with("/users/u1", &[("Consistency-Token", &later)]);
     assert!(answer.status == 503 || answer.json()["name"] == "Unseen", "{answer:?}");
-    // It may be ahead; nobody can tell now.
+    // It may be ahead; that cannot be known now.
     let unknown = api.get_with("/users/u1", &[("Consistency-Token", "FFFFFFFF/0")]);
     assert!([400, 503].contains(&unknown.status), "{unknown:?}");
     assert_eq!(api.get("/users/u1").status, 200);
@@ -192,7 +192,7 @@ fn a_query_that_takes_too_long_is_given_up_and_leaves_nothing_behind() {
     }
     assert_eq!(api.get("/users/u1").status, 200, "no session of the pool is stuck");
     let stuck = "select count(*)::text from pg_locks where locktype = 'advisory' and not granted";
-    wait_until(EVENT_MAX, "the server works for nobody", || api.world.value(stuck) == "0");
+    wait_until(EVENT_MAX, "the server runs no query", || api.world.value(stuck) == "0");
     hold.release();
     assert!(api.get("/brief/u1").is_stored());
 }
@@ -210,8 +210,8 @@ fn told_to_stop_it_answers_who_has_asked_and_closes_what_is_idle() {
         let slow = thread::spawn(move || client.get("/slow/u1"));
         hold.wait_for(1);
         other.as_ref().map_or(&api.instance.process, |other| &other.process).signal("TERM");
-        assert_eq!(idle.answer("GET"), None, "nobody is asking there");
-        wait_until(EVENT_MAX, "nobody new is let in", || {
+        assert_eq!(idle.answer("GET"), None, "no request is open there");
+        wait_until(EVENT_MAX, "no new connection is accepted", || {
             client.try_connect().is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
         });
         hold.release();
@@ -221,7 +221,7 @@ fn told_to_stop_it_answers_who_has_asked_and_closes_what_is_idle() {
     }
 }
 
-/// As many as the database is asked at once: if each took its turn with it, nobody else would ever have one.
+/// As many as the database is asked at once: if each took a turn, other reads would never have one.
 #[test]
 fn clients_that_leave_in_the_middle_take_no_connection_of_the_database_with_them() {
     let api = File { api: "  database_connections: 4\n", ..File::default() }.start();

@@ -26,7 +26,7 @@ fn a_reader_sees_its_own_write_though_no_daemon_runs() {
     let old = api.warm("/users/u1");
     assert_eq!(daemon.stop(), Some(0));
     let token = rename(&world, "u1", "Written");
-    assert!(api.get("/users/u1").is_hit(), "nobody tells the cache");
+    assert!(api.get("/users/u1").is_hit(), "no daemon runs");
     for header in ["Consistency-Token", "X-Min-LSN", "x-min-lsn"] {
         for etag in ["\"other\"", old.etag()] {
             let answer = api.get_with("/users/u1", &[(header, &token), ("If-None-Match", etag)]);
@@ -64,7 +64,7 @@ fn the_token_of_an_answer_may_be_shown_anywhere() {
     for round in 0..20 {
         rename(&api.world, "u1", &format!("round {round}"));
         for client in [api.client(), other.client()] {
-            for (path, status) in [("/users/u1", 200), ("/users/u1", 200), ("/users/nobody", 404)] {
+            for (path, status) in [("/users/u1", 200), ("/users/u1", 200), ("/users/missing", 404)] {
                 let answer = client.get_with(path, &[("Consistency-Token", &token.to_string())]);
                 assert_eq!(answer.status, status, "{answer:?}");
                 assert!(answer.token() >= token, "{} is before {token}", answer.token());
@@ -90,7 +90,7 @@ fn a_token_that_is_none_or_of_another_server_is_refused() {
             assert_eq!((answer.status, answer.problem().as_str()), (400, "invalid-token"), "{header}: {token}");
         }
     }
-    for path in ["/users/u1", "/users/u2", "/users/nobody"] {
+    for path in ["/users/u1", "/users/u2", "/users/missing"] {
         for token in ["FFFFFFFF/FFFFFFFF", "7FFFFFFF/0"] {
             let answer = api.get_with(path, &[("Consistency-Token", token)]);
             assert_eq!((answer.status, answer.problem().as_str()), (400, "token-ahead"), "{path}: {token}");
@@ -239,7 +239,8 @@ fn a_replica_is_read_only_where_it_has_everything() {
         }
         replica.sql("select pg_wal_replay_resume()");
         replica.catch_up(&api.world);
-        // What is in force rises with the primary's log, so the replica may be behind once more, for a moment.
+        // What is in force rises with the primary's log, so the replica may be behind once more,
+        // for a moment.
         let from_replica = || {
             let _: () = api.world.redis().del("v1:where:u1").unwrap();
             let answer = api.get("/where/u1").json();
@@ -275,7 +276,7 @@ fn without_its_replica_the_api_reads_the_primary() {
     wait_until(EVENT_MAX + Duration::from_secs(30), "the replica is read again", from_replica);
 }
 
-/// What a daemon with other rules does not remove nobody may keep.
+/// A server may not cache what a daemon with other rules does not remove.
 #[test]
 fn an_api_with_other_rules_than_the_daemon_serves_nothing_from_redis() {
     let world = File::default().world();

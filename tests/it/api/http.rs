@@ -1,7 +1,7 @@
 //! A client of the API, over plain sockets, that can also be a bad one.
 //!
-//! Owns sockets and the reading of answers. It must not know what is asked. Invariant: it does not wait for ever
-//! for an answer, or for the end of the connection.
+//! Owns sockets and the reading of answers. It must not know what is asked. Invariant: it does not
+//! wait for ever for an answer, or for the end of the connection.
 
 use std::io::{self, BufRead, BufReader, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};

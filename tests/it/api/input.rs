@@ -43,7 +43,7 @@ fn start() -> Api {
     api
 }
 
-/// It still serves, did not panic, and tells nobody what it was told in confidence.
+/// It still serves, did not panic, and its log holds no secret that it was sent.
 fn assert_unharmed(mut api: Api) {
     assert_eq!(api.get("/healthz").status, 204);
     assert_eq!(api.get("/users/u1").status, 200);
@@ -85,7 +85,7 @@ fn check_problem(api: &Api, bytes: &[u8], status: u16, word: &str) {
 fn a_path_may_hold_anything() {
     let api = start();
     let not_found = [
-        "/users/nobody",
+        "/users/missing",
         "/users/'%20or%201=1%20--",
         "/users/';drop%20table%20users;--",
         "/users/$1",
@@ -373,7 +373,7 @@ fn a_body_is_ignored_or_too_large_and_never_a_second_request() {
     check(&api, &with("Content-Length: 60000", &"x".repeat(60_000)), &[200]);
     check(&api, &with("Content-Length: 0", ""), &[200]);
     check(&api, &with("Transfer-Encoding: chunked", "3\r\nabc\r\n0\r\n\r\n"), &[200]);
-    // Its size is announced, so nobody has to send it.
+    // The announced size is enough to refuse it.
     check_problem(&api, &with("Content-Length: 70000", ""), 413, "body-too-large");
     check_problem(&api, &with("Content-Length: 1000000000000", ""), 413, "body-too-large");
     let chunk = format!("{:x}\r\n{}\r\n", 50_000, "x".repeat(50_000));
@@ -414,7 +414,7 @@ fn requests_sent_at_once_are_answered_in_their_order() {
     for number in 1..=9 {
         bytes.extend(request(if number == 5 { "HEAD" } else { "GET" }, &format!("/users/u{number}"), &[]));
     }
-    bytes.extend(request("GET", "/users/nobody", &[]));
+    bytes.extend(request("GET", "/users/missing", &[]));
     bytes.extend(request("GET", "/users/u10", &[("Connection", "close")]));
     bytes.extend(request("GET", "/users/u1", &[]));
     let mut connection = api.connect();
@@ -431,7 +431,7 @@ fn requests_sent_at_once_are_answered_in_their_order() {
 }
 
 #[test]
-fn slow_clients_hold_up_nobody() {
+fn slow_clients_do_not_hold_up_others() {
     let api = start();
     let half = request("GET", "/users/u1", &[("Authorization", &format!("Basic {SECRET}"))]);
     let (beginning, end) = half.split_at(half.len() - 3);
@@ -468,7 +468,8 @@ fn slow_clients_hold_up_nobody() {
     assert_unharmed(api);
 }
 
-/// A good request with bytes changed, inserted and left out: always the same ones, so that a failure comes again.
+/// A good request with bytes changed, inserted and left out: always the same ones, so that a
+/// failure comes again.
 #[test]
 fn any_bytes_at_all_are_a_bad_request_at_worst() {
     let api = start();
@@ -523,7 +524,7 @@ fn other_origins_read_what_they_are_allowed_to_and_refusals_too() {
     };
     let api = file.start();
     let from = |origin: &str, path: &str| api.get_with(path, &[("Origin", origin)]);
-    for (path, status) in [("/users/u1", 200), ("/users/nobody", 404), ("/nowhere", 404)] {
+    for (path, status) in [("/users/u1", 200), ("/users/missing", 404), ("/nowhere", 404)] {
         let answer = from("https://app.example", path);
         assert_eq!(answer.status, status);
         assert_eq!(answer.header("access-control-allow-origin"), Some("https://app.example"), "{path}");

@@ -1,4 +1,5 @@
-//! Rate limits, over HTTP: whom they count, how exactly, and what happens when they cannot be asked.
+//! Rate limits, over HTTP: whom they count, how exactly, and what happens when they cannot be
+//! asked.
 
 use redis::Commands as _;
 
@@ -89,7 +90,8 @@ fn a_fixed_window_is_exact() {
     check_exact("fixed");
 }
 
-/// When the window has passed requests pass again; what was refused did not count, and nothing is left behind.
+/// When the window has passed requests pass again; what was refused did not count, and nothing is
+/// left behind.
 fn check_passing(algorithm: &str) {
     let section = format!("  rate_limits: {{short: {{path: '/**', limit: 2, window: 3s, algorithm: {algorithm}}}}}\n");
     let api = limited(&section);
@@ -145,7 +147,7 @@ fn sessions_do_not_share() {
     assert_eq!(api.get("/users/u1").status, 200, "without a session it is the address that counts");
 }
 
-/// Whoever guesses tokens, or makes them up to escape the limit, is counted by address.
+/// A client that guesses tokens, or invents them to escape the limit, is counted by its address.
 #[test]
 fn a_token_that_is_none_has_no_window_of_its_own() {
     let api = limited("  rate_limits: {each: {path: '/users/*', limit: 2, window: 1h, by: session}}\n");

@@ -1,7 +1,8 @@
 //! The read API through HTTP: the binary, real servers, and clients that may be bad ones.
 //!
-//! Owns what its parts share: a file with reads, starting instances, and holding up a query at a known place. The
-//! reads of [`File`] are covered by its rules, so that what is served is never older than what is in force.
+//! Owns what its parts share: a file with reads, starting instances, and holding up a query at a
+//! known place. The reads of [`File`] are covered by its rules, so that what is served is never
+//! older than what is in force.
 
 mod caching;
 mod events;
@@ -31,8 +32,8 @@ rules:
   probe: {table: probes, delete: "probe:{id}"}
 "#;
 
-/// `slow` waits for whoever has a [`Hold`], after its snapshot was taken; `counted` gives a higher number at every
-/// read of the database, so that an answer tells whether there was one.
+/// `slow` waits while a [`Hold`] exists, after its snapshot was taken; `counted` gives a higher
+/// number at every read of the database, so that an answer tells whether there was one.
 const READS: &str = r#"
 reads:
   user:
@@ -119,7 +120,7 @@ impl Api {
         let mut command = world.command(&["run", "--serve", "--listen", "127.0.0.1:0"]);
         command.envs(environment.iter().copied());
         let instance = Instance::start(command);
-        // Until then no hit is served, because nobody knows how far invalidations have come.
+        // Until then no hit is served, because it is not known how far invalidations have come.
         wait_until(EVENT_MAX, "the daemon is up to date", || world.holds("v1:unstale:{unstale}:asof"));
         Self { instance, world }
     }

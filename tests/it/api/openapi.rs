@@ -1,4 +1,5 @@
-//! The API's description of itself, held against what the API does. It is served for the shipped reads.
+//! The API's description of itself, held against what the API does. It is served for the shipped
+//! reads.
 
 use std::collections::BTreeSet;
 
@@ -7,15 +8,17 @@ use serde_json::Value;
 use super::{Answer, Api};
 use crate::support::{SHIPPED, World};
 
-/// What a parameter of a path is tried with: what there is, what there is not, and what no client should send.
+/// What a parameter of a path is tried with: what there is, what there is not, and what no client
+/// should send.
 const VALUES: &[&str] =
-    &["u1", "o1", "nobody", "user1@example.com", "a%20b", "%00", "%ff", "'%3B--", "*", "%F0%9F%90%98"];
+    &["u1", "o1", "missing", "user1@example.com", "a%20b", "%00", "%ff", "'%3B--", "*", "%F0%9F%90%98"];
 
 fn resolve<'a>(document: &'a Value, value: &'a Value) -> &'a Value {
     value["$ref"].as_str().map_or(value, |link| document.pointer(&link[1..]).unwrap())
 }
 
-/// What was answered is in the document: the status, the media type, the headers that must be there.
+/// What was answered is in the document: the status, the media type, the headers that must be
+/// there.
 fn assert_described(document: &Value, operation: &Value, asked: &str, answer: &Answer) {
     let response = &operation["responses"][answer.status.to_string()];
     assert!(!response.is_null(), "{asked}: {} is not described: {answer:?}", answer.status);

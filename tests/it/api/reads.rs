@@ -1,7 +1,8 @@
-//! What a read answers: the bytes of its SQL for every kind of parameter, and how long that is kept.
+//! What a read answers: the bytes of its SQL for every kind of parameter, and how long that is
+//! kept.
 //!
-//! A key is made of what the request says, and deleted by what the row says: what is the same to PostgreSQL and not the
-//! same text is where a stale value could hide.
+//! A key is made of what the request says, and deleted by what the row says: what is the same to
+//! PostgreSQL and not the same text is where a stale value could hide.
 
 use redis::Commands as _;
 use serde_json::Value;
@@ -293,7 +294,7 @@ fn json_and_jsonb_come_as_postgresql_writes_them() {
 #[test]
 fn null_and_no_row_are_not_found() {
     let api = JSON.start();
-    for path in ["/plain/nothing", "/plain/nobody", "/binary/nothing", "/binary/nobody"] {
+    for path in ["/plain/nothing", "/plain/missing", "/binary/nothing", "/binary/missing"] {
         for _ in 0..2 {
             let answer = api.get(path);
             assert_eq!((answer.status, answer.problem().as_str()), (404, "not-found"), "{path}");

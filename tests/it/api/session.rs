@@ -1,4 +1,4 @@
-//! Who shows a token is somebody as long as the database says so, and nobody learns the token from us.
+//! A token is a session as long as the database says so, and the token is never shown to others.
 
 use redis::Commands as _;
 
@@ -65,7 +65,7 @@ fn a_token_stands_for_its_user() {
 }
 
 #[test]
-fn whoever_shows_no_good_token_is_nobody() {
+fn without_a_good_token_there_is_no_session() {
     let api = SESSIONS.start();
     api.world.sql("update sessions set expires_at = now() - interval '1 second' where user_id = 'u9'");
     api.world.settle();
@@ -158,10 +158,10 @@ fn a_new_session_is_good_although_its_token_was_tried_before() {
 }
 
 #[test]
-fn where_a_session_is_required_nobody_gets_anything_without() {
+fn a_path_that_requires_a_session_gives_nothing_without() {
     let api = "  session: {read: session, required: [\"/users/**\", \"/slow/*\", \"/nothing/**\"]}\n";
     let api = File { api, ..SESSIONS }.start();
-    for path in ["/users/u1", "/users/nobody", "/slow/u1"] {
+    for path in ["/users/u1", "/users/missing", "/slow/u1"] {
         for _ in 0..2 {
             assert_unauthorized(&api.get(path));
             assert_unauthorized(&with_token(&api, path, "unknown"));
@@ -197,7 +197,7 @@ fn a_session_may_be_required_everywhere() {
 }
 
 #[test]
-fn without_redis_sessions_are_the_databases_and_without_both_nobodys() {
+fn without_redis_the_database_resolves_sessions_and_without_both_there_are_none() {
     let api = "  session: {read: session, required: [\"/users/*\"]}\n";
     let mut api = File { api, ..SESSIONS }.start();
     warm(&api, 1);
@@ -290,7 +290,7 @@ fn the_end_of_a_session_moves_on_use_and_not_too_often() {
 }
 
 #[test]
-fn many_unknown_tokens_leave_few_traces_and_keep_nobody_out() {
+fn many_unknown_tokens_take_little_memory_and_keep_no_client_out() {
     let api = SESSIONS.start();
     for number in 0..300 {
         let mut connection = api.connect();

@@ -2,9 +2,9 @@
 
 use unstale::coherence::lease::Found;
 use unstale::mutant::Mutant;
-use unstale::sandbox::signal;
 
 use super::{Finding, LOCK, NAME, RULES, UNLOCK, WAITS, check, epochs, fill, findings, pass_another, read};
+use crate::outbox::stop_between_claims;
 use crate::support::{EVENT_MAX, World, wait_until};
 
 /// The value of the key `organization:o1`.
@@ -65,7 +65,7 @@ fn cursor_over_ids() {
         world.sql_on(&writer, "begin; update users set name = 'new' where id = 'u1'");
         pass_another(&world);
         wait_until(EVENT_MAX, "the other entries are gone", || world.entries() == 0);
-        stop_between_claims(&world, daemon.pid());
+        stop_between_claims(&world, &daemon);
         world.sql_on(&writer, "commit");
         world.sql("update users set name = 'later' where id = 'u2'");
         daemon.signal("CONT");
@@ -108,22 +108,6 @@ fn eager_watermark() {
         let mut found = findings(&world, &before, "v1:organization:o1", ORGANIZATION);
         found.extend(served.then_some(Finding::ServedTooOld("v1:organization:o1")));
         found
-    });
-}
-
-/// Stops the daemon at a moment at which none of its sessions has a transaction or runs a
-/// statement.
-fn stop_between_claims(world: &World, pid: u32) {
-    let busy =
-        "select (count(*) > 0)::text from pg_stat_activity where application_name = 'daemon' and state <> 'idle'";
-    wait_until(EVENT_MAX, "the daemon is between two claims", || {
-        assert!(signal(pid, "STOP"));
-        // What it had sent before is with the server, which says so once it has looked.
-        let idle = world.value(busy) == "false";
-        if !idle {
-            assert!(signal(pid, "CONT"));
-        }
-        idle
     });
 }
 

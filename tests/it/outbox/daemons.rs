@@ -14,10 +14,10 @@ enum Then {
     Thawed,
 }
 
-/// Without SKIP LOCKED the second waits for the first one's locks; with a watermark of its own alone it passes what
-/// the first one holds.
+/// Without SKIP LOCKED the second waits for the first one's locks; with a watermark of its own
+/// alone it passes what the first one holds.
 #[test]
-fn what_one_holds_and_does_not_finish_stops_nobody_else() {
+fn a_claim_that_is_not_finished_stops_no_other_daemon() {
     for then in [Then::Killed, Then::Thawed] {
         let mut world = World::outbox(USERS, "");
         let proxy = Proxy::start(world.redis.port());
@@ -74,8 +74,8 @@ fn where_order_matters_the_second_stands_by_and_takes_over() {
     assert_eq!(second.stop(), Some(0));
 }
 
-/// Applied again without a guard an entry comes twice, or an old value comes back; the kill comes whenever it comes,
-/// also while the other one takes over.
+/// Applied again without a guard an entry comes twice, or an old value comes back; the kill comes
+/// whenever it comes, also while the other one takes over.
 #[test]
 fn with_one_killed_all_the_time_each_entry_comes_once_in_order_and_no_value_is_old() {
     let world = World::outbox(ORDERED, "");
@@ -101,7 +101,8 @@ fn with_one_killed_all_the_time_each_entry_comes_once_in_order_and_no_value_is_o
     drop(daemons);
 }
 
-/// A daemon that was frozen when it had sent nothing yet sends it when others have long put into force what came later.
+/// A daemon that was frozen when it had sent nothing yet sends it when others have long put into
+/// force what came later.
 #[test]
 fn a_daemon_that_wakes_late_brings_no_old_value_back() {
     let mut world = World::outbox(ORDERED, "");
@@ -124,7 +125,8 @@ fn a_daemon_that_wakes_late_brings_no_old_value_back() {
     assert_eq!(card(&world, "u1").as_deref(), Some("new"));
     proxy.set(Fault::None);
     first.signal("CONT");
-    // It has noticed when it is back among those who wait for their turn, at the latest when it has that.
+    // It has noticed when it is back among those who wait for their turn, at the latest when it has
+    // that.
     assert_eq!(second.stop(), Some(0));
     first.wait_for_log("streaming");
     world.settle();
@@ -148,7 +150,7 @@ fn many_share_a_long_queue_and_some_are_killed_on_the_way() {
         }
         world.sql(&format!("update users set name = 'round {round}'"));
         let killed = daemons.remove(0);
-        wait_until(EVENT_MAX, "somebody is at work", || world.claimed() > 0 || world.entries() == 0);
+        wait_until(EVENT_MAX, "a daemon has claimed entries", || world.claimed() > 0 || world.entries() == 0);
         assert!(signal(killed.pid(), "KILL"));
         drop(killed);
         daemons.push(world.daemon_unready());
@@ -160,10 +162,11 @@ fn many_share_a_long_queue_and_some_are_killed_on_the_way() {
     assert_eq!(world.epoch(), 1);
 }
 
-/// A rolling change of the rules: what the daemon of before takes out by its own rules is not lost for the new ones, whether
-/// it does so before or after the new daemon begins. Fails without `consumer.rules`.
+/// A rolling change of the rules: what the daemon of before takes out by its own rules is not lost
+/// for the new ones, whether it does so before or after the new daemon begins. Fails without
+/// `consumer.rules`.
 #[test]
-fn who_has_new_rules_takes_over_and_misses_nothing() {
+fn a_daemon_with_new_rules_takes_over_and_misses_nothing() {
     let world = World::outbox(USERS, "");
     let before = world.daemon();
     let rules = USERS.replace("delete: [", "delete: [\"profile:{id}\", ")
@@ -190,7 +193,7 @@ fn who_has_new_rules_takes_over_and_misses_nothing() {
     }
     before.wait_for_log("this daemon stands by");
     assert_eq!(world.epoch(), 1);
-    // It goes on when nobody else does.
+    // It works again when no other daemon does.
     assert_eq!(after.stop(), Some(0));
     world.cache("v1:user:u1");
     world.sql("update users set name = 'again by those of before' where id = 'u1'");
@@ -198,10 +201,11 @@ fn who_has_new_rules_takes_over_and_misses_nothing() {
     assert_eq!(before.stop(), Some(0));
 }
 
-/// What went into another namespace is missing in this one. Fails if the place is no part of what tells daemons apart, and
-/// if the dataset that counted is no part of the origin: its own count has gone on while nothing happened.
+/// What went into another namespace is missing in this one. Fails if the place is no part of what
+/// tells daemons apart, and if the dataset that counted is no part of the origin: its own count has
+/// gone on while nothing happened.
 #[test]
-fn who_writes_elsewhere_takes_over_and_the_way_back_empties_the_cache() {
+fn a_daemon_with_another_namespace_takes_over_and_the_way_back_empties_the_cache() {
     let world = World::outbox(USERS, "");
     let first = world.daemon();
     world.sql("update users set name = 'first' where id = 'u1'");

@@ -7,7 +7,8 @@ use super::{ORDERED, USERS, card, check, streamed, wait_until_drained};
 use crate::proxy::{Fault, Proxy};
 use crate::support::{Daemon, EVENT_MAX, World, connect, in_outbox_mode, wait_until};
 
-/// Starts a daemon that reaches Redis through a proxy; those that are started later reach it directly.
+/// Starts a daemon that reaches Redis through a proxy; those that are started later reach it
+/// directly.
 fn daemon_behind_a_proxy(world: &mut World) -> (Daemon, Proxy) {
     let to_redis = Proxy::start(world.redis.port());
     let direct = std::mem::replace(&mut world.redis_url, format!("redis://127.0.0.1:{}", to_redis.port()));
@@ -25,7 +26,8 @@ fn batches(world: &World) -> u64 {
     world.redis().get("v1:unstale:{unstale}:batches").unwrap()
 }
 
-/// Lets a claim of this user's entry into Redis, and holds the answer back. What Redis has saved is from before.
+/// Lets a claim of this user's entry into Redis, and holds the answer back. What Redis has saved is
+/// from before.
 fn hold_the_answer(world: &World, to_redis: &Proxy, id: &str) {
     const TRIES: usize = 20;
     let key = format!("v1:user:{id}");
@@ -46,8 +48,8 @@ fn hold_the_answer(world: &World, to_redis: &Proxy, id: &str) {
     panic!("in {TRIES} tries no claim came through");
 }
 
-/// Fails without the outbox knowing which dataset it is emptied into: the count of batches alone, which the other daemon
-/// has raised meanwhile, says that all is well.
+/// Fails without the outbox knowing which dataset it is emptied into: the count of batches alone,
+/// which the other daemon has raised meanwhile, says that all is well.
 #[test]
 fn what_redis_lost_is_not_confirmed_by_a_daemon_that_wakes_late() {
     let mut world = World::outbox(USERS, "");
@@ -68,7 +70,8 @@ fn what_redis_lost_is_not_confirmed_by_a_daemon_that_wakes_late() {
     let is_further = || batches(&world) > counted && world.entries() == 1;
     wait_until(EVENT_MAX, "it has counted further and confirmed that", is_further);
     assert!(world.holds("v1:user:u9") && world.claimed() == 1, "{:?}", other.log());
-    // The answer comes, and nothing after it: it cannot empty the cache, which would make good for what it confirms.
+    // The answer comes, and nothing after it: it cannot empty the cache, which would make good for
+    // what it confirms.
     to_redis.set(Fault::HoldAfter(1));
     late.signal("CONT");
     wait_until_drained(&world);
@@ -91,7 +94,7 @@ fn a_truncated_outbox_begins_a_new_epoch() {
             world.settle();
         }
         world.cache("v1:user:u9");
-        // Nobody but this transaction ever saw the entry.
+        // Only this transaction ever saw the entry.
         let lose = "update users set name = 'lost' where id = 'u9'";
         world.sql(&format!("begin; {lose}; truncate unstale.outbox{how}; commit"));
         wait_until(EVENT_MAX, "the cache is emptied", || !world.holds("v1:user:u9"));
@@ -104,7 +107,8 @@ fn a_truncated_outbox_begins_a_new_epoch() {
     }
 }
 
-/// Fails without a look at whether the highest number given went back: below the floor nobody looks.
+/// Fails without a look at whether the highest number given went back: below the floor nothing is
+/// looked for.
 #[test]
 fn entries_whose_numbers_begin_again_are_found() {
     let world = World::outbox(USERS, "");
@@ -157,8 +161,8 @@ fn marks_of_an_outbox_that_is_gone_hide_no_entry_of_the_next() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// Fails without the lock of the connections that take entries: the right to work is another connection's, and goes
-/// with that alone.
+/// Fails without the lock of the connections that take entries: the right to work is another
+/// connection's, and goes with that alone.
 #[test]
 fn who_stands_by_waits_for_every_connection_that_takes_entries() {
     const RIGHT: &str = "from pg_locks join pg_stat_activity using (pid) where application_name = 'first' \
@@ -181,7 +185,8 @@ fn who_stands_by_waits_for_every_connection_that_takes_entries() {
         assert_eq!(world.value(&format!("select count(pg_terminate_backend(pid))::text {RIGHT}")), "1");
         wait_until(EVENT_MAX, "the right is free", || world.value(&format!("select count(*)::text {RIGHT}")) == "0");
         world.sql("update users set name = 'new' where id = 'u1'");
-        // Each attempt is a session. Who is let in needs three and then no more, and may have begun one before.
+        // Each attempt is a session. Who is let in needs three and then no more, and may have begun
+        // one before.
         let sessions = || -> u64 {
             let sessions = "select sessions::text from pg_stat_database where datname = current_database()";
             world.value(sessions).parse().unwrap()
@@ -208,8 +213,8 @@ fn who_stands_by_waits_for_every_connection_that_takes_entries() {
     }
 }
 
-/// Fails without EXECUTE on the capture function for the table's owner: PostgreSQL makes a trigger with each partition,
-/// in the name of whoever makes that.
+/// Fails without EXECUTE on the capture function for the table's owner: PostgreSQL makes a trigger
+/// with each partition, in the name of the role that makes that.
 #[test]
 fn the_owner_of_a_table_makes_partitions_after_setup() {
     const RULES: &str = "
@@ -243,8 +248,9 @@ alter table events owner to keeper;";
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// Fails where one of them waits longer than `deadlock_timeout` for a lock: it looks for a deadlock once, when it has
-/// waited for so long; whoever begins to wait after that finds it, and is the one that fails.
+/// Fails where one of them waits longer than `deadlock_timeout` for a lock: it looks for a deadlock
+/// once, when it has waited for so long; a session that begins to wait after that finds the
+/// deadlock and fails.
 #[test]
 fn no_application_is_the_victim_of_a_deadlock_with_setup_or_teardown() {
     const RULES: &str = "
@@ -308,7 +314,8 @@ alter role worker set idle_in_transaction_session_timeout = '300ms';";
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// Held back for longer than the limit of its role, a claim goes on. Fails without the connections' own settings.
+/// Held back for longer than the limit of its role, a claim goes on. Fails without the connections'
+/// own settings.
 #[test]
 fn a_claim_outlasts_what_its_role_allows_an_idle_transaction() {
     const ROLE: &str = "
@@ -332,7 +339,8 @@ alter role worker set idle_in_transaction_session_timeout = '300ms';";
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// Fails where the daemon looks in a serializable transaction: the writer is then between that and the other one.
+/// Fails where the daemon looks in a serializable transaction: the writer is then between that and
+/// the other one.
 #[test]
 fn a_serializable_writer_does_not_fail_because_the_daemon_looks() {
     const TABLES: &str = "
@@ -358,7 +366,8 @@ create table elsewhere (n int);";
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// Runs SQL in the database that the daemon reads, and takes bytes as they are; the first value of the last row.
+/// Runs SQL in the database that the daemon reads, and takes bytes as they are; the first value of
+/// the last row.
 fn ask(world: &World, sql: &str) -> String {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let messages = runtime.block_on(async {
@@ -375,7 +384,7 @@ fn ask(world: &World, sql: &str) -> String {
 
 /// Fails where the connections that claim have values converted, or insist that an event is UTF-8.
 #[test]
-fn bytes_of_a_database_without_an_encoding_are_keys_and_stop_nobody() {
+fn bytes_of_a_database_without_an_encoding_are_keys_and_stop_no_daemon() {
     const RULES: &str = "
 version: 1
 source: {url: \"${DATABASE_URL}\"}
@@ -415,7 +424,8 @@ rules:
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// Fails where a connection to PostgreSQL outlives the session: what is on its way to Redis has one.
+/// Fails where a connection to PostgreSQL outlives the session: what is on its way to Redis has
+/// one.
 #[test]
 fn a_daemon_that_does_not_reach_redis_lets_another_work() {
     let rules = ORDERED.replace("namespace:", "redis_down_max: 1s, namespace:");

@@ -1,12 +1,14 @@
-//! Proven history: what PostgreSQL or Redis can forget, and that the cache is then emptied, and only then.
+//! Proven history: what PostgreSQL or Redis can forget, and that the cache is then emptied, and
+//! only then.
 
 use unstale::sandbox::{Redis, signal};
 
-use super::{USERS, freeze_between_claims};
+use super::{USERS, stop_between_claims};
 use crate::support::{EVENT_MAX, World, in_outbox_mode, template, wait_until};
 
-/// Stops the daemon, does something to the servers, and starts it again with a value in the cache that no
-/// invalidation will reach: it is gone if there was a reason to empty the cache, which is counted, and there otherwise.
+/// Stops the daemon, does something to the servers, and starts it again with a value in the cache
+/// that no invalidation will reach: it is gone if there was a reason to empty the cache, which is
+/// counted, and there otherwise.
 fn check(meanwhile: impl FnOnce(&mut World), reason: Option<&str>) {
     let mut world = World::outbox(USERS, "");
     let daemon = world.daemon();
@@ -51,7 +53,8 @@ fn a_clean_restart_of_postgresql_keeps_the_cache() {
     check(|world| restart(world, "INT"), None);
 }
 
-/// With `synchronous_commit = off` a commit is visible before it is durable: what a reader cached may be gone.
+/// With `synchronous_commit = off` a commit is visible before it is durable: what a reader cached
+/// may be gone.
 #[test]
 fn an_unclean_restart_of_postgresql_empties_the_cache() {
     let crash = |world: &mut World| {
@@ -73,7 +76,8 @@ fn an_outbox_made_anew_empties_the_cache() {
     check(remake, Some("other-source"));
 }
 
-/// Entries that are gone and were never put into force: only the count of batches and the outbox's own identity tell.
+/// Entries that are gone and were never put into force: only the count of batches and the outbox's
+/// own identity tell.
 #[test]
 fn an_outbox_made_anew_underneath_empties_the_cache() {
     let mut world = World::outbox(USERS, "");
@@ -82,14 +86,14 @@ fn an_outbox_made_anew_underneath_empties_the_cache() {
     world.sql("update users set name = 'before' where id = 'u1'");
     world.settle();
     // Teardown waits for transactions.
-    freeze_between_claims(&world, &daemon);
+    stop_between_claims(&world, &daemon);
     world.run_ok(&["teardown"]);
     world.cache("v1:user:u9");
     world.sql("update users set name = 'missed' where id = 'u9'");
     world.run_ok(&["setup"]);
     daemon.signal("CONT");
     wait_until(EVENT_MAX, "the cache is emptied", || {
-        // It may end, and say that something is missing: whoever supervises it starts it again.
+        // It may end, and say that something is missing: its supervisor starts it again.
         if daemon.has_ended() {
             daemon = world.daemon_unready();
         }
@@ -119,8 +123,8 @@ fn another_redis_begins_a_new_epoch() {
     check(swap, Some("nothing-remembered"));
 }
 
-/// Redis comes back with what it held before the last batch, whose entries are gone: only the count of batches tells,
-/// for no daemon that is alive remembers what Redis had.
+/// Redis comes back with what it held before the last batch, whose entries are gone: only the count
+/// of batches tells, for no daemon that is alive remembers what Redis had.
 #[test]
 fn a_redis_restarted_from_an_older_snapshot_empties_the_cache() {
     let mut world = World::outbox(USERS, "");

@@ -1,15 +1,15 @@
-//! The mode `outbox`, through the running daemon, on servers that have no logical log.
+//! The mode `outbox`, through the running daemon, on servers whose log is not logical.
 //!
-//! Owns what its parts share: rules, and the two ways to look at the outcome. What a test shows that is not plain
-//! says which mechanism makes it fail when it is taken away.
+//! Owns what its parts share: rules, and the ways to look at the outcome. Where it is not plain
+//! what a test shows, its comment says without which mechanism the test fails.
 
-mod bell;
 mod daemons;
 mod fences;
 mod history;
 mod servers;
 mod steps;
 mod transactions;
+mod wakeup;
 mod writes;
 
 use redis::Commands as _;
@@ -17,7 +17,7 @@ use redis::streams::StreamRangeReply;
 
 use crate::support::{Daemon, EVENT_MAX, World, wait_until};
 
-/// Rules whose work several daemons share.
+/// Rules that let several daemons share the work.
 const USERS: &str = "
 version: 1
 source: {url: \"${DATABASE_URL}\"}
@@ -42,7 +42,8 @@ rules:
     stream: {name: changes, data: {name: \"{name}\"}, maxlen: 100000}
 ";
 
-/// What the statements make stale is gone once they are in force, and what they do not is there.
+/// Runs statements with these keys in the cache. Once they are in force, the first keys are gone
+/// and the others stay.
 fn check(world: &World, sql: &str, gone: &[&str], stays: &[&str]) {
     gone.iter().chain(stays).for_each(|key| world.cache(key));
     world.sql(sql);
@@ -53,15 +54,16 @@ fn check(world: &World, sql: &str, gone: &[&str], stays: &[&str]) {
     assert!(lost.is_empty(), "{sql}: wrongly gone: {lost:?}");
 }
 
-/// Waits until nothing is left to do.
+/// Waits until the outbox is empty.
 fn wait_until_drained(world: &World) {
     wait_until(EVENT_MAX, "the outbox is empty", || world.entries() == 0);
 }
 
-/// Stops a daemon, whose sessions are called `daemon`, while none of them is in a transaction.
-fn freeze_between_claims(world: &World, daemon: &Daemon) {
+/// Stops a daemon at a moment at which none of its sessions has a transaction. They must be called
+/// `daemon`.
+pub(crate) fn stop_between_claims(world: &World, daemon: &Daemon) {
     let busy = "select count(*)::text from pg_stat_activity where application_name = 'daemon' and state <> 'idle'";
-    wait_until(EVENT_MAX, "the daemon is frozen between two claims", || {
+    wait_until(EVENT_MAX, "the daemon is stopped between two claims", || {
         daemon.signal("STOP");
         let is_idle = world.value(busy) == "0";
         if !is_idle {

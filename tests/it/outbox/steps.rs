@@ -1,8 +1,9 @@
 //! `kill -9` between every two steps of a claim.
 //!
-//! A step that matters is seen from outside: it is a message to a server or its answer. So what lies between the
-//! daemon and one of the servers lets `n` chunks through and then nothing, for every `n` there is; there the daemon
-//! is killed, and another goes on. Nothing in the daemon knows of this.
+//! A step that matters is seen from outside: it is a message to a server or its answer. So what
+//! lies between the daemon and one of the servers lets `n` chunks through and then nothing, for
+//! every `n` there is; there the daemon is killed, and another goes on. Nothing in the daemon knows
+//! of this.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +14,8 @@ use crate::support::{EVENT_MAX, World, wait_until};
 /// More than there are steps in a claim and in the looking around after it.
 const CHUNKS_MAX: usize = 80;
 
-/// How often everything is tried until every [`Killed`] was met: what else is sent moves the steps about.
+/// How often everything is tried until every [`Killed`] was met: what else is sent moves the steps
+/// about.
 const ROUNDS_MAX: usize = 5;
 
 /// Where it was killed, as far as the servers can tell.

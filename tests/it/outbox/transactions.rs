@@ -3,8 +3,8 @@
 use super::{ORDERED, USERS, card, check, wait_until_drained};
 use crate::support::{EVENT_MAX, World, next_message, wait_until};
 
-/// A reader that remembers the last id it saw passes over this one for ever: ids are given when a row is written, and
-/// rows are seen when their transaction commits.
+/// A reader that remembers the last id it saw passes over this one for ever: ids are given when a
+/// row is written, and rows are seen when their transaction commits.
 #[test]
 fn a_transaction_that_writes_early_and_commits_late_is_not_passed_over() {
     let world = World::outbox(USERS, "");
@@ -25,8 +25,8 @@ fn a_transaction_that_writes_early_and_commits_late_is_not_passed_over() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// A watermark that follows the log's end, or what was claimed last, passes the entry that is still there: somebody
-/// holds it, as another daemon would.
+/// A watermark that follows the log's end, or what was claimed last, passes the entry that is still
+/// there: another daemon holds it, as another daemon would.
 #[test]
 fn the_watermark_does_not_pass_a_transaction_that_is_visible_and_not_in_force() {
     let world = World::outbox(USERS, "");
@@ -54,7 +54,7 @@ fn the_watermark_does_not_pass_a_transaction_that_is_visible_and_not_in_force() 
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// Whoever holds a token waits for it, also when nobody writes any more.
+/// A reader with a token waits for it, also when there are no more writes.
 #[test]
 fn the_watermark_reaches_the_end_of_the_log_in_a_quiet_system() {
     let world = World::outbox(USERS, "create table unnamed (n int)");
@@ -64,7 +64,7 @@ fn the_watermark_reaches_the_end_of_the_log_in_a_quiet_system() {
         let token = world.token();
         wait_until(EVENT_MAX, "the watermark passes the token", || world.applied() >= token);
     }
-    // A transaction that stays open holds nothing up: nobody sees what it wrote.
+    // A transaction that stays open holds nothing up: what it wrote is not visible.
     let open = world.another_client();
     world.sql_on(&open, "begin; update users set name = 'open' where id = 'u3'");
     check(&world, "update users set name = 'y' where id = 'u2'", &["v1:user:u2"], &[]);
@@ -72,7 +72,8 @@ fn the_watermark_reaches_the_end_of_the_log_in_a_quiet_system() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// With a NOTIFY in it a transaction cannot be prepared: that would fail an application that uses two phases.
+/// With a NOTIFY in it a transaction cannot be prepared: that would fail an application that uses
+/// two phases.
 #[test]
 fn a_prepared_transaction_counts_from_when_it_is_committed() {
     let world = World::outbox_with(USERS, "", &["max_prepared_transactions=5"]);
@@ -116,13 +117,13 @@ rules:
         &["v1:product:8"],
     );
     check(&world, &format!("set role plain; {emit}; reset role"), &keys, &[]);
-    check(&world, "select unstale.emit('nobody.listens', '{}')", &[], &keys);
+    check(&world, "select unstale.emit('un.heard', '{}')", &[], &keys);
     wait_until_drained(&world);
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// More entries than one claim takes. Taken by two at once, or by one that does not keep to the order of ids, they
-/// come mixed.
+/// More entries than one claim takes. Taken by two at once, or by one that does not keep to the
+/// order of ids, they come mixed.
 #[test]
 fn the_messages_of_one_transaction_come_in_its_order_also_from_two_daemons() {
     const ROWS: usize = 25_000;
@@ -150,7 +151,8 @@ fn the_messages_of_one_transaction_come_in_its_order_also_from_two_daemons() {
     }
 }
 
-/// Fails without the first character of our triggers' names: others come first then, and what they change with them.
+/// Fails without the first character of our triggers' names: others come first then, and what they
+/// change with them.
 #[test]
 fn what_a_trigger_changes_comes_after_what_made_it_do_so() {
     let world = World::outbox(

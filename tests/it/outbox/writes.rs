@@ -17,7 +17,8 @@ fn what_a_commit_makes_stale_is_gone_and_nothing_else_whatever_the_replica_ident
         &["v1:user:u1", "v1:user-email:user1@example.com", "v1:user-email:new@x.io"],
         &["v1:user:u2", "v1:user-email:user2@example.com"],
     );
-    // The rules look at columns that no identity carries; here the old values are known all the same.
+    // The rules look at columns that no identity carries; here the old values are known all the
+    // same.
     check(
         &world,
         "update users set updated_at = now() where id = 'u1'",
@@ -55,7 +56,8 @@ fn what_a_commit_makes_stale_is_gone_and_nothing_else_whatever_the_replica_ident
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// Without `ENABLE ALWAYS` such a session, as a replication tool or a restore opens it, writes behind our back.
+/// Without `ENABLE ALWAYS` such a session, as a replication tool or a restore opens it, writes
+/// behind our back.
 #[test]
 fn a_session_in_the_role_of_a_replica_is_seen_too() {
     let world = World::outbox(SHIPPED, "");
@@ -107,8 +109,8 @@ insert into players select n, n from generate_series(1, 9) n";
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// Entries name the table that the rules name: with the leaf's own name no rule would be found. A truncate of a leaf
-/// runs only the leaf's triggers.
+/// Entries name the table that the rules name: with the leaf's own name no rule would be found. A
+/// truncate of a leaf runs only the leaf's triggers.
 #[test]
 fn partitions_speak_for_their_root_however_they_are_written() {
     const RULES: &str = "
@@ -138,7 +140,8 @@ create table events_2a partition of events_2 for values from (1) to (100);";
     check(&world, "truncate events_1", &["v1:event:9", "v1:day:7"], &[]);
     check(&world, "truncate events_2", &["v1:event:9", "v1:day:7"], &[]);
     check(&world, "truncate events", &["v1:event:77"], &[]);
-    // A partition that is made later has the row triggers of its root at once, and the others by setup.
+    // A partition that is made later has the row triggers of its root at once, and the others by
+    // setup.
     check(
         &world,
         "create table events_3 partition of events for values from (20) to (30); insert into events_3 values (3, 25)",
@@ -189,7 +192,8 @@ fn copied_rows_are_seen() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// Where the images cannot be computed any more, more is deleted than was asked for; the write itself succeeds.
+/// Where the images cannot be computed any more, more is deleted than was asked for; the write
+/// itself succeeds.
 #[test]
 fn a_column_that_is_renamed_or_dropped_fails_no_writer_and_leaves_nothing_stale() {
     let world = World::outbox(USERS, "");
@@ -206,7 +210,8 @@ fn a_column_that_is_renamed_or_dropped_fails_no_writer_and_leaves_nothing_stale(
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// Setup cannot know what happened while a table had no triggers, so it makes an entry for all of it.
+/// Setup cannot know what happened while a table had no triggers, so it makes an entry for all of
+/// it.
 #[test]
 fn what_was_missed_before_setup_is_made_good() {
     let world = World::outbox(USERS, "");
@@ -250,7 +255,8 @@ fn a_hundred_thousand_rows_in_one_update_are_all_put_into_force() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// What pins the session's settings was made for the type of before. Fails without the look at the types.
+/// What pins the session's settings was made for the type of before. Fails without the look at the
+/// types.
 #[test]
 fn a_column_that_is_retyped_leaves_nothing_stale() {
     let rules = USERS
@@ -266,7 +272,8 @@ fn a_column_that_is_retyped_leaves_nothing_stale() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// Larger than PostgreSQL could write down: the writer does not fail, and everything that may be meant goes.
+/// Larger than PostgreSQL could write down: the writer does not fail, and everything that may be
+/// meant goes.
 #[test]
 fn a_huge_value_fails_no_writer() {
     let rules = USERS

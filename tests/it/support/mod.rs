@@ -20,7 +20,7 @@ pub(crate) const EVENT_MAX: Duration = Duration::from_secs(120);
 /// The shipped file: the example that users start from is what the tests run.
 pub(crate) const SHIPPED: &str = include_str!("../../../invalidation.yaml");
 
-/// The next message. A machine that is paused in between interrupts whoever waits with a limit.
+/// The next message. If the machine is paused meanwhile, a wait with a limit is interrupted.
 pub(crate) fn next_message(subscriber: &mut redis::PubSub<'_>) -> redis::Msg {
     loop {
         match subscriber.get_message() {
@@ -130,13 +130,13 @@ impl World {
         self.runtime.block_on(client.batch_execute(sql)).unwrap_or_else(|error| panic!("{sql}: {error:?}"));
     }
 
-    /// How many entries of the outbox this session sees: those that nobody has put into force and
+    /// How many entries of the outbox this session sees: those that are not in force and
     /// confirmed.
     pub(crate) fn entries(&self) -> u64 {
         self.value("select count(*)::text from unstale.outbox").parse().unwrap()
     }
 
-    /// How many of them somebody is at work on.
+    /// How many of them a daemon has claimed.
     pub(crate) fn claimed(&self) -> u64 {
         let sql = "select ((select count(*) from unstale.outbox) \
                    - (select count(*) from (select from unstale.outbox for update skip locked) free))::text";
@@ -236,7 +236,7 @@ impl World {
     pub(crate) fn hold_commits(&self) {
         const PROBE: &str = "select pg_logical_emit_message(true, 'probe', '')";
         self.sql("set synchronous_commit = local");
-        self.sql("alter system set synchronous_standby_names = 'nobody'");
+        self.sql("alter system set synchronous_standby_names = 'missing'");
         self.sql("select pg_reload_conf()");
         // The setting counts only once the checkpointer has read it too, which nothing shows: a
         // commit has to try.

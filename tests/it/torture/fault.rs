@@ -256,7 +256,7 @@ impl Fault {
                 let mut struck = true;
                 for sql in [
                     "set synchronous_commit = local",
-                    "alter system set synchronous_standby_names = 'nobody'",
+                    "alter system set synchronous_standby_names = 'missing'",
                     "select pg_reload_conf()",
                 ] {
                     struck &= admin.batch_execute(sql).await.is_ok();

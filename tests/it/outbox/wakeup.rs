@@ -1,39 +1,42 @@
-//! The doorbell: it wakes a daemon that sleeps, and is nothing that anybody has to wait for.
+//! The notification that wakes a sleeping daemon. Nothing depends on it, and no writer waits for
+//! it.
 
 use unstale::sandbox::signal;
 
-use super::{USERS, check, freeze_between_claims};
+use super::{USERS, check, stop_between_claims};
 use crate::support::{EVENT_MAX, World, wait_until};
 
-const BELL: &str = "select last_value::text from unstale.bell";
+/// 2: the daemon asks for a notification; 1: a writer has sent it.
+const WAKEUP: &str = "select last_value::text from unstale.bell";
 
 const USAGE: &str = "select pg_notification_queue_usage()::text";
 
 #[test]
-fn without_the_doorbell_nothing_is_lost() {
+fn without_notifications_nothing_is_lost() {
     let world = World::outbox(&USERS.replace("URL}\"}\ntarget", "URL}\", outbox: {notify: false}}\ntarget"), "");
     let daemon = world.daemon();
     for round in 0..5 {
         check(&world, &format!("update users set name = 'round {round}' where id = 'u1'"), &["v1:user:u1"], &[]);
     }
     let source = world.value("select string_agg(prosrc, '') from pg_proc where proname like 'capture%'");
-    assert!(!source.contains("bell"), "what writers run does not know of it: {source}");
+    assert!(!source.contains("bell"), "the functions that writers run do not name it: {source}");
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// Who rings though nobody sleeps makes every commit take the lock by which commits with a NOTIFY wait for one another.
+/// A commit with a NOTIFY takes a lock for which other such commits wait. So only one writer
+/// notifies each time that the daemon sleeps.
 #[test]
-fn it_is_rung_once_for_each_time_the_daemon_goes_to_sleep() {
+fn one_writer_notifies_each_time_the_daemon_sleeps() {
     let world = World::outbox(USERS, "");
     let daemon = world.daemon();
     for round in 0..3 {
-        wait_until(EVENT_MAX, "the daemon wants to be rung", || world.value(BELL) == "2");
+        wait_until(EVENT_MAX, "the daemon asks for a notification", || world.value(WAKEUP) == "2");
         daemon.signal("STOP");
         world.cache("v1:user:u1");
         world.sql(&format!("update users set name = 'round {round}' where id = 'u1'"));
-        assert_eq!(world.value(BELL), "1", "the first one rings");
+        assert_eq!(world.value(WAKEUP), "1", "the first writer notifies");
         world.sql(&format!("update users set name = 'again {round}' where id = 'u1'"));
-        assert_eq!(world.value(BELL), "1");
+        assert_eq!(world.value(WAKEUP), "1");
         daemon.signal("CONT");
         world.settle();
         assert!(!world.holds("v1:user:u1"));
@@ -41,33 +44,33 @@ fn it_is_rung_once_for_each_time_the_daemon_goes_to_sleep() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// Where transactions may be prepared nobody rings: one with a NOTIFY in it cannot be.
+/// A transaction with a NOTIFY cannot be prepared.
 #[test]
-fn it_is_never_rung_where_transactions_may_be_prepared() {
+fn no_writer_notifies_where_transactions_may_be_prepared() {
     let world = World::outbox_with(USERS, "", &["max_prepared_transactions=5"]);
     let daemon = world.daemon();
     world.settle();
     daemon.signal("STOP");
-    let (bell, usage) = (world.value(BELL), world.value(USAGE));
-    assert_ne!(bell, "2", "nobody is asked to ring");
+    let (state, usage) = (world.value(WAKEUP), world.value(USAGE));
+    assert_ne!(state, "2", "no notification is asked for");
     world.sql("begin; update users set name = 'x' where id = 'u1'; prepare transaction 'p'");
     world.sql("commit prepared 'p'");
-    assert_eq!((world.value(BELL), world.value(USAGE)), (bell, usage));
+    assert_eq!((world.value(WAKEUP), world.value(USAGE)), (state, usage));
     daemon.signal("CONT");
     world.settle();
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// A full queue aborts every transaction with a NOTIFY. Without the bell each of these commits would leave an entry
-/// that the frozen session never reads: some ten pages of the queue.
+/// A full queue aborts every transaction with a NOTIFY. If every writer notified, each of these
+/// commits would leave an entry that the stopped session never reads: some ten pages of the queue.
 #[test]
-fn a_frozen_daemon_does_not_let_the_queue_of_notifications_grow() {
+fn a_stopped_daemon_does_not_let_the_queue_of_notifications_grow() {
     let mut world = World::outbox(USERS, "");
     world.database_url.push_str("?application_name=daemon");
     let daemon = world.daemon();
-    wait_until(EVENT_MAX, "the daemon wants to be rung", || world.value(BELL) == "2");
-    freeze_between_claims(&world, &daemon);
-    // Its sessions too: they would read on for it for as long as its sockets take what they send.
+    wait_until(EVENT_MAX, "the daemon asks for a notification", || world.value(WAKEUP) == "2");
+    stop_between_claims(&world, &daemon);
+    // Its sessions too: they would read the queue for as long as its sockets accept what they send.
     let sessions = "select string_agg(pid::text, ' ') from pg_stat_activity where application_name = 'daemon'";
     let sessions: Vec<u32> = world.value(sessions).split(' ').map(|pid| pid.parse().unwrap()).collect();
     assert!(sessions.iter().all(|pid| signal(*pid, "STOP")));
@@ -84,14 +87,14 @@ fn a_frozen_daemon_does_not_let_the_queue_of_notifications_grow() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// The session that listens is another than those that claim: without it the poll goes on.
+/// The session that listens is not one of those that claim. Without it, polling goes on.
 #[test]
 fn a_daemon_whose_connections_are_ended_connects_again_and_sleeps_again() {
     let mut world = World::outbox(USERS, "");
     world.database_url.push_str("?application_name=daemon");
     let daemon = world.daemon();
     for round in 0..3 {
-        wait_until(EVENT_MAX, "the daemon wants to be rung", || world.value(BELL) == "2");
+        wait_until(EVENT_MAX, "the daemon asks for a notification", || world.value(WAKEUP) == "2");
         world.sql("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'daemon'");
         check(&world, &format!("update users set name = 'round {round}' where id = 'u1'"), &["v1:user:u1"], &[]);
     }
