@@ -1,18 +1,18 @@
 //! Mutants of the daemon that reads a slot: the gate, the keepalive, the acknowledgement.
 //!
-//! All three use a commit that is stuck: `synchronous_standby_names = 'missing'` keeps a commit
-//! that is in the log, and on the slot, invisible to every snapshot for as long as the script
-//! wants.
+//! All three use a commit that is stuck: `synchronous_standby_names = 'missing'` keeps a commit that
+//! is in the log, and on the slot, invisible to every snapshot for as long as the script wants.
 
 use unstale::mutant::Mutant;
 
 use super::{Finding, NAME, check, epochs, fill, findings, pass_another, world};
 use crate::support::{EVENT_MAX, World, wait_until};
 
-/// 1. A writer commits a change of u1. The commit is stuck: the slot sends it and no snapshot sees
-/// it. 2. A later change of u2 passes. So the daemon has received the change of u1. 3. A reader
-/// misses u1, gets the lease, reads the primary, which has the old name, and stores that. 4. The
-/// commit becomes visible, and everything is put into force.
+/// 1. A writer commits a change of u1. The commit is stuck: the slot sends it, invisible.
+/// 2. A later change of u2 passes. So the daemon has received the change of u1.
+/// 3. A reader misses u1, gets the lease, reads the primary, which has the old name, and stores
+///    that.
+/// 4. The commit becomes visible, and everything is put into force.
 ///
 /// Without the gate the daemon deleted u1 in step 2, when there was nothing to delete. The old name
 /// stays.
