@@ -1,17 +1,18 @@
 //! Why a statement failed.
 //!
-//! Owns the distinction between a server that refuses and a connection that breaks. It must not know the statement.
-//! Invariant: a refusal is printed in the server's words, which the library's own message leaves out.
+//! Owns the distinction between an error of the server and a broken connection. It must not know
+//! the statement. Invariant: an error of the server shows the server's message, which
+//! tokio-postgres omits.
 
 use super::error::ServerError;
 
 /// Why a statement failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StatementError {
-    /// The server refused it.
+    /// The server reported an error.
     #[error(transparent)]
     Refused(ServerError),
-    /// There is no answer: the connection broke, or the answer cannot be read.
+    /// The connection broke, or the response could not be read.
     #[error("the connection to PostgreSQL broke")]
     Broken(#[source] tokio_postgres::Error),
 }

@@ -1,12 +1,12 @@
-//! A parameter of a query, as text.
+//! A query parameter in text form.
 //!
-//! Owns how a value reaches PostgreSQL whatever type the query wants: the server reads its text form. It must not know
-//! queries.
+//! Owns how a value is sent for a parameter of any type: the server parses its text form. It must
+//! not know queries.
 
 use bytes::{BufMut as _, BytesMut};
 use tokio_postgres::types::{Format, IsNull, ToSql, Type, to_sql_checked};
 
-/// A value in PostgreSQL's text form, for a parameter of any type; nothing is NULL.
+/// A value in PostgreSQL's text form, for a parameter of any type; none is NULL.
 #[derive(Debug)]
 pub(crate) struct TextParameter<'a>(pub(crate) Option<&'a [u8]>);
 

@@ -44,7 +44,7 @@ fn client_config(address: &Address) -> Result<ClientConfig, ConnectError> {
 }
 
 /// The hash of the server's certificate that SCRAM binds to (`tls-server-end-point`, RFC 5929): by
-/// the hash function of the certificate's signature, but SHA-256 instead of MD5 and SHA-1.
+/// the hash function of the certificate's signature, but SHA-256 instead of SHA-1.
 pub(super) fn server_end_point(certificate: &CertificateDer<'_>) -> Option<Vec<u8>> {
     use x509_cert::der::oid::db::rfc5912 as oid;
     let parsed = x509_cert::Certificate::from_der(certificate).ok()?;

@@ -46,14 +46,14 @@ fn is_name(c: char) -> bool {
     c.is_ascii_alphanumeric() || c == '_' || !c.is_ascii()
 }
 
-/// The number of bytes, up to the first character after `start` that is not such a one.
+/// The length in bytes, from `start`, of the run of characters for which `is_part` holds.
 fn prefix_len(text: &str, start: usize, is_part: impl Fn(char) -> bool) -> usize {
     let rest = text.get(start..).unwrap_or_default();
     rest.find(|c| !is_part(c)).unwrap_or(rest.len())
 }
 
-/// Up to the quote that closes the one at `start`. A doubled one ends one piece and begins the
-/// next, which is as good.
+/// The length up to the closing quote. Without escapes, a doubled quote ends one token and begins
+/// the next, which has the same effect.
 fn quoted_len(text: &str, start: usize, escapes: bool) -> usize {
     let rest = text.get(start..).unwrap_or_default();
     let quote = rest.chars().next();
@@ -61,7 +61,8 @@ fn quoted_len(text: &str, start: usize, escapes: bool) -> usize {
     for (at, character) in rest.char_indices().skip(1) {
         if Some(character) == quote && !is_escaped {
             let after = at + character.len_utf8();
-            // Doubled, it does not end what has escapes: the rest would be read without.
+            // In a string with escapes, a doubled quote does not end the token: the rest has
+            // escapes too.
             let doubled = escapes && rest.get(after..).is_some_and(|rest| rest.starts_with('\''));
             if !doubled {
                 return start + after;
