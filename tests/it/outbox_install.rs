@@ -413,9 +413,9 @@ fn the_script_makes_what_setup_makes() {
     broken(&format!("drop trigger \"{trigger}\" on users"), &["the row trigger of public.users is missing"]);
     broken(&format!("alter function unstale.{function}() security invoker"), &["SECURITY DEFINER"]);
     broken(&format!("alter function unstale.{function}() reset search_path"), &["does not have the settings"]);
-    broken(&format!("grant execute on function unstale.{function}() to public"), &["for a table of anybody's"]);
+    broken(&format!("grant execute on function unstale.{function}() to public"), &["can be executed by PUBLIC"]);
     broken("delete from unstale.shape where table_name = 'users'", &["unstale.shape does not say"]);
-    broken("delete from unstale.consumer", &["nobody is written down"]);
+    broken("delete from unstale.consumer", &["the outbox has no consumer"]);
     broken("drop function unstale.emit", &["no function unstale.emit"]);
     broken("alter table users alter column email type varchar", &["is not what the rules need now"]);
 }
