@@ -674,6 +674,6 @@ fn a_connection_pooler_is_told_from_postgresql() {
     let port = saying(message(b'E', refusal.as_bytes()));
     check(&[(
         url_at(port, "disable"),
-        Err(&["SQLSTATE 08P01", "connection pooler", "point source.url at PostgreSQL itself"]),
+        Err(&["SQLSTATE 08P01", "connection pooler", "set source.url to PostgreSQL itself"]),
     )]);
 }
