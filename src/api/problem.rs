@@ -230,7 +230,7 @@ mod tests {
             HttpProblem::headers_too_large(),
             HttpProblem::body_too_large(),
             HttpProblem::rate_limited(wait),
-            HttpProblem::unavailable("PostgreSQL is away", wait),
+            HttpProblem::unavailable("PostgreSQL is unavailable", wait),
             HttpProblem::timeout(),
             HttpProblem::internal(),
         ]

@@ -408,7 +408,7 @@ fn rows_that_an_outer_join_keeps_go_alone() {
 fn a_rule_that_writes_what_a_read_caches_is_told() {
     let world = World::with_rules(NO_RULE);
     let rules = "  user: {table: users, set: {key: \"r:{id}\", columns: [id, email]}}\n";
-    let words: &[&str] = &["read-set warning; rule `user` writes `r:{id}` itself", "than read `r`", "`delete` the key"];
+    let words: &[&str] = &["read-set warning; rule `user` itself writes `r:{id}`", "than read `r`", "`delete` the key"];
     check(&world, rules, ("select to_json(u.email) from users u where u.id = $1", ""), &[words]);
 }
 
