@@ -12,7 +12,7 @@ use crate::api::ApiServer;
 /// Where the API listens.
 #[derive(Debug, clap::Args)]
 pub(super) struct ListenArgs {
-    /// Where to listen, instead of `api.listen`; port 0 takes any that is free
+    /// Where to listen, instead of `api.listen`; port 0 takes any free port
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub(super) listen: Option<String>,
 }
@@ -26,11 +26,15 @@ pub(super) async fn open(
     let reads = file.reads.reads().len();
     if reads == 0 {
         let path = file.path.display();
-        return Err(Failure::configuration(format!("{path} has no `reads`: there is nothing to serve")));
+        return Err(Failure::configuration(format!(
+            "{path} has no `reads`, so there is nothing to serve; add some under `reads:`"
+        )));
     }
     let address = args.listen.as_ref().unwrap_or(&file.settings.api.listen);
     let listener = TcpListener::bind(address).await.map_err(|error| {
-        Failure::configuration(format!("cannot listen on {address}: {error}; change api.listen or give --listen"))
+        Failure::configuration(format!(
+            "cannot listen on {address}: {error}; change api.listen, or name another address with --listen"
+        ))
     })?;
     let address = listener.local_addr()?;
     let server = ApiServer::start(&file.settings, file.reads.clone(), file.digest(), stop).map_err(|error| {

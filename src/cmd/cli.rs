@@ -19,7 +19,7 @@ use super::{
 #[derive(Debug, Parser)]
 #[command(name = "unstale", version, about, propagate_version = true, arg_required_else_help = true)]
 pub struct Cli {
-    /// The file with the rules
+    /// The configuration file
     #[arg(
         long,
         short,
@@ -37,36 +37,36 @@ pub struct Cli {
 enum Verb {
     /// Write a first `invalidation.yaml`, with tests, from the tables of a database
     Init(init::InitArgs),
-    /// Lint the rules; unless --offline, also compare them with the database and try both servers
+    /// Check the file, and whether it fits PostgreSQL and Redis
     Check(check::CheckArgs),
-    /// Run the file's tests
+    /// Run the tests in the file
     Test(test::TestArgs),
-    /// Create the publication, the replication slot and wide enough replica identities; safe to repeat
+    /// Install in PostgreSQL what the rules need; safe to repeat
     Setup(setup::SetupArgs),
-    /// Remove what `setup` created
+    /// Remove what `setup` installed
     Teardown(teardown::TeardownArgs),
-    /// Keep Redis coherent until told to stop
+    /// Run the daemon, which keeps Redis coherent
     Run(run::RunArgs),
     /// Serve the file's reads over HTTP, from a cache that is never stale
     #[cfg(feature = "api")]
     Serve(serve::ServeArgs),
-    /// Print what changes would do to Redis, touching nothing
+    /// Print what changes would do to Redis, without doing it
     DryRun(dry_run::DryRunArgs),
-    /// Write changes down as they come, as NDJSON
+    /// Write changes as they happen, as NDJSON
     Record(record::RecordArgs),
     /// Do to Redis what changes would have done
     Replay(replay::ReplayArgs),
-    /// Tell which rules make a key, what it holds and what touched it last; or what rules make of a change
+    /// Explain a key: which rules make it, what it holds, what touched it last; or explain a change
     Explain(explain::ExplainArgs),
-    /// Tell how far invalidations are in force, and what waits
+    /// Print how far invalidations are in force, and what is waiting
     Status(status::StatusArgs),
     /// Print the JSON Schema of the file, for editors
     Schema(schema::SchemaArgs),
     /// Print a completion script for a shell
     Completions(completions::CompletionsArgs),
-    /// Print the manual
+    /// Print the manual page
     Man(man::ManArgs),
-    /// Show it all at work on throwaway servers
+    /// Show everything at work on throwaway servers
     #[cfg(feature = "demo")]
     Demo(demo::DemoArgs),
 }

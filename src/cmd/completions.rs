@@ -1,4 +1,4 @@
-//! `unstale completions`: what a shell has to know to complete a command line.
+//! `unstale completions`: a completion script for a shell.
 
 use clap::Command;
 use clap_complete::{Shell, generate};

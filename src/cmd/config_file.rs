@@ -1,7 +1,7 @@
 //! `invalidation.yaml`, opened: its text, and what was compiled from it.
 //!
-//! Owns how the file is read and which of its parts other rooms get. It must not know the verbs. Invariant: every
-//! problem of the file is in one failure.
+//! Owns how the file is read and which of its parts other rooms get. It must not know the verbs.
+//! Invariant: every problem of the file is in one failure.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -96,8 +96,8 @@ impl ConfigFile {
         }
     }
 
-    /// Identifies the rules, and the keys under which the reads cache. An API whose digest differs from the daemon's
-    /// would cache what the daemon does not remove.
+    /// Identifies the rules, and the keys under which the reads cache. An API whose digest differs
+    /// from the daemon's would cache what the daemon does not remove.
     pub(super) fn digest(&self) -> String {
         let parts = format!("{:?} {:?}", self.rules.versions(), self.reads.removals());
         Sha256::digest(parts).iter().take(8).map(|byte| format!("{byte:02x}")).collect()

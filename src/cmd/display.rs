@@ -1,7 +1,7 @@
 //! How places in a file, names, numbers and times are written in output.
 //!
-//! Owns their form. It must not know what is said about them. Invariant: what came from a row, a file or a server cannot
-//! control a terminal.
+//! Owns their form. It must not know what is said about them. Invariant: what came from a row, a
+//! file or a server cannot control a terminal.
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
 //! Why a command did not succeed, and its exit code.
 //!
-//! Owns which exit code each error has, and how errors and their causes are printed. It must not know which command
-//! failed.
+//! Owns which exit code each error has, and how errors and their causes are printed. It must not
+//! know which command failed.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -104,7 +104,8 @@ impl From<ConnectError> for Failure {
         let message = with_causes(&error);
         match &error {
             ConnectError::Unreachable(_) | ConnectError::Protocol(_) => Self::unavailable(message),
-            // Wrong credentials or certificate files are an error of the file. The server is available.
+            // Wrong credentials or certificate files are an error of the file. The server is
+            // available.
             _ if error.is_transient() => Self::unavailable(message),
             ConnectError::Refused(_) | ConnectError::Tls(_) | ConnectError::Login(_) => Self::configuration(message),
         }

@@ -1,4 +1,4 @@
-//! `unstale init`: a first file, drafted from a database.
+//! `unstale init`: a first configuration file, drafted from a database.
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
@@ -18,12 +18,12 @@ use crate::postgres::catalog;
 use crate::postgres::{self, Address};
 use crate::rules::Widening;
 
-/// As in the file that is written.
+/// The default of the file that is written.
 const DEFAULT_URL: &str = "postgres://postgres@127.0.0.1:5432/postgres";
 
-/// What the catalog does not say and a draft has to know: which tables are a partition or an extension's, and which
-/// columns are computed.
-const ASIDE: &str = "select n.nspname, c.relname, \
+/// What a draft needs and the catalog does not say: which tables are partitions or belong to an
+/// extension, and which columns are generated.
+const DEPENDENT_AND_GENERATED: &str = "select n.nspname, c.relname, \
                      c.relispartition or exists (select from pg_depend d where d.classid = 'pg_class'::regclass \
                        and d.objid = c.oid and d.objsubid = 0 and d.deptype = 'e'), \
                      array(select a.attname::text from pg_attribute a \
@@ -32,16 +32,17 @@ const ASIDE: &str = "select n.nspname, c.relname, \
 
 #[derive(Debug, clap::Args)]
 pub(super) struct InitArgs {
-    /// The database to read; without it DATABASE_URL, or else a server on this machine. It is not written down
+    /// The database to read; the default is DATABASE_URL, or else a server on this machine. The URL
+    /// is not written into the file
     #[arg(long, value_name = "URL")]
     database_url: Option<String>,
-    /// Where to write, `-` for standard output; without it the file of --config
+    /// Where to write; `-` is standard output, and the default is the file of --config
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Only these tables, with commas between them; without it every table of the search path
+    /// Only these tables, separated by commas; the default is every table of the search path
     #[arg(long, value_name = "TABLES", value_delimiter = ',')]
     tables: Vec<String>,
-    /// Replace the file if there is one
+    /// Replace the file if it exists
     #[arg(long)]
     force: bool,
 }
@@ -57,7 +58,9 @@ pub(super) async fn run(config: &Path, args: InitArgs) -> Result<(), Failure> {
     let is_set = from_environment.is_some();
     let url = args.database_url.clone().or(from_environment).unwrap_or_else(|| DEFAULT_URL.to_owned());
     let address = Address::parse(&url, &environment).map_err(|error| {
-        Failure::usage(format!("the database's URL: {error}; expected postgres://user@host:5432/database"))
+        Failure::usage(format!(
+            "the URL of the database is not valid: {error}; expected postgres://user@host:5432/database"
+        ))
     })?;
     let survey = survey(&postgres::connect(&address).await?).await?;
     let draft = Draft::of(&survey, &args.tables).map_err(|error| match error {
@@ -69,15 +72,15 @@ pub(super) async fn run(config: &Path, args: InitArgs) -> Result<(), Failure> {
         return print(&text);
     }
     write(output, &text, args.force)?;
-    // Nobody may be there to read it.
+    // Standard error may be closed.
     let _ = std::io::stderr().write_all(advice(&draft, output, config, is_set).as_bytes());
     Ok(())
 }
 
-/// Reads everything a draft is made from.
+/// Reads what a draft is made from.
 async fn survey(client: &Client) -> Result<DraftInput, Failure> {
     let mut survey = DraftInput { catalog: catalog::read(client).await?, ..DraftInput::default() };
-    for row in client.query(ASIDE, &[]).await? {
+    for row in client.query(DEPENDENT_AND_GENERATED, &[]).await? {
         let table = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
         let generated: Vec<String> = row.get(3);
         survey.generated.extend(generated.into_iter().map(|column| (table.clone(), column)));
@@ -88,10 +91,14 @@ async fn survey(client: &Client) -> Result<DraftInput, Failure> {
     Ok(survey)
 }
 
-/// The draft with the SQL at its end, after it was read and held against the database like any other file.
+/// The draft with the SQL at its end. Before that, the draft is compiled and compared with the
+/// database like any file.
 fn complete(draft: &Draft, path: &Path, catalog: &Catalog) -> Result<String, Failure> {
     let defect = |failure: Failure| {
-        Failure::findings(format!("the draft is not sound, which is a defect of unstale:\n{}", failure.message))
+        Failure::findings(format!(
+            "the draft does not fit the database, which is a bug of unstale; please report it:\n{}",
+            failure.message
+        ))
     };
     let file = ConfigFile::parse(path, draft.text.clone(), &|_| None).map_err(defect)?;
     // Identities that are too narrow are no defect: the SQL at the end widens them.
@@ -122,7 +129,7 @@ fn write(path: &Path, text: &str, force: bool) -> Result<(), Failure> {
 
 fn exists(path: &Path) -> Failure {
     Failure::usage(format!(
-        "{} exists already; --force replaces it, --output writes elsewhere, `--output -` only shows the draft",
+        "{} exists; replace it with --force, write another file with --output, or print the draft with `--output -`",
         path.display()
     ))
 }
@@ -134,15 +141,15 @@ fn advice(draft: &Draft, path: &Path, config: &Path, is_set: bool) -> String {
         text.push_str(&format!("  without a rule: {table}\n"));
     }
     if !is_set {
-        text.push_str("set DATABASE_URL for what follows: the file reads it, and holds no credentials\n");
+        text.push_str("set DATABASE_URL for the next steps: the file reads it, and holds no credentials\n");
     }
     let option = if path == config { String::new() } else { format!(" --config {}", path.display()) };
     text.push_str(&format!(
-        "next, after you have put in the names that your application caches under:\n  \
-           unstale test{option}     what the rules do to the rows of the tests\n  \
-           unstale setup{option}    publication, slot and replica identities, as listed at the end of the file\n  \
-           unstale check{option}    the file, PostgreSQL and Redis\n  \
-           unstale run{option}      keep Redis coherent\n"
+        "next, replace the names of the keys by those that your application uses, then run:\n  \
+           unstale test{option}     the tests in the file\n  \
+           unstale setup{option}    installs in PostgreSQL what is listed at the end of the file\n  \
+           unstale check{option}    checks the file, PostgreSQL and Redis\n  \
+           unstale run{option}      keeps Redis coherent\n"
     ));
     text
 }
@@ -158,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_replaced_only_if_told_so() {
+    fn a_file_is_replaced_only_with_force() {
         let directory = tempfile::TempDir::new().unwrap();
         let path = directory.path().join("rules.yaml");
         write(&path, "one, and long", false).unwrap();
@@ -172,9 +179,9 @@ mod tests {
     }
 
     #[test]
-    fn a_draft_that_is_not_sound_is_not_written() {
+    fn a_draft_that_does_not_fit_is_not_written() {
         let refused = complete(&draft(), Path::new("f.yaml"), &Catalog::default()).unwrap_err();
-        for said in ["defect of unstale", "no table `t`"] {
+        for said in ["bug of unstale", "no table `t`"] {
             assert!(refused.message.contains(said), "{said}: {refused:?}");
         }
     }

@@ -1,7 +1,7 @@
-//! The lock file: what the tables of the rules looked like when a database was last asked.
+//! The lock file: the tables of the rules, as a database had them.
 //!
-//! Owns its format. It must not know what is compared with it. Invariants: the same tables make the same file, byte for
-//! byte; a file of another version is refused, never partly read.
+//! Owns its format. It must not know what is compared with it. Invariants: the same tables make the
+//! same file, byte for byte; a file of another version is refused, never partly read.
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -69,13 +69,13 @@ pub(super) fn path(config: &Path) -> PathBuf {
 
 fn unusable(path: &Path, reason: &str) -> Failure {
     let path = path.display();
-    Failure::configuration(format!("cannot use {path}: {reason}; write it anew with `unstale check --lock`"))
+    Failure::configuration(format!("cannot use {path}: {reason}; write it again with `unstale check --lock`"))
 }
 
 fn parse(text: &str) -> Result<Catalog, String> {
     let header: LockHeader = serde_json::from_str(text).map_err(|error| error.to_string())?;
     if header.version != VERSION {
-        return Err(format!("it is of version {}, and this unstale reads version {VERSION}", header.version));
+        return Err(format!("it has version {}, and this unstale reads version {VERSION}", header.version));
     }
     let lock: LockFile = serde_json::from_str(text).map_err(|error| error.to_string())?;
     Ok(lock.catalog)

@@ -6,7 +6,8 @@ use std::io::IsTerminal as _;
 
 use tracing_subscriber::EnvFilter;
 
-/// Starts logging: text on a terminal, otherwise one JSON object a line. `RUST_LOG` overrides the level.
+/// Starts logging: text on a terminal, otherwise one JSON object a line. `RUST_LOG` overrides the
+/// level.
 pub(super) fn start(quiet: bool) {
     let default = if quiet { "warn" } else { "info" };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| default.into());
@@ -19,7 +20,8 @@ pub(super) fn start(quiet: bool) {
     }
 }
 
-/// Whether messages may be coloured: standard error is a terminal, and `NO_COLOR` is unset or empty.
+/// Whether messages may be coloured: standard error is a terminal, and `NO_COLOR` is unset or
+/// empty.
 pub(super) fn colours() -> bool {
     std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }

@@ -1,4 +1,4 @@
-//! `unstale man`: the manual.
+//! `unstale man`: the manual pages.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use super::stdout::print;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct ManArgs {
-    /// Write a page for every command into this directory, instead of one to standard output
+    /// Write a page for every command into this directory, instead of printing one
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 }

@@ -1,7 +1,8 @@
 //! The commands: one file or folder a verb, and what several verbs share in files of their own.
 //!
-//! Owns arguments, exit codes and what is printed. It must not decide what a rule means. Invariants: data
-//! goes to standard output and messages to standard error; no credential is printed, not even in an error.
+//! Owns arguments, exit codes and what is printed. It must not decide what a rule means.
+//! Invariants: data goes to standard output and messages to standard error; no credential is
+//! printed, not even in an error.
 
 #![allow(clippy::print_stderr, clippy::print_stdout)]
 

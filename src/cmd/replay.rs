@@ -1,8 +1,8 @@
-//! `unstale replay`: what changes would do to Redis, done.
+//! `unstale replay`: does to Redis what changes would have done.
 //!
-//! Owns consent, pace and progress. It must not decide what is done; the rules do. Invariants: nothing is written
-//! before somebody agreed to the whole; a change may be replayed any number of times, because what is older than what
-//! Redis holds is deleted and never written.
+//! Owns consent, rate and progress. It must not decide what is done; the rules do. Invariants:
+//! nothing is written before the user agreed to the whole plan; a change may be replayed any number
+//! of times, because a value that may be older than what Redis holds is deleted and never written.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
@@ -32,7 +32,7 @@ pub(super) struct ReplayArgs {
     /// Do not ask
     #[arg(long, short)]
     yes: bool,
-    /// At most so many ops a second
+    /// At most this many ops a second
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     rate: Option<u32>,
 }
@@ -43,7 +43,7 @@ pub(super) async fn run(config: &Path, args: ReplayArgs) -> Result<(), Failure> 
     let settings = &file.settings;
     let mut changes = Changes::find(&args.changes, settings).await?;
     let rules = changes.rules(&file)?;
-    // Both servers are tried before somebody is asked.
+    // Both servers must answer before the user is asked.
     let client = postgres::connect(&settings.postgres).await?;
     let mut sink = file.sink(&rules)?;
     sink.connect().await?;
@@ -63,12 +63,12 @@ pub(super) async fn run(config: &Path, args: ReplayArgs) -> Result<(), Failure> 
     drop(chunks);
     let nothing = summary.ops() == 0 && !(changes.are_dead_letters() && found > 0);
     if !nothing && !args.is_agreed()? {
-        return Err(Failure::findings("nothing was applied"));
+        return Err(Failure::findings("nothing was applied: the plan was not confirmed"));
     }
 
     let mut applier = Applier::new(client, sink, args.rate, summary.ops());
     if !nothing {
-        // What came since then, nobody agreed to.
+        // Changes that arrived after the summary were not agreed to.
         let resolver = resolver();
         changes.stop_after(found);
         let mut chunks = changes.read(resolver, settings, BATCH_OPS_MAX).await?;
@@ -82,18 +82,18 @@ pub(super) async fn run(config: &Path, args: ReplayArgs) -> Result<(), Failure> 
 }
 
 impl ReplayArgs {
-    /// Fails if nobody agreed and nobody can be asked.
+    /// Fails if the user has not agreed and cannot be asked.
     fn require_consent_possible(&self) -> Result<(), Failure> {
         let terminal = std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
         if self.yes || (terminal && !self.changes.reads_input()) {
             return Ok(());
         }
         Err(Failure::usage(
-            "replay writes to Redis, and there is nobody to ask: look at what it would do with `unstale dry-run`, then say --yes",
+            "replay writes to Redis, and there is no terminal to ask on; see what it would do with `unstale dry-run`, then add --yes",
         ))
     }
 
-    /// Whether somebody agrees.
+    /// Whether the user agrees.
     fn is_agreed(&self) -> Result<bool, Failure> {
         if self.yes {
             return Ok(true);
@@ -106,16 +106,16 @@ impl ReplayArgs {
     }
 }
 
-/// Puts plans into force, batch by batch.
+/// Applies plans, batch by batch.
 struct Applier {
     client: Client,
     sink: Sink,
     batch: Plan,
     batch_max: usize,
     pace: Pace,
-    /// The dead letters whose ops are all in the batch or in force.
+    /// The dead letters whose ops are all in the batch or applied.
     dead_letters: Vec<String>,
-    /// The ops that were taken in, which may be in a batch still.
+    /// The ops that were added to a batch. Those of the last one may not be applied yet.
     taken: u64,
     applied: u64,
     progress: ProgressBar,
@@ -142,11 +142,12 @@ impl Applier {
         }
     }
 
-    /// Takes in a plan; what makes a full batch is put into force. The second deletes that a rule may ask for are left
-    /// out: they are for fillers that read before the change was visible, and by now those are done.
+    /// Adds a plan to the batch, and applies full batches. The second deletes of `again_after` are
+    /// left out: they are for fillers that read before the change was visible, and those have
+    /// finished.
     async fn take(&mut self, chunk: PlanChunk<1>) -> Result<(), Failure> {
         let [plan] = chunk.plans;
-        // Equal messages of two transactions are no duplicates.
+        // Equal messages of two transactions are not duplicates.
         self.batch.begin_transaction();
         for (rule, op) in plan.ops() {
             add(&mut self.batch, rule, op);
@@ -162,13 +163,13 @@ impl Applier {
         Ok(())
     }
 
-    /// Puts into force what was taken in.
+    /// Applies the batch.
     async fn flush(&mut self) -> Result<(), Failure> {
         let batch = std::mem::take(&mut self.batch);
         let applied = self.applied;
         let stopped = |error: &dyn std::error::Error| {
             Failure::unavailable(format!(
-                "{}\n{applied} ops were applied; it does no harm to apply them again",
+                "{}\n{applied} ops were applied; replay again from the beginning, which is harmless",
                 with_causes(error)
             ))
         };
@@ -203,22 +204,22 @@ fn add(plan: &mut Plan, rule: RuleId, op: Op<'_>) {
     }
 }
 
-/// A position that no version key can have yet: the log moves on by one message that no publication carries.
+/// A position that no version key has yet. A message that no publication carries moves the log on.
 async fn fresh_position(client: &Client) -> Result<Lsn, Failure> {
     const FRESH: &str = "select pg_logical_emit_message(false, 'unstale', 'position')::text";
     let position: String = client.query_one(FRESH, &[]).await?.try_get(0)?;
     position
         .parse()
-        .map_err(|error| Failure::unavailable(format!("PostgreSQL said {position:?} as a position: {error}")))
+        .map_err(|error| Failure::unavailable(format!("PostgreSQL returned an invalid position {position:?}: {error}")))
 }
 
-/// How many ops are sent at once: no more than a tenth of a second's worth.
+/// How many ops are sent at once: at most those of a tenth of a second.
 fn batch_max(rate: Option<u32>) -> usize {
     let tenth = rate.map_or(usize::MAX, |rate| usize::try_from(rate / 10).unwrap_or(usize::MAX));
     tenth.clamp(1, BATCH_OPS_MAX)
 }
 
-/// Holds ops back so that there are not too many a second.
+/// Limits the ops a second.
 struct Pace {
     rate: Option<u32>,
     began: Instant,
@@ -229,7 +230,7 @@ impl Pace {
         Self { rate, began: Instant::now() }
     }
 
-    /// Until when to wait after so many ops in all.
+    /// Until when to wait after this many ops in total.
     fn after(&self, ops: u64) -> Option<Instant> {
         let seconds = Duration::try_from_secs_f64(ops as f64 / f64::from(self.rate?)).ok()?;
         self.began.checked_add(seconds)

@@ -20,10 +20,10 @@ use crate::sink::Sink;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct RunArgs {
-    /// On SIGTERM or SIGINT, how long what was received may take to be put into force
+    /// On SIGTERM or SIGINT, how long to keep applying changes that were received
     #[arg(long, default_value = "5s", value_parser = duration, value_name = "DURATION")]
     drain_max: Duration,
-    /// Begin a new epoch: empty the cache of everything the rules can name, then go on
+    /// Begin a new epoch: delete everything that the rules and reads can name, then continue
     #[arg(long)]
     flush: bool,
     #[command(flatten)]

@@ -1,14 +1,15 @@
-//! `unstale schema`: what editors have to know of `invalidation.yaml`.
+//! `unstale schema`: the JSON Schema of `invalidation.yaml`, for editors.
 
 use super::failure::Failure;
 use super::stdout::print;
 
-/// JSON Schema, 2020-12. The parser decides; this says the same where a schema can, and a test holds them together.
+/// JSON Schema, 2020-12. The parser decides. The schema says the same where a schema can; a test
+/// compares them.
 const SCHEMA: &str = include_str!("../config/schema.json");
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "For completion in an editor: `unstale schema > invalidation.schema.json`, and as the first \
-                        line of the file `# yaml-language-server: $schema=invalidation.schema.json`")]
+#[command(after_help = "For completion in an editor, run `unstale schema > invalidation.schema.json` and make this \
+                        the first line of the file: `# yaml-language-server: $schema=invalidation.schema.json`")]
 pub(super) struct SchemaArgs {}
 
 pub(super) fn run(_: SchemaArgs) -> Result<(), Failure> {
@@ -28,7 +29,8 @@ mod tests {
         serde_json::from_str(SCHEMA).unwrap()
     }
 
-    /// What every problem of a file advises, in the order of the file, for problems with this message.
+    /// The advice of every problem of a file, which all have this message, in the order of the
+    /// file.
     fn advice(text: &str, message: &str) -> Vec<String> {
         let problems = Document::parse(text, &|_| None).unwrap_err();
         let found: Vec<_> = problems.iter().collect();
@@ -42,7 +44,7 @@ mod tests {
         listed.split(", ").map(|word| word.trim_matches('`').to_owned()).collect()
     }
 
-    /// One field that nobody knows in every mapping there is, in the order of the file.
+    /// An unknown field in every mapping, in the order of the file.
     const UNKNOWN_FIELDS: &str = "
 version: 1
 zzzzzzzzzzzzzzzz: 0

@@ -14,7 +14,7 @@ use super::signals::stop_on_signals;
 pub(super) struct ServeArgs {
     #[command(flatten)]
     listen: ListenArgs,
-    /// On SIGTERM or SIGINT, how long requests that were begun may take
+    /// On SIGTERM or SIGINT, how long to finish requests that have begun
     #[arg(long, default_value = "5s", value_parser = duration, value_name = "DURATION")]
     drain_max: Duration,
 }
@@ -33,13 +33,16 @@ pub(super) async fn run(config: &Path, args: ServeArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Fails if a read does not fit the database, or could become stale. A database that is not available is no reason:
-/// what is cached can be served meanwhile.
+/// Fails if a read does not fit the database, or could become stale. A database that is not
+/// available is no reason: what is cached can be served meanwhile.
 async fn require_fitting_reads(file: &ConfigFile) -> Result<(), Failure> {
     match Preflight::compare(file).await {
         Ok(preflight) => preflight.require_reads(file).await,
         Err(failure) if failure.is_unavailable() => {
-            tracing::warn!(why = failure.message, "the reads were not compared with the database");
+            tracing::warn!(
+                why = failure.message,
+                "PostgreSQL is not available: serving reads that were not compared with it"
+            );
             Ok(())
         }
         Err(failure) => Err(failure),

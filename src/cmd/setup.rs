@@ -1,4 +1,4 @@
-//! `unstale setup`: what is needed in PostgreSQL to hear of changes.
+//! `unstale setup`: installs in PostgreSQL what the rules need.
 
 use std::path::Path;
 
@@ -34,8 +34,8 @@ async fn replication(file: &ConfigFile, preflight: &Preflight) -> Result<Vec<Ste
     let wal_level: String = preflight.client.query_one("show wal_level", &[]).await?.get(0);
     if wal_level != "logical" {
         return Err(Failure::configuration(format!(
-            "PostgreSQL runs with wal_level = {wal_level}: run ALTER SYSTEM SET wal_level = logical and restart it, \
-             or use source.mode: outbox"
+            "PostgreSQL runs with wal_level = {wal_level}; run ALTER SYSTEM SET wal_level = logical and restart it, or use \
+             source.mode: outbox"
         )));
     }
     let (tables, events) = (preflight.rules.tables(), preflight.rules.has_events());

@@ -11,7 +11,7 @@ pub(super) fn print(text: &str) -> Result<(), Failure> {
     has_reader(io::stdout().write_all(text.as_bytes())).map(drop)
 }
 
-/// Whether somebody still reads what was written.
+/// Whether what was written has a reader.
 pub(super) fn has_reader(written: io::Result<()>) -> Result<bool, Failure> {
     match written {
         Ok(()) => Ok(true),

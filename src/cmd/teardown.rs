@@ -1,4 +1,4 @@
-//! `unstale teardown`: PostgreSQL as it was before `setup`, in whichever mode that was.
+//! `unstale teardown`: removes what `setup` installed, in either mode.
 
 use std::path::Path;
 
@@ -25,7 +25,7 @@ pub(super) async fn run(config: &Path, _: TeardownArgs) -> Result<(), Failure> {
         OutboxRemoval::Absent => Ok(()),
         OutboxRemoval::Removed(0) => print("removed the outbox and its triggers; it was empty\n"),
         OutboxRemoval::Removed(entries) => {
-            print(&format!("removed the outbox and its triggers, and {entries} entries that nobody had read\n"))
+            print(&format!("removed the outbox and its triggers, and {entries} entries that were not read\n"))
         }
         OutboxRemoval::Kept(consumer) => {
             print(&format!("kept the outbox: it belongs to `{consumer}`, and source.slot is `{}`\n", settings.slot))

@@ -1,4 +1,5 @@
-//! The example domain: users, organizations, memberships, flags and sessions, as the shipped rules have them.
+//! The example domain: users, organizations, memberships, flags and sessions, as the shipped rules
+//! have them.
 //!
 //! Owns `sql/example/`. It must not know rules.
 

@@ -1,7 +1,8 @@
 //! Throwaway PostgreSQL and Redis servers, from installed binaries.
 //!
-//! Owns their directories and processes; [`example`] fills a database. The demo, the tests and the benches use it. It
-//! must not know what they are used for. Invariant: a server ends when its owner does, even by `kill -9`.
+//! Owns their directories and processes; [`example`] fills a database. The demo, the tests and the
+//! benches use it. It must not know what they are used for. Invariant: a server ends when its owner
+//! does, even by `kill -9`.
 
 mod error;
 pub mod example;

@@ -25,7 +25,8 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// Creates a cluster and starts it with `wal_level=logical` and these further settings (`name=value`).
+    /// Creates a cluster and starts it with `wal_level=logical` and these further settings
+    /// (`name=value`).
     pub fn start(settings: &[&str]) -> Result<Self, SandboxError> {
         let (bin, user) = (find_postgres()?, unprivileged()?);
         let directory = cluster_directory(&std::env::temp_dir(), user)?;
@@ -41,8 +42,9 @@ impl Postgres {
         Self::start_on(directory, bin, user, settings)
     }
 
-    /// Starts a server on a copy of the data directory of one that was shut down. The copy is kept in `parent`. This
-    /// takes a tenth of the time of [`Postgres::start`]; both servers have the same system identifier.
+    /// Starts a server on a copy of the data directory of one that was shut down. The copy is kept
+    /// in `parent`. This takes a tenth of the time of [`Postgres::start`]; both servers have the
+    /// same system identifier.
     pub fn start_copy(template: &Path, parent: &Path, settings: &[&str]) -> Result<Self, SandboxError> {
         let (bin, user) = (find_postgres()?, unprivileged()?);
         let directory = cluster_directory(parent, user)?;
@@ -100,8 +102,8 @@ impl Postgres {
         }
     }
 
-    /// Creates a standby that streams from this server, with these further settings. This server is stopped and
-    /// started again meanwhile.
+    /// Creates a standby that streams from this server, with these further settings. This server is
+    /// stopped and started again meanwhile.
     pub fn standby(&mut self, settings: &[&str]) -> Result<Self, SandboxError> {
         let parent = self.directory.path().parent().map_or_else(std::env::temp_dir, Path::to_path_buf);
         let directory = cluster_directory(&parent, self.user)?;
@@ -174,7 +176,8 @@ fn copy(from: &Path, to: &Path) -> Result<(), SandboxError> {
     run(copy, "cp")
 }
 
-/// Whether a server accepts sessions on this port: it answers a start-up packet with a request for authentication.
+/// Whether a server accepts sessions on this port: it answers a start-up packet with a request for
+/// authentication.
 fn accepts_postgres(port: u16) -> bool {
     let attempt = || -> io::Result<bool> {
         let mut socket = TcpStream::connect(("127.0.0.1", port))?;
@@ -190,8 +193,8 @@ fn accepts_postgres(port: u16) -> bool {
     attempt().unwrap_or(false)
 }
 
-/// The directory with `initdb` and `postgres`: that of `UNSTALE_PG_BIN`, of the newest version that Debian or Homebrew
-/// installed, or of the path.
+/// The directory with `initdb` and `postgres`: that of `UNSTALE_PG_BIN`, of the newest version that
+/// Debian or Homebrew installed, or of the path.
 pub fn find_postgres() -> Result<PathBuf, SandboxError> {
     if let Some(set) = std::env::var_os("UNSTALE_PG_BIN").filter(|set| !set.is_empty()) {
         return Ok(set.into());

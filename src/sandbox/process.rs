@@ -1,7 +1,7 @@
 //! A server process that ends with its owner.
 //!
-//! Owns the shell between the owner and the server. Invariant: a server ends when its owner does, even by `kill -9`,
-//! because the shell ends it when its standard input closes.
+//! Owns the shell between the owner and the server. Invariant: a server ends when its owner does,
+//! even by `kill -9`, because the shell ends it when its standard input closes.
 
 use std::io::{self, BufRead as _, BufReader};
 use std::net::TcpListener;
@@ -16,8 +16,9 @@ use super::user::User;
 /// How long a server may take until it answers.
 pub(super) const START_MAX: Duration = Duration::from_secs(60);
 
-/// Starts its arguments in the background, prints their process id, and ends them when standard input closes. A server
-/// may miss a signal that arrives while it starts, so the signal is repeated. After 5 seconds the server is killed.
+/// Starts its arguments in the background, prints their process id, and ends them when standard
+/// input closes. A server may miss a signal that arrives while it starts, so the signal is
+/// repeated. After 5 seconds the server is killed.
 const SUPERVISE: &str = r#"log=$1; signal=$2; shift 2
 "$@" >>"$log" 2>&1 &
 pid=$!

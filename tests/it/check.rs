@@ -130,7 +130,7 @@ fn a_role_is_told_what_it_lacks() {
         &[
             "the role plain may not stream the log",
             "ALTER ROLE plain REPLICATION;",
-            "the role plain may not ask the lookup `org_members`",
+            "the role plain may not run the lookup `org_members`",
             "GRANT SELECT ON public.memberships TO plain;",
             "invalidation.yaml:5:",
         ],
@@ -252,9 +252,9 @@ fn a_redis_user_is_told_what_it_lacks() {
     check(&world, &[], 1, &["lacks &v1:*, ~v1:*"]);
     // A user who may not ask: what can be tried is tried, and leaves nothing behind.
     acl("~v1:* &v1:* +@all -acl -xadd");
-    check(&world, &[], 1, &["lacks +xadd", "HINCRBY, RPUSH, PUBLISH", "could not be tried"]);
+    check(&world, &[], 1, &["lacks +xadd", "HINCRBY, RPUSH, PUBLISH", "could not be determined"]);
     acl("~v1:* &v1:* +@all -acl");
-    check(&world, &[], 0, &["could not be tried"]);
+    check(&world, &[], 0, &["could not be determined"]);
     let left: Vec<String> = world_redis(&admin_url).keys("*").unwrap();
     assert_eq!(left, Vec::<String>::new());
     acl("~v1:* &v1:* +@all");
@@ -342,7 +342,7 @@ fn the_lock_file_stands_in_for_the_database() {
     check(&world, &["--lock"], 78, &["no column `emial`"]);
     assert!(!lock.exists());
     world.write_rules(RULES);
-    check(&world, &["--lock"], 0, &["invalidation.yaml.lock: 2 tables written down"]);
+    check(&world, &["--lock"], 0, &["invalidation.yaml.lock: wrote 2 tables"]);
     let first = std::fs::read_to_string(&lock).unwrap();
     check(&world, &["--lock"], 0, &[]);
     assert_eq!(std::fs::read_to_string(&lock).unwrap(), first);
@@ -353,7 +353,7 @@ fn the_lock_file_stands_in_for_the_database() {
     check(&world, &["--offline"], 78, &["invalidation.yaml:9:40", "did you mean `email`?", "unstale check --lock"]);
     world.write_rules(RULES);
     world.sql("alter table users add column phone text");
-    check(&world, &[], 0, &["is not what the database is like now: public.users"]);
+    check(&world, &[], 0, &["differs from the database: public.users"]);
     check(&world, &["--lock"], 0, &[]);
     check(&world, &[], 0, &["invalidation.yaml.lock is up to date"]);
     std::fs::write(&lock, first.replace("\"version\": 1,", "\"version\": 2,")).unwrap();

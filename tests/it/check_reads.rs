@@ -240,7 +240,7 @@ fn sql_that_cannot_be_asked_is_shown() {
         "",
         &[
             "the SQL of read `r` takes 2 values, and the read gives 1",
-            "name what it takes in `path` or `vary`; now $1 is id",
+            "name every value in `path` or `vary`; now $1 is id",
         ],
     );
     let sql = "select to_json(u) from users u where id = $1";
@@ -294,7 +294,7 @@ fn what_no_rule_can_see_is_told() {
     let function: &[&str] = &["read-function warning", "read `r` calls public.hidden"];
     check(&world, rules, ("select to_json(hidden(id)) from users where id = $1", ""), &[function]);
     check(&world, rules, ("select to_json(pure(id)) from users where id = $1", ""), &[]);
-    let time: &[&str] = &["read-volatile warning", "goes by the time: now"];
+    let time: &[&str] = &["read-volatile warning", "depends on the time: now"];
     check(&world, rules, ("select to_json(id) from users where created_at < now()", ""), &[time]);
     check(&world, rules, ("select to_json(id), now() from users where created_at < now()", ""), &[]);
     let session: &[&str] = &["read-volatile warning", "current_setting, current_user, random"];
@@ -429,7 +429,7 @@ fn values_that_have_several_notations_are_told() {
         check(&world, pages, (&of(sound), page), &[]);
     }
     let several: &[&str] = &["read-notation warning", "compares `id` otherwise than by `column = …`", "`column = $1`"];
-    let lower: &[&str] = &["read-notation warning", "compares `id` in lower case", "name it `{id|lower}`"];
+    let lower: &[&str] = &["read-notation warning", "compares `id` in lower case", "write `{id|lower}`"];
     let check = |condition: &str, expected: &[&[&str]]| {
         let sql = format!("select to_json(u) from users u where {condition}");
         check(&world, rules, (&sql, ""), expected);
@@ -462,7 +462,7 @@ fn one_name_for_two_values_is_told() {
         assert_eq!(self::found(&world, rules, &sound), Vec::<String>::new());
         let rules = rules.replace("|lower", "");
         let found = self::found(&world, &rules, &sound.replace("|lower", ""));
-        let words = ["read-parameter warning", "`mail` of read `r` is citext", "name it `{mail|lower}`"];
+        let words = ["read-parameter warning", "`mail` of read `r` is citext", "write `{mail|lower}`"];
         assert!(found.len() == 1 && words.iter().all(|word| found[0].contains(word)), "{found:#?}");
     }
 }

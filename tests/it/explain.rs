@@ -176,16 +176,16 @@ fn what_does_not_fire_and_what_makes_nothing_says_why() {
     );
     check(
         r#"{"table":"users","op":"insert","new":{"id":null}}"#,
-        &["nothing: `id` is NULL", "all of v1:user-email:*: `email` is not carried by the log", "v1:users-version"],
+        &["nothing: `id` is NULL", "all of v1:user-email:*: the log does not carry `email`", "v1:users-version"],
     );
     check(r#"{"table":"users","op":"truncate"}"#, &["all of v1:user:*", "all of v1:user-email:*"]);
     check(
         r#"{"table":"organizations","op":"insert","new":{"id":"o\u001b"}}"#,
-        &[r"lookup: org_members(o\u{1b}), not asked: --lookups does", "delete: user-orgs:{m.user_id}, for each row"],
+        &[r"lookup: org_members(o\u{1b}), not run: add --lookups", "delete: user-orgs:{m.user_id}, for each row"],
     );
     check(
         r#"{"table":"organizations","op":"insert","new":{"id":null}}"#,
-        &["org_members is not asked, because a value to ask with is NULL"],
+        &["org_members is not run, because an argument is NULL"],
     );
     check(r#"{"table":"usres","op":"truncate"}"#, &["no rule names it; did you mean `users`?"]);
     check(r#"{"table":"public.usres","op":"truncate"}"#, &["did you mean `users`?"]);
@@ -223,7 +223,7 @@ fn what_cannot_be_explained_says_why() {
     };
     check(&[], "KEY");
     check(&["--change", "{}"], "missing field `table`");
-    check(&["--change", "-"], "holds no change");
+    check(&["--change", "-"], "contains no change");
     check(&["--change", UPDATE, "user:7"], "cannot be used with");
     check(&["--lookups", "user:7"], "cannot be used with");
 }

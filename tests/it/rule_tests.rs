@@ -149,9 +149,7 @@ fn what_the_log_does_not_carry_must_be_covered() {
     let output = unstale(&directory(&format!("{skipping}{test}")), &["test"], b"");
     let said = text(&output);
     assert_eq!(output.status.code(), Some(1), "{said}");
-    for part in
-        ["with what the log carries of the row before (`id`, `email`)", "- delete user:7", "old value of `name`"]
-    {
+    for part in ["with what the log carries of the old row (`id`, `email`)", "- delete user:7", "old value of `name`"] {
         assert!(said.contains(part), "{part:?} is not in: {said}");
     }
 }
@@ -162,7 +160,7 @@ fn a_condition_that_fails_fails_the_test() {
     let tests = "tests:\n  - {it: fails, insert: t, row: {a: x}, expect: {delete: 'k:x'}}\n";
     let output = unstale(&directory(&format!("{rules}{tests}")), &["test"], b"");
     let said = text(&output);
-    assert!(output.status.code() == Some(1) && said.contains("rule `r` could not be held against"), "{said}");
+    assert!(output.status.code() == Some(1) && said.contains("rule `r` could not be applied to"), "{said}");
 }
 
 #[test]
@@ -175,11 +173,11 @@ fn coverage_names_what_no_test_touches() {
     assert_eq!(code, Some(0), "{said}");
     for part in [
         "coverage: 1 of 3 rules, 3 of 9 actions",
-        "invalidation.yaml:10:28  rule `user`: no test makes anything of `delete: user-email:{email|lower}`",
+        "invalidation.yaml:10:28  rule `user`: no test makes an op with `delete: user-email:{email|lower}`",
         "rule `user`: `changed` is never true in a test",
         "rule `user`: `changed` is never false in a test",
-        "invalidation.yaml:13:3  rule `renamed`: no test sets it off",
-        "rule `product`: no test sets it off",
+        "invalidation.yaml:13:3  rule `renamed`: no test makes it act",
+        "rule `product`: no test makes it act",
     ] {
         assert!(said.contains(part), "{part:?} is not in: {said}");
     }

@@ -28,7 +28,7 @@ fn check(world: &World, parts: &[&str]) {
 #[test]
 fn a_slot_and_how_far_it_is() {
     let world = World::shipped();
-    check(&world, &["replication slot `unstale`", "daemon     none reads it", "applied    nowhere"]);
+    check(&world, &["replication slot `unstale`", "daemon     none reads it", "applied    none"]);
     let before = status(&world);
     assert!(before["mode"] == "slot" && before["slot"] == "unstale" && before["source"]["active"] == false, "{before}");
     assert_eq!(before["source"]["wal_status"], "reserved");
@@ -61,7 +61,7 @@ fn a_slot_and_how_far_it_is() {
 fn an_outbox_and_what_waits_in_it() {
     let world = World::outbox(SHIPPED, "");
     world.sql("delete from unstale.outbox");
-    check(&world, &["outbox at ", "daemons    none at work", "entries    0\n", "applied    nowhere"]);
+    check(&world, &["outbox at ", "daemons    none at work", "entries    0\n", "applied    none"]);
     world.sql("update users set name = 'x' where id in ('u1', 'u2')");
     let before = status(&world);
     let source = &before["source"];

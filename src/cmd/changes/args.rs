@@ -7,13 +7,13 @@ use std::path::PathBuf;
 pub(in crate::cmd) struct ChangesArgs {
     #[command(flatten)]
     pub(super) source: SourceArgs,
-    /// Of the table, only the rows for which this SQL condition holds
+    /// With --table: only rows for which this SQL condition holds
     #[arg(long = "where", value_name = "SQL", requires = "table")]
     pub(super) condition: Option<String>,
     /// Stop after so many changes
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) limit: Option<u32>,
-    /// Ask no lookups: everything that a rule with `for_each` could delete takes the place of the answer
+    /// Run no lookups: what a rule with `for_each` could delete takes the place of the rows
     #[arg(long)]
     pub(super) no_lookups: bool,
 }
@@ -24,13 +24,13 @@ pub(super) struct SourceArgs {
     /// A recording of changes (NDJSON); `-` reads standard input
     #[arg(long, value_name = "FILE")]
     pub(super) file: Option<PathBuf>,
-    /// The rows of a table as they are now, whatever the rules' `ops`, `changed` and `when` say
+    /// The rows of a table as they are now, whatever `ops`, `changed` and `when` of the rules say
     #[arg(long, value_name = "TABLE")]
     pub(super) table: Option<String>,
-    /// What is pending in the replication slot, or in the outbox; it stays there
+    /// What is pending in the replication slot or in the outbox; it is not consumed
     #[arg(long)]
     pub(super) slot: bool,
-    /// The changes that a rule could not be held against when the daemon met them
+    /// The dead letters: changes to which the daemon could not apply a rule
     #[arg(long)]
     pub(super) dead: bool,
 }

@@ -1,7 +1,7 @@
 //! From changes to plans, chunk by chunk.
 //!
-//! Owns which changes make one plan. It must not know sources or lookups. Invariant: the changes of a transaction make
-//! one plan, or several of bounded size.
+//! Owns which changes make one plan. It must not know sources or lookups. Invariant: the changes of
+//! a transaction make one plan, or several of bounded size.
 
 use super::resolver::Resolver;
 use super::source::{ChangeSource, InputChange, Planning};

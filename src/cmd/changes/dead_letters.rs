@@ -1,6 +1,7 @@
 //! The dead letters in Redis, oldest first.
 //!
-//! Owns how their stream is read. It must not know what a change is. Invariant: reading does not remove them.
+//! Owns how their stream is read. It must not know what a change is. Invariant: reading does not
+//! remove them.
 
 use std::collections::VecDeque;
 use std::time::Duration;

@@ -1,7 +1,8 @@
 //! The changes that `dry-run` and `replay` read, and the way from them to plans.
 //!
-//! Owns which source the flags name. [`source`] reads changes, [`resolver`] turns them into plans, [`chunks`] joins
-//! both, and [`summary`] counts. It must not know what becomes of a plan. Invariant: exactly one source is read.
+//! Owns which source the flags name. [`source`] reads changes, [`resolver`] turns them into plans,
+//! [`chunks`] joins both, and [`summary`] counts. It must not know what becomes of a plan.
+//! Invariant: exactly one source is read.
 
 mod args;
 mod chunks;
@@ -48,7 +49,7 @@ impl Changes {
     pub(super) async fn find(args: &ChangesArgs, settings: &Settings) -> Result<Self, Failure> {
         let ChangesArgs { source, condition, limit, no_lookups } = args;
         if condition.is_some() && source.table.is_none() {
-            return Err(Failure::usage("--where chooses among the rows of a table; name it with --table"));
+            return Err(Failure::usage("--where selects rows of a table; name the table with --table"));
         }
         let (mut catalog, mut found, mut moment) = (None, None, None);
         if source.slot || source.table.is_some() {
@@ -73,7 +74,8 @@ impl Changes {
         Ok(Self { spec, catalog, limit: *limit, no_lookups: *no_lookups })
     }
 
-    /// The rules of a file as the daemon has them: with every schema filled in, if the database was asked.
+    /// The rules of a file as the daemon has them: with every schema filled in, if the database was
+    /// asked.
     pub(super) fn rules(&self, file: &ConfigFile) -> Result<Arc<RuleSet>, Failure> {
         match &self.catalog {
             Some(catalog) => catalog_fit::resolve(file, catalog).map(Arc::new),
@@ -81,8 +83,8 @@ impl Changes {
         }
     }
 
-    /// A resolver for these rules. With `required`, a database that is not available is a failure once a lookup has to
-    /// be asked.
+    /// A resolver for these rules. With `required`, a database that is not available is a failure
+    /// once a lookup has to be asked.
     pub(super) fn resolver(&self, rules: Arc<RuleSet>, settings: &Settings, required: bool) -> Resolver {
         let lookups = match self.no_lookups {
             true => Lookups::Off,

@@ -1,7 +1,7 @@
 //! Plans of changes by one rule set, with lookups resolved.
 //!
-//! Owns when the database is asked for a lookup, and what replaces an answer. It must not know sources. Invariant: no
-//! connection is opened before a lookup has to be asked.
+//! Owns when the database is asked for a lookup, and what replaces an answer. It must not know
+//! sources. Invariant: no connection is opened before a lookup has to be asked.
 
 use std::sync::Arc;
 
@@ -73,22 +73,23 @@ impl Resolver {
         Ok(())
     }
 
-    /// Asks the lookups of a plan. Without an answer, everything that their rules could delete is added.
+    /// Asks the lookups of a plan. Without an answer, everything that their rules could delete is
+    /// added.
     pub(super) async fn resolve(&mut self, plan: &mut Plan) -> Result<(), Failure> {
-        const EVERYTHING: &str = "everything that their rules could delete takes the place of the answers";
+        const EVERYTHING: &str = "everything that their rules could delete takes the place of the rows";
         if plan.calls().len() == 0 {
             return Ok(());
         }
         match &self.lookups {
             Lookups::Off => {
-                eprintln!("note: lookups are not asked: {EVERYTHING}");
+                eprintln!("note: lookups are not run: {EVERYTHING}");
                 self.lookups = Lookups::Noted;
             }
             Lookups::Unconnected { address, required } => match postgres::connect(address).await {
                 Ok(client) => self.lookups = Lookups::Connected(Box::new(Runner::new(client))),
                 Err(error) if *required => return Err(error.into()),
                 Err(error) => {
-                    eprintln!("note: lookups are not asked, {}: {EVERYTHING}", printable(with_causes(&error)));
+                    eprintln!("note: lookups are not run ({}): {EVERYTHING}", printable(with_causes(&error)));
                     self.lookups = Lookups::Noted;
                 }
             },

@@ -1,7 +1,8 @@
 //! A source of changes, opened.
 //!
-//! Owns what differs between sources: how each is opened, where a transaction begins, what its errors say. It must not
-//! plan. Invariant: reading a source changes nothing, in PostgreSQL or in Redis.
+//! Owns what differs between sources: how each is opened, where a transaction begins, what its
+//! errors say. It must not plan. Invariant: reading a source changes nothing, in PostgreSQL or in
+//! Redis.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Seek as _};
@@ -71,7 +72,8 @@ pub(super) enum ChangeSource {
 }
 
 impl ChangeSource {
-    /// Opens a source at its beginning. With a limit, servers are asked for no more changes than that.
+    /// Opens a source at its beginning. With a limit, servers are asked for no more changes than
+    /// that.
     pub(super) async fn open(spec: &SourceSpec, settings: &Settings, limit: Option<u32>) -> Result<Self, Failure> {
         let lines = |input: Box<dyn BufRead>, name: String| Self::Lines { recording: Recording::new(input), name };
         match spec {
@@ -111,7 +113,8 @@ impl ChangeSource {
         }
     }
 
-    /// The next change. A table for which `has_rules_for` is false may be a partition of one for which it is true.
+    /// The next change. A table for which `has_rules_for` is false may be a partition of one for
+    /// which it is true.
     pub(super) async fn next(
         &mut self,
         has_rules_for: &dyn Fn(&TableName) -> bool,
@@ -126,7 +129,8 @@ impl ChangeSource {
             }
             Self::Rows { rows, table, first } => {
                 let Some(change) = rows.next().await.map_err(|error| unread(table, error))? else { return Ok(None) };
-                // As if one transaction had changed every row: an op that rows have in common is planned once.
+                // As if one transaction had changed every row: an op that rows have in common is
+                // planned once.
                 let continues = !std::mem::replace(first, false);
                 Ok(Some(InputChange { change, commit: Commit::default(), continues, planning: Planning::EveryRule }))
             }
@@ -169,47 +173,50 @@ impl ChangeSource {
                     }
                     Some(Err(error)) => {
                         eprintln!(
-                            "note: dead letter {} is no change and stays: {}",
+                            "note: dead letter {} is not a valid change and is skipped: {}",
                             entry.id,
                             printable(with_causes(&error))
                         );
                     }
-                    None => eprintln!("note: dead letter {} has no change and stays", entry.id),
+                    None => eprintln!("note: dead letter {} has no change and is skipped", entry.id),
                 }
             },
         }
     }
 }
 
-/// Why a table's rows are not to be had: most likely the condition is not SQL that fits the table.
+/// The failure to read the rows of a table. The most likely reason is a condition that does not fit
+/// the table.
 fn unread(table: &TableName, error: tokio_postgres::Error) -> Failure {
     match error.as_db_error() {
         Some(refusal) => {
             let (table, refusal) = (printable(table.to_string()), printable(ServerError::from(refusal).to_string()));
-            Failure::usage(format!("PostgreSQL does not give the rows of {table}: {refusal}"))
+            Failure::usage(format!(
+                "cannot read the rows of {table}: {refusal}; correct --where, or grant the role SELECT on the table"
+            ))
         }
         None => error.into(),
     }
 }
 
-/// Why what is pending in a slot is not to be had.
+/// The failure to read what is pending in a slot.
 fn unpeeked(slot: &str, error: PeekError) -> Failure {
     match error {
         PeekError::Refused(error) if error.code() == Some(&SqlState::OBJECT_IN_USE) => Failure::unavailable(format!(
-            "the replication slot `{slot}` is being read, most likely by the daemon, which applies what is pending anyway; \
-             stop it to look at what is pending, or follow new changes with `unstale record`"
+            "the replication slot `{slot}` is being read, most likely by the daemon, which applies what is pending; stop \
+             the daemon to see what is pending, or record new changes with `unstale record`"
         )),
         PeekError::Refused(error) => match error.as_db_error() {
             Some(refusal) => {
                 let refusal = printable(ServerError::from(refusal).to_string());
                 Failure::configuration(format!(
-                    "what is pending in the replication slot `{slot}` cannot be read: {refusal}"
+                    "cannot read what is pending in the replication slot `{slot}`: {refusal}; run `unstale check`"
                 ))
             }
             None => error.into(),
         },
         PeekError::Decode(_) | PeekError::Assemble(_) => Failure::findings(format!(
-            "what is pending in the replication slot `{slot}` cannot be read: {}",
+            "cannot read what is pending in the replication slot `{slot}`: {}",
             with_causes(&error)
         )),
     }

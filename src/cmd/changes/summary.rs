@@ -1,7 +1,7 @@
 //! The plans of all transactions, counted rule by rule.
 //!
-//! Owns the counts and how they are shown. It must not know where plans come from. Invariant: memory does not grow with
-//! the number of changes.
+//! Owns the counts and how they are shown. It must not know where plans come from. Invariant:
+//! memory does not grow with the number of changes.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -13,7 +13,7 @@ use crate::key::write_printable;
 use crate::plan::{ActionKind, Op, Plan, RuleId};
 use crate::rules::RuleSet;
 
-/// How many of a kind are named before the rest is only counted.
+/// How many globs and dead letters are named. The rest is only counted.
 const NAMED_MAX: usize = 10;
 
 /// Counts of the ops of all transactions.
@@ -36,13 +36,13 @@ pub(in crate::cmd) struct Summary {
 #[derive(Default)]
 struct RuleCounts {
     ops: BTreeMap<ActionKind, u64>,
-    /// The most ops that one transaction asked of this rule.
+    /// The most ops of this rule in one transaction.
     fan_out: u64,
     longest: Vec<u8>,
 }
 
 impl Summary {
-    /// Adds the plan of a transaction, or of a part of one that did not begin with it.
+    /// Adds the plan of a transaction, or of a further part of one if it does not begin one.
     pub(in crate::cmd) fn add(&mut self, plan: &Plan, begins: bool) {
         if begins {
             self.open.clear();
@@ -101,31 +101,31 @@ impl Summary {
         format!("{table}\n\n{changes} changes, {ops} ops; fan-out is the most ops of one transaction\n")
     }
 
-    /// What is worth a second look.
+    /// Warnings about patterns and about a transaction above `max_keys`.
     pub(in crate::cmd) fn warnings(&self, rules: &RuleSet, max_keys: usize) -> String {
         let mut text = String::new();
         // Writing to a String cannot fail.
         if self.scans > 0 {
-            let _ = writeln!(text, "warning: {} patterns, each a SCAN over every key of the server", self.scans);
+            let _ = writeln!(text, "warning: {} patterns, each of which scans every key of the server", self.scans);
             for (rule, glob) in &self.globs {
                 let _ = writeln!(text, "  rule {}: {}", printable(rule_name(rules, *rule)), shorten(glob));
             }
             if self.globs.len() == NAMED_MAX {
-                text.push_str("  and perhaps others\n");
+                text.push_str("  and possibly others\n");
             }
         }
         if self.largest > max_keys as u64 {
             let _ = writeln!(
                 text,
-                "warning: one transaction has {} ops, more than `max_keys: {max_keys}`; from there on the daemon deletes \
-                 everything that its rules match",
+                "warning: one transaction has {} ops, more than `max_keys: {max_keys}`; beyond that, the daemon deletes \
+                 everything that the rules of the transaction match",
                 self.largest
             );
         }
         text
     }
 
-    /// The changes that rules could not be held against.
+    /// The changes to which a rule could not be applied.
     pub(in crate::cmd) fn dead(&self, rules: &RuleSet) -> String {
         let mut text = String::new();
         for (rule, reason) in &self.first_dead_letters {
@@ -211,7 +211,7 @@ mod tests {
             summary.add(&plan, true);
         }
         let warnings = summary.warnings(&rules(), 100);
-        assert!(warnings.starts_with("warning: 30 patterns, each a SCAN"), "{warnings}");
+        assert!(warnings.starts_with("warning: 30 patterns, each of which scans"), "{warnings}");
         assert_eq!(warnings.lines().count(), 12, "{warnings}");
         assert!(warnings.contains("  rule b: g0\\u{1b}:*\n"), "{warnings}");
         let dead = summary.dead(&rules());

@@ -1,6 +1,7 @@
 //! The changes that no rule matches.
 //!
-//! Owns their counts and the note about them. Invariant: memory does not grow with the number of tables.
+//! Owns their counts and the note about them. Invariant: memory does not grow with the number of
+//! tables.
 
 use std::collections::BTreeMap;
 
@@ -49,7 +50,7 @@ impl Unmatched {
         if count > 0 {
             let s = if count == 1 { "" } else { "s" };
             lines.push(format!(
-                "note: {count} dead letter{s} of rules that are gone, left alone: {}",
+                "note: {count} dead letter{s} of rules that no longer exist; not replayed: {}",
                 listed(&self.rules)
             ));
         }

@@ -1,27 +1,27 @@
 //! Whether the clocks agree, and how long an answer takes.
 //!
-//! Owns the comparison of clocks that were read from here. It must not ask a server. Invariant: a difference counts
-//! only as far as the time the answer took cannot explain it.
+//! Owns the comparison of clocks that this machine read. It must not ask a server. Invariant: a
+//! difference counts only as far as the round trip cannot explain it.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::finding::{Finding, Findings};
 
-/// How many answers a latency is measured by.
+/// How many answers a latency is measured with.
 pub(super) const SAMPLES: usize = 5;
 
-/// Clocks that differ by more are worth a word.
+/// Clocks that differ by more are a finding.
 const SKEW_MAX: Duration = Duration::from_secs(1);
 
-/// Answers that take longer than this are worth a word: the server may be in another region.
+/// A server that answers slower than this is a finding. It may be in another region.
 const LATENCY_MAX: Duration = Duration::from_millis(100);
 
-/// A server's clock, as it was read from here.
+/// A server's clock, as this machine read it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Reading {
     /// How far it is ahead of this machine, in milliseconds.
     ahead: i64,
-    /// How much of that the answer's way may be, in milliseconds.
+    /// How much of that the round trip may explain, in milliseconds.
     uncertain: i64,
 }
 
@@ -29,17 +29,17 @@ impl Reading {
     /// A clock that showed `millis` since 1970 at some moment between the question and the answer.
     pub(super) fn new(millis: i64, asked: SystemTime, answered: SystemTime) -> Self {
         let (asked, answered) = (since_1970(asked), since_1970(answered));
-        let way = answered.saturating_sub(asked).max(0);
-        Self { ahead: millis.saturating_sub(asked.saturating_add(way / 2)), uncertain: way / 2 + 1 }
+        let round_trip = answered.saturating_sub(asked).max(0);
+        Self { ahead: millis.saturating_sub(asked.saturating_add(round_trip / 2)), uncertain: round_trip / 2 + 1 }
     }
 
-    /// The same as seen from another clock.
+    /// The same reading, relative to another clock.
     fn since(self, other: Self) -> Self {
         let ahead = self.ahead.saturating_sub(other.ahead);
         Self { ahead, uncertain: self.uncertain.saturating_add(other.uncertain) }
     }
 
-    /// The difference there certainly is.
+    /// The part of the difference that the round trip cannot explain.
     fn certain(self) -> Duration {
         let certain = self.ahead.saturating_abs().saturating_sub(self.uncertain).max(0);
         Duration::from_millis(u64::try_from(certain).unwrap_or(0))
@@ -71,20 +71,20 @@ pub(super) fn compare(postgres: Option<Reading>, redis: Option<Reading>, finding
         .collect();
     let finding = (!skewed.is_empty()).then(|| {
         Finding::warning("clock-skew", format!("the clocks differ: {}", skewed.join(", ")))
-            .why("no invalidation depends on a clock, but the ages, lags and latencies that are printed do")
-            .fix("let NTP set the clocks")
+            .why("invalidation does not depend on clocks, but printed ages, lags and latencies do")
+            .fix("synchronize the clocks with NTP")
     });
     findings.pass_or("the clocks agree to a second", finding);
 }
 
-/// Says how long a server takes for the smallest question.
+/// Reports how long a server takes to answer the smallest command.
 pub(super) fn latency(server: &str, mut samples: Vec<Duration>, findings: &mut Findings) {
     samples.sort_unstable();
     let Some(&median) = samples.get(samples.len() / 2) else { return };
     let millis = median.as_secs_f64() * 1000.0;
     let finding = (median > LATENCY_MAX).then(|| {
-        Finding::warning("latency", format!("{server} takes {millis:.0} ms to answer the smallest question"))
-            .why("every invalidation waits for both servers, so none can be faster than that")
+        Finding::warning("latency", format!("{server} takes {millis:.0} ms to answer the smallest command"))
+            .why("every invalidation waits for both servers, so none is faster than that")
             .fix("run unstale next to the servers")
     });
     findings.pass_or(format!("latency {millis:.1} ms"), finding);
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_certain_difference_is_told() {
+    fn only_a_certain_difference_is_reported() {
         let check = |postgres: i64, redis: i64, answered: u64, expected: &[&str]| {
             let reading = |millis| Some(Reading::new(millis, at(10_000), at(answered)));
             let mut findings = Findings::default();
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn the_median_is_told_and_a_slow_one_is_worth_a_word() {
+    fn the_median_is_reported_and_a_slow_one_is_a_finding() {
         let mut findings = Findings::default();
         latency("Redis", [9, 1, 2, 300, 3].map(Duration::from_millis).to_vec(), &mut findings);
         assert_eq!(findings.passed, ["ok  latency 3.0 ms"]);

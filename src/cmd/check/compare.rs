@@ -1,6 +1,7 @@
 //! The findings about rules that do not fit a catalog.
 //!
-//! Owns which findings follow from a [`CatalogFit`]. It must not ask a server: the catalog may come from the lock file.
+//! Owns which findings follow from a [`CatalogFit`]. It must not ask a server: the catalog may come
+//! from the lock file.
 
 use super::finding::{Finding, Findings, Stage};
 use crate::catalog::Catalog;
@@ -13,7 +14,7 @@ pub(super) fn compare(rules: &RuleSet, catalog: &Catalog, mode: Mode, findings: 
     let CatalogFit { rules, unknown, unlogged, narrow, widenings } = CatalogFit::of(rules, catalog, mode);
     findings.pass_or(
         format!("names: {} tables and their columns", rules.tables().len()),
-        unknown.iter().map(|problem| Finding::problem("unknown-name", problem).why("the rule can do nothing")),
+        unknown.iter().map(|problem| Finding::problem("unknown-name", problem).why("the rule has no effect")),
     );
     if mode == Mode::Slot {
         findings.found.extend(unlogged.iter().map(|problem| Finding::problem("unlogged-table", problem)));
@@ -23,7 +24,7 @@ pub(super) fn compare(rules: &RuleSet, catalog: &Catalog, mode: Mode, findings: 
     rules
 }
 
-/// An identity that is too narrow, with the statements of its own table.
+/// The finding about an identity that is too narrow, with the statements for its table.
 fn identity(problem: &Problem, widenings: &[Widening]) -> Finding {
     let mut finding = Finding::problem("replica-identity", problem);
     let own = widenings.iter().find_map(|widening| {
@@ -35,11 +36,11 @@ fn identity(problem: &Problem, widenings: &[Widening]) -> Finding {
     for leaf in &widening.leaves {
         for statement in widening.statements_for(leaf) {
             let cost = match statement.starts_with("CREATE") {
-                true => format!("reads {leaf} once; reads and writes go on meanwhile; not inside a transaction"),
+                true => format!("reads {leaf} once; reads and writes continue; not inside a transaction block"),
                 false if widening.columns.is_empty() => {
-                    format!("locks {leaf} (ACCESS EXCLUSIVE) for a moment; from then on updates log the whole old row")
+                    format!("locks {leaf} (ACCESS EXCLUSIVE) briefly; from then on, updates log the whole old row")
                 }
-                false => format!("locks {leaf} (ACCESS EXCLUSIVE) for a moment"),
+                false => format!("locks {leaf} (ACCESS EXCLUSIVE) briefly"),
             };
             finding = finding.statement(Stage::Identity, statement, cost);
         }
@@ -53,7 +54,7 @@ fn keyless(rules: &RuleSet, catalog: &Catalog) -> Vec<Finding> {
         let Some(table) = catalog.find(name).filter(|table| table.primary_key.is_empty()) else { continue };
         let rule = rules.rules().iter().find(|rule| rule.table.value == *name);
         let finding = Finding::warning("no-primary-key", format!("table {} has no primary key", table.name))
-            .why("nothing says which of its rows is which, and its updates and deletes log the whole old row")
+            .why("nothing identifies its rows, and its updates and deletes log the whole old row")
             .fix("ALTER TABLE … ADD PRIMARY KEY (…)");
         found.push(Finding { place: rule.map(|rule| rule.table.span.clone()), ..finding });
     }

@@ -1,6 +1,6 @@
-//! What a check found: each thing with its place, why it matters, what to do, and what that costs.
+//! The findings of `check`: each with its place, why it matters, what to do, and what that costs.
 //!
-//! Owns the findings and which exit code they add up to. It must not know how one is found or shown. Invariant:
+//! Owns the findings and their exit code. It must not know how one is found or shown. Invariant:
 //! warnings alone are a success.
 
 use std::ops::Range;
@@ -9,12 +9,12 @@ use crate::cmd::failure::Exit;
 use crate::config::Problem;
 use crate::rules::Lint;
 
-/// How bad it is.
+/// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Severity {
-    /// It works, and somebody should know.
+    /// It works; the user should know.
     Warning,
-    /// It does not work, or would leave something stale.
+    /// It does not work, or leaves something stale.
     Error,
 }
 
@@ -33,7 +33,7 @@ impl Severity {
 pub(super) enum Stage {
     /// Settings of the server.
     Settings,
-    /// Replica identities, before the table is published: else its updates would be refused.
+    /// Replica identities. Before the publication, because updates of a published table need one.
     Identity,
     /// The outbox and its triggers.
     Outbox,
@@ -43,13 +43,13 @@ pub(super) enum Stage {
     Publication,
     /// The function that emits events.
     Events,
-    /// The slot, after the publication: an older slot cannot decode with it.
+    /// The slot. After the publication, because an older slot cannot decode with it.
     Slot,
-    /// Not PostgreSQL's: shown as a comment.
+    /// Commands for Redis, shown as comments.
     Redis,
 }
 
-/// One statement that fixes something.
+/// A statement that fixes something.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Statement {
     pub(super) stage: Stage,
@@ -58,15 +58,15 @@ pub(super) struct Statement {
     pub(super) cost: String,
 }
 
-/// One thing that was found.
+/// A finding.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Finding {
-    /// Stays the same between versions, for those who filter.
+    /// Does not change between versions, for filters.
     pub(super) id: &'static str,
     pub(super) severity: Severity,
     /// The exit code, if it is an error.
     pub(super) exit: Exit,
-    /// The bytes of the file that are at fault, if it is the file.
+    /// The span of the file that is wrong, if it is the file.
     pub(super) place: Option<Range<usize>>,
     pub(super) message: String,
     pub(super) why: String,
@@ -85,7 +85,7 @@ impl Finding {
         Self::new(id, Severity::Error, Exit::Findings, message.into())
     }
 
-    /// Something that somebody should know.
+    /// Something that the user should know.
     pub(super) fn warning(id: &'static str, message: impl Into<String>) -> Self {
         Self::new(id, Severity::Warning, Exit::Findings, message.into())
     }
@@ -140,7 +140,7 @@ impl Finding {
         costs.join("; ")
     }
 
-    /// What to do: in words, then as statements; functions that are installed whole are no advice.
+    /// What to do: in words, then as statements, except those that install whole functions.
     pub(super) fn advice(&self) -> String {
         let words = Some(self.fix.as_str()).filter(|fix| !fix.is_empty());
         let is_advice = |statement: &&Statement| !matches!(statement.stage, Stage::Events | Stage::Outbox);
@@ -149,37 +149,37 @@ impl Finding {
         words.into_iter().chain(statements).collect::<Vec<_>>().join("\n")
     }
 
-    /// Whether the fixing script does away with it.
+    /// Whether the script of `--sql` fixes it.
     pub(super) fn is_scripted(&self) -> bool {
         self.statements.iter().any(|statement| statement.stage != Stage::Redis)
     }
 }
 
-/// Everything one part of a check found, and what it found right.
+/// What one part of a check found, and what passed.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Findings {
-    /// Where each part begins and what is right there, in the order in which it was looked at.
+    /// The headings of the parts and what passed there, in the order of the checks.
     pub(super) passed: Vec<String>,
     pub(super) found: Vec<Finding>,
 }
 
 impl Findings {
-    /// Says what the lines after it are about.
+    /// Adds the heading of the following lines.
     pub(super) fn heading(&mut self, text: impl Into<String>) {
         self.passed.push(text.into());
     }
 
-    /// Something is right.
+    /// Adds something that passed.
     pub(super) fn pass(&mut self, text: impl AsRef<str>) {
         self.passed.push(format!("ok  {}", text.as_ref()));
     }
 
-    /// Something was found.
+    /// Adds a finding.
     pub(super) fn add(&mut self, finding: Finding) {
         self.found.push(finding);
     }
 
-    /// Either: what is right is said only if nothing was found.
+    /// Adds these findings, or else that something passed.
     pub(super) fn pass_or(&mut self, text: impl AsRef<str>, found: impl IntoIterator<Item = Finding>) {
         let before = self.found.len();
         self.found.extend(found);
@@ -188,7 +188,7 @@ impl Findings {
         }
     }
 
-    /// What another part found.
+    /// Adds the findings of another part.
     pub(super) fn append(&mut self, other: Self) {
         self.passed.extend(other.passed);
         self.found.extend(other.found);
@@ -199,8 +199,8 @@ impl Findings {
         self.found.iter().filter(|finding| finding.severity == severity).count()
     }
 
-    /// The exit code of the errors that `counts` includes. A wrong file outweighs a server that is not available,
-    /// because it will be wrong the next time, too.
+    /// The exit code of the errors that `counts` includes. A wrong file outweighs a server that is
+    /// not available, because it will be wrong the next time, too.
     pub(super) fn exit(&self, counts: impl Fn(&Finding) -> bool) -> Option<Exit> {
         let errors = self.found.iter().filter(|finding| finding.severity == Severity::Error && counts(finding));
         errors.map(|finding| finding.exit).max()
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cost_is_said_once() {
+    fn a_cost_is_listed_once() {
         let finding = Finding::error("a", "a")
             .statement(Stage::Role, "GRANT 1;", "locks nothing")
             .statement(Stage::Role, "GRANT 2;", "locks nothing")

@@ -1,7 +1,8 @@
-//! `unstale check`: is the file right, and does it fit the servers?
+//! `unstale check`: checks the file, and whether it fits the servers.
 //!
-//! Thin: [`postgres`], [`reads`] and [`redis`] ask, [`compare`](mod@compare) and [`lock`] hold the rules against a
-//! catalog, [`report`] and [`script`] show. Invariant: everything that can be checked is checked before anything fails.
+//! Thin: [`postgres`], [`reads`] and [`redis`] ask, [`compare`](mod@compare) and [`lock`](mod@lock)
+//! compare the rules with a catalog, [`report`] and [`script`] show. Invariant: everything that can
+//! be checked is checked before anything fails.
 
 mod clock;
 mod compare;
@@ -30,19 +31,19 @@ use crate::rules::{RuleSet, lint};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct CheckArgs {
-    /// Ask no server: look at the file, and at what --lock wrote beside it
+    /// Ask no server: check the file, and what --lock wrote beside it
     #[arg(long, conflicts_with_all = ["lock", "sql"])]
     offline: bool,
-    /// Write down what the tables look like, for --offline and for `test`, and stop
+    /// Write the tables of the rules to a lock file, for --offline and `test`, and stop
     #[arg(long, conflicts_with_all = ["sql", "json", "format"])]
     lock: bool,
-    /// Print the SQL that mends what can be mended, and fail only over the rest
+    /// Print all fixes as one SQL script, and fail only if SQL cannot fix the rest
     #[arg(long, conflicts_with_all = ["json", "format"])]
     sql: bool,
     /// Print one JSON object
     #[arg(long, conflicts_with = "format")]
     json: bool,
-    /// Print for people, or as annotations of a GitHub workflow
+    /// Print text, or annotations of a GitHub workflow
     #[arg(long, value_enum, default_value_t = CheckFormat::Text, value_name = "FORMAT")]
     format: CheckFormat,
 }
@@ -84,10 +85,10 @@ pub(super) async fn run(config: &Path, args: CheckArgs) -> Result<(), Failure> {
 /// Writes the lock file.
 async fn lock(file: &ConfigFile) -> Result<(), Failure> {
     let tables = lock_file::write(file).await?;
-    print(&format!("{}: {tables} tables written down\n", lock_file::path(&file.path).display()))
+    print(&format!("{}: wrote {tables} tables\n", lock_file::path(&file.path).display()))
 }
 
-/// What can be said without a server.
+/// What can be checked without a server.
 fn offline(file: &ConfigFile) -> Findings {
     let mut findings = Findings::default();
     findings.heading(file.path.display().to_string());
@@ -96,7 +97,7 @@ fn offline(file: &ConfigFile) -> Findings {
             let mut compared = Findings::default();
             let rules = compare::compare(&file.rules, &catalog, file.settings.mode, &mut compared);
             for finding in &mut compared.found {
-                let note = "as the lock file has the tables; if they are otherwise now: unstale check --lock";
+                let note = "according to the lock file; if the tables have changed since: unstale check --lock";
                 finding.why = if finding.why.is_empty() { note.to_owned() } else { format!("{}\n{note}", finding.why) };
             }
             findings.append(compared);
@@ -112,7 +113,7 @@ fn offline(file: &ConfigFile) -> Findings {
     findings
 }
 
-/// Both servers are asked at once, each whether or not the other answers; and whether PostgreSQL did.
+/// Asks both servers at once. Returns the findings, and whether PostgreSQL answered.
 async fn online(file: &ConfigFile) -> (Findings, bool) {
     let (database, cache) = tokio::join!(postgres::probe(file), redis::probe(file));
     let mut findings = match &database.compared {
@@ -135,7 +136,7 @@ fn lints(rules: &RuleSet, catalog: Option<&Catalog>, findings: &mut Findings) {
     findings.pass_or("rules", lint(rules, catalog).into_iter().map(Finding::lint));
 }
 
-/// Shows everything in the format that was asked for; errors make the exit code.
+/// Prints everything in the requested format. Errors decide the exit code.
 fn show(args: &CheckArgs, report: &CheckReport<'_>, findings: &Findings, sound: &str) -> Result<(), Failure> {
     let exit = findings.exit(|_| true);
     if args.json || args.format == CheckFormat::Github {
@@ -152,7 +153,7 @@ fn show(args: &CheckArgs, report: &CheckReport<'_>, findings: &Findings, sound: 
     print(sound)
 }
 
-/// Prints the script; what it does not mend is said besides, and makes the exit code.
+/// Prints the script. Errors that it does not fix are printed, too, and decide the exit code.
 fn show_script(file: &ConfigFile, report: &CheckReport<'_>, findings: &Findings, asked: bool) -> Result<(), Failure> {
     if asked {
         print(&script::script(&format!("PostgreSQL at {}", file.settings.postgres), findings))?;

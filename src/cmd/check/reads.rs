@@ -1,7 +1,7 @@
 //! The findings about reads.
 //!
-//! Owns which findings follow from a [`ReadReview`]. It must not ask the database. Invariant: `check` calls an error what
-//! keeps the reads from being served, and nothing else.
+//! Owns which findings follow from a [`ReadReview`]. It must not ask the database. Invariant:
+//! `check` calls an error what keeps the reads from being served, and nothing else.
 
 use std::collections::BTreeMap;
 
@@ -28,7 +28,7 @@ pub(super) async fn check(
     let mut unseen: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     for read in reads {
         let review = ReadReview::of(client, file, rules, read).await?;
-        let why = "the API does not start with a read that PostgreSQL cannot answer so";
+        let why = "the API does not start with a read that PostgreSQL cannot answer";
         found.extend(review.problems.iter().map(|problem| Finding::problem("read-sql", problem).why(why)));
         found.extend(review.lints.into_iter().map(Finding::lint));
         if let Some(reason) = review.unseen {
@@ -39,8 +39,8 @@ pub(super) async fn check(
         let names: Vec<_> = names.iter().map(|name| format!("`{name}`")).collect();
         let message = format!("the columns and functions that {} use are not known: {reason}", names.join(", "));
         let finding = Finding::warning("read-column", message)
-            .why("PostgreSQL tells of them only when a temporary view is made; that they may change was not checked")
-            .fix("where a privilege is missing: GRANT TEMPORARY ON DATABASE … TO …");
+            .why("PostgreSQL reports them only for a temporary view. Whether a change of them goes unnoticed was not checked")
+            .fix("if a privilege is missing: GRANT TEMPORARY ON DATABASE … TO …");
         found.push(finding);
     }
     findings.pass_or(format!("reads: {}, every table they read has a rule", counted(reads.len(), "read")), found);

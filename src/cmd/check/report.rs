@@ -1,7 +1,8 @@
 //! How findings are shown: to people, to programs, and to GitHub.
 //!
-//! Owns the three formats. It must not know how anything was found. Invariants: nothing that a server or the file says
-//! can steer a terminal or end a line of a format; every finding is shown in every format.
+//! Owns the three formats. It must not know how anything was found. Invariants: nothing that comes
+//! from a server or the file can control a terminal or end a line of a format; every finding is
+//! shown in every format.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -14,7 +15,7 @@ use serde::Serialize;
 use super::finding::{Finding, Findings, Severity, Stage};
 use crate::cmd::display::{LineColumn, printable};
 
-/// What is shown, and the file it is about.
+/// Findings, and the file that they are about.
 pub(super) struct CheckReport<'a> {
     path: String,
     text: &'a str,
@@ -53,16 +54,16 @@ impl<'a> CheckReport<'a> {
         Self { path: path.display().to_string(), text, findings }
     }
 
-    /// What was found right, one line each.
+    /// What passed, one line each.
     pub(super) fn passed(&self) -> String {
         self.findings.passed.iter().map(|line| format!("{}\n", printable(line))).collect()
     }
 
-    /// The findings that `shows` lets through, each with its place, why, and what to do.
+    /// The findings for which `shows` is true, each with its place, the reason, and what to do.
     pub(super) fn text(&self, colour: bool, shows: impl Fn(&Finding) -> bool) -> String {
         let mut out = String::new();
-        // A statement that mends several findings is written out once.
-        let mut said = HashSet::new();
+        // A statement that fixes several findings is written once.
+        let mut written = HashSet::new();
         for finding in self.findings.found.iter().filter(|finding| shows(finding)) {
             match &finding.place {
                 Some(place) => self.excerpt(finding, place, colour, &mut out),
@@ -73,7 +74,7 @@ impl<'a> CheckReport<'a> {
             }
             push_lines("why", &finding.why, &mut out);
             let statements = finding.statements.iter().filter(|statement| statement.stage != Stage::Events);
-            let fresh: Vec<_> = statements.filter(|statement| said.insert(statement.text.as_str())).collect();
+            let fresh: Vec<_> = statements.filter(|statement| written.insert(statement.text.as_str())).collect();
             let texts: Vec<_> = fresh.iter().map(|statement| statement.text.as_str()).collect();
             push_lines("run", &texts.join("\n"), &mut out);
             if !fresh.is_empty() {
@@ -128,7 +129,7 @@ impl<'a> CheckReport<'a> {
         text
     }
 
-    /// One workflow command a finding, which GitHub shows at the line.
+    /// A workflow command for each finding, which GitHub shows at the line.
     pub(super) fn github(&self) -> String {
         let command = |finding: &Finding| {
             let mut properties = String::new();
@@ -146,7 +147,7 @@ impl<'a> CheckReport<'a> {
         self.findings.found.iter().map(command).collect()
     }
 
-    /// A span that certainly lies in the text, on its character boundaries.
+    /// The span, moved into the text and to character boundaries.
     fn within(&self, span: &Range<usize>) -> Range<usize> {
         let start = self.text.floor_char_boundary(span.start.min(self.text.len()));
         start..self.text.ceil_char_boundary(span.end.clamp(start, self.text.len()))

@@ -1,7 +1,7 @@
-//! The script of `check --sql`: what mends PostgreSQL, in the order in which it has to run.
+//! The script of `check --sql`: what fixes PostgreSQL, in the order in which it must run.
 //!
-//! Owns its text. It must not run anything. Invariants: every statement is preceded by what it locks or restarts; what
-//! only an operator can decide is there as a comment; a second run does no harm.
+//! Owns its text. It must not run anything. Invariants: every statement is preceded by what it
+//! locks or restarts; what only an operator can decide is a comment; a second run is harmless.
 
 use super::finding::{Findings, Severity, Stage, Statement};
 use crate::cmd::display::printable;
@@ -10,8 +10,8 @@ use crate::cmd::display::printable;
 pub(super) fn script(server: &str, findings: &Findings) -> String {
     let mut out = format!(
         "-- Written by `unstale check --sql` for {}.\n\
-         -- For psql, as superuser or as owner of the tables; without --single-transaction, in which no index can\n\
-         -- be built CONCURRENTLY and no setting of the server changed.\n",
+         -- Run it with psql, as superuser or as owner of the tables, and without --single-transaction: indexes are\n\
+         -- built CONCURRENTLY, and settings of the server are changed.\n",
         printable(server)
     );
     let is_redis = |statement: &&Statement| statement.stage == Stage::Redis;
@@ -29,10 +29,10 @@ pub(super) fn script(server: &str, findings: &Findings) -> String {
         out.push('\n');
     }
     if needed.iter().any(|statement| statement.stage == Stage::Settings) {
-        out.push_str("\n-- Now restart PostgreSQL, and run this script once more: no slot is made before.\n");
+        out.push_str("\n-- Now restart PostgreSQL, and run this script again: the slot cannot be created before.\n");
     }
-    push_comments("Not needed, and worth a decision:", &optional, &mut out);
-    push_comments("For Redis, by redis-cli:", &redis.into_iter().chain(more).collect::<Vec<_>>(), &mut out);
+    push_comments("Optional; decide whether you want it:", &optional, &mut out);
+    push_comments("For Redis, with redis-cli:", &redis.into_iter().chain(more).collect::<Vec<_>>(), &mut out);
     out
 }
 
@@ -94,12 +94,12 @@ mod tests {
                 "CREATE INDEX i;",
                 "-- waits",
                 "SELECT slot;",
-                "-- Now restart PostgreSQL, and run this script once more: no slot is made before.",
-                "-- Not needed, and worth a decision:",
+                "-- Now restart PostgreSQL, and run this script again: the slot cannot be created before.",
+                "-- Optional; decide whether you want it:",
                 "-- reload",
                 "-- ALTER",
                 "-- SYSTEM y;",
-                "-- For Redis, by redis-cli:",
+                "-- For Redis, with redis-cli:",
                 "-- at once",
                 "-- ACL SETUSER u",
             ]

@@ -1,8 +1,9 @@
 //! `unstale demo`: the daemon and the read API on throwaway servers.
 //!
-//! Owns the order of the demonstration. [`writer`] changes rows of the example domain as applications do. The daemon
-//! and the API run in this process. [`reader`] reads what was removed again, through the API. At the end,
-//! [`verification`] compares every cached value with the database.
+//! Owns the order of the demonstration. [`writer`] changes rows of the example domain as
+//! applications do. The daemon and the API run in this process. [`reader`] reads what was removed
+//! again, through the API. At the end, [`verification`] compares every cached value with the
+//! database.
 
 mod announcements;
 mod reader;
@@ -57,7 +58,7 @@ const DRAIN_MAX: Duration = Duration::from_secs(5);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct DemoArgs {
-    /// Stop after this long, with a summary; exit 0 only if cache and database agree
+    /// Stop after this long, with a summary; the exit code is 0 only if cache and database agree
     #[arg(long = "for", value_parser = duration, value_name = "DURATION")]
     time: Option<Duration>,
 }
@@ -161,7 +162,7 @@ async fn wait_for_epoch(cache: &mut MultiplexedConnection, applied: &CacheKey) -
     let deadline = Instant::now() + INVALIDATION_MAX;
     while !cache.exists::<_, bool>(applied.as_bytes()).await.map_err(redis_failure)? {
         if Instant::now() > deadline {
-            return Err(Failure::findings("the daemon did not begin to stream"));
+            return Err(Failure::findings("the daemon did not begin an epoch in time; see its log above"));
         }
         tokio::time::sleep(POLL_EVERY).await;
     }

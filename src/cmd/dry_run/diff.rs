@@ -1,7 +1,7 @@
 //! `unstale dry-run --diff`: the same changes through two rule sets.
 //!
-//! Owns the comparison. Invariant: what both rule sets ask for in one transaction is not a difference, whichever of
-//! their rules ask for it.
+//! Owns the comparison. Invariant: an op that both rule sets plan for one transaction is not a
+//! difference, whichever rules plan it.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -64,7 +64,7 @@ pub(super) async fn run(file: &ConfigFile, other: &ConfigFile, args: &DryRunArgs
     }
 }
 
-/// An op that only one of the rule sets asks for.
+/// An op that only one of the rule sets plans.
 struct OpDifference<'a> {
     gained: bool,
     rules: &'a RuleSet,
@@ -91,7 +91,7 @@ fn by_name(plan: &Plan) -> BTreeMap<OpIdentity<'_>, (RuleId, Op<'_>)> {
     plan.ops().map(|(rule, op)| ((op.name(), op.kind(), op.data()), (rule, op))).collect()
 }
 
-/// What a difference is about.
+/// The title of a transaction's differences.
 fn title<const N: usize>(chunk: &PlanChunk<N>) -> String {
     match chunk.lsn {
         Lsn::ZERO => format!("change {}", chunk.change),
@@ -127,13 +127,13 @@ fn write_json(output: &mut impl Write, differences: &[OpDifference<'_>]) -> io::
     Ok(())
 }
 
-/// How much differs in all.
+/// How much differs in total.
 #[derive(Default)]
 struct DiffTotals {
     gained: u64,
     lost: u64,
     transactions: u64,
-    /// Of the transaction that goes on, something differs.
+    /// Something differs in the current transaction.
     differs: bool,
 }
 

@@ -12,7 +12,7 @@ use crate::rules::RuleSet;
 /// One op as the JSON that `--json` prints.
 #[derive(Serialize)]
 pub(super) struct JsonOp<'a> {
-    /// Which of two rule sets asks for it, if only one does.
+    /// With `--diff`: `gained` or `lost`.
     #[serde(skip_serializing_if = "Option::is_none")]
     diff: Option<&'static str>,
     rule: &'a str,

@@ -1,4 +1,4 @@
-//! `unstale dry-run`: what changes would do to Redis.
+//! `unstale dry-run`: prints what changes would do to Redis.
 
 mod args;
 mod diff;

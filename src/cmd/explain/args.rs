@@ -7,13 +7,13 @@ pub(in crate::cmd) struct ExplainArgs {
     /// A key, with the namespace or without
     #[arg(required_unless_present = "change", conflicts_with = "change")]
     pub(super) key: Option<OsString>,
-    /// Explain what each rule makes of a change, given as a line of a recording; `-` reads lines from standard input
+    /// Explain a change, given as a line of a recording; `-` reads lines from standard input
     #[arg(long, value_name = "JSON")]
     pub(super) change: Option<String>,
-    /// With --change: ask the database for the rows of lookups
+    /// With --change: run the lookups
     #[arg(long, requires = "change", conflicts_with = "key")]
     pub(super) lookups: bool,
-    /// Do not ask Redis what the key holds
+    /// Do not ask Redis
     #[arg(long, conflicts_with = "change")]
     pub(super) offline: bool,
     /// Also print the beginning of the value

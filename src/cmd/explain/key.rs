@@ -1,7 +1,7 @@
-//! A key explained: what makes it, what it holds, what touched it last.
+//! A key, explained: which rules make it, what it holds, what touched it last.
 //!
-//! Owns how that is shown. It must not ask Redis itself. Invariant: what the file says of the key is printed also when
-//! Redis is away, and nothing of a value is printed unless that is asked for.
+//! Owns how that is printed. It must not ask Redis itself. Invariants: what the rules say about the
+//! key is printed even if Redis is not available; a value is printed only with `--show-value`.
 
 use std::ffi::OsStr;
 use std::fmt::Write as _;
@@ -22,7 +22,7 @@ use crate::key::CacheKey;
 use crate::plan::ActionKind;
 use crate::sink::Touch;
 
-/// How many characters of a value are printed, if that is asked for.
+/// How many characters of a value are printed with `--show-value`.
 const SHOWN_MAX: usize = 200;
 
 /// How many of the ops that touched the key are shown.
@@ -53,7 +53,7 @@ pub(super) async fn explain(file: &ConfigFile, given: &OsStr, args: &ExplainArgs
     }
 }
 
-/// The name in Redis of a key that was given with the namespace or without.
+/// The name of a key in Redis. It may be given with the namespace or without.
 fn full_name(given: &[u8], namespace: &str) -> CacheKey {
     match given.starts_with(namespace.as_bytes()) {
         true => CacheKey::new(given),
@@ -67,7 +67,7 @@ fn made_by(file: &ConfigFile, key: &CacheKey, names: &Names, matches: &[Template
         text.push_str(&found.text(file));
     }
     if names.owns(key.as_bytes()) {
-        text.push_str("  this tool itself: it is part of its state\n");
+        text.push_str("  unstale itself: it is part of its state\n");
     } else if matches.is_empty() {
         text.push_str("  no template of any rule\n");
     }
@@ -89,7 +89,7 @@ fn holds(report: &KeyReport, matches: &[TemplateMatch<'_>], args: &ExplainArgs) 
     let epoch = report.epoch.map_or_else(String::new, |epoch| format!(", in epoch {epoch}"));
     let _ = match report.applied {
         Some(applied) => writeln!(text, "  invalidations are in force up to {applied}{epoch}"),
-        None => writeln!(text, "  how far invalidations are in force, Redis does not know{epoch}"),
+        None => writeln!(text, "  Redis does not know how far invalidations are in force{epoch}"),
     };
     text
 }
@@ -115,12 +115,12 @@ fn content(report: &KeyReport, matches: &[TemplateMatch<'_>]) -> String {
     }
 }
 
-/// How long a value has been there, by the clock of Redis.
+/// The age of a value, by the clock of Redis.
 fn age(report: &KeyReport, stored_at: u64) -> Duration {
     Duration::from_millis(report.now.saturating_sub(stored_at))
 }
 
-/// The number under a version key: a rule says that it is one.
+/// The number in a version key. A rule with `bump` says that it is one.
 fn version(held: &[u8], matches: &[TemplateMatch<'_>]) -> Option<u64> {
     let is_version = matches.iter().any(|found| found.kind == ActionKind::Bump);
     std::str::from_utf8(held).ok().filter(|_| is_version)?.parse().ok()
@@ -153,7 +153,7 @@ fn touched(report: &KeyReport, key: &CacheKey) -> String {
             let (count, since) = (report.recent.len(), printable(oldest.at.as_bytes()));
             let _ = writeln!(text, "  by none of the last {count} ops, which go back to {since}");
         }
-        None => text.push_str("  no op is remembered\n"),
+        None => text.push_str("  no op is recorded\n"),
     }
     text
 }

@@ -102,18 +102,18 @@ pub(super) async fn read(info: &ConnectionInfo, names: &Names, key: &CacheKey) -
 }
 
 async fn try_read(info: &ConnectionInfo, names: &Names, key: &CacheKey) -> Result<KeyReport, RedisError> {
-    let mut link = crate::redis::connect(&crate::redis::open_client(info)?, ANSWER_MAX).await?;
+    let mut connection = crate::redis::connect(&crate::redis::open_client(info)?, ANSWER_MAX).await?;
 
     let mut of_key = Pipeline::new();
     of_key.add_command(command("TYPE", key)).add_command(command("PTTL", key)).add_command(redis::cmd("TIME"));
-    let (kind, ttl, (seconds, micros)): (String, i64, (u64, u64)) = of_key.query_async(&mut link).await?;
-    let content = read_content(&mut link, key, kind).await?;
+    let (kind, ttl, (seconds, micros)): (String, i64, (u64, u64)) = of_key.query_async(&mut connection).await?;
+    let content = read_content(&mut connection, key, kind).await?;
 
-    let mut of_ours = Pipeline::new();
-    of_ours.add_command(command("GET", &names.applied)).add_command(command("GET", &names.epoch));
-    of_ours.add_command(command("LRANGE", &names.recent).arg(0).arg(-1).clone());
+    let mut of_state = Pipeline::new();
+    of_state.add_command(command("GET", &names.applied)).add_command(command("GET", &names.epoch));
+    of_state.add_command(command("LRANGE", &names.recent).arg(0).arg(-1).clone());
     let (applied, epoch, recent): (Option<String>, Option<String>, Vec<Vec<u8>>) =
-        of_ours.query_async(&mut link).await?;
+        of_state.query_async(&mut connection).await?;
 
     Ok(KeyReport {
         content,
@@ -127,7 +127,7 @@ async fn try_read(info: &ConnectionInfo, names: &Names, key: &CacheKey) -> Resul
 }
 
 async fn read_content(
-    link: &mut MultiplexedConnection,
+    connection: &mut MultiplexedConnection,
     key: &CacheKey,
     kind: String,
 ) -> Result<KeyContent, RedisError> {
@@ -137,14 +137,14 @@ async fn read_content(
             let mut value = Pipeline::new();
             value.add_command(command("STRLEN", key));
             value.add_command(command("GETRANGE", key).arg(0).arg(VALUE_BYTES_MAX - 1).clone());
-            let (bytes, head): (u64, Vec<u8>) = value.query_async(link).await?;
+            let (bytes, head): (u64, Vec<u8>) = value.query_async(connection).await?;
             return Ok(text(bytes, head));
         }
         "set" => command("SCARD", key),
         "stream" => command("XLEN", key),
         _ => return Ok(KeyContent::Other { kind, members: None }),
     };
-    let members = size.query_async(link).await?;
+    let members = size.query_async(connection).await?;
     Ok(KeyContent::Other { kind, members: Some(members) })
 }
 

@@ -1,6 +1,7 @@
-//! `unstale explain`: which rules make a key and what became of it, or what each rule makes of a change.
+//! `unstale explain`: explains a key or a change.
 //!
-//! Thin: [`key`] and [`change`] show what the rules and Redis say.
+//! Thin: [`key`] prints which rules make a key, what it holds and what touched it last. [`change`]
+//! prints why each rule acts on a change or does not.
 
 mod args;
 mod change;
@@ -19,6 +20,6 @@ pub(super) async fn run(config: &Path, args: ExplainArgs) -> Result<(), Failure>
     match (&args.change, &args.key) {
         (Some(change), _) => change::explain(&file, change, &args).await,
         (None, Some(key)) => key::explain(&file, key, &args).await,
-        (None, None) => Err(Failure::usage("name a key, or a change by --change")),
+        (None, None) => Err(Failure::usage("name a key, or a change with --change")),
     }
 }

@@ -1,6 +1,6 @@
-//! Which templates make a name, of which table and of which values.
+//! The templates that make a key, with their table and the values.
 //!
-//! Owns how that is shown. It must not search; [`Template::invert`] does.
+//! Owns how they are printed. It must not search; [`Template::invert`] does.
 //!
 //! [`Template::invert`]: crate::rules::Template::invert
 
@@ -15,7 +15,7 @@ use crate::key::CacheKey;
 use crate::plan::ActionKind;
 use crate::rules::{Given, Image, Rule, RuleSet, Template, Trigger};
 
-/// A template that makes the name.
+/// A template that makes a key.
 pub(super) struct TemplateMatch<'a> {
     pub(super) rule: &'a Rule,
     pub(super) kind: ActionKind,
@@ -23,7 +23,7 @@ pub(super) struct TemplateMatch<'a> {
     given: Vec<Given<'a>>,
 }
 
-/// Every template that makes a name, in the order of the file. A channel is no key.
+/// Every template that makes a key, in the order of the file. A channel is not a key.
 pub(super) fn matches<'a>(rules: &'a RuleSet, key: &CacheKey) -> Vec<TemplateMatch<'a>> {
     let mut matches = Vec::new();
     for rule in rules.rules() {
@@ -78,7 +78,7 @@ impl TemplateMatch<'_> {
         }
     }
 
-    /// What is known the value of: `lower(email)`.
+    /// The expression that a value is known of, such as `lower(email)`.
     fn expression(&self, given: &Given<'_>) -> String {
         let column = &given.reference.column;
         let alias = self.rule.for_each.as_ref().map_or("", |for_each| &for_each.alias);

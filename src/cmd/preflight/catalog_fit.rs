@@ -1,7 +1,8 @@
 //! The rules, compared with the tables of a database.
 //!
-//! Owns which comparisons there are in which mode; each of them is the rules' own. It must not ask a server: the
-//! catalog may come from the lock file. Invariant: everything is compared, also if a name is unknown.
+//! Owns which comparisons there are in which mode; each of them is the rules' own. It must not ask
+//! a server: the catalog may come from the lock file. Invariant: everything is compared, also if a
+//! name is unknown.
 
 use crate::catalog::Catalog;
 use crate::cmd::config_file::ConfigFile;
@@ -17,8 +18,8 @@ pub(in crate::cmd) struct CatalogFit {
     pub(in crate::cmd) unknown: Problems,
     /// Tables whose changes PostgreSQL does not log. Slot mode only: triggers see every table.
     pub(in crate::cmd) unlogged: Problems,
-    /// Columns that keys need the old value of, and that the replica identity does not carry. Slot mode only: triggers
-    /// see the whole old row.
+    /// Columns that keys need the old value of, and that the replica identity does not carry. Slot
+    /// mode only: triggers see the whole old row.
     pub(in crate::cmd) narrow: Problems,
     /// What makes the identities in `narrow` wide enough.
     pub(in crate::cmd) widenings: Vec<Widening>,
@@ -43,7 +44,8 @@ impl CatalogFit {
     }
 }
 
-/// The rules of a file, with the schema of every table filled in. Unknown tables and columns are a failure.
+/// The rules of a file, with the schema of every table filled in. Unknown tables and columns are a
+/// failure.
 pub(in crate::cmd) fn resolve(file: &ConfigFile, catalog: &Catalog) -> Result<RuleSet, Failure> {
     let mut unknown = Problems::default();
     let rules = file.rules.clone().resolve(catalog, &mut unknown);

@@ -1,7 +1,8 @@
 //! What must hold before anything is installed or run: the file fits the database.
 //!
-//! Owns which mismatches stop `setup`, `run` and `serve`. [`catalog_fit`], [`publication`] and [`read_review`] hold what
-//! `check` finds by the same questions. Invariant: nothing is changed in the database.
+//! Owns which mismatches stop `setup`, `run` and `serve`. [`catalog_fit`], [`publication`] and
+//! [`read_review`] hold what `check` finds by the same questions. Invariant: nothing is changed in
+//! the database.
 
 pub(super) mod catalog_fit;
 pub(super) mod publication;
@@ -35,8 +36,8 @@ pub(super) struct Preflight {
 }
 
 impl Preflight {
-    /// Compares a file with its database. Unknown tables and columns, tables that are never logged, and lookups that
-    /// cannot be asked are a failure.
+    /// Compares a file with its database. Unknown tables and columns, tables that are never logged,
+    /// and lookups that cannot be asked are a failure.
     pub(super) async fn compare(file: &ConfigFile) -> Result<Self, Failure> {
         let settings = &file.settings;
         let client = postgres::connect(&settings.postgres).await?;
@@ -92,8 +93,8 @@ impl Preflight {
         Err(file.failure(&problems))
     }
 
-    /// Fails if the outbox is missing or belongs to another consumer, or if the triggers of a table are not what its
-    /// rules need. Triggers that no rule needs are not a failure.
+    /// Fails if the outbox is missing or belongs to another consumer, or if the triggers of a table
+    /// are not what its rules need. Triggers that no rule needs are not a failure.
     async fn require_outbox(&self, file: &ConfigFile) -> Result<(), Failure> {
         let events = self.rules.has_events();
         let comparison = outbox::compare(&self.client, &file.settings, &self.captures, events).await?;
@@ -112,7 +113,8 @@ impl Preflight {
         require_none(needed.into_iter().flat_map(|difference| difference.wrong).collect())
     }
 
-    /// Fails if the slot or the publication is missing, or if the publication does not carry a table.
+    /// Fails if the slot or the publication is missing, or if the publication does not carry a
+    /// table.
     async fn require_slot(&self, file: &ConfigFile) -> Result<(), Failure> {
         const STATE: &str = "select exists (select from pg_replication_slots where slot_name = $1), \
              current_setting('wal_level')";
@@ -121,7 +123,7 @@ impl Preflight {
         let settings = &file.settings;
         let row = self.client.query_one(STATE, &[&settings.slot]).await?;
         if row.get::<_, &str>(1) != "logical" {
-            let message = "PostgreSQL runs with wal_level below `logical`: run ALTER SYSTEM SET wal_level = logical and restart it";
+            let message = "PostgreSQL runs with wal_level below `logical`; run ALTER SYSTEM SET wal_level = logical, and restart it";
             return Err(Failure::configuration(message));
         }
         let mut missing = Vec::new();

@@ -13,8 +13,8 @@ use crate::change::TableName;
 const PUBLICATION: &str = "select puballtables, pubinsert and pubupdate and pubdelete and pubtruncate, pubviaroot \
      from pg_publication where pubname = $1";
 
-/// Every table it carries: those of the view, those it names, those of the schemas it names. The view has the
-/// partitions of a table and not the table itself.
+/// Every table it carries: those of the view, those it names, those of the schemas it names. The
+/// view has the partitions of a table and not the table itself.
 const CARRIED: &str = "select schemaname::text, tablename::text from pg_publication_tables where pubname = $1 \
      union select n.nspname::text, c.relname::text from pg_publication p \
        join pg_publication_rel r on r.prpubid = p.oid join pg_class c on c.oid = r.prrelid \
@@ -35,7 +35,8 @@ pub(in crate::cmd) struct Publication {
     all_tables: bool,
     /// It publishes inserts, updates, deletes and truncates.
     pub(in crate::cmd) every_change: bool,
-    /// It publishes the changes of partitions under the name of their root (`publish_via_partition_root`).
+    /// It publishes the changes of partitions under the name of their root
+    /// (`publish_via_partition_root`).
     pub(in crate::cmd) via_root: bool,
     carried: HashSet<TableName>,
     narrowed: HashSet<TableName>,

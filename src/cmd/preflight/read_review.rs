@@ -1,8 +1,8 @@
 //! One read, compared with the database and the rules.
 //!
-//! Owns the words about a read's SQL and its parameters. [`crate::query`] asks the database, and [`coverage`] compares
-//! its answer with the rules. It must not run a read. Invariant: an error is what keeps the reads from being served,
-//! and nothing else.
+//! Owns the words about a read's SQL and its parameters. [`crate::query`] asks the database, and
+//! [`coverage`] compares its answer with the rules. It must not run a read. Invariant: an error is
+//! what keeps the reads from being served, and nothing else.
 
 use tokio_postgres::types::{Kind, Type};
 use tokio_postgres::{Client, Error};
@@ -57,13 +57,13 @@ fn refused(read: &Read, refusal: RejectedQuery, problems: &mut Problems) {
     }
     let advice = match refusal.hint {
         Some(hint) => hint,
-        None if refusal.is_forbidden => "GRANT SELECT on what it reads to the role that source.url names".to_owned(),
+        None if refusal.is_forbidden => "grant the role of source.url SELECT on what the read uses".to_owned(),
         None => "expected one `select`".to_owned(),
     };
     problems.push(read.sql.span.clone(), message, advice);
 }
 
-/// What a read takes and gives.
+/// The parameters and columns of a read.
 fn shape(read: &Read, query: &Query, problems: &mut Problems) {
     let name = &read.name;
     let mut push = |message: String, advice: &str| problems.push(read.sql.span.clone(), message, advice);
@@ -76,9 +76,9 @@ fn shape(read: &Read, query: &Query, problems: &mut Problems) {
     let values = if values.is_empty() { "there are none".to_owned() } else { values.join(", ") };
     let message = format!("the SQL of read `{name}` takes {}, and the read gives {given}", counted(wanted, "value"));
     if wanted > given {
-        push(message, &format!("name what it takes in `path` or `vary`; now {values}"));
+        push(message, &format!("name every value in `path` or `vary`; now {values}"));
     } else if wanted < given {
-        push(message, &format!("use every value, or drop it from `path` or `vary`: {values}"));
+        push(message, &format!("use every value in the SQL, or remove it from `path` or `vary`: {values}"));
     }
     match query.columns.first() {
         None => push(format!("read `{name}` returns no column"), "expected one column of JSON"),
@@ -88,7 +88,8 @@ fn shape(read: &Read, query: &Query, problems: &mut Problems) {
             push(message, "expected json, jsonb, or JSON as text: `json_build_object(…)`, `to_json(…)`");
         }
     }
-    let valid_until = "expected one column of JSON, and at most one more: a timestamptz, until when it is valid";
+    let valid_until =
+        "expected one column of JSON, and at most a second one: a timestamptz that says until when it is valid";
     if query.columns.len() > 2 {
         push(format!("read `{name}` returns {} columns", query.columns.len()), valid_until);
     } else if let Some(other) = query.columns.get(1).filter(|other| **other != Type::TIMESTAMPTZ) {
@@ -96,7 +97,7 @@ fn shape(read: &Read, query: &Query, problems: &mut Problems) {
     }
 }
 
-/// What the result depends on beside the tables that are known.
+/// Functions on which the result depends, beside the tables that are known.
 fn calls(read: &Read, query: &Query) -> Vec<Lint> {
     let name = &read.name;
     let mut lints = Vec::new();
@@ -105,28 +106,37 @@ fn calls(read: &Read, query: &Query) -> Vec<Lint> {
         lints.push(Lint { id, certain: false, span: read.span.clone(), message, why, fix });
     };
     if !query.functions.is_empty() {
-        let message = format!("read `{name}` calls {}, which may read tables unseen", query.functions.join(", "));
-        let why = "PostgreSQL does not tell what the body of such a function reads, so no rule was held against it";
-        let fix = "see that every table in it has a rule for this read; a body in BEGIN ATOMIC is looked into, and a \
-                   function whose result follows from its arguments alone should be IMMUTABLE";
+        let message = format!(
+            "read `{name}` calls {}, which may read tables that PostgreSQL does not report",
+            query.functions.join(", ")
+        );
+        let why =
+            "PostgreSQL does not report what the body of such a function reads, so it was not compared with the rules";
+        let fix = "make sure that every table in it has a rule for this read. A body in BEGIN ATOMIC is analysed; a \
+                   function whose result depends only on its arguments should be IMMUTABLE";
         warn("read-function", message, why, fix);
     }
     // The second column says until when a value is valid.
     if !query.time_functions.is_empty() && query.columns.len() < 2 {
-        let message = format!("read `{name}` goes by the time: {}", query.time_functions.join(", "));
-        let why = "time passes without a change of any row, so the value is served until its ttl is over";
-        warn("read-volatile", message, why, "return as a second column, a timestamptz, until when the value is valid");
+        let message = format!("read `{name}` depends on the time: {}", query.time_functions.join(", "));
+        let why = "time passes without a change of any row, so the value is served until its ttl ends";
+        warn(
+            "read-volatile",
+            message,
+            why,
+            "return as a second column a timestamptz that says until when the value is valid",
+        );
     }
     if !query.volatile_functions.is_empty() {
         let message =
-            format!("read `{name}` goes by the session or by chance: {}", query.volatile_functions.join(", "));
-        let why = "whoever asks first decides what everybody is served";
-        warn("read-volatile", message, why, "make it a parameter, or leave it out");
+            format!("read `{name}` depends on the session or on chance: {}", query.volatile_functions.join(", "));
+        let why = "the first request decides what all others are served";
+        warn("read-volatile", message, why, "make it a parameter, or remove it");
     }
     lints
 }
 
-/// Parameters whose type keeps every value from being cached.
+/// Parameters whose type prevents caching.
 fn loose(read: &Read, query: &Query) -> Vec<Lint> {
     let lint = |(parameter, kind): (&Parameter, &Type)| {
         let (name, read_name) = (&parameter.name, &read.name);
@@ -137,24 +147,23 @@ fn loose(read: &Read, query: &Query) -> Vec<Lint> {
         let (how, fix) = match Notation::of(kind) {
             Notation::Text | Notation::One => return None,
             Notation::Folded if read.folds(name) => return None,
-            Notation::Folded => ("in upper and lower case", format!("name it `{{{name}|lower}}` wherever it is named")),
+            Notation::Folded => ("in upper and lower case", format!("write `{{{name}|lower}}` in every template")),
             Notation::Several => {
                 let types = "text, integers, uuid, boolean, date, timestamp or an enum";
-                ("in several ways", format!("cast it, as in `$1::bigint`, to what is written in one way: {types}"))
+                ("in several ways", format!("cast it, as in `$1::bigint`, to a type with one notation: {types}"))
             }
         };
         let message = format!(
-            "parameter `{name}` of read `{read_name}` is {shown}, whose equal values may be written {how}, so nothing \
-             is cached"
+            "parameter `{name}` of read `{read_name}` is {shown}. Equal values may be written {how}, so nothing is cached"
         );
-        let why = "a rule removes what is cached under the one notation that PostgreSQL writes".to_owned();
+        let why = "a rule removes only what is cached under the notation that PostgreSQL writes".to_owned();
         Some(Lint { id: "read-parameter", certain: false, span: read.span.clone(), message, why, fix })
     };
     read.parameters.iter().zip(&query.parameters).filter_map(lint).collect()
 }
 
-/// Texts that the SQL takes for equal where their names are not, or the other way round. A `version` stands for the
-/// key, which then need not be what a rule makes.
+/// Text that the SQL compares in another form than the keys contain. With a `version`, the key may
+/// contain more than rules can make, because rules make the version.
 fn notations(read: &Read, query: &Query) -> Vec<Lint> {
     let keys = std::iter::once((&read.key, read.version.is_some()));
     let others = read.tags.iter().chain(&read.version).map(|template| (template, false));
@@ -184,7 +193,7 @@ fn notations(read: &Read, query: &Query) -> Vec<Lint> {
     lints
 }
 
-/// How a template takes what it names.
+/// In which form a template contains a value.
 fn named(reference: &Reference) -> ParameterUse {
     match reference.filters.first() {
         Some(Filter::Lower) => ParameterUse::Lower,
@@ -202,19 +211,19 @@ fn notation(read: &Read, number: usize, take: ParameterUse, reference: &Referenc
         ParameterUse::Otherwise => "otherwise than by `column = …`",
     };
     let message = format!(
-        "the SQL of read `{name}` compares `{column}` {}, and the names of its values have it {}",
+        "the SQL of read `{name}` compares `{column}` {}, and its keys contain it {}",
         words(take),
         words(named(reference))
     );
     let fix = match (take, named(reference)) {
-        (ParameterUse::Lower, _) => format!("name it `{{{column}|lower}}`, in the rules, too"),
-        (ParameterUse::Upper, _) => format!("name it `{{{column}|upper}}`, in the rules, too"),
+        (ParameterUse::Lower, _) => format!("write `{{{column}|lower}}` in the read and in the rules"),
+        (ParameterUse::Upper, _) => format!("write `{{{column}|upper}}` in the read and in the rules"),
         (_, ParameterUse::Lower) => format!("compare `lower(column) = lower(${number})`"),
         (_, ParameterUse::Upper) => format!("compare `upper(column) = upper(${number})`"),
         (ParameterUse::AsIs | ParameterUse::Otherwise, _) => {
-            format!("compare `column = ${number}`, or keep the values under a `version` that does not name `{column}`")
+            format!("compare `column = ${number}`, or use a `version` that does not contain `{column}`")
         }
     };
-    let why = "one row then has names that no rule makes of it, or two rows have one".to_owned();
+    let why = "one row then has keys that no rule makes, or two rows share a key".to_owned();
     Lint { id: "read-notation", certain: false, span: read.sql.span.clone(), message, why, fix }
 }

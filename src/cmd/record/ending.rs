@@ -1,4 +1,6 @@
 //! Why and when a recording ends.
+//!
+//! Owns what counts as a regular end: a signal, `--for`, `--count`, or a reader that left.
 
 use std::io;
 

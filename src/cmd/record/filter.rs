@@ -1,7 +1,7 @@
-//! Which changes are recorded, and what of them is not written.
+//! Which changes are recorded, and which of their columns are redacted.
 //!
-//! Owns the tables and columns that the user named. Invariant: a column that is to be redacted is redacted under every
-//! name by which its table's rows may come: a partition's, and its root's.
+//! Owns the tables and columns of `--tables` and `--redact`. Invariant: a column is redacted under
+//! every name that its table's rows may arrive with: that of a partition, and that of its root.
 
 use std::collections::HashSet;
 
@@ -12,15 +12,15 @@ use crate::cmd::failure::Failure;
 use crate::cmd::tables::{find_table, require_column};
 use crate::source::recording::write::Redaction;
 
-/// What is recorded.
+/// What is recorded, and what is redacted.
 pub(super) struct RecordFilter {
-    /// Only these; none for all.
+    /// Only these tables. `None` for all changes.
     tables: Option<HashSet<TableName>>,
     pub(super) redaction: Redaction,
 }
 
 impl RecordFilter {
-    /// Finds what was named in the database.
+    /// Finds the named tables and columns in the catalog.
     pub(super) fn new(tables: &[String], redact: &[String], catalog: &Catalog) -> Result<Self, Failure> {
         let mut wanted = HashSet::new();
         for name in tables {
@@ -44,7 +44,7 @@ impl RecordFilter {
     }
 }
 
-/// Every table that has rows in common with this one: itself, its partitions, what it is a partition of.
+/// Every table that shares rows with this one: itself, its partitions, and its root.
 fn family<'a>(table: &'a Table, catalog: &'a Catalog) -> impl Iterator<Item = &'a TableName> {
     let related = move |other: &&Table| other.leaves.iter().any(|leaf| table.leaves.contains(leaf));
     let others = catalog.tables.iter().filter(related).map(|other| &other.name);
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_is_told_with_the_nearest() {
+    fn an_unknown_name_is_reported_with_the_nearest() {
         let check = |tables: &[&str], redact: &[&str], expected: &str| {
             let [tables, redact] =
                 [tables, redact].map(|names| names.iter().map(ToString::to_string).collect::<Vec<_>>());

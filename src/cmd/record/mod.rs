@@ -1,7 +1,7 @@
-//! `unstale record`: changes as they come, written down.
+//! `unstale record`: writes changes as they happen.
 //!
-//! Owns the arguments, and which source is read until when. It must not know what a line looks like. Invariant: no change
-//! is taken from the daemon.
+//! Owns the flags, and which source is read until when. It must not know what a line looks like.
+//! Invariant: no change is taken from the daemon.
 
 mod ending;
 mod filter;
@@ -32,25 +32,27 @@ use crate::postgres::catalog;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct RecordArgs {
-    /// Read this replication slot, and consume what is written; without it, a temporary one, from now on
+    /// Read this replication slot, and consume what is written; the default is a temporary slot,
+    /// from now on
     #[arg(long, value_name = "NAME", value_parser = slot::name)]
     slot: Option<String>,
-    /// The publication; by default the one that the file names
+    /// The publication, instead of that of the file
     #[arg(long, value_name = "NAME")]
     publication: Option<String>,
     /// Only these tables, and no events
     #[arg(long, value_delimiter = ',', value_name = "TABLE,…")]
     tables: Vec<String>,
-    /// Write to this file, at its end; by default to standard output
+    /// Append to this file; the default is standard output
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Begin another file once one has this size: FILE.000001.ndjson, FILE.000002.ndjson, …
+    /// Begin a new file at this size: FILE.000001.ndjson, FILE.000002.ndjson, …
     #[arg(long, value_parser = byte_size, value_name = "SIZE", requires = "output")]
     rotate_size: Option<u64>,
     /// Keep so many files and delete the oldest
     #[arg(long, value_name = "N", requires = "rotate_size", value_parser = clap::value_parser!(u32).range(1..))]
     keep: Option<u32>,
-    /// Write a fingerprint instead of the values of these columns (not of what is inside JSON or events)
+    /// Write a fingerprint instead of the values of these columns, but not of values inside JSON
+    /// and events
     #[arg(long, value_delimiter = ',', value_name = "TABLE.COLUMN,…")]
     redact: Vec<String>,
     /// Stop after this long
@@ -99,21 +101,21 @@ async fn open(file: &ConfigFile, args: &RecordArgs) -> Result<(Recorder, RecordW
 }
 
 impl RecordArgs {
-    /// Fails if what is named is the daemon's, or is not there in this mode.
+    /// Fails if a flag names what belongs to the daemon, or what does not exist in this mode.
     fn require_fit(&self, settings: &Settings) -> Result<(), Failure> {
         match settings.mode {
             Mode::Slot if self.slot.as_ref() == Some(&settings.slot) => Err(Failure::usage(format!(
-                "the replication slot `{}` is the daemon's, which would miss what is recorded from it; \
-                 leave --slot out to record from now on",
+                "the replication slot `{}` belongs to the daemon, which would miss what is recorded from it; \
+                 omit --slot to record from now on",
                 settings.slot
             ))),
             Mode::Outbox if self.slot.is_some() => Err(Failure::usage(
                 "--slot names a replication slot, and with `mode: outbox` none is read; \
-                 leave it out to record what is in the outbox and what comes",
+                 omit it to record what is in the outbox and what will be added",
             )),
             Mode::Outbox if self.publication.is_some() => Err(Failure::usage(
-                "--publication chooses what a replication slot sends, and with `mode: outbox` none is read; \
-                 choose among the tables of the rules with --tables",
+                "--publication selects what a replication slot sends, and with `mode: outbox` none is read; \
+                 select tables of the rules with --tables",
             )),
             Mode::Slot | Mode::Outbox => Ok(()),
         }

@@ -1,8 +1,8 @@
-//! The outbox as what is recorded: looked at again and again, and never emptied.
+//! Records from the outbox: polls it, and removes nothing.
 //!
-//! Owns when to look and what tells a new entry from one that was seen. It must not know what becomes of a change.
-//! Invariants: what commits late is seen, however low its entries' numbers are; what is remembered between two looks
-//! does not grow with the outbox.
+//! Owns when to poll, and which entries are new. It must not know what becomes of a change.
+//! Invariants: the entries of a late commit are recorded, however low their numbers are; the memory
+//! between two polls does not grow with the outbox.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,35 +19,36 @@ use crate::source::outbox::entry::{Entry, EntryEvent};
 use crate::source::outbox::pending::{Moment, Pending};
 use crate::source::outbox::survey::daemons;
 
-/// The time between two looks. One that takes longer is followed by as long a pause.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// The time between two polls. A poll that takes longer is followed by a pause of the same length.
+const POLL_EVERY: Duration = Duration::from_millis(20);
 
-/// How often what is written is made safe, and a daemon is looked for.
-const SETTLE_EVERY: Duration = Duration::from_secs(1);
+/// How often what was written is flushed, and a running daemon is looked for.
+const SYNC_EVERY: Duration = Duration::from_secs(1);
 
-/// An outbox that is watched.
+/// Polls an outbox and writes what is new.
 pub(super) struct OutboxRecorder {
     pending: Pending,
-    /// The last look: what could be seen then is written.
+    /// The last poll. What was visible then is written.
     seen: Option<Moment>,
-    settled: Instant,
-    /// That a daemon takes entries away was said.
-    said_daemon: bool,
-    /// That nobody knows what happened to a table was said.
-    said_unknown: bool,
+    synced: Instant,
+    /// The warning about a running daemon was printed.
+    warned_daemon: bool,
+    /// The note about unknown changes was printed.
+    noted_unknown: bool,
 }
 
 impl OutboxRecorder {
-    /// Begins with what waits now.
+    /// Begins with the entries that are waiting now.
     pub(super) async fn open(client: Client) -> Result<Self, Failure> {
         if client.query_one("select pg_is_in_recovery()", &[]).await?.try_get(0)? {
             let message =
-                "this server is a standby, where nobody can tell which entries are new; name the primary in source.url";
+                "this server is a standby, which cannot tell which entries are new; name the primary in source.url";
             return Err(Failure::configuration(message));
         }
         let pending = Pending::new(client);
-        let mut watch = Self { pending, seen: None, settled: Instant::now(), said_daemon: false, said_unknown: false };
-        watch.mention_daemon().await?;
+        let mut watch =
+            Self { pending, seen: None, synced: Instant::now(), warned_daemon: false, noted_unknown: false };
+        watch.warn_about_daemon().await?;
         Ok(watch)
     }
 
@@ -58,71 +59,71 @@ impl OutboxRecorder {
             tokio::select! {
                 biased;
                 () = stop.reached() => return Ok(()),
-                looked = self.look(writer) => looked?,
+                polled = self.poll(writer) => polled?,
             }
             writer.flush_stdout()?;
-            if self.settled.elapsed() >= SETTLE_EVERY {
+            if self.synced.elapsed() >= SYNC_EVERY {
                 writer.sync()?;
-                self.mention_daemon().await?;
-                self.settled = Instant::now();
+                self.warn_about_daemon().await?;
+                self.synced = Instant::now();
             }
             tokio::select! {
                 biased;
                 () = stop.reached() => return Ok(()),
-                () = tokio::time::sleep(LOOK_EVERY.max(began.elapsed())) => {}
+                () = tokio::time::sleep(POLL_EVERY.max(began.elapsed())) => {}
             }
         }
     }
 
-    /// Writes what could not be seen before.
-    async fn look(&mut self, writer: &mut RecordWriter) -> Result<(), RecordingEnd> {
-        let sight = self.pending.look(self.seen.as_ref(), None).await.map_err(unreadable_outbox)?;
+    /// Writes the entries that were not visible before.
+    async fn poll(&mut self, writer: &mut RecordWriter) -> Result<(), RecordingEnd> {
+        let polled = self.pending.look(self.seen.as_ref(), None).await.map_err(unreadable_outbox)?;
         let mut open = None;
         while let Some(entry) = self.pending.next().await.map_err(unreadable_outbox)? {
             if open != Some(entry.xid) {
-                commit(writer, sight.end)?;
-                writer.begin(begin(&entry, sight.end));
+                commit(writer, polled.end)?;
+                writer.begin(begin(&entry, polled.end));
                 open = Some(entry.xid);
             }
             match &entry.event {
                 EntryEvent::Change(change) => writer.add(change)?,
                 EntryEvent::Unknown(change) => {
-                    self.mention_unknown(change);
+                    self.note_unknown(change);
                     for possible in possibilities(change) {
                         writer.add(&possible)?;
                     }
                 }
             }
         }
-        commit(writer, sight.end)?;
-        self.seen = Some(sight.moment);
+        commit(writer, polled.end)?;
+        self.seen = Some(polled.moment);
         Ok(())
     }
 
-    /// Says, once, that a daemon is at work.
-    async fn mention_daemon(&mut self) -> Result<(), Failure> {
-        if !self.said_daemon && daemons(self.pending.client()).await? > 0 {
-            self.said_daemon = true;
+    /// Warns, once, that a daemon is running.
+    async fn warn_about_daemon(&mut self) -> Result<(), Failure> {
+        if !self.warned_daemon && daemons(self.pending.client()).await? > 0 {
+            self.warned_daemon = true;
             eprintln!(
-                "warning: a daemon is at work on the outbox: what it takes away before it is seen here will be missing"
+                "warning: a daemon is at work on the outbox; entries that it removes between two polls will be missing"
             );
         }
         Ok(())
     }
 
-    /// Says, once, what lines without values mean.
-    fn mention_unknown(&mut self, change: &Change) {
-        if !std::mem::replace(&mut self.said_unknown, true) {
+    /// Explains, once, lines without values.
+    fn note_unknown(&mut self, change: &Change) {
+        if !std::mem::replace(&mut self.noted_unknown, true) {
             let table = printable(change.relation.name.to_string());
             eprintln!(
-                "note: nobody knows what happened to {table}, as after its set-up: it is written as a change of every \
-                 kind, without values"
+                "note: it is not known what changed in {table}, for example after `unstale setup`; one change of every \
+                 kind is written, without values"
             );
         }
     }
 }
 
-/// Ends the transaction that has begun, if one has.
+/// Ends the open transaction, if there is one.
 fn commit(writer: &mut RecordWriter, end: Lsn) -> Result<(), RecordingEnd> {
     writer.commit(end)?;
     match writer.is_full() {
@@ -131,15 +132,15 @@ fn commit(writer: &mut RecordWriter, end: Lsn) -> Result<(), RecordingEnd> {
     }
 }
 
-/// The beginning of an entry's transaction. When and where it was committed, the outbox does not say: the time is that
-/// of its first entry, and the position one by which it was.
+/// The beginning of an entry's transaction. The outbox does not record its commit. The time is that
+/// of the first entry, and the position is one at which the transaction was committed.
 fn begin(entry: &Entry, end: Lsn) -> Begin {
     #[expect(clippy::cast_possible_truncation, reason = "the epoch is cut off on purpose")]
     let xid = Xid::new(entry.xid as u32);
     Begin { xid, commit_lsn: end, at: entry.at }
 }
 
-/// Everything that may have happened, of a row of which nothing is known.
+/// Every kind of change, for a row of which nothing is known.
 fn possibilities(change: &Change) -> [Change; 4] {
     Operation::ALL.map(|operation| {
         let old = matches!(operation, Operation::Update | Operation::Delete).then(Row::default);
@@ -155,7 +156,7 @@ mod tests {
     use crate::source::recording::Recording;
 
     #[test]
-    fn what_nobody_knows_is_written_as_every_change_there_is() {
+    fn an_unknown_change_is_written_as_every_kind_of_change() {
         let columns = vec![Column { name: "id".to_owned(), kind: Kind::Integer, in_identity: true }];
         let relation = Relation { id: RelationId::new(20_000), name: TableName::new("public", "t"), columns };
         let unknown = Change { relation: Arc::new(relation), operation: Operation::Truncate, old: None, new: None };

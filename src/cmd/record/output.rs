@@ -1,7 +1,8 @@
-//! Where the lines of a recording go: standard output, a file, or one file after another.
+//! Where a recording is written: standard output, a file, or numbered files.
 //!
-//! Owns the files. It must not know what a line says. Invariants: the lines of a transaction are in one file; no file
-//! that is there is overwritten; after [`Output::sync`] what was written survives a crash.
+//! Owns the files. It must not know what a line says. Invariants: the lines of a transaction are in
+//! one file; no existing file is overwritten; after [`Output::sync`], what was written survives a
+//! crash.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read as _, Seek as _, SeekFrom, Stdout, Write as _};
@@ -12,62 +13,62 @@ use crate::cmd::display::printable;
 use crate::cmd::failure::Failure;
 use crate::source::recording::write::Transaction;
 
-/// When another file is begun.
+/// When a new file is begun.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rotation {
     /// The size at which a file is full, in bytes.
     pub(super) bytes_max: u64,
-    /// How many files are kept; none for all.
+    /// How many files are kept. `None` for all.
     pub(super) keep: Option<u32>,
 }
 
-/// Where lines go.
+/// Where transactions are written.
 pub(super) struct Output {
-    target: OutputTarget,
+    destination: RecordDestination,
     /// Something was written since the last sync.
     dirty: bool,
 }
 
-enum OutputTarget {
+enum RecordDestination {
     Standard(BufWriter<Stdout>),
     File(PathBuf, BufWriter<File>),
-    Files(Files),
+    Files(NumberedFiles),
 }
 
 impl Output {
-    /// Opens a file, or the first one; without a path, or with `-`, standard output.
+    /// Opens a file, or the first numbered one. Without a path, or with `-`, opens standard output.
     pub(super) fn open(path: Option<&Path>, rotation: Option<Rotation>) -> Result<Self, Failure> {
-        let target = match (path.filter(|path| path.as_os_str() != "-"), rotation) {
-            (None, None) => OutputTarget::Standard(BufWriter::new(io::stdout())),
+        let destination = match (path.filter(|path| path.as_os_str() != "-"), rotation) {
+            (None, None) => RecordDestination::Standard(BufWriter::new(io::stdout())),
             (None, Some(_)) => return Err(Failure::usage("--rotate-size needs a file: name one with --output")),
             (Some(path), None) => {
                 let file = append(path).map_err(|error| unwritten(path, &error))?;
-                OutputTarget::File(path.to_owned(), BufWriter::new(file))
+                RecordDestination::File(path.to_owned(), BufWriter::new(file))
             }
             (Some(path), Some(rotation)) => {
-                OutputTarget::Files(Files::open(path, rotation).map_err(|error| unwritten(path, &error))?)
+                RecordDestination::Files(NumberedFiles::open(path, rotation).map_err(|error| unwritten(path, &error))?)
             }
         };
-        Ok(Self { target, dirty: false })
+        Ok(Self { destination, dirty: false })
     }
 
-    /// Writes a transaction, which ends here.
+    /// Writes a whole transaction.
     pub(super) fn write(&mut self, transaction: Transaction, end_lsn: Lsn) -> io::Result<()> {
         self.dirty = true;
-        match &mut self.target {
-            OutputTarget::Standard(standard) => transaction.commit(end_lsn, standard).map(drop),
-            OutputTarget::File(path, file) => {
+        match &mut self.destination {
+            RecordDestination::Standard(standard) => transaction.commit(end_lsn, standard).map(drop),
+            RecordDestination::File(path, file) => {
                 transaction.commit(end_lsn, file).map(drop).map_err(|error| at(path, error))
             }
-            OutputTarget::Files(files) => files.write(transaction, end_lsn),
+            RecordDestination::Files(files) => files.write(transaction, end_lsn),
         }
     }
 
     /// Flushes standard output, for its reader.
     pub(super) fn flush_stdout(&mut self) -> io::Result<()> {
-        match &mut self.target {
-            OutputTarget::Standard(standard) if self.dirty => standard.flush(),
-            OutputTarget::Standard(_) | OutputTarget::File(..) | OutputTarget::Files(_) => Ok(()),
+        match &mut self.destination {
+            RecordDestination::Standard(standard) if self.dirty => standard.flush(),
+            RecordDestination::Standard(_) | RecordDestination::File(..) | RecordDestination::Files(_) => Ok(()),
         }
     }
 
@@ -76,15 +77,15 @@ impl Output {
         if !std::mem::take(&mut self.dirty) {
             return Ok(());
         }
-        match &mut self.target {
-            OutputTarget::Standard(standard) => standard.flush(),
-            OutputTarget::File(path, file) => sync(file).map_err(|error| at(path, error)),
-            OutputTarget::Files(files) => files.sync(),
+        match &mut self.destination {
+            RecordDestination::Standard(standard) => standard.flush(),
+            RecordDestination::File(path, file) => sync(file).map_err(|error| at(path, error)),
+            RecordDestination::Files(files) => files.sync(),
         }
     }
 }
 
-/// Opens a file to go on at its end, which has to be that of a line.
+/// Opens a file to append to. Its last line must be complete.
 fn append(path: &Path) -> io::Result<File> {
     let mut file = File::options().read(true).append(true).create(true).open(path)?;
     let regular = file.metadata()?.is_file();
@@ -93,7 +94,9 @@ fn append(path: &Path) -> io::Result<File> {
         file.seek(SeekFrom::End(-1))?;
         file.read_exact(&mut last)?;
         if last != *b"\n" {
-            return Err(io::Error::other("its last line is not complete; complete or remove it, or name another file"));
+            return Err(io::Error::other(
+                "its last line is not complete; complete it, remove it, or name another file",
+            ));
         }
     }
     Ok(file)
@@ -102,25 +105,25 @@ fn append(path: &Path) -> io::Result<File> {
 fn sync(file: &mut BufWriter<File>) -> io::Result<()> {
     file.flush()?;
     match file.get_ref().sync_data() {
-        // What is no file on a disk, such as a pipe, cannot be made safer.
+        // What is not a file on a disk, such as a pipe, cannot be synced.
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
         syncd => syncd,
     }
 }
 
-/// One file after another: `FILE.000001.ndjson`, `FILE.000002.ndjson`, …
-struct Files {
+/// Numbered files: `FILE.000001.ndjson`, `FILE.000002.ndjson`, …
+struct NumberedFiles {
     directory: PathBuf,
     stem: String,
     rotation: Rotation,
     number: u64,
-    /// The one that is written; none once it was full, until there is something to write.
+    /// The current file. `None` from when it is full until there is something to write.
     file: Option<BufWriter<File>>,
     bytes: u64,
 }
 
-impl Files {
-    /// Goes on after the last one that is there.
+impl NumberedFiles {
+    /// Continues after the last existing file.
     fn open(path: &Path, rotation: Rotation) -> io::Result<Self> {
         let name = path.file_name().ok_or_else(|| io::Error::other("it is not the name of a file"))?.to_string_lossy();
         let stem = name.strip_suffix(".ndjson").unwrap_or(&name).to_owned();
@@ -130,7 +133,7 @@ impl Files {
         };
         let mut files = Self { directory, stem, rotation, number: 0, file: None, bytes: 0 };
         files.number = files.numbers()?.last().copied().unwrap_or(0);
-        files.begin_next()?;
+        files.create_next()?;
         Ok(files)
     }
 
@@ -138,7 +141,7 @@ impl Files {
         self.directory.join(format!("{}.{number:06}.ndjson", self.stem))
     }
 
-    /// The numbers of the files that are there, in order.
+    /// The numbers of the existing files, in order.
     fn numbers(&self) -> io::Result<Vec<u64>> {
         let mut numbers = Vec::new();
         for entry in fs::read_dir(&self.directory)? {
@@ -154,8 +157,8 @@ impl Files {
         Ok(numbers)
     }
 
-    /// Begins the next file, and deletes the oldest if there are too many.
-    fn begin_next(&mut self) -> io::Result<()> {
+    /// Creates the next file, and deletes the oldest if there are too many.
+    fn create_next(&mut self) -> io::Result<()> {
         self.number += 1;
         let path = self.path(self.number);
         let file = File::options().write(true).create_new(true).open(&path).map_err(|error| at(&path, error))?;
@@ -172,7 +175,7 @@ impl Files {
 
     fn write(&mut self, transaction: Transaction, end_lsn: Lsn) -> io::Result<()> {
         if self.file.is_none() {
-            self.begin_next()?;
+            self.create_next()?;
         }
         let path = self.path(self.number);
         let Some(file) = &mut self.file else { return Ok(()) };
@@ -193,7 +196,7 @@ impl Files {
     }
 }
 
-/// The error, with the file's name.
+/// The error, with the name of the file.
 fn at(path: &Path, error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("cannot write {}: {error}", printable(path.display().to_string())))
 }
@@ -256,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_goes_on_at_the_end_of_a_line() {
+    fn a_file_is_continued_at_the_end_of_a_line() {
         let directory = TempDir::new().unwrap();
         let path = directory.path().join("changes.ndjson");
         for lines in [3, 6] {

@@ -1,8 +1,8 @@
-//! The replication slot as what is recorded: one that is there, or one of our own.
+//! Records from a replication slot: an existing one, or a temporary one.
 //!
-//! Owns the connection that keeps it alive, when it is told that changes are safe, and what the user is told about
-//! slots. It must not know what becomes of a change. Invariants: nothing is confirmed that is not on its way to the disk
-//! or the reader for good; a name that gets here is safe inside of the replication protocol's quotes.
+//! Owns the replication connection, when changes are confirmed to the slot, and the errors of
+//! slots. It must not know what becomes of a change. Invariants: only what was flushed to the disk
+//! or to the reader is confirmed; the name of a slot needs no escaping in a replication command.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -24,38 +24,39 @@ use crate::source::replication::connection::{Connection, ConnectionError};
 use crate::source::replication::pgoutput::{self, Message};
 use crate::source::replication::stream::{Frame, Stream};
 
-/// SQLSTATE: somebody else reads the slot.
+/// SQLSTATE: another session reads the slot.
 const IN_USE: &str = "55006";
 
-/// How often what is written is made safe and confirmed.
+/// How often what was written is flushed and confirmed.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
 
-/// After this much silence the server is asked for a sign of life.
+/// After this much silence, the server is asked for a reply.
 const SILENCE_BEFORE_ASKING: Duration = Duration::from_secs(20);
 
-/// After this much silence the connection counts as dead.
+/// After this much silence, the connection counts as dead.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 
-/// The longest goodbye.
-const GOODBYE_MAX: Duration = Duration::from_secs(2);
+/// How long closing the connection may take.
+const CLOSE_MAX: Duration = Duration::from_secs(2);
 
-/// A slot that is being read.
+/// Reads a slot and writes what it sends.
 pub(super) struct SlotRecorder {
     stream: Stream,
     slot: String,
-    /// For questions to the catalog.
+    /// For queries of the catalog.
     client: Client,
     assembler: Assembler,
-    /// Knows which tables the rules name: a partition is recorded under the name by which rules know it.
+    /// Knows which tables the rules name. A partition is recorded under the name that the rules
+    /// use.
     planner: Planner,
-    /// Everything up to here is written, or not to be written.
+    /// Everything up to this position is written, or need not be.
     written: Lsn,
     heard: Instant,
     ticked: Instant,
 }
 
 impl SlotRecorder {
-    /// Begins to read a slot; without a name, one of our own, from now on.
+    /// Starts to read a slot. Without a name, a temporary one is created, which begins now.
     pub(super) async fn open(
         file: &ConfigFile,
         client: Client,
@@ -117,12 +118,14 @@ impl SlotRecorder {
             }
             Frame::Skipped => {
                 let slot = &self.slot;
-                let message = format!("the publication is not there for all of slot `{slot}`: changes are missing");
+                let message = format!(
+                    "the publication did not exist for all of slot `{slot}`, so changes are missing; record from another slot"
+                );
                 return Err(Failure::configuration(message).into());
             }
         };
         let undecodable = |error: &dyn std::error::Error| {
-            Failure::findings(format!("the log cannot be read: {}", with_causes(error)))
+            Failure::findings(format!("cannot decode the replication stream: {}", with_causes(error)))
         };
         let message = pgoutput::decode(bytes).map_err(|error| undecodable(&error))?;
         if let Message::Relation(body) = &message {
@@ -157,36 +160,41 @@ impl SlotRecorder {
 
     fn on_tick(&mut self, writer: &mut RecordWriter) -> Result<(), RecordingEnd> {
         if self.ticked.elapsed() > SILENCE_BEFORE_ASKING {
-            // Whoever takes the output made us wait: the silence is our own.
+            // The reader of the output blocked this loop, so the silence says nothing about the
+            // server.
             self.heard = Instant::now();
         }
         self.ticked = Instant::now();
         let silence = self.heard.elapsed();
         if silence > SILENCE_MAX {
             let seconds = SILENCE_MAX.as_secs();
-            return Err(Failure::unavailable(format!("PostgreSQL has been silent for {seconds} seconds")).into());
+            return Err(Failure::unavailable(format!(
+                "PostgreSQL has not replied for {seconds} seconds; record again when it is available"
+            ))
+            .into());
         }
         self.report(writer, silence > SILENCE_BEFORE_ASKING)
     }
 
-    /// Makes safe what is written, then tells the slot.
+    /// Flushes what was written, then confirms it to the slot.
     fn report(&mut self, writer: &mut RecordWriter, ask: bool) -> Result<(), RecordingEnd> {
         writer.sync()?;
         self.stream.report(self.written, SystemTime::now(), ask);
         Ok(())
     }
 
-    /// Makes everything safe, tells the slot and leaves. A transaction of which only a part came is not written.
+    /// Flushes and confirms what was written, then closes the connection. An incomplete transaction
+    /// is not written.
     pub(super) async fn finish(&mut self, writer: &mut RecordWriter) -> Result<(), RecordingEnd> {
         self.report(writer, false)?;
-        if let Err(error) = self.stream.close(GOODBYE_MAX).await {
-            tracing::debug!(%error, "the goodbye to PostgreSQL was not heard");
+        if let Err(error) = self.stream.close(CLOSE_MAX).await {
+            tracing::debug!(%error, "the connection to PostgreSQL was not closed in order");
         }
         Ok(())
     }
 }
 
-/// Fails if there is no such publication.
+/// Fails if the publication does not exist.
 pub(super) async fn require_publication(client: &Client, publication: &str) -> Result<(), Failure> {
     const PUBLISHED: &str = "select exists (select from pg_publication where pubname = $1)";
     if client.query_one(PUBLISHED, &[&publication]).await?.try_get::<_, bool>(0)? {
@@ -198,9 +206,10 @@ pub(super) async fn require_publication(client: &Client, publication: &str) -> R
     )))
 }
 
-/// Makes a slot that goes when the connection does. What was committed before is not in it.
+/// Creates a temporary slot, which ends with the connection. It begins after what was committed
+/// before.
 async fn create(connection: &mut Connection) -> Result<String, Failure> {
-    /// A slot begins when the transactions that are under way have ended.
+    /// Creating a slot waits until the running transactions have ended.
     const NOTE_AFTER: Duration = Duration::from_secs(2);
     let slot = format!("unstale_record_{:08x}", rand::random::<u32>());
     let command = format!("CREATE_REPLICATION_SLOT \"{slot}\" TEMPORARY LOGICAL pgoutput NOEXPORT_SNAPSHOT");
@@ -210,7 +219,7 @@ async fn create(connection: &mut Connection) -> Result<String, Failure> {
         biased;
         created = &mut created => created,
         () = tokio::time::sleep(NOTE_AFTER) => {
-            eprintln!("note: waiting for the transactions that are under way to end");
+            eprintln!("note: waiting for running transactions to end");
             created.await
         }
     };
@@ -218,22 +227,22 @@ async fn create(connection: &mut Connection) -> Result<String, Failure> {
     Ok(slot)
 }
 
-/// Why a slot cannot be read, or not any more.
+/// The failure to read a slot.
 fn unreadable(slot: &str, error: ConnectionError) -> Failure {
     let ConnectionError::Server(refusal) = &error else { return Failure::unavailable(with_causes(&error)) };
     let refused = printable(refusal.to_string());
     match refusal.sqlstate.as_str() {
         IN_USE => Failure::unavailable(format!(
-            "the replication slot `{slot}` is being read by somebody else; leave --slot out to record from a slot of its own"
+            "another session reads the replication slot `{slot}`; omit --slot to record from a temporary slot"
         )),
         UNDEFINED_OBJECT | PREREQUISITE_STATE => {
-            Failure::configuration(format!("the replication slot `{slot}` cannot be read: {refused}"))
+            Failure::configuration(format!("cannot read the replication slot `{slot}`: {refused}"))
         }
-        _ => Failure::unavailable(format!("the replication slot `{slot}` cannot be read: {refused}")),
+        _ => Failure::unavailable(format!("cannot read the replication slot `{slot}`: {refused}")),
     }
 }
 
-/// A name that PostgreSQL takes for a slot.
+/// Parses the name of a slot, as PostgreSQL allows it.
 pub(super) fn name(text: &str) -> Result<String, String> {
     let plain = text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
     match plain && (1..=63).contains(&text.len()) {
@@ -268,7 +277,7 @@ mod tests {
             assert!(failure.exit == exit && failure.message.contains(word), "{failure:?}");
             assert!(!failure.message.contains('\u{1b}'), "{failure:?}");
         };
-        check("55006", Exit::Unavailable, "leave --slot out");
+        check("55006", Exit::Unavailable, "omit --slot");
         check("42704", Exit::Configuration, "`mine`");
         check("55000", Exit::Configuration, "`mine`");
         check("53400", Exit::Unavailable, "`mine`");

@@ -1,7 +1,7 @@
 //! Transactions, written as lines and counted.
 //!
-//! Owns which changes of a transaction are recorded, and when `--count` is reached. It must not know where changes come
-//! from. Invariant: a transaction is written whole or not at all.
+//! Owns which changes of a transaction are recorded, and when `--count` is reached. It must not
+//! know where changes come from. Invariant: a transaction is written whole or not at all.
 
 use std::io;
 
@@ -46,7 +46,7 @@ impl RecordWriter {
         if !exact && !self.warned_inexact {
             self.warned_inexact = true;
             let table = printable(change.relation.name.to_string());
-            eprintln!("warning: a value of {table} is not UTF-8; bytes that are no text are written as U+FFFD");
+            eprintln!("warning: a value of {table} is not UTF-8; invalid bytes are written as U+FFFD");
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! `unstale status`: how far invalidations are in force, and what waits, as both servers say.
+//! `unstale status`: prints how far invalidations are in force, and what is waiting.
 //!
 //! Owns when the servers are asked. It must not judge what is too late.
 
@@ -22,10 +22,10 @@ use super::failure::Failure;
 use super::signals::stop_on_signals;
 use super::stdout::has_reader;
 
-/// How often is asked again.
+/// How often `--watch` prints.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 
-/// Clears a terminal and begins at its top.
+/// Clears a terminal and moves to its top.
 const CLEAR: &str = "\x1b[H\x1b[2J";
 
 #[derive(Debug, clap::Args)]
@@ -33,7 +33,7 @@ pub(super) struct StatusArgs {
     /// Print JSON, one object a line
     #[arg(long)]
     json: bool,
-    /// Ask again every second, until interrupted
+    /// Print again every second, until interrupted
     #[arg(long, short)]
     watch: bool,
 }

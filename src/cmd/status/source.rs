@@ -1,7 +1,7 @@
-//! What PostgreSQL says of the slot or the outbox that is read.
+//! The state of the slot or of the outbox in PostgreSQL.
 //!
-//! Owns these questions. It must not change anything there. Invariant: a server that does not answer is told of in time,
-//! whatever else there is to show.
+//! Owns these queries. It must not change anything in the database. Invariant: a server that does
+//! not answer is reported in time.
 
 use std::time::Duration;
 
@@ -13,13 +13,13 @@ use crate::config::{Mode, Settings};
 use crate::postgres;
 use crate::source::outbox::survey::daemons;
 
-/// How long PostgreSQL may take to answer all of it.
+/// How long PostgreSQL may take to answer.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 
-/// Beyond so many, entries are not counted.
+/// More entries than this are not counted.
 const DEPTH_MAX: i64 = 1_000_000;
 
-/// What was found.
+/// The state of the source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum SourceStatus {
     Slot(SlotStatus),
@@ -29,22 +29,22 @@ pub(super) enum SourceStatus {
 /// A replication slot.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct SlotStatus {
-    /// Somebody reads it.
+    /// A daemon reads it.
     pub(super) active: bool,
-    /// What was told to it.
+    /// Its confirmed position.
     pub(super) confirmed: Option<String>,
     /// From there to the end of the log, in bytes.
     pub(super) lag: Option<i64>,
     /// How much log is kept for it, in bytes.
     pub(super) retained: Option<i64>,
-    /// Whether that log is safe, in PostgreSQL's word.
+    /// Whether that log is safe, as PostgreSQL calls it.
     pub(super) wal_status: Option<String>,
 }
 
 /// An outbox.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct OutboxStatus {
-    /// How many entries wait, up to a limit.
+    /// How many entries are waiting, up to a limit.
     pub(super) depth: i64,
     /// There are more.
     pub(super) deeper: bool,
@@ -54,13 +54,13 @@ pub(super) struct OutboxStatus {
     pub(super) bytes: i64,
     /// How many daemons are at work.
     pub(super) daemons: i64,
-    /// For whom it was set up.
+    /// The slot name of the consumer that it was set up for.
     pub(super) consumer: Option<String>,
-    /// How many batches Redis had counted when entries were last taken out for us.
+    /// How many batches Redis had counted when entries were last removed for this consumer.
     pub(super) batches: Option<i64>,
 }
 
-/// A connection for questions that are asked again and again.
+/// A connection that `--watch` keeps between two queries.
 #[derive(Default)]
 pub(super) struct SourceConnection {
     client: Option<Client>,
@@ -122,7 +122,7 @@ async fn outbox(client: &Client, settings: &Settings) -> Result<OutboxStatus, Fa
     Ok(OutboxStatus {
         depth: depth.min(DEPTH_MAX),
         deeper: depth > DEPTH_MAX,
-        // A clock that was set back makes an entry come from the future.
+        // If the clock was set back, an entry may be from the future.
         oldest: oldest.map(|millis| Duration::from_millis(u64::try_from(millis).unwrap_or(0))),
         bytes: row.try_get(2)?,
         daemons: daemons(client).await?,

@@ -55,25 +55,25 @@ pub(super) async fn read(info: &ConnectionInfo, names: &Names) -> Result<TargetS
 }
 
 async fn try_read(info: &ConnectionInfo, names: &Names) -> Result<TargetStatus, RedisError> {
-    let mut link = crate::redis::connect(&crate::redis::open_client(info)?, ANSWER_MAX).await?;
+    let mut connection = crate::redis::connect(&crate::redis::open_client(info)?, ANSWER_MAX).await?;
     let mut state = redis::cmd("MGET");
     for key in [&names.applied, &names.started, &names.epoch, &names.asof, &names.batches] {
         state.arg(key.as_bytes());
     }
     let mut of_state = Pipeline::new();
     of_state.add_command(redis::cmd("TIME")).add_command(state);
-    let ((seconds, micros), state): ((u64, u64), Vec<Option<String>>) = of_state.query_async(&mut link).await?;
+    let ((seconds, micros), state): ((u64, u64), Vec<Option<String>>) = of_state.query_async(&mut connection).await?;
 
     let mut of_counts = Pipeline::new();
     of_counts.add_command(command("HGETALL", &names.epochs)).add_command(command("HGETALL", &names.failures));
     of_counts.add_command(command("XLEN", &names.dead)).add_command(command("HLEN", &names.streams));
     let (epochs, failures, dead, streams): (HashOfCounts, HashOfCounts, u64, u64) =
-        of_counts.query_async(&mut link).await?;
+        of_counts.query_async(&mut connection).await?;
 
     let mut stream_names = command("HSCAN", &names.streams);
     stream_names.arg(0).arg("COUNT").arg(STREAMS_NAMED);
     type Page = (u64, Vec<(Vec<u8>, Vec<u8>)>);
-    let (_, found): Page = stream_names.query_async(&mut link).await?;
+    let (_, found): Page = stream_names.query_async(&mut connection).await?;
 
     let text = |at: usize| state.get(at).and_then(Option::as_deref);
     let number = |at: usize| text(at).and_then(|number| number.parse::<u64>().ok());

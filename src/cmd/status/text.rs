@@ -1,6 +1,7 @@
 //! The status as text.
 //!
-//! Owns the form. It must not ask a server. Invariant: what came from a server cannot control a terminal.
+//! Owns the form. It must not ask a server. Invariant: what came from a server cannot control a
+//! terminal.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +12,7 @@ use crate::cmd::display::{printable, size, time};
 use crate::config::{Mode, Settings};
 use crate::key::CacheKey;
 
-/// How many names of streams are printed.
+/// How many stream names are printed.
 const STREAMS_SHOWN: usize = 5;
 
 /// Lines of a label and a value, aligned.
@@ -71,7 +72,7 @@ fn show_outbox(outbox: &OutboxStatus, settings: &Settings, counted: Option<u64>,
         (None, Some(other)) => {
             format!("none: it was set up for `{}`, not for `{}`", printable(other.as_bytes()), settings.slot)
         }
-        (None, None) => "none: it was set up for nobody".to_owned(),
+        (None, None) => "none: it was not set up for a consumer".to_owned(),
     };
     lines.add("batches", batches);
 }
@@ -81,15 +82,15 @@ fn show_standing(standing: &TargetStatus, settings: &Settings, lines: &mut Statu
     lines.add("target", format!("{}, namespace `{namespace}`", settings.redis.addr()));
     let applied = match standing.applied {
         Some(applied) => format!("{applied}: {}", meaning(settings.mode)),
-        None => "nowhere: no epoch has begun, or the cache is being emptied for one".to_owned(),
+        None => "none: no epoch has begun, or the cache is being emptied for one".to_owned(),
     };
     lines.add("applied", applied);
-    lines.add("started", standing.started.map_or_else(|| "nowhere".to_owned(), |started| started.to_string()));
+    lines.add("started", standing.started.map_or_else(|| "none".to_owned(), |started| started.to_string()));
     let epoch = standing.epoch.map_or_else(|| "none".to_owned(), |epoch| epoch.to_string());
     lines.add("epoch", epoch + &listed(&standing.epochs));
     let asof = match standing.asof {
         Some(age) => format!("{} ago", time(age)),
-        None => "unknown: no daemon has said so".to_owned(),
+        None => "unknown: no daemon has reported yet".to_owned(),
     };
     lines.add("as of", asof);
     let failed = listed(&standing.failures);
@@ -102,7 +103,7 @@ fn show_standing(standing: &TargetStatus, settings: &Settings, lines: &mut Statu
     lines.add("streams", format!("{}{names}", standing.streams));
 }
 
-/// What `applied` says.
+/// What `applied` means.
 const fn meaning(mode: Mode) -> &'static str {
     match mode {
         Mode::Slot => "every commit up to this position is in force",
@@ -230,15 +231,15 @@ target     away
     }
 
     #[test]
-    fn what_nobody_knows_yet_is_said() {
+    fn what_is_not_known_yet_is_shown() {
         let expected = "\
 source     no\\u{1b}
 
 target     cache:6380, namespace `v1:`
-applied    nowhere: no epoch has begun, or the cache is being emptied for one
-started    nowhere
+applied    none: no epoch has begun, or the cache is being emptied for one
+started    none
 epoch      none
-as of      unknown: no daemon has said so
+as of      unknown: no daemon has reported yet
 dead       0 letters
 streams    0
 ";

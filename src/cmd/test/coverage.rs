@@ -1,7 +1,7 @@
 //! Which rules, actions and filters no test touches.
 //!
-//! Owns that account. It must not run tests. Invariant: what is touched is what the planner's own functions made of a
-//! test's change, rule by rule, so that two rules that name the same key are both seen.
+//! Owns what counts as touched. It must not run tests. Invariant: the planner's own functions
+//! decide, rule by rule, so that two rules that name the same key are told apart.
 
 use std::collections::BTreeSet;
 
@@ -23,9 +23,9 @@ enum CoverageItem {
     Rule(RuleId),
     /// The rule's action at this position.
     Action(RuleId, usize),
-    /// The rule's `changed`, and what it came to.
+    /// The rule's `changed`, and its result.
     Changed(RuleId, bool),
-    /// The rule's `when`, and what it came to.
+    /// The rule's `when`, and its result.
     When(RuleId, bool),
 }
 
@@ -68,13 +68,14 @@ impl<'a> Coverage<'a> {
         if operation == Operation::Update && !rule.changed.is_empty() {
             self.touched.insert(CoverageItem::Changed(rule.id, !unchanged));
         }
-        // Of a truncate there is no row to hold it against.
+        // A truncate has no row to evaluate it with.
         if rule.condition.is_some() && !unchanged && operation != Operation::Truncate {
             self.touched.insert(CoverageItem::When(rule.id, *decision != Decision::ConditionFalse));
         }
     }
 
-    /// What could be touched and was not, in the order of the file. Of a rule that no test touches only that is said.
+    /// What is not touched, in the order of the file. If a rule is not touched, its parts are not
+    /// listed.
     fn gaps(&self) -> Vec<CoverageItem> {
         let mut gaps = Vec::new();
         for rule in self.rules.rules() {
@@ -85,17 +86,17 @@ impl<'a> Coverage<'a> {
             let mut parts: Vec<_> =
                 rule.actions().enumerate().map(|(at, _)| CoverageItem::Action(rule.id, at)).collect();
             if !rule.changed.is_empty() && rule.triggers_on(Operation::Update) {
-                parts.extend([true, false].map(|came_to| CoverageItem::Changed(rule.id, came_to)));
+                parts.extend([true, false].map(|result| CoverageItem::Changed(rule.id, result)));
             }
             if rule.condition.is_some() {
-                parts.extend([true, false].map(|came_to| CoverageItem::When(rule.id, came_to)));
+                parts.extend([true, false].map(|result| CoverageItem::When(rule.id, result)));
             }
             gaps.extend(parts.into_iter().filter(|part| !self.touched.contains(part)));
         }
         gaps
     }
 
-    /// Whether nothing is left.
+    /// Whether everything is touched.
     pub(super) fn is_complete(&self) -> bool {
         self.gaps().is_empty()
     }
@@ -141,7 +142,7 @@ impl<'a> Coverage<'a> {
         objects.collect()
     }
 
-    /// The rule of a gap, its place, and the gap in words.
+    /// The rule of a gap, the offset of its place in the file, and the gap in words.
     fn describe(&self, gap: CoverageItem, file: &ConfigFile) -> Option<(&'a Rule, usize, String)> {
         let (CoverageItem::Rule(id)
         | CoverageItem::Action(id, _)
@@ -149,20 +150,20 @@ impl<'a> Coverage<'a> {
         | CoverageItem::When(id, _)) = gap;
         let rule = self.rules.rule(id)?;
         Some(match gap {
-            CoverageItem::Rule(_) => (rule, rule.span.start, "no test sets it off".to_owned()),
+            CoverageItem::Rule(_) => (rule, rule.span.start, "no test makes it act".to_owned()),
             CoverageItem::Action(_, at) => {
                 let (kind, template) = rule.actions().nth(at)?;
                 let field = kind.field();
                 let written = file.excerpt(&template.span);
-                (rule, template.span.start, format!("no test makes anything of `{field}: {written}`"))
+                (rule, template.span.start, format!("no test makes an op with `{field}: {written}`"))
             }
-            CoverageItem::Changed(_, came_to) => {
+            CoverageItem::Changed(_, result) => {
                 let at = rule.changed.first().map_or(rule.span.start, |column| column.span.start);
-                (rule, at, format!("`changed` is never {came_to} in a test"))
+                (rule, at, format!("`changed` is never {result} in a test"))
             }
-            CoverageItem::When(_, came_to) => {
+            CoverageItem::When(_, result) => {
                 let at = rule.condition.as_ref().map_or(rule.span.start, |condition| condition.span.start);
-                (rule, at, format!("`when` is never {came_to} in a test"))
+                (rule, at, format!("`when` is never {result} in a test"))
             }
         })
     }
@@ -172,7 +173,7 @@ impl<'a> Coverage<'a> {
 fn is_touched(verdict: &Verdict, at: usize, kind: ActionKind, template: &Template) -> bool {
     match verdict.named.get(at) {
         Some(named) => named.made.iter().any(|made| made.name != Rendered::Nothing),
-        // What a looked-up row makes is seen in the plan only.
+        // Ops of looked-up rows are only in the plan.
         None => is_in(&verdict.plan, kind, template),
     }
 }

@@ -1,7 +1,7 @@
 //! `unstale test`: do the rules do what the file's tests expect?
 //!
-//! Thin: [`suite`] prepares tests, [`runner`] runs them, [`report`] and [`coverage`] show. No server is asked: the lock
-//! file says what is known of the database.
+//! Thin: [`suite`] prepares tests, [`runner`] runs them, [`report`] and [`coverage`] show. No
+//! server is asked: the lock file says what is known of the database.
 
 mod case;
 mod coverage;
@@ -33,16 +33,16 @@ pub(super) struct TestArgs {
     /// Run only the tests whose description contains this
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
-    /// Also say what is deleted beyond need where the log carries less than the whole row before
+    /// Also print what is deleted beyond need if the log carries less than the whole old row
     #[arg(long, short)]
     verbose: bool,
-    /// Also name the rules, actions and filters that no test touches
+    /// Also print the rules, actions and filters that no test touches
     #[arg(long)]
     coverage: bool,
     /// With --coverage: fail if there are any
     #[arg(long, requires = "coverage")]
     fail_uncovered: bool,
-    /// Print one object a test as JSON
+    /// Print one JSON object for each test
     #[arg(long)]
     json: bool,
 }
@@ -50,7 +50,7 @@ pub(super) struct TestArgs {
 pub(super) fn run(config: &Path, args: TestArgs) -> Result<(), Failure> {
     let file = ConfigFile::read(config)?;
     if file.tests.is_empty() {
-        // Nobody may be there to read it.
+        // Standard error may be closed.
         let _ = writeln!(std::io::stderr(), "{}: there are no tests; add some under `tests:`", config.display());
         return Ok(());
     }
@@ -66,19 +66,21 @@ pub(super) fn run(config: &Path, args: TestArgs) -> Result<(), Failure> {
     let complete = cover(&args, &file, &suite, &cases)?;
     let summary = format!("{} passed, {failed} failed", cases.len() - failed);
     if !args.json {
-        let signs = if failed > 0 { " (- expected and not there, + there and not expected)" } else { "" };
+        let signs = if failed > 0 { " (- expected and not planned, + planned and not expected)" } else { "" };
         print(&format!("{summary}{signs}\n"))?;
     }
     match (failed, complete || !args.fail_uncovered) {
         (0, true) => Ok(()),
-        (0, false) => Err(Failure::findings("the tests do not touch everything")),
+        (0, false) => {
+            Err(Failure::findings("some rules, actions or filters are not touched by any test; add tests for them"))
+        }
         _ if args.json => Err(Failure::findings(summary)),
         // The summary was printed already.
         _ => Err(Failure::silent(Exit::Findings)),
     }
 }
 
-/// Runs the tests, each shown as it ends; how many failed.
+/// Runs the tests and prints each when it ends. Returns how many failed.
 fn run_cases(args: &TestArgs, file: &ConfigFile, suite: &TestSuite<'_>, cases: &[Case<'_>]) -> Result<usize, Failure> {
     let mut runner = CaseRunner::new(Planner::new(Arc::clone(&suite.rules)), &file.settings.namespace);
     let report = TestReport { file, rules: &suite.rules, verbose: args.verbose };
@@ -91,7 +93,7 @@ fn run_cases(args: &TestArgs, file: &ConfigFile, suite: &TestSuite<'_>, cases: &
     Ok(failed)
 }
 
-/// Shows what no test touches, if that is asked for; whether nothing is left.
+/// Prints what no test touches, with `--coverage`. Returns whether nothing is left.
 fn cover(args: &TestArgs, file: &ConfigFile, suite: &TestSuite<'_>, cases: &[Case<'_>]) -> Result<bool, Failure> {
     if !args.coverage {
         return Ok(true);

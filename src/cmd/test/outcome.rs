@@ -13,7 +13,8 @@ pub(super) struct Outcome {
     pub(super) full: TestRun,
     /// The run with what the log carries of the old row, if that is less and the first run passed.
     pub(super) carried: Option<TestRun>,
-    /// The columns whose old value the log does not carry, and without which an expected op is missing.
+    /// The columns whose old value the log does not carry, and without which an expected op is
+    /// missing.
     pub(super) lacking: Vec<String>,
     /// The columns that the rules read and the test does not name, if that may be why it failed.
     pub(super) unnamed: Vec<String>,
@@ -41,8 +42,8 @@ impl TestRun {
         right && (!exactly || self.beyond.is_empty())
     }
 
-    /// Compares the planned ops with the expected ones. `is_met(expected, planned)` says whether the second stands
-    /// for the first.
+    /// Compares the planned ops with the expected ones. `is_met(expected, planned)` says whether
+    /// the second stands for the first.
     pub(super) fn compare(
         &mut self,
         expected: &BTreeSet<NamedOp>,

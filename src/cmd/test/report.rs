@@ -1,7 +1,8 @@
-//! How the outcome of a test is shown: a line, and for a failure the difference; or an object.
+//! How the outcome of a test is printed: a line, and for a failure the difference; or a JSON
+//! object.
 //!
-//! Owns the form. It must not compare. Invariant: an unchanged line, a `-` and a `+` say the same in every report: as
-//! expected, expected and not there, there and not expected.
+//! Owns the form. It must not compare. Invariant: in every report, a line without a sign is
+//! expected and planned, `-` is expected and not planned, and `+` is planned and not expected.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -16,15 +17,15 @@ use crate::cmd::display::{json_line, printable};
 use crate::plan::RuleId;
 use crate::rules::RuleSet;
 
-/// Where what belongs to a test begins on its line.
+/// The indent of the lines below a test.
 const INDENT: &str = "     ";
 
-/// What tests are reported against.
+/// What reports are written with.
 #[derive(Clone, Copy)]
 pub(super) struct TestReport<'a> {
     pub(super) file: &'a ConfigFile,
     pub(super) rules: &'a RuleSet,
-    /// Also say what is deleted beyond need where the log carries less.
+    /// Also print what is deleted beyond need if the log carries less.
     pub(super) verbose: bool,
 }
 
@@ -42,8 +43,11 @@ impl TestReport<'_> {
         }
         if !outcome.unnamed.is_empty() {
             let columns = quote(&outcome.unnamed);
-            note(&mut text, &format!("the test does not name {columns}, and no catalog says that it is NULL then"));
-            note(&mut text, "name it, or let `unstale check --lock` write the catalog down");
+            note(
+                &mut text,
+                &format!("the test does not name {columns}, and without a lock file it is not known to be NULL"),
+            );
+            note(&mut text, "name it in the test, or write a lock file with `unstale check --lock`");
         }
         let Some((run, carried)) = outcome.carried.as_ref().zip(case.carried.as_ref()) else { return text };
         let carried_columns = match carried.columns.is_empty() {
@@ -51,15 +55,18 @@ impl TestReport<'_> {
             false => quote(&carried.columns),
         };
         if !outcome.passed() {
-            note(&mut text, &format!("with what the log carries of the row before ({carried_columns}):"));
+            note(&mut text, &format!("with what the log carries of the old row ({carried_columns}):"));
             self.run(run, &mut text);
             if !run.missing.is_empty() {
                 let lacking = if outcome.lacking.is_empty() { &carried.lacking } else { &outcome.lacking };
-                note(&mut text, &format!("the replica identity lacks the old value of {}", quote(lacking)));
-                note(&mut text, "widen it, or let the rule do without; `unknown: match` acts where it cannot tell");
+                note(&mut text, &format!("the replica identity does not carry the old value of {}", quote(lacking)));
+                note(
+                    &mut text,
+                    "widen it, or change the rule so that it does not need the value; `unknown: match` acts if it is not known",
+                );
             }
         } else if self.verbose && !run.beyond.is_empty() {
-            note(&mut text, &format!("with what the log carries of the row before ({carried_columns}) it also does:"));
+            note(&mut text, &format!("with what the log carries of the old row ({carried_columns}), it also does:"));
             run.beyond.iter().for_each(|op| difference(&mut text, '+', op));
         }
         text
@@ -76,7 +83,7 @@ impl TestReport<'_> {
         for (rule, reason) in &run.dead {
             let name = self.rule(*rule);
             let reason = printable(reason.as_bytes());
-            note(text, &format!("rule `{name}` could not be held against the change: {reason}"));
+            note(text, &format!("rule `{name}` could not be applied to the change: {reason}"));
         }
         if let Some(error) = &run.stopped {
             note(text, &printable(error.to_string().as_bytes()));

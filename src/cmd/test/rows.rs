@@ -1,7 +1,7 @@
 //! The rows of a test, as PostgreSQL would have and log them.
 //!
-//! Owns what a test's values mean as rows. Invariants: a column that a test does not name is NULL if the table is known;
-//! the log carries of the old row what the replica identity carries.
+//! Owns what a test's values mean as rows. Invariants: a column that a test does not name is NULL
+//! if the table is known; the log carries of the old row what the replica identity carries.
 
 use std::sync::Arc;
 
@@ -37,7 +37,8 @@ pub(super) fn seen(test: &RawTest, name: TableName) -> Change {
     Images::default().change(name, test.operation, old, new)
 }
 
-/// An image with the values of these rows. A later value replaces an earlier one of the same column.
+/// An image with the values of these rows. A later value replaces an earlier one of the same
+/// column.
 fn image(rows: &[&RawRow]) -> Image {
     let mut image = Image::new();
     for (name, value) in rows.iter().flat_map(|row| row.iter()) {
@@ -46,7 +47,8 @@ fn image(rows: &[&RawRow]) -> Image {
     image
 }
 
-/// The change with every column of the table, in its order. A column that the test does not name is NULL.
+/// The change with every column of the table, in its order. A column that the test does not name is
+/// NULL.
 pub(super) fn complete(seen: &Change, table: &Table) -> Change {
     let position = |name: &str| seen.relation.columns.iter().position(|column| column.name == name);
     let positions: Vec<_> = table.columns.iter().map(|column| position(&column.name)).collect();
@@ -77,7 +79,8 @@ pub(super) fn cell(value: &Value) -> Cell {
     }
 }
 
-/// The change as the log carries it: of the old row, what the identity carries. `None` if that is everything.
+/// The change as the log carries it: of the old row, what the identity carries. `None` if that is
+/// everything.
 pub(super) fn carried(full: &Change, identity: &Identity) -> Option<Carried> {
     let old = full.old.as_ref()?;
     let (mut columns, mut lacking, mut cells) = (Vec::new(), Vec::new(), Vec::new());

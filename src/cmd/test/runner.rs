@@ -1,7 +1,8 @@
 //! Runs tests by the rules of a file.
 //!
-//! Owns what is expected of the two runs of a test. It must not print. Invariants: with the whole old row, the ops are
-//! exactly the expected ones; with what the log carries of it, they remove at least as much.
+//! Owns what is expected of the two runs of a test. It must not print. Invariants: with the whole
+//! old row, the ops are exactly the expected ones; with what the log carries of it, they remove at
+//! least as much.
 
 use std::collections::{BTreeMap, BTreeSet};
 

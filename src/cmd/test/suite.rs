@@ -28,8 +28,8 @@ pub(super) struct TestSuite<'a> {
 impl<'a> TestSuite<'a> {
     /// The tests of a file, with the catalog of the lock file if it exists.
     pub(super) fn new(file: &'a ConfigFile, catalog: Option<Catalog>) -> Self {
-        // `check` reports where the rules do not fit the catalog. In outbox mode, too, a test is run with the columns
-        // that a replica identity would carry.
+        // `check` reports where the rules do not fit the catalog. In outbox mode, too, a test is
+        // run with the columns that a replica identity would carry.
         let (rules, widenings) = match &catalog {
             Some(catalog) => {
                 let fit = CatalogFit::of(&file.rules, catalog, Mode::Slot);
@@ -72,7 +72,7 @@ impl<'a> TestSuite<'a> {
         if test.operation == Operation::Event {
             let events = self.rules.events();
             if !events.contains(&subject.value.as_str()) {
-                let message = format!("no rule waits for the event `{}`", subject.value);
+                let message = format!("no rule has the event `{}`", subject.value);
                 problems.push(subject.span.clone(), message, did_you_mean(&subject.value, events));
                 return None;
             }
@@ -119,7 +119,8 @@ impl<'a> TestSuite<'a> {
         }
     }
 
-    /// The columns whose old values the keys of a table's rules need. Every sufficient identity carries them.
+    /// The columns whose old values the keys of a table's rules need. Every sufficient identity
+    /// carries them.
     fn needed(&self, table: &TableName) -> Vec<String> {
         let needs_old = |rule: &&Rule| rule.triggers_on(Operation::Update) || rule.triggers_on(Operation::Delete);
         let rules = self.rules.rules().iter().filter(|rule| is_about(rule, table)).filter(needs_old);

@@ -1,7 +1,7 @@
-//! Whether each lookup can be asked: it fits the rules, and the role may read what it reads.
+//! Whether each lookup can run: it fits the rules, and the role may read what it reads.
 //!
-//! Owns the question about privileges; the rules compare the rest. It must not run a lookup. Invariant: nothing is left
-//! behind in the session or the database.
+//! Owns the check of privileges; the rules compare the rest. It must not run a lookup. Invariant:
+//! nothing is left in the session or the database.
 
 use tokio_postgres::Client;
 
@@ -16,14 +16,14 @@ use crate::rules::{Lookup, RuleSet};
 /// SQLSTATE: the role lacks a privilege.
 const INSUFFICIENT_PRIVILEGE: &str = "42501";
 
-/// What the role may not read, and whether it is the schema that keeps it out.
+/// The tables that the role may not read, and whether it may use their schema.
 const UNREADABLE: &str = "select n.nspname::text, c.relname::text, has_schema_privilege(n.oid, 'USAGE'), \
      has_table_privilege(c.oid, 'SELECT') from pg_class c join pg_namespace n on n.oid = c.relnamespace \
      where c.relkind in ('r', 'p', 'v', 'm', 'f') and n.nspname not in ('pg_catalog', 'information_schema') \
      and n.nspname !~ '^pg_toast|^pg_temp' \
      and not (has_schema_privilege(n.oid, 'USAGE') and has_table_privilege(c.oid, 'SELECT')) order by 1, 2";
 
-const WHY: &str = "every change that asks it would delete everything the rule can name instead";
+const WHY: &str = "without its rows, every change deletes everything that the rule can name";
 
 impl PostgresProbe<'_> {
     pub(super) async fn lookups(&self, rules: &RuleSet, findings: &mut Findings) -> Result<(), tokio_postgres::Error> {
@@ -34,7 +34,7 @@ impl PostgresProbe<'_> {
         for lookup in rules.lookups() {
             let name = &lookup.name.value;
             let Err(error) = plan(self.client, &lookup.sql.value).await else {
-                findings.pass(format!("lookup {name}: may be asked"));
+                findings.pass(format!("lookup {name}"));
                 continue;
             };
             match error.as_db_error() {
@@ -44,24 +44,26 @@ impl PostgresProbe<'_> {
                 }
                 Some(refusal) if problems.iter().all(|problem| problem.span != lookup.sql.span) => {
                     let message = format!("{} cannot plan the lookup `{name}`: {}", self.name, refusal.message());
-                    let finding = Finding::configuration("lookup", message).why(WHY).fix("expected one `select`");
+                    let finding = Finding::configuration("lookup", message)
+                        .why(WHY)
+                        .fix("expected one `select` that PostgreSQL can plan");
                     findings.add(Finding { place: Some(lookup.sql.span.clone()), ..finding });
                 }
                 Some(_) => {}
                 None => return Err(error),
             }
         }
-        // That a schema is closed shows when the query is parsed already.
+        // A schema that the role may not use is an error at parsing already.
         let problems = problems.iter().filter(|problem| !forbidden.contains(&&problem.span));
         findings.found.extend(problems.map(|problem| Finding::problem("lookup", problem).why(WHY)));
         Ok(())
     }
 
-    /// What the role would have to be granted. The server's message names one object, and not in every language alike,
-    /// so what the role may not read is held against the words of the query.
+    /// What the role must be granted. The server's message names one object, in the server's
+    /// language, so the tables that the role may not read are compared with the words of the query.
     async fn unreadable(&self, lookup: &Lookup, reason: &str) -> Result<Finding, tokio_postgres::Error> {
         let (name, role) = (&lookup.name.value, quote(&self.facts.role));
-        let message = format!("{}: the role {role} may not ask the lookup `{name}`: {reason}", self.name);
+        let message = format!("{}: the role {role} may not run the lookup `{name}`: {reason}", self.name);
         let mut finding =
             Finding::error("lookup-privilege", message).why(WHY).fix("grant the role what the lookup reads:");
         finding.place = Some(lookup.sql.span.clone());
@@ -83,16 +85,16 @@ impl PostgresProbe<'_> {
     }
 }
 
-/// Has the server plan a query, which checks every privilege and reads no row.
+/// Lets the server plan a query, which checks every privilege and reads no row.
 async fn plan(client: &Client, sql: &str) -> Result<(), tokio_postgres::Error> {
     let sql = sql.trim().trim_end_matches(';');
-    // Refuses more than one statement, so that none slips in below.
+    // More than one statement is refused here, so that `prepare` below runs none.
     let statement = client.prepare(sql).await?;
     let nulls = vec!["null"; statement.params().len()].join(", ");
     let arguments = if nulls.is_empty() { nulls } else { format!("({nulls})") };
     client.batch_execute(&format!("prepare unstale_probe as {sql}")).await?;
     let planned = async {
-        // With a custom plan, comparisons with NULL would be decided before the tables are looked at.
+        // A custom plan would decide comparisons with NULL before it checks the tables.
         client.batch_execute("begin read only; set local plan_cache_mode = force_generic_plan").await?;
         client.batch_execute(&format!("explain execute unstale_probe{arguments}")).await
     };

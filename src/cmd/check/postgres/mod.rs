@@ -1,7 +1,7 @@
 //! What `check` asks PostgreSQL.
 //!
-//! Owns the order of the questions. It must not change anything in the database. Invariant: a question that is refused
-//! is one finding, and the others are asked all the same.
+//! Owns the order of the questions. It must not change anything in the database. Invariant: a
+//! question that is refused is one finding, and the others are asked all the same.
 
 mod lookups;
 mod outbox;
@@ -27,7 +27,7 @@ use crate::postgres::catalog;
 use crate::postgres::{self, ConnectError, ServerError};
 use crate::rules::RuleSet;
 
-/// What a PostgreSQL answered.
+/// What the checks of PostgreSQL found.
 pub(super) struct PostgresFindings {
     pub(super) findings: Findings,
     /// Its tables, and the rules with every schema filled in, if they could be read.
@@ -36,7 +36,7 @@ pub(super) struct PostgresFindings {
     pub(super) clock: Option<Reading>,
 }
 
-/// Asks everything there is to ask; a server that is away is one finding.
+/// Runs every check. A server that is not available is one finding.
 pub(super) async fn probe(file: &ConfigFile) -> PostgresFindings {
     let name = format!("PostgreSQL at {}", file.settings.postgres);
     let mut database = PostgresFindings { findings: Findings::default(), compared: None, clock: None };
@@ -58,7 +58,7 @@ async fn ask(
     name: &str,
     database: &mut PostgresFindings,
 ) -> Result<(), tokio_postgres::Error> {
-    // Whoever holds a lock that a question waits for may hold it for long.
+    // A session that holds a lock may hold it for long.
     client.batch_execute("set statement_timeout = '10s'").await?;
     let facts = PostgresFacts::read(client).await?;
     let server = PostgresProbe { client, settings: &file.settings, name: name.to_owned(), facts };
@@ -84,7 +84,7 @@ async fn ask(
             }
             Mode::Outbox => vec![
                 server.outbox(&rules, &catalog, findings).await,
-                server.doorbell(findings).await,
+                server.wakeups(findings).await,
                 server.vacuum(findings).await,
                 server.lookups(&rules, findings).await,
                 server.left_slot(findings).await,
@@ -114,9 +114,9 @@ async fn samples(client: &Client) -> Result<Vec<Duration>, tokio_postgres::Error
     Ok(samples)
 }
 
-/// Why there is no connection. Wrong credentials are the file's fault, not the server's absence.
+/// The finding if there is no connection. Wrong credentials are an error of the file.
 fn unconnected(name: &str, error: ConnectError) -> Finding {
-    let why = "without PostgreSQL there are no changes to follow";
+    let why = "unstale follows the changes in PostgreSQL";
     let failure = Failure::from(error);
     let message = format!("{name}: {}", failure.message);
     if failure.is_unavailable() {
@@ -127,14 +127,14 @@ fn unconnected(name: &str, error: ConnectError) -> Finding {
     Finding::configuration("postgres-login", message).why(why).fix("correct source.url")
 }
 
-/// Why a question was not answered.
+/// The finding if a question was not answered.
 fn interrupted(name: &str, error: tokio_postgres::Error) -> Finding {
     match error.as_db_error() {
         Some(refusal) => {
-            let message = format!("{name} refused a question of this check: {}", ServerError::from(refusal));
-            Finding::error("postgres-refused", message).why("what depends on the answer was not checked")
+            let message = format!("{name} refused a query of this check: {}", ServerError::from(refusal));
+            Finding::error("postgres-refused", message).why("what depends on its result was not checked")
         }
         None => Finding::unavailable("postgres-unreachable", format!("{name}: {}", Failure::from(error).message))
-            .why("what was still to be asked was not checked"),
+            .why("the remaining checks of PostgreSQL did not run"),
     }
 }

@@ -1,7 +1,7 @@
-//! Whether the outbox is what the rules need, and whether it is written, emptied and swept as it should be.
+//! Whether the outbox is what the rules need, and whether it is written, emptied and vacuumed.
 //!
-//! Owns these questions; what has to be installed is compared where `setup` does it. It must not take an entry out.
-//! Invariant: triggers that cost writers something and serve nobody are worth a word, never an error.
+//! Owns these checks; [`outbox::compare`] compares what must be installed. It must not remove an
+//! entry. Invariant: triggers that no rule needs are a warning, never an error.
 
 use super::probe::PostgresProbe;
 use crate::catalog::{Catalog, quote};
@@ -10,16 +10,18 @@ use crate::cmd::check::finding::{Finding, Findings, Stage};
 use crate::install::outbox::{self, InstallError, OutboxDifference, OutboxPart};
 use crate::rules::RuleSet;
 
-/// Entries older than this are worth a word, in seconds.
+/// An entry older than this is a finding, in seconds.
 const AGE_MAX: i64 = 60;
 
-/// Entries are counted up to here.
+/// More entries than this are not counted.
 const ENTRIES_COUNTED: i64 = 1_000_000;
 
-/// A notification queue that is fuller than this is worth a word. At a half, writers stop to ring.
+/// A notification queue that is fuller than this is a finding. Above a half, writers stop
+/// notifying.
 const QUEUE_MAX: f64 = 0.25;
 
-/// For each object what may be done with it: as GRANT has it, and whether all of that may be done.
+/// The privileges that the daemon needs on each object, as in GRANT, and whether the role has them
+/// all.
 const PRIVILEGES: &str = "with ours as (select oid from pg_namespace where nspname = 'unstale'), \
      wanted (name, privileges) as (values ('outbox', 'SELECT, INSERT, UPDATE, DELETE'), ('consumer', 'SELECT, UPDATE'), \
        ('shape', 'SELECT'), ('bell', 'USAGE, SELECT, UPDATE'), ('outbox_id_seq', 'SELECT'), ('counted', 'SELECT, UPDATE')) \
@@ -41,14 +43,14 @@ impl PostgresProbe<'_> {
         if let Some(other) = comparison.other_consumer {
             let message = format!("{}: the outbox of this database belongs to `{other}`", self.name);
             let finding = Finding::configuration("outbox-consumer", message)
-                .why("a database has one outbox: two that empty it would each miss what the other took")
+                .why("a database has one outbox: each of two consumers would miss what the other removes")
                 .fix(InstallError::OtherConsumer(other).to_string());
             findings.add(finding);
             return Ok(());
         }
         for column in &comparison.invisible {
             let message = format!("{}: {}", self.name, InstallError::Invisible(column.clone()));
-            findings.add(Finding::configuration("outbox-virtual-column", message).why("its keys would stay stale"));
+            findings.add(Finding::configuration("outbox-virtual-column", message).why("its keys would become stale"));
         }
         let is_there = comparison.differences.iter().all(|difference| difference.part != OutboxPart::Base);
         for text in comparison.unchanged {
@@ -61,9 +63,9 @@ impl PostgresProbe<'_> {
             return Ok(());
         }
         for owner in outbox::powerless_owners(self.client).await? {
-            let message = format!("{}: the role {owner} made triggers and may not write to the outbox", self.name);
+            let message = format!("{}: the role {owner} owns triggers and may not write to the outbox", self.name);
             let finding = Finding::error("outbox-owner", message)
-                .why("triggers run with their owner's rights: every write to those tables fails")
+                .why("triggers run with the privileges of their owner, so every write to those tables fails")
                 .statement(Stage::Role, format!("GRANT INSERT ON unstale.outbox TO {};", quote(&owner)), AT_ONCE);
             findings.add(finding);
         }
@@ -75,22 +77,22 @@ impl PostgresProbe<'_> {
 
     fn different(&self, difference: &OutboxDifference) -> Finding {
         let message = format!("{}: {}", self.name, difference.wrong.join("; "));
-        let finding =
-            match &difference.part {
-                OutboxPart::Base => Finding::error("outbox-missing", message)
-                    .why("there is nothing that triggers could write changes to"),
-                OutboxPart::Events => Finding::error("emit-missing", message)
-                    .why("rules with `event` wait for what applications emit by it"),
-                OutboxPart::Consumer => {
-                    Finding::error("outbox-unclaimed", message).why("a database has one outbox, for one daemon")
-                }
-                OutboxPart::Table(_) => {
-                    Finding::error("outbox-triggers", message).why("what is not written down is never invalidated")
-                }
-                OutboxPart::Surplus => {
-                    Finding::warning("outbox-surplus", message).why("they write entries that nobody needs")
-                }
-            };
+        let finding = match &difference.part {
+            OutboxPart::Base => {
+                Finding::error("outbox-missing", message).why("triggers have no table to write changes to")
+            }
+            OutboxPart::Events => Finding::error("emit-missing", message)
+                .why("applications emit events with it, and rules with `event` wait for them"),
+            OutboxPart::Consumer => {
+                Finding::error("outbox-unclaimed", message).why("a database has one outbox, for one consumer")
+            }
+            OutboxPart::Table(_) => {
+                Finding::error("outbox-triggers", message).why("a change that no trigger records is never invalidated")
+            }
+            OutboxPart::Surplus => {
+                Finding::warning("outbox-surplus", message).why("they write entries that no rule needs")
+            }
+        };
         finding.fix("run `unstale setup`, or the script of `unstale check --sql`").statement(
             Stage::Outbox,
             difference.script(),
@@ -98,7 +100,7 @@ impl PostgresProbe<'_> {
         )
     }
 
-    /// Whether the role may do with the outbox what `run` does.
+    /// Whether the role has the privileges that `run` needs.
     async fn privileges(&self, findings: &mut Findings) -> Result<bool, tokio_postgres::Error> {
         let role = quote(&self.facts.role);
         let mut lacking = Vec::new();
@@ -110,8 +112,8 @@ impl PostgresProbe<'_> {
         let finding = (!lacking.is_empty()).then(|| {
             let message = format!("{}: the role {role} may not empty the outbox", self.name);
             let finding = Finding::error("outbox-privilege", message)
-                .why("`unstale run` takes entries out, and rings and counts beside them")
-                .fix("run this as the role that ran `unstale setup`, or set up with this role:");
+                .why("`unstale run` removes entries, counts them and sends wakeups")
+                .fix("run this as the role that ran `unstale setup`, or run `unstale setup` as this role:");
             lacking.iter().fold(finding, |finding, lacking| {
                 finding.statement(Stage::Role, format!("GRANT {lacking} TO {role};"), AT_ONCE)
             })
@@ -120,7 +122,7 @@ impl PostgresProbe<'_> {
         Ok(lacking.is_empty())
     }
 
-    /// How many entries wait, and for how long.
+    /// How many entries are waiting, and for how long.
     async fn depth(&self, findings: &mut Findings) -> Result<(), tokio_postgres::Error> {
         const DEPTH: &str = "select (select count(*) from (select from unstale.outbox limit $1) counted), \
              coalesce(extract(epoch from clock_timestamp() - (select at from unstale.outbox order by id limit 1)), 0)::int8";
@@ -131,70 +133,72 @@ impl PostgresProbe<'_> {
             _ => format!("more than {ENTRIES_COUNTED}"),
         };
         let finding = (age > AGE_MAX).then(|| {
-            let message = format!("{}: {count} entries wait in the outbox, the oldest for {age} s", self.name);
+            let message = format!("{}: {count} entries are waiting in the outbox, the oldest for {age} s", self.name);
             Finding::warning("outbox-lag", message)
                 .why("the cache is as far behind, and the table grows")
-                .fix("start `unstale run`, or see its log for what it waits for; if nobody will: `unstale teardown`")
+                .fix("start `unstale run`, or see in its log what it waits for; if you no longer need it: `unstale teardown`")
         });
         let oldest = if entries == 0 { String::new() } else { format!(", the oldest {age} s old") };
         findings.pass_or(format!("outbox: {count} entries{oldest}"), finding);
         Ok(())
     }
 
-    /// Whether writers can wake a daemon that sleeps.
-    pub(super) async fn doorbell(&self, findings: &mut Findings) -> Result<(), tokio_postgres::Error> {
-        const BELL: &str = "select current_setting('max_prepared_transactions')::int, pg_notification_queue_usage()";
+    /// Whether writers can wake a daemon that is waiting.
+    pub(super) async fn wakeups(&self, findings: &mut Findings) -> Result<(), tokio_postgres::Error> {
+        const STATE: &str = "select current_setting('max_prepared_transactions')::int, pg_notification_queue_usage()";
         if !self.settings.notify {
-            findings.pass("doorbell: off, entries are looked for every 100 ms");
+            findings.pass("wakeups: off, the daemon polls every 100 ms");
             return Ok(());
         }
-        let row = self.client.query_one(BELL, &[]).await?;
+        let row = self.client.query_one(STATE, &[]).await?;
         let (prepared, usage): (i32, f64) = (row.get(0), row.get(1));
         let mut found = Vec::new();
         if prepared > 0 {
-            let message =
-                format!("{} runs with max_prepared_transactions = {prepared}: writers do not ring", self.name);
+            let message = format!(
+                "{} runs with max_prepared_transactions = {prepared}, so writers do not wake the daemon",
+                self.name
+            );
             let finding = Finding::warning("outbox-doorbell", message)
-                .why("a transaction that notifies cannot be prepared; what is written waits for up to 100 ms")
-                .fix("set source.outbox.notify: false; or, if nobody prepares transactions, run this and restart PostgreSQL:")
+                .why("a transaction that notifies cannot be prepared; without a wakeup, an entry waits for up to 100 ms")
+                .fix("set source.outbox.notify: false; or, if no application prepares transactions, run this and restart PostgreSQL:")
                 .statement(Stage::Settings, "ALTER SYSTEM SET max_prepared_transactions = 0;", RESTART);
             found.push(finding);
         }
         if usage > QUEUE_MAX {
             let message = format!("{}: the notification queue is {:.0} % full", self.name, usage * 100.0);
             let finding = Finding::warning("notify-queue", message)
-                .why("when it is full, every commit that notifies fails; at a half, our writers stop to ring")
-                .fix("end the session that listens and keeps a transaction open: see pg_stat_activity, oldest xact_start");
+                .why("when it is full, every commit that notifies fails; above a half, the triggers stop notifying")
+                .fix("end the session that listens and keeps a transaction open; see the oldest xact_start in pg_stat_activity");
             found.push(finding);
         }
-        findings.pass_or("doorbell: writers wake a daemon that sleeps", found);
+        findings.pass_or("wakeups: writers wake a waiting daemon", found);
         Ok(())
     }
 
-    /// Whether what was taken out makes room for what comes.
+    /// Whether autovacuum frees the space of removed entries.
     pub(super) async fn vacuum(&self, findings: &mut Findings) -> Result<(), tokio_postgres::Error> {
         const VACUUM: &str = "select current_setting('autovacuum'), exists (select from pg_class c \
              join pg_namespace n on n.oid = c.relnamespace cross join unnest(c.reloptions) option \
              where n.nspname = 'unstale' and c.relname = 'outbox' \
                and option in ('autovacuum_enabled=false', 'autovacuum_enabled=off', 'autovacuum_enabled=0'))";
         let row = self.client.query_one(VACUUM, &[]).await?;
-        let why = "what was taken out of the outbox stays in its way: the table grows, and each look takes longer";
+        let why = "removed entries stay in the table, so it grows, and each poll takes longer";
         let finding = if row.get::<_, &str>(0) != "on" {
             let finding = Finding::warning("autovacuum", format!("{} runs without autovacuum", self.name)).why(why);
             Some(finding.statement(Stage::Settings, "ALTER SYSTEM SET autovacuum = on;", RELOAD))
         } else if row.get::<_, bool>(1) {
-            let message = format!("{}: autovacuum leaves unstale.outbox out", self.name);
+            let message = format!("{}: autovacuum is disabled for unstale.outbox", self.name);
             let statement = "ALTER TABLE unstale.outbox RESET (autovacuum_enabled);";
-            let cost = "locks the outbox against other changes of its definition for a moment";
+            let cost = "locks the outbox briefly against other changes of its definition";
             Some(Finding::warning("autovacuum", message).why(why).statement(Stage::Role, statement, cost))
         } else {
             None
         };
-        findings.pass_or("autovacuum sweeps the outbox", finding);
+        findings.pass_or("autovacuum of the outbox", finding);
         Ok(())
     }
 
-    /// What slot mode left here.
+    /// What slot mode left in this database.
     pub(super) async fn left_slot(&self, findings: &mut Findings) -> Result<(), tokio_postgres::Error> {
         const LEFT: &str = "select exists (select from pg_replication_slots where slot_name = $1 \
              and plugin = 'pgoutput' and database = current_database()), \
@@ -204,7 +208,7 @@ impl PostgresProbe<'_> {
         if row.get(0) {
             let message = format!("{} still has the replication slot `{slot}`", self.name);
             let finding = Finding::warning("slot-leftover", message)
-                .why("with source.mode: outbox nobody reads it: PostgreSQL keeps log for it until the disk is full")
+                .why("with source.mode: outbox it is not read, and PostgreSQL keeps log for it until the disk is full")
                 .fix("remove it:")
                 .statement(Stage::Slot, format!("SELECT pg_drop_replication_slot('{slot}');"), AT_ONCE);
             findings.add(finding);
@@ -212,7 +216,7 @@ impl PostgresProbe<'_> {
         if row.get(1) {
             let message = format!("{} still has the publication `{publication}`", self.name);
             let finding = Finding::warning("publication-leftover", message)
-                .why("with source.mode: outbox nobody asks for it")
+                .why("with source.mode: outbox it is not used")
                 .fix("remove it:")
                 .statement(Stage::Publication, format!("DROP PUBLICATION {};", quote(publication)), AT_ONCE);
             findings.add(finding);
@@ -220,15 +224,17 @@ impl PostgresProbe<'_> {
         Ok(())
     }
 
-    /// What outbox mode left here.
+    /// What outbox mode left in this database.
     pub(super) async fn left_outbox(&self, findings: &mut Findings) -> Result<(), tokio_postgres::Error> {
-        const COST: &str = "locks each table that has our triggers (ACCESS EXCLUSIVE) for a moment; what waits in the \
-             outbox is lost";
+        const COST: &str = "locks each table that has triggers of the outbox (ACCESS EXCLUSIVE) briefly; entries that \
+             wait in the outbox are lost";
         if outbox::is_ours(self.client, &self.settings.slot).await? {
             let message = format!("{} still has an outbox, or triggers that write to it", self.name);
             let finding = Finding::warning("outbox-leftover", message)
-                .why("with source.mode: slot nobody empties it, and each write pays for it")
-                .fix("remove it by the script of `unstale check --sql`, or with everything else by `unstale teardown`")
+                .why("with source.mode: slot it is not emptied, and each write pays for it")
+                .fix(
+                    "remove it with the script of `unstale check --sql`, or with everything else by `unstale teardown`",
+                )
                 .statement(Stage::Outbox, outbox::REMOVE.trim_end(), COST);
             findings.add(finding);
         }

@@ -1,7 +1,8 @@
-//! Whether the publication carries what the rules need: their tables, whole, and every kind of change.
+//! Whether the publication carries what the rules need: their whole tables, and every kind of
+//! change.
 //!
-//! Owns that question. It must not judge replica identities. Invariant: a row filter or a column list on a table of the
-//! rules counts as not carrying it, because it hides changes.
+//! Owns this check. It must not judge replica identities. Invariant: a row filter or a column list
+//! on a table of the rules is an error, because it hides changes.
 
 use super::probe::PostgresProbe;
 use crate::catalog::{Catalog, Table, quote, quote_table};
@@ -9,7 +10,7 @@ use crate::cmd::check::finding::{Finding, Findings, Stage};
 use crate::cmd::preflight::publication::Publication;
 use crate::rules::RuleSet;
 
-const COST: &str = "locks the tables against changes of their definition (SHARE UPDATE EXCLUSIVE) for a moment";
+const COST: &str = "locks the tables briefly against changes of their definition (SHARE UPDATE EXCLUSIVE)";
 const NO_COST: &str = "locks no table";
 
 impl PostgresProbe<'_> {
@@ -36,7 +37,7 @@ impl PostgresProbe<'_> {
             let statement =
                 format!("ALTER PUBLICATION {} SET (publish = 'insert, update, delete, truncate');", quote(name));
             let finding = Finding::error("publication-changes", message)
-                .why("what is not published is never invalidated")
+                .why("a change that is not published is never invalidated")
                 .statement(Stage::Publication, statement, NO_COST);
             found.push(finding);
         }
@@ -45,7 +46,7 @@ impl PostgresProbe<'_> {
                 format!("{}: the publication `{name}` publishes partitions under their root's name", self.name);
             let statement = format!("ALTER PUBLICATION {} SET (publish_via_partition_root = false);", quote(name));
             let finding = Finding::error("publication-root", message)
-                .why("then a TRUNCATE of one partition is not published at all")
+                .why("a TRUNCATE of one partition is then not published")
                 .statement(Stage::Publication, statement, NO_COST);
             found.push(finding);
         }
@@ -61,16 +62,16 @@ impl PostgresProbe<'_> {
         let statement = format!("CREATE PUBLICATION {}{list};", quote(publication));
         Finding::error("publication-missing", format!("{} has no publication `{publication}`", self.name))
             .why("the slot sends only what the publication carries")
-            .fix("`unstale setup` makes it, or run this as owner of the tables:")
+            .fix("`unstale setup` creates it, or run this as owner of the tables:")
             .statement(Stage::Publication, statement, COST)
     }
 
-    /// What says that tables are not carried, or not whole.
+    /// The finding about tables that are not carried, or only in part.
     fn missing(&self, missing: &[&Table], narrow: &[&Table], tables: &[&Table]) -> Option<Finding> {
         let publication = &self.settings.publication;
         let say = |tables: &[&Table]| tables.iter().map(|table| table.name.to_string()).collect::<Vec<_>>().join(", ");
         let name = quote(publication);
-        // A table is not to be dropped and added again: what changed in between would never be sent.
+        // A table must not be dropped and added again: changes in between would never be sent.
         let (message, statement) = match (missing, narrow) {
             ([], []) => return None,
             (missing, []) => (
@@ -83,7 +84,7 @@ impl PostgresProbe<'_> {
             ),
         };
         let finding = Finding::error("publication-tables", message)
-            .why("what is not published is never invalidated")
+            .why("a change that is not published is never invalidated")
             .fix("`unstale setup` makes it carry exactly the tables of the rules, or run this:");
         Some(finding.statement(Stage::Publication, statement, COST))
     }

@@ -1,7 +1,8 @@
-//! Whether the log can be streamed: room on the server, the role's privilege, and the way there.
+//! Whether the log can be streamed: free slots and WAL senders, the role's privilege, and a
+//! replication connection.
 //!
-//! Owns these questions. It must not start to stream. Invariant: what counts is whether a replication connection
-//! opens; attributes of the role are only how that is explained.
+//! Owns these checks. It must not start to stream. Invariant: what counts is whether a replication
+//! connection opens; attributes of the role only explain why it does not.
 
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use crate::source::replication::connection::Connection;
 /// How long the replication connection may take to answer.
 const ANSWER_MAX: Duration = Duration::from_secs(20);
 
-/// How much room is made when there is none.
+/// How much a full setting is raised.
 const MORE: i32 = 4;
 
 /// SQLSTATE: the role lacks a privilege.
@@ -33,13 +34,13 @@ impl PostgresProbe<'_> {
         let slots = (!exists && facts.slots >= facts.slots_max).then(|| {
             self.full("replication-slots", "max_replication_slots", facts.slots_max)
                 .why("unstale needs a slot of its own")
-                .fix("drop a slot that nobody uses (see pg_replication_slots), or run this and restart PostgreSQL:")
+                .fix("drop a slot that is not used (see pg_replication_slots), or run this and restart PostgreSQL:")
         });
         findings.pass_or(format!("replication slots: {} of {} in use", facts.slots, facts.slots_max), slots);
         if !active && facts.senders >= facts.senders_max {
             findings.add(
                 self.full("wal-senders", "max_wal_senders", facts.senders_max)
-                    .why("the log is streamed by a process of its own")
+                    .why("a WAL sender process streams the log")
                     .fix("run this and restart PostgreSQL:"),
             );
             return Ok(());
@@ -56,11 +57,11 @@ impl PostgresProbe<'_> {
 
     fn full(&self, id: &'static str, setting: &str, most: i32) -> Finding {
         let statement = format!("ALTER SYSTEM SET {setting} = {};", most.saturating_add(MORE));
-        let message = format!("{} has no room: {setting} = {most}, and all are in use", self.name);
+        let message = format!("{}: {setting} = {most}, and all are in use", self.name);
         Finding::error(id, message).statement(Stage::Settings, statement, RESTART)
     }
 
-    /// Opens a replication connection and asks who answers.
+    /// Opens a replication connection and asks which server answers.
     async fn stream(&self, instance: &str) -> Result<String, Box<Finding>> {
         let refused = |text: String| Box::new(self.unstreamed(&text));
         let mut connection = match Connection::open(&self.settings.postgres).await {
@@ -76,31 +77,33 @@ impl PostgresProbe<'_> {
         if found != instance {
             let message = format!("{}: source.url leads to more than one server", self.name);
             let finding = Finding::configuration("other-server", message)
-                .why("one server would be asked which commits of another are visible")
+                .why("unstale must ask the server that sends the log which commits are visible")
                 .fix("name one server, the primary, in source.url");
             return Err(Box::new(finding));
         }
         let system: Vec<String> = system.into_iter().flatten().flatten().collect();
-        let [identifier, timeline, ..] = &*system else { return Err(refused("its identity has no text".to_owned())) };
+        let [identifier, timeline, ..] = &*system else {
+            return Err(refused("IDENTIFY_SYSTEM returned no text".to_owned()));
+        };
         Ok(format!("replication connection as role {}: system {identifier}, timeline {timeline}", self.facts.role))
     }
 
     fn unprivileged(&self) -> Finding {
         let role = quote(&self.facts.role);
         Finding::error("replication-privilege", format!("{}: the role {role} may not stream the log", self.name))
-            .why("a slot is read over a replication connection, which only a role with REPLICATION may open")
+            .why("a slot is read over a replication connection, which needs a role with REPLICATION")
             .fix("run this as superuser; on Amazon RDS, grant the role rds_replication instead:")
             .statement(
                 Stage::Role,
                 format!("ALTER ROLE {role} REPLICATION;"),
-                "locks nothing; counts from the next connection on",
+                "locks nothing; takes effect with the next connection",
             )
     }
 
     fn unstreamed(&self, reason: &str) -> Finding {
-        let message = format!("{} takes SQL but no replication connection: {reason}", self.name);
+        let message = format!("{} accepts SQL but no replication connection: {reason}", self.name);
         Finding::error("replication-connection", message)
-            .why("the log is streamed over a connection of its own kind, which no connection pooler carries")
-            .fix("point source.url at PostgreSQL itself, and let pg_hba.conf admit the role to the database from here")
+            .why("the log is streamed over a replication connection, which no connection pooler supports")
+            .fix("point source.url at PostgreSQL itself, and let pg_hba.conf accept the role and the database from this machine")
     }
 }

@@ -1,4 +1,4 @@
-//! Whether the server itself will do: its version, its role, its log, and the function that emits events.
+//! Checks of the server itself: its version, its role, its log, and the function that emits events.
 
 use super::probe::{PostgresFacts, PostgresProbe};
 use crate::cmd::check::cost::RESTART;
@@ -12,7 +12,7 @@ const OLDEST: i32 = 15;
 const NEWEST: i32 = 18;
 
 impl PostgresProbe<'_> {
-    /// Whether the version can be asked the rest.
+    /// Whether the version supports the other checks.
     pub(super) fn version(&self, findings: &mut Findings) -> bool {
         let PostgresFacts { version, version_text, .. } = &self.facts;
         let name = &self.name;
@@ -20,14 +20,16 @@ impl PostgresProbe<'_> {
             let message = format!("{name} is version {version_text}; at least {OLDEST} is needed");
             findings.add(
                 Finding::error("postgres-version", message)
-                    .why("older versions lack what publications and slots are asked for")
+                    .why("older versions lack features of publications and slots that unstale uses")
                     .fix("upgrade PostgreSQL"),
             );
             return false;
         }
         let newer = (*version > NEWEST).then(|| {
-            let message = format!("{name} is version {version_text}; tested is up to {NEWEST}");
-            Finding::warning("postgres-version", message).why("it may work; nobody tried").fix("upgrade unstale")
+            let message = format!("{name} is version {version_text}; unstale is tested up to {NEWEST}");
+            Finding::warning("postgres-version", message)
+                .why("it may work, but it is not tested")
+                .fix("upgrade unstale")
         });
         findings.pass_or(format!("version {version_text}"), newer);
         true
@@ -36,7 +38,7 @@ impl PostgresProbe<'_> {
     pub(super) fn is_primary(&self, findings: &mut Findings) -> bool {
         if self.facts.standby {
             let message = format!("{}: {}", self.name, PrimaryError::Standby);
-            let why = "what is asked about replication was not checked";
+            let why = "replication was not checked";
             findings.add(Finding::configuration("postgres-standby", message).why(why));
         }
         !self.facts.standby
@@ -46,14 +48,14 @@ impl PostgresProbe<'_> {
         let level = &self.facts.wal_level;
         let finding = (level != "logical").then(|| {
             Finding::error("wal-level", format!("{} runs with wal_level = {level}", self.name))
-                .why("only with wal_level = logical does the log say what changed in a row")
-                .fix("run this and restart PostgreSQL; a managed server has a setting of its own for it:")
+                .why("PostgreSQL logs what changed in a row only with wal_level = logical")
+                .fix("run this and restart PostgreSQL; a managed server has its own setting for it:")
                 .statement(Stage::Settings, "ALTER SYSTEM SET wal_level = 'logical';", RESTART)
         });
         findings.pass_or(format!("wal_level {level}"), finding);
     }
 
-    /// Whether what rules wait for can be emitted.
+    /// Whether applications can emit the events of the rules.
     pub(super) async fn events(&self, rules: &RuleSet, findings: &mut Findings) -> Result<(), tokio_postgres::Error> {
         const INSTALLED: &str = "select exists (select from pg_proc p join pg_namespace n on n.oid = p.pronamespace \
              where n.nspname = 'unstale' and p.proname = 'emit' and oidvectortypes(p.proargtypes) = 'text, jsonb' \
@@ -65,9 +67,9 @@ impl PostgresProbe<'_> {
         let finding = (!installed).then(|| {
             let message = format!("{} has no function unstale.emit(text, jsonb) that writes to the log", self.name);
             Finding::error("emit-missing", message)
-                .why("rules with `event` wait for what applications emit by it")
+                .why("applications emit events with it, and rules with `event` wait for them")
                 .fix("run `unstale setup`, or sql/emit.sql")
-                .statement(Stage::Events, EMIT.trim_end(), "locks nothing; makes a schema and a function in it")
+                .statement(Stage::Events, EMIT.trim_end(), "locks nothing; creates a schema and a function in it")
         });
         findings.pass_or("function unstale.emit", finding);
         Ok(())

@@ -1,7 +1,8 @@
-//! Whether the slot is there and healthy, and whether it may fill the disk or lose what it needs.
+//! Whether the slot exists and is healthy, and whether it may fill the disk or lose log that it
+//! needs.
 //!
-//! Owns these questions. It must not move or drop a slot. Invariant: what the server does not know in its version is
-//! not held against it.
+//! Owns these checks. It must not move or drop a slot. Invariant: what a version of PostgreSQL does
+//! not have is not a finding.
 
 use std::collections::HashMap;
 
@@ -12,20 +13,21 @@ use crate::cmd::check::cost::RELOAD;
 use crate::cmd::check::finding::{Finding, Findings, Stage};
 use crate::cmd::display::size;
 
-/// Log that is kept for us beyond this is worth a word, in bytes.
+/// More log than this kept for the slot is a finding, in bytes.
 const RETAINED_MAX: i64 = 1 << 30;
 
 /// From this version on a slot can survive a failover.
 const FAILOVER_SINCE: i32 = 17;
 
-/// The slot as JSON, because its columns differ between versions; how much log it keeps; and in which database we are.
+/// The slot as JSON, because its columns differ between versions; how much log is kept for it; the
+/// database.
 const SLOT: &str = "select to_jsonb(s)::text, pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn)::int8, \
      current_database()::text from pg_replication_slots s where slot_name = $1";
 
 const SETTINGS: &str = "select name, setting from pg_settings where name in ('max_slot_wal_keep_size', \
      'max_wal_size', 'idle_replication_slot_timeout', 'synchronized_standby_slots')";
 
-/// The columns of `pg_replication_slots` that count. Older versions lack some.
+/// The columns of `pg_replication_slots` that are checked. Older versions lack some.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct SlotRow {
@@ -65,7 +67,8 @@ impl PostgresProbe<'_> {
         Ok(())
     }
 
-    /// The statement that makes the slot: nothing is done while the server cannot, or twice.
+    /// The statement that creates the slot. It does nothing below `wal_level = logical`, or if the
+    /// slot exists.
     fn create(&self) -> String {
         let slot = &self.settings.slot;
         let failover = if self.facts.version >= FAILOVER_SINCE { ", failover => true" } else { "" };
@@ -77,12 +80,12 @@ impl PostgresProbe<'_> {
     }
 
     fn no_slot(&self) -> Finding {
-        const COST: &str = "waits until every transaction that is running has ended; from then on PostgreSQL keeps the \
-             log until the slot has read it; does nothing before wal_level is logical";
+        const COST: &str = "waits until every running transaction has ended; from then on, PostgreSQL keeps the log until \
+             the slot has read it; does nothing before wal_level is logical";
         let slot = &self.settings.slot;
         Finding::error("slot-missing", format!("{} has no replication slot `{slot}`", self.name))
-            .why("the slot is where PostgreSQL remembers what was invalidated")
-            .fix("`unstale setup` makes it, or run this:")
+            .why("the slot is how PostgreSQL knows which changes were invalidated")
+            .fix("`unstale setup` creates it, or run this:")
             .statement(Stage::Slot, self.create(), COST)
     }
 
@@ -95,7 +98,7 @@ impl PostgresProbe<'_> {
         let name = &self.settings.slot;
         let message = format!("{}: the slot `{name}` belongs to database {owner} and plugin {plugin}", self.name);
         let finding = Finding::configuration("slot-owner", message);
-        Some(finding.why("it is somebody else's").fix("choose another name for source.slot"))
+        Some(finding.why("another application uses it").fix("choose another name for source.slot"))
     }
 
     fn unusable(&self, slot: &SlotRow) -> Option<Finding> {
@@ -105,14 +108,14 @@ impl PostgresProbe<'_> {
         let name = &self.settings.slot;
         let reason = slot.invalidation_reason.as_deref().map_or_else(String::new, |reason| format!(" ({reason})"));
         let finding = Finding::error("slot-lost", format!("{}: the slot `{name}` is lost{reason}", self.name))
-            .why("PostgreSQL threw away log that it needs: changes were missed, so the cache will be emptied once")
+            .why("PostgreSQL removed log that it needs: changes were missed, so the cache will be emptied once")
             .fix("`unstale run` replaces it by itself; or run this:")
             .statement(
                 Stage::Slot,
                 format!("SELECT pg_drop_replication_slot('{name}');"),
                 "locks nothing; the next `unstale run` begins a new epoch, which empties the cache",
             )
-            .statement(Stage::Slot, self.create(), "waits until every transaction that is running has ended");
+            .statement(Stage::Slot, self.create(), "waits until every running transaction has ended");
         Some(finding)
     }
 
@@ -123,8 +126,8 @@ impl PostgresProbe<'_> {
         let name = &self.settings.slot;
         let message = format!("{}: the slot `{name}` is about to be lost", self.name);
         let finding = Finding::warning("slot-endangered", message)
-            .why("it is further behind than max_slot_wal_keep_size allows; once lost, the cache is emptied")
-            .fix("start `unstale run` at once, or raise max_slot_wal_keep_size (a reload puts it into force)");
+            .why("it is further behind than max_slot_wal_keep_size allows; when it is lost, the cache is emptied")
+            .fix("start `unstale run` at once, or raise max_slot_wal_keep_size, which takes effect with a reload");
         Some(finding)
     }
 
@@ -135,8 +138,8 @@ impl PostgresProbe<'_> {
         let name = &self.settings.slot;
         let message = format!("{}: PostgreSQL keeps {} of log for the slot `{name}`", self.name, size(retained));
         let fix = match slot.active {
-            true => "see why `unstale run` lags: its log names what it waits for",
-            false => "start `unstale run`; if nobody will, remove the slot with `unstale teardown`",
+            true => "see in the log of `unstale run` what it waits for",
+            false => "start `unstale run`, or remove the slot with `unstale teardown`",
         };
         let why = "the log fills the disk, and the cache is as far behind";
         Some(Finding::warning("slot-lag", message).why(why).fix(fix))
@@ -148,11 +151,11 @@ impl PostgresProbe<'_> {
         let connection = format!("replication=database dbname={}", self.settings.postgres.database);
         let command = format!("ALTER_REPLICATION_SLOT {slot} (FAILOVER true)");
         Finding::warning("slot-failover", message)
-            .why("standbys synchronize slots, but not this one: after a failover the cache would be emptied")
+            .why("standbys synchronize slots, but not this one, so the cache is emptied after a failover")
             .fix(format!("stop `unstale run`, then: psql '{connection}' -c '{command}'"))
     }
 
-    /// Settings under which a slot that nobody reads fills the disk, or is lost too early.
+    /// Settings with which a slot that is not read fills the disk, or is lost too early.
     fn limits(&self, settings: &HashMap<String, String>, findings: &mut Findings) {
         let megabytes = |name: &str| settings.get(name).and_then(|value| value.parse::<i64>().ok());
         let keep = megabytes("max_slot_wal_keep_size").unwrap_or(-1);
@@ -160,13 +163,13 @@ impl PostgresProbe<'_> {
         let finding = if keep < 0 {
             let message = format!("{} keeps log for slots without limit (max_slot_wal_keep_size = -1)", self.name);
             let finding = Finding::warning("slot-unlimited", message)
-                .why("a slot that nobody reads any more fills the disk, and PostgreSQL stops")
-                .fix("decide how much the disk can hold; beyond, the slot is lost and the cache emptied once:");
+                .why("a slot that is no longer read fills the disk, and PostgreSQL stops")
+                .fix("set how much the disk can hold; beyond that, the slot is lost and the cache is emptied once:");
             Some(finding.statement(Stage::Settings, "ALTER SYSTEM SET max_slot_wal_keep_size = '50GB';", RELOAD))
         } else if keep < checkpoint {
             let message = format!("{} keeps only {keep} MB of log for slots (max_slot_wal_keep_size)", self.name);
             let finding = Finding::warning("slot-limit", message)
-                .why("that may be written between two checkpoints: while unstale is away for minutes, the slot is lost")
+                .why("as much may be written between two checkpoints, so the slot is lost if unstale is down for minutes")
                 .fix("raise it above max_wal_size:");
             let statement = format!("ALTER SYSTEM SET max_slot_wal_keep_size = '{}MB';", checkpoint.saturating_mul(10));
             Some(finding.statement(Stage::Settings, statement, RELOAD))
@@ -176,10 +179,10 @@ impl PostgresProbe<'_> {
         findings.pass_or(format!("max_slot_wal_keep_size {keep} MB"), finding);
         let idle = settings.get("idle_replication_slot_timeout").filter(|timeout| *timeout != "0");
         if let Some(timeout) = idle {
-            let message = format!("{} drops slots that nobody reads for {timeout} s", self.name);
+            let message = format!("{} invalidates slots that are not read for {timeout} s", self.name);
             let finding = Finding::warning("slot-timeout", message)
-                .why("when unstale is away for longer, its slot is lost and the cache is emptied once")
-                .fix("make idle_replication_slot_timeout longer than any maintenance takes");
+                .why("if unstale is down for longer, its slot is lost and the cache is emptied once")
+                .fix("set idle_replication_slot_timeout longer than any maintenance takes");
             findings.add(finding);
         }
     }

@@ -1,15 +1,15 @@
-//! What a check asks Redis.
+//! The checks of Redis.
 //!
-//! Owns the judgement of its answers. It must not know how Redis is asked; [`probe`](mod@probe)
-//! does. Invariant: a question that the user may not ask is reported among the missing permissions,
-//! and ends nothing.
+//! Owns what each answer means. It must not know how Redis is asked; [`probe`](mod@probe) does.
+//! Invariant: a command that the user may not run is reported among the missing permissions, and
+//! does not end the check.
 
 mod probe;
 
 use std::collections::BTreeSet;
 use std::time::{Instant, SystemTime};
 
-use self::probe::{Permission, Probe, ServerFacts};
+use self::probe::{Permission, RedisFacts, RedisProbe};
 use super::clock::{self, Reading, SAMPLES};
 use super::finding::{Finding, Findings, Stage};
 use crate::cmd::config_file::ConfigFile;
@@ -21,17 +21,17 @@ use crate::rules::Rule;
 use crate::sink::SinkError;
 use crate::sink::commands::Usage;
 
-/// The oldest version whose scripts and commands do.
+/// The oldest major version with the commands and scripts that are used.
 const MAJOR_LEAST: u32 = 7;
 
-/// What a Redis answered.
+/// What the checks of Redis found.
 pub(super) struct RedisFindings {
     pub(super) findings: Findings,
     /// Its clock, if it was read.
     pub(super) clock: Option<Reading>,
 }
 
-/// Asks everything there is to ask; a server that is away is one finding.
+/// Runs every check. A server that is not available is one finding.
 pub(super) async fn probe(file: &ConfigFile) -> RedisFindings {
     let address = file.settings.redis.addr().to_string();
     let mut cache = RedisFindings { findings: Findings::default(), clock: None };
@@ -44,7 +44,7 @@ pub(super) async fn probe(file: &ConfigFile) -> RedisFindings {
 
 async fn ask(file: &ConfigFile, address: &str, cache: &mut RedisFindings) -> Result<(), SinkError> {
     let findings = &mut cache.findings;
-    let mut server = Probe::open(&file.settings.redis).await?;
+    let mut server = RedisProbe::open(&file.settings.redis).await?;
     if let Some(facts) = unless_forbidden(server.facts().await)? {
         judge(&facts, address, findings);
         let has_tags = file.rules.rules().iter().flat_map(Rule::actions).any(|(kind, _)| kind == ActionKind::Tag);
@@ -65,7 +65,7 @@ async fn ask(file: &ConfigFile, address: &str, cache: &mut RedisFindings) -> Res
     Ok(())
 }
 
-/// An answer, or nothing if the user may not ask.
+/// An answer, or nothing if the user may not run the command.
 fn unless_forbidden<T>(answer: Result<T, SinkError>) -> Result<Option<T>, SinkError> {
     match answer {
         Ok(answer) => Ok(Some(answer)),
@@ -75,14 +75,14 @@ fn unless_forbidden<T>(answer: Result<T, SinkError>) -> Result<Option<T>, SinkEr
 }
 
 fn refused(error: &SinkError) -> Finding {
-    let why = "without Redis nothing is invalidated";
+    let why = "without Redis, nothing can be invalidated";
     if error.is_login_refused() {
         return Finding::configuration("redis-login", with_causes(error)).why(why).fix("correct target.url");
     }
     Finding::unavailable("redis-unreachable", with_causes(error)).why(why).fix("start Redis, or correct target.url")
 }
 
-fn judge(facts: &ServerFacts, address: &str, findings: &mut Findings) {
+fn judge(facts: &RedisFacts, address: &str, findings: &mut Findings) {
     let name = match &facts.valkey {
         Some(version) => format!("Valkey {version}"),
         None => format!("Redis {}", facts.version),
@@ -91,28 +91,28 @@ fn judge(facts: &ServerFacts, address: &str, findings: &mut Findings) {
     let old = major.is_some_and(|major| major < MAJOR_LEAST).then(|| {
         let message = format!("Redis at {address} is version {}; at least 7.0 is needed (Valkey 7.2)", facts.version);
         Finding::error("redis-version", message)
-            .why("the scripts need flags that older versions do not know")
+            .why("the scripts need flags that older versions do not have")
             .fix("upgrade Redis")
     });
     findings.pass_or(format!("version: {name}"), old);
     let replica = facts.replica.then(|| {
         Finding::configuration("redis-replica", format!("Redis at {address} is a replica"))
-            .why("a replica refuses writes, and what it holds is replaced by what its primary holds")
+            .why("a replica refuses writes, and its data is replaced by that of its primary")
             .fix("name the primary in target.url")
     });
     findings.pass_or("role: primary", replica);
     let cluster = facts.cluster.then(|| {
         Finding::configuration("redis-cluster", format!("Redis at {address} is a node of a cluster"))
-            .why("this version of unstale speaks to one server, and a cluster spreads the keys over many")
-            .fix("name a server that is no cluster in target.url")
+            .why("this version of unstale works with one server, and a cluster distributes keys over several")
+            .fix("name a server without cluster mode in target.url")
     });
     findings.pass_or("no cluster", cluster);
 }
 
-/// What Redis does when its memory is full.
-fn eviction(facts: &ServerFacts, has_tags: bool, address: &str, findings: &mut Findings) {
+/// Whether the eviction policy fits the rules.
+fn eviction(facts: &RedisFacts, has_tags: bool, address: &str, findings: &mut Findings) {
     const FIX: &str = "CONFIG SET maxmemory-policy volatile-lru";
-    const COST: &str = "takes effect at once; write it into redis.conf as well";
+    const COST: &str = "takes effect at once; write it to redis.conf as well";
     let (Some(policy), Some(limit)) = (facts.eviction.as_deref(), facts.memory_max) else { return };
     if limit == 0 {
         return findings.pass("memory: no limit");
@@ -120,13 +120,14 @@ fn eviction(facts: &ServerFacts, has_tags: bool, address: &str, findings: &mut F
     let finding = match policy {
         "noeviction" => {
             let message = format!("Redis at {address} evicts nothing when it is full (maxmemory-policy noeviction)");
-            let why = "then it refuses what `set`, `stream` and the readers of the cache write; deletes go through";
+            let why = "a full Redis then refuses what `set`, `stream` and readers write; deletes are accepted";
             Some(Finding::warning("redis-eviction", message).why(why).statement(Stage::Redis, FIX, COST))
         }
         policy if has_tags && policy.starts_with("allkeys-") => {
             let message = format!("Redis at {address} may evict the sets of `tags` (maxmemory-policy {policy})");
-            let why = "keys whose set was evicted are no longer found by their tag, and stay stale until their ttl";
-            let fix = "evict by volatile-lru and give every cached value a ttl, or use version keys (`bump`) instead";
+            let why =
+                "keys whose set was evicted are no longer found by their tag, and stay stale until their ttl ends";
+            let fix = "evict with volatile-lru and give every cached value a ttl, or use version keys (`bump`)";
             let finding = Finding::warning("redis-eviction", message).why(why).fix(fix);
             Some(finding.statement(Stage::Redis, FIX, COST))
         }
@@ -135,16 +136,16 @@ fn eviction(facts: &ServerFacts, has_tags: bool, address: &str, findings: &mut F
     findings.pass_or(format!("memory: limited, maxmemory-policy {policy}"), finding);
 }
 
-/// Whether the user may run every command that is used.
+/// Whether the user may run every command that unstale uses.
 async fn permissions(
     file: &ConfigFile,
-    server: &mut Probe,
+    server: &mut RedisProbe,
     address: &str,
     findings: &mut Findings,
 ) -> Result<(), SinkError> {
     let settings = &file.settings;
     let user = server.user().await?;
-    let (mut needed, mut to_look, mut untried) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut needed, mut for_diagnosis, mut untried) = (Vec::new(), Vec::new(), Vec::new());
     let usage = Usage {
         namespace: &settings.namespace,
         slot: &settings.slot,
@@ -155,7 +156,7 @@ async fn permissions(
     for need in probe::needs(&usage) {
         match server.may(user.as_deref(), &need).await? {
             Permission::Allowed => {}
-            Permission::Denied(reason) if need.only_to_look => to_look.push(reason),
+            Permission::Denied(reason) if need.only_for_diagnosis => for_diagnosis.push(reason),
             Permission::Denied(reason) => needed.push(reason),
             Permission::Untried(command) if !untried.contains(&command) => untried.push(command),
             Permission::Untried(_) => {}
@@ -167,29 +168,31 @@ async fn permissions(
     if !needed.is_empty() {
         let Missing { list, command } = missing(&needed);
         let finding = Finding::error("redis-acl", format!("Redis at {address}: {who} lacks {list}"))
-            .why("each is used to keep Redis coherent, and a batch that is refused is tried again for ever");
+            .why("each is needed to keep Redis coherent, and a refused batch is retried for ever");
         found.push(finding.statement(Stage::Redis, command, ACL_COST));
     }
-    if !to_look.is_empty() {
-        let Missing { list, command } = missing(&to_look);
+    if !for_diagnosis.is_empty() {
+        let Missing { list, command } = missing(&for_diagnosis);
         let finding = Finding::warning("redis-acl-look", format!("Redis at {address}: {who} lacks {list}"))
             .why("invalidation does not need them; `explain`, `status`, `dry-run --dead` or `replay --dead` may fail for this user");
         found.push(finding.statement(Stage::Redis, command, ACL_COST));
     }
     if !untried.is_empty() {
         let commands = untried.join(", ");
-        let message = format!("Redis at {address}: whether {who} may run {commands} could not be tried");
-        let finding = Finding::warning("redis-acl-untried", message)
-            .why("the server does not let this user ask (ACL WHOAMI, ACL DRYRUN), and to run them would do something");
-        found.push(finding.fix("allow `+acl|whoami +acl|dryrun`, or run the check as a user who may"));
+        let message = format!("Redis at {address}: it could not be determined whether {who} may run {commands}");
+        let finding = Finding::warning("redis-acl-untried", message).why(
+            "the user may not run ACL WHOAMI and ACL DRYRUN, and running the commands themselves would have effects",
+        );
+        found.push(finding.fix("allow `+acl|whoami +acl|dryrun`, or run the check as another user"));
     }
     findings.pass_or(format!("permissions of {who}"), found);
     Ok(())
 }
 
-const ACL_COST: &str = "takes effect at once; ACL SAVE, or write it where the server reads its users from";
+const ACL_COST: &str =
+    "takes effect at once; make it permanent with ACL SAVE, or in the file from which the server reads its users";
 
-/// What an ACL has to allow besides.
+/// What an ACL must allow in addition.
 struct Missing {
     list: String,
     command: String,
@@ -220,7 +223,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_missing_is_said_as_the_acl_says_it() {
+    fn missing_permissions_are_listed_as_an_acl_writes_them() {
         let reasons = [
             "User app has no permissions to run the 'xadd' command",
             "this user has no permissions to run the 'script|load' command",
@@ -235,18 +238,18 @@ mod tests {
 
     #[test]
     fn a_server_is_judged_by_what_it_says() {
-        let check = |facts: &ServerFacts, has_tags: bool, expected: &[&str]| {
+        let check = |facts: &RedisFacts, has_tags: bool, expected: &[&str]| {
             let mut findings = Findings::default();
             judge(facts, "h:1", &mut findings);
             eviction(facts, has_tags, "h:1", &mut findings);
             let ids: Vec<_> = findings.found.iter().map(|finding| finding.id).collect();
             assert_eq!(ids, expected, "{facts:?}");
         };
-        let sound = || ServerFacts { version: "7.0.15".to_owned(), memory_max: Some(0), ..ServerFacts::default() };
+        let sound = || RedisFacts { version: "7.0.15".to_owned(), memory_max: Some(0), ..RedisFacts::default() };
         check(&sound(), true, &[]);
-        check(&ServerFacts { version: "6.2.1".to_owned(), ..sound() }, true, &["redis-version"]);
-        check(&ServerFacts { replica: true, cluster: true, ..sound() }, true, &["redis-replica", "redis-cluster"]);
-        let evicting = |policy: &str| ServerFacts { memory_max: Some(1), eviction: Some(policy.to_owned()), ..sound() };
+        check(&RedisFacts { version: "6.2.1".to_owned(), ..sound() }, true, &["redis-version"]);
+        check(&RedisFacts { replica: true, cluster: true, ..sound() }, true, &["redis-replica", "redis-cluster"]);
+        let evicting = |policy: &str| RedisFacts { memory_max: Some(1), eviction: Some(policy.to_owned()), ..sound() };
         check(&evicting("noeviction"), false, &["redis-eviction"]);
         check(&evicting("allkeys-lru"), false, &[]);
         check(&evicting("allkeys-lru"), true, &["redis-eviction"]);

@@ -14,21 +14,21 @@ use crate::sink::commands::{SentCommand, Usage};
 /// How long to wait for a connection, and for each answer.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 
-/// A connection for questions.
-pub(super) struct Probe {
-    link: MultiplexedConnection,
+/// A connection for the checks.
+pub(super) struct RedisProbe {
+    connection: MultiplexedConnection,
     address: String,
 }
 
-impl std::fmt::Debug for Probe {
+impl std::fmt::Debug for RedisProbe {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Probe").field("address", &self.address).finish_non_exhaustive()
+        f.debug_struct("RedisProbe").field("address", &self.address).finish_non_exhaustive()
     }
 }
 
-/// What a server says of itself.
+/// What a server reports about itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct ServerFacts {
+pub(super) struct RedisFacts {
     /// The version of Redis, or the one that it says it is compatible with.
     pub(super) version: String,
     /// The version of Valkey, if it is one.
@@ -49,7 +49,7 @@ pub(super) struct Need {
     sent: SentCommand,
     /// Only `explain`, `status`, `dry-run --dead` and `replay --dead` send it. Invalidation does
     /// not need it.
-    pub(super) only_to_look: bool,
+    pub(super) only_for_diagnosis: bool,
 }
 
 /// Whether the user may run a command.
@@ -63,19 +63,19 @@ pub(super) enum Permission {
     Untried(String),
 }
 
-impl Probe {
+impl RedisProbe {
     /// Connects.
     pub(super) async fn open(info: &ConnectionInfo) -> Result<Self, SinkError> {
         let address = info.addr().to_string();
         let opened = async { crate::redis::connect(&crate::redis::open_client(info)?, ANSWER_MAX).await };
-        let link = opened.await.map_err(|error| SinkError::unusable(&address, error))?;
-        Ok(Self { link, address })
+        let connection = opened.await.map_err(|error| SinkError::unusable(&address, error))?;
+        Ok(Self { connection, address })
     }
 
-    /// What the server says of itself.
-    pub(super) async fn facts(&mut self) -> Result<ServerFacts, SinkError> {
+    /// Asks what the server is.
+    pub(super) async fn facts(&mut self) -> Result<RedisFacts, SinkError> {
         let info: String = self.ask(&redis::cmd("INFO")).await?;
-        Ok(ServerFacts::parse(&info))
+        Ok(RedisFacts::parse(&info))
     }
 
     /// Its clock, in milliseconds since 1970.
@@ -91,7 +91,7 @@ impl Probe {
 
     /// The name of the user; none if the server does not say.
     pub(super) async fn user(&mut self) -> Result<Option<String>, SinkError> {
-        match redis::cmd("ACL").arg("WHOAMI").query_async(&mut self.link).await {
+        match redis::cmd("ACL").arg("WHOAMI").query_async(&mut self.connection).await {
             Ok(user) => Ok(Some(user)),
             Err(error) if is_answer(&error) => Ok(None),
             Err(error) => Err(SinkError::unusable(&self.address, error)),
@@ -102,14 +102,14 @@ impl Probe {
     /// harmless.
     pub(super) async fn may(&mut self, user: Option<&str>, need: &Need) -> Result<Permission, SinkError> {
         if let Some(user) = user
-            && let Some(verdict) = self.dry_run(user, &need.sent.command).await?
+            && let Some(permission) = self.dry_run(user, &need.sent.command).await?
         {
-            return Ok(verdict);
+            return Ok(permission);
         }
         if !need.sent.harmless {
             return Ok(Permission::Untried(need.name()));
         }
-        match need.sent.command.query_async::<Value>(&mut self.link).await {
+        match need.sent.command.query_async::<Value>(&mut self.connection).await {
             Ok(_) => Ok(Permission::Allowed),
             Err(error) if error.code() == Some("NOPERM") => {
                 Ok(Permission::Denied(error.detail().unwrap_or_default().to_owned()))
@@ -129,7 +129,7 @@ impl Probe {
                 dry.arg(bytes);
             }
         }
-        match dry.query_async::<Value>(&mut self.link).await {
+        match dry.query_async::<Value>(&mut self.connection).await {
             Ok(Value::Okay) => Ok(Some(Permission::Allowed)),
             Ok(reply) => Ok(redis::from_redis_value(reply).ok().map(Permission::Denied)),
             Err(error) if is_answer(&error) => Ok(None),
@@ -138,11 +138,11 @@ impl Probe {
     }
 
     async fn ask<T: redis::FromRedisValue>(&mut self, command: &Cmd) -> Result<T, SinkError> {
-        command.query_async(&mut self.link).await.map_err(|error| SinkError::unusable(&self.address, error))
+        command.query_async(&mut self.connection).await.map_err(|error| SinkError::unusable(&self.address, error))
     }
 }
 
-impl ServerFacts {
+impl RedisFacts {
     /// Reads the text of `INFO`.
     fn parse(info: &str) -> Self {
         let field = |name: &str| {
@@ -183,8 +183,8 @@ impl Need {
 /// Every command that the daemon sends, and those that only other commands of this program send.
 pub(super) fn needs(usage: &Usage<'_>) -> Vec<Need> {
     let (key, channel) = (usage.probe_key(), usage.channel());
-    let of_daemon = usage.commands().into_iter().map(|sent| Need { sent, only_to_look: false });
-    let to_look = [
+    let of_daemon = usage.commands().into_iter().map(|sent| Need { sent, only_for_diagnosis: false });
+    let for_diagnosis = [
         SentCommand::new("PTTL", &key, "", true),
         SentCommand::new("STRLEN", &key, "", true),
         SentCommand::new("GETRANGE", &key, "0 0", true),
@@ -198,10 +198,10 @@ pub(super) fn needs(usage: &Usage<'_>) -> Vec<Need> {
         SentCommand::new("XDEL", &key, "0-1", true),
         SentCommand::new("SUBSCRIBE", &channel, "", false),
     ];
-    of_daemon.chain(to_look.into_iter().map(|sent| Need { sent, only_to_look: true })).collect()
+    of_daemon.chain(for_diagnosis.into_iter().map(|sent| Need { sent, only_for_diagnosis: true })).collect()
 }
 
-/// Whether the server answered, if with an error.
+/// Whether the server answered, although with an error.
 fn is_answer(error: &RedisError) -> bool {
     error.code().is_some()
 }
@@ -216,7 +216,7 @@ mod tests {
         let info = "# Server\r\nredis_version:7.2.4\r\nvalkey_version:8.0.1\r\n# Memory\r\nmaxmemory:1024\r\n\
                     maxmemory_human:1K\r\nmaxmemory_policy:allkeys-lru\r\n# Replication\r\nrole:slave\r\n\
                     # Cluster\r\ncluster_enabled:1\r\n";
-        let expected = ServerFacts {
+        let expected = RedisFacts {
             version: "7.2.4".to_owned(),
             valkey: Some("8.0.1".to_owned()),
             replica: true,
@@ -224,8 +224,8 @@ mod tests {
             memory_max: Some(1024),
             eviction: Some("allkeys-lru".to_owned()),
         };
-        assert_eq!(ServerFacts::parse(info), expected);
-        assert_eq!(ServerFacts::parse(""), ServerFacts::default());
+        assert_eq!(RedisFacts::parse(info), expected);
+        assert_eq!(RedisFacts::parse(""), RedisFacts::default());
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! A change explained: for every rule of its table, why it acts or does not, and what its templates say.
+//! A change, explained: why every rule of its table acts or does not, and what its templates make.
 //!
-//! Owns the input and, with [`rule_report`], how the verdicts of rules are shown. It must not decide: [`trace`] tells what the planner
-//! decides. Invariant: nothing is asked of a server unless `--lookups` says so.
+//! Owns the input. [`rule_report`] owns how the verdict of a rule is printed. It must not decide:
+//! [`trace`] says what the planner decides. Invariant: a server is asked only with `--lookups`.
 
 mod rule_report;
 
@@ -20,7 +20,7 @@ use crate::postgres;
 use crate::rules::trace;
 use crate::source::recording::Recording;
 
-/// What the change is called in messages when it stands on the command line.
+/// The name of the input in messages, if the change is an argument.
 const ARGUMENT: &str = "--change";
 
 pub(super) async fn explain(file: &ConfigFile, given: &str, args: &ExplainArgs) -> Result<(), Failure> {
@@ -45,14 +45,14 @@ pub(super) async fn explain(file: &ConfigFile, given: &str, args: &ExplainArgs) 
         })?;
     }
     if count == 0 {
-        return Err(Failure::usage(format!("{name} holds no change; {EXPECTED}")));
+        return Err(Failure::usage(format!("{name} contains no change; {EXPECTED}")));
     }
     Ok(())
 }
 
 const EXPECTED: &str = r#"expected a line such as {"table":"users","op":"update","old":{…},"new":{…}}"#;
 
-/// Every rule's verdict, with the rows of its lookups if there is somebody to ask.
+/// A report for every rule of the table, with the rows of its lookup if there is a runner.
 async fn reports<'a>(
     file: &'a ConfigFile,
     change: &'a Change,

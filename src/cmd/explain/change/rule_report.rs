@@ -1,6 +1,7 @@
-//! One rule's verdict in words, and as JSON.
+//! The verdict of one rule about a change, in words and as JSON.
 //!
-//! Owns the words. It must not decide. Invariant: what the log does not carry is said to be unknown, never NULL.
+//! Owns the words. It must not decide. Invariant: what the log does not carry is reported as
+//! unknown, never as NULL.
 
 use std::fmt::Write as _;
 
@@ -16,18 +17,18 @@ use crate::rules::{Compared, Decision, Image, Made, Named, Rendered, Rule, Verdi
 /// How many characters of a column's value are shown.
 const VALUE_SHOWN_MAX: usize = 60;
 
-/// How many ops that follow from lookups are shown.
+/// How many ops of looked-up rows are shown.
 const OPS_SHOWN_MAX: usize = 100;
 
-/// A verdict, to be shown.
+/// The verdict of one rule, and what it is printed with.
 pub(super) struct RuleReport<'a> {
     file: &'a ConfigFile,
     rule: &'a Rule,
     change: &'a Change,
     verdict: Verdict,
-    /// What the rule's lookup would be asked.
+    /// The calls of the rule's lookup.
     calls: Vec<LookupCall>,
-    /// Whether it was.
+    /// Whether the lookup was run.
     asked: bool,
 }
 
@@ -37,13 +38,13 @@ impl<'a> RuleReport<'a> {
         Self { file, rule, change, verdict, calls, asked: false }
     }
 
-    /// Asks the lookup.
+    /// Runs the lookup.
     pub(super) async fn resolve(&mut self, runner: &mut Runner) {
         runner.resolve(&self.file.rules, &mut self.verdict.plan).await;
         self.asked = true;
     }
 
-    /// Some lines.
+    /// The report as lines.
     pub(super) fn text(&self) -> String {
         let name = printable(self.rule.name.as_bytes());
         let place = self.file.place(self.rule.span.start);
@@ -74,7 +75,7 @@ impl<'a> RuleReport<'a> {
         text
     }
 
-    /// Whether the operation is one that the rule is about at all.
+    /// Whether the rule considers this operation.
     fn is_considered(&self) -> bool {
         !matches!(self.verdict.decision, Ok(Decision::OtherOperation | Decision::TruncateIgnored))
     }
@@ -86,7 +87,7 @@ impl<'a> RuleReport<'a> {
         };
         match decision {
             Decision::Fires => "acts".to_owned(),
-            Decision::FiresUnknown => "acts, because what decides is not known".to_owned(),
+            Decision::FiresUnknown => "acts, because a value that decides is not known".to_owned(),
             Decision::FiresFailed(reason) => {
                 format!("acts, because its `when` failed: {}", printable(reason.as_bytes()))
             }
@@ -101,12 +102,12 @@ impl<'a> RuleReport<'a> {
         }
     }
 
-    /// What came of the condition; nothing if it was not looked at.
+    /// The result of the condition; nothing if it was not evaluated.
     fn condition_held(&self) -> Option<&'static str> {
         self.rule.condition.as_ref()?;
         match self.verdict.decision.as_ref().ok()? {
             Decision::ConditionFalse => Some("false"),
-            Decision::FiresFailed(_) => Some("not to be told: it failed"),
+            Decision::FiresFailed(_) => Some("not known, because it failed"),
             Decision::Fires | Decision::FiresUnknown if self.change.operation == Operation::Truncate => None,
             Decision::FiresUnknown if self.verdict.read.iter().any(|read| read.cell == Cell::Absent) => {
                 Some("not known, which counts as true")
@@ -124,30 +125,30 @@ impl<'a> RuleReport<'a> {
         })
     }
 
-    /// What a template says, each in words.
+    /// What a template makes, each in words.
     fn made(&self, named: &Named) -> Vec<String> {
         if named.made.is_empty() {
-            return vec!["nothing: without a row nobody can tell which are meant".to_owned()];
+            return vec!["nothing, because there is no row to take values from".to_owned()];
         }
         let both = self.change.old.is_some() && self.change.new.is_some();
         let words = |made: &Made| {
             let because = made.because.iter().map(|column| format!("`{}`", printable(column.as_bytes())));
             let because = because.collect::<Vec<_>>().join(", ");
             let row = match made.image {
-                Some(Image::Old) if both => "  (the row before)",
+                Some(Image::Old) if both => "  (the old row)",
                 _ => "",
             };
             match &made.name {
                 Rendered::Key(key) => format!("{key}{row}"),
                 Rendered::Glob(glob) if because.is_empty() => format!("all of {glob}{row}"),
-                Rendered::Glob(glob) => format!("all of {glob}{row}: {because} is not carried by the log"),
-                Rendered::Nothing => format!("nothing{row}: {because} is NULL or there is no such row"),
+                Rendered::Glob(glob) => format!("all of {glob}{row}: the log does not carry {because}"),
+                Rendered::Nothing => format!("nothing{row}: {because} is NULL, or the row does not exist"),
             }
         };
         named.made.iter().map(words).collect()
     }
 
-    /// What the rule's lookup is asked, and what followed if it was.
+    /// The calls of the rule's lookup, and the ops of its rows if it was run.
     fn lookup(&self, text: &mut String) {
         let lookup = self.lookup_name();
         for (kind, template) in self.rule.actions() {
@@ -156,11 +157,11 @@ impl<'a> RuleReport<'a> {
         }
         for call in &self.calls {
             let arguments: Vec<_> = call.arguments.iter().map(|value| beginning(value, VALUE_SHOWN_MAX)).collect();
-            let asked = if self.asked { "" } else { ", not asked: --lookups does" };
+            let asked = if self.asked { "" } else { ", not run: add --lookups" };
             let _ = writeln!(text, "  lookup: {lookup}({}){asked}", arguments.join(", "));
         }
         if self.calls.is_empty() && self.verdict.plan.is_empty() {
-            let _ = writeln!(text, "  lookup: {lookup} is not asked, because a value to ask with is NULL");
+            let _ = writeln!(text, "  lookup: {lookup} is not run, because an argument is NULL");
         }
         for letter in self.verdict.plan.dead_letters() {
             let _ = writeln!(text, "  {}", printable(letter.reason.as_bytes()));
@@ -248,7 +249,7 @@ fn shown_cell(cell: &Cell) -> String {
     }
 }
 
-/// What is not known is left out.
+/// Inserts a value. An unknown value is left out.
 fn insert_cell(name: &str, cell: &Cell, object: &mut Map<String, Value>) {
     let value = match cell {
         Cell::Value(value) => String::from_utf8_lossy(value).into_owned().into(),
