@@ -141,9 +141,9 @@ rule `user` (invalidation.yaml:6:3) acts
     v1:user:7
   delete: user-email:{email|lower}
     v1:user-email:b@x
-    v1:user-email:a@x  (the row before)
+    v1:user-email:a@x  (the old row)
 
-rule `upgraded` (invalidation.yaml:10:3) acts, because what decides is not known
+rule `upgraded` (invalidation.yaml:10:3) acts, because a value that decides is not known
   when: old.plan != new.plan  is not known, which counts as true
     old.plan is not carried by the log
     new.plan is pro

@@ -203,7 +203,7 @@ fn a_recording_beside_a_daemon_says_what_it_may_miss() {
 fn what_makes_no_sense_without_a_slot_is_refused() {
     let world = World::with(&in_outbox_mode(RULES), &["wal_level=replica"], &[]);
     let cases: &[(&[&str], i32, &str)] = &[
-        (&["record", "--slot", "mine"], 2, "leave it out"),
+        (&["record", "--slot", "mine"], 2, "omit it"),
         (&["record", "--publication", "mine"], 2, "--tables"),
         (&["record"], 78, "unstale setup"),
         (&["dry-run", "--slot"], 78, "unstale setup"),

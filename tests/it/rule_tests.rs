@@ -110,7 +110,7 @@ fn a_failure_shows_the_difference() {
      - delete user-mail:ann@x.io
        delete user:7
        publish users
-0 passed, 1 failed (- expected and not there, + there and not expected)
+0 passed, 1 failed (- expected and not planned, + planned and not expected)
 ";
     assert_eq!((code, said.as_str()), (Some(1), expected));
 }

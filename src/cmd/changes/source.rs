@@ -192,7 +192,7 @@ fn unread(table: &TableName, error: tokio_postgres::Error) -> Failure {
         Some(refusal) => {
             let (table, refusal) = (printable(table.to_string()), printable(ServerError::from(refusal).to_string()));
             Failure::usage(format!(
-                "cannot read the rows of {table}: {refusal}; correct --where, or grant the role SELECT on the table"
+                "PostgreSQL cannot return the rows of {table}: {refusal}; correct --where, or grant the role SELECT on the table"
             ))
         }
         None => error.into(),

@@ -57,7 +57,7 @@ fn refused(read: &Read, refusal: RejectedQuery, problems: &mut Problems) {
     }
     let advice = match refusal.hint {
         Some(hint) => hint,
-        None if refusal.is_forbidden => "grant the role of source.url SELECT on what the read uses".to_owned(),
+        None if refusal.is_forbidden => "GRANT SELECT on what the read uses to the role of source.url".to_owned(),
         None => "expected one `select`".to_owned(),
     };
     problems.push(read.sql.span.clone(), message, advice);
