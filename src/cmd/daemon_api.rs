@@ -31,7 +31,7 @@ impl DaemonApiArgs {
     pub(super) fn validate(&self) -> Result<(), Failure> {
         #[cfg(feature = "api")]
         if self.listen.listen.is_some() && !self.serve {
-            return Err(Failure::usage("--listen is for the read API: give --serve too"));
+            return Err(Failure::usage("--listen is for the read API; add --serve"));
         }
         Ok(())
     }
@@ -66,7 +66,8 @@ impl DaemonApi {
         })
     }
 
-    /// Serves until `stop`, within `drain_max` after it. If serving ends by itself, the daemon is stopped.
+    /// Serves until `stop`, within `drain_max` after it. If serving ends by itself, the daemon is
+    /// stopped.
     pub(super) fn start(self, stop: &CancellationToken, drain_max: std::time::Duration) -> ServingTask {
         #[cfg(not(feature = "api"))]
         let _ = (stop, drain_max);
