@@ -49,3 +49,8 @@ pub fn describe(error: &RedisError) -> String {
         _ => error.to_string(),
     }
 }
+
+/// An error as the cause of another one. Its text is that of [`describe`].
+#[derive(Debug, thiserror::Error)]
+#[error("{}", describe(.0))]
+pub struct RedisCause(pub RedisError);

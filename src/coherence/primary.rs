@@ -42,7 +42,7 @@ pub enum PrimaryError {
     #[error(transparent)]
     Connect(#[from] ConnectError),
     /// It refused, or the connection broke.
-    #[error("PostgreSQL did not say which commits are visible: {0}")]
+    #[error("PostgreSQL did not say which commits are visible")]
     Query(#[from] tokio_postgres::Error),
     /// The connection reached another server than the one that sends the log.
     #[error(

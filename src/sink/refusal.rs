@@ -4,11 +4,13 @@
 
 use redis::{ErrorKind, RedisError};
 
+use crate::redis::RedisCause;
+
 /// Why Redis cannot be used, at start or by a command.
 #[derive(Debug, thiserror::Error)]
 pub enum SinkError {
     /// It did not answer, or it refused.
-    #[error("cannot use Redis at {address}: {}; {advice}", crate::redis::describe(.source))]
+    #[error("cannot use Redis at {address}; {advice}")]
     Unusable {
         /// Where it is, without credentials.
         address: String,
@@ -16,7 +18,7 @@ pub enum SinkError {
         advice: &'static str,
         /// What happened.
         #[source]
-        source: RedisError,
+        source: RedisCause,
     },
     /// It is older than the scripts need.
     #[error("Redis at {address} is version {version}; at least 7.0 is needed (Valkey 7.2)")]
@@ -31,14 +33,14 @@ pub enum SinkError {
 impl SinkError {
     /// Redis did not answer, or it refused.
     pub fn unusable(address: &str, source: RedisError) -> Self {
-        Self::Unusable { address: address.to_owned(), advice: explain(&source).advice, source }
+        Self::Unusable { address: address.to_owned(), advice: explain(&source).advice, source: RedisCause(source) }
     }
 
     /// Redis was reached and refused the credentials: `target.url` is wrong, and waiting does not
     /// help.
     pub fn is_login_refused(&self) -> bool {
         match self {
-            Self::Unusable { source, .. } => {
+            Self::Unusable { source: RedisCause(source), .. } => {
                 source.kind() == ErrorKind::AuthenticationFailed
                     || matches!(source.code(), Some("NOAUTH" | "WRONGPASS"))
             }
@@ -48,7 +50,7 @@ impl SinkError {
 
     /// Redis was reached and does not permit this user the command. Others may be permitted.
     pub fn is_command_refused(&self) -> bool {
-        matches!(self, Self::Unusable { source, .. } if source.code() == Some("NOPERM"))
+        matches!(self, Self::Unusable { source, .. } if source.0.code() == Some("NOPERM"))
     }
 }
 
