@@ -19,7 +19,7 @@ check: ## Check types, lints and unit tests: the loop while editing.
 	cargo test --locked --lib --quiet
 
 test: servers lint docs ## Run everything that CI runs.
-	cargo test --locked
+	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-4} cargo test --locked
 
 lint: ## Check the format, and clippy with all features and with none.
 	cargo fmt --check
