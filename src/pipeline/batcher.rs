@@ -1,132 +1,89 @@
-//! What the loop knows: changes planned and not yet sent, the batch in flight, the ledger.
+//! The next batch, and the ledger of what is in force.
 //!
-//! Owns the pipeline's state. Synchronous; knows no socket and no clock. Invariants: nothing of a transaction is
-//! sent before the gate sees it (what an outbox gives is visible already); memory is bounded whatever the size of a transaction (rows are planned as
-//! they arrive, and [`Batcher::is_full`] stops the reader); at most one batch is in flight, so order holds; a
-//! transaction is done only when the batch with its last row is in force.
+//! Owns the pipeline's state: what is visible and waits for the batch in flight, what is in flight, how far everything
+//! is in force. Synchronous; knows no socket and no clock. Invariants: no op is sent before the gate sees its
+//! transaction (an outbox shows only visible ones); memory is bounded, because rows are planned as they arrive and
+//! [`Batcher::is_full`] stops the reader; at most one batch is in flight, so order holds; a transaction is done only
+//! when the batch with its last row is in force.
 
-use std::collections::VecDeque;
 use std::ops::RangeInclusive;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::part::{Part, Size};
-use super::repeats::{Bound, Hold, Repeats};
+use super::held::Held;
+use super::in_flight::InFlight;
+use super::intake::{ArrivedTransaction, Intake};
+use super::part::Part;
+use super::repeats::{ConfirmLimit, Repeats};
 use super::slow_queue::{SlowQueue, SlowWork};
-use super::streams::{BYTES_MAX, ENTRIES_MAX, Marked, Streams};
-use crate::change::{self, Begin, Change, Lsn, SourceEvent, Xid};
-use crate::coherence::gate::{Gate, Snapshot};
+use super::streams::Streams;
+use crate::change::{Begin, Lsn, SourceEvent, Xid};
+use crate::coherence::gate::Snapshot;
 use crate::coherence::progress::{Progress, Ticket};
-use crate::mutant::{self, Mutant};
-use crate::plan::{Plan, Removal, RuleId};
+use crate::plan::Plan;
 use crate::rules::{PlanError, Planner};
 use crate::sink::Batch;
 use crate::source::outbox::claim::Transaction;
 use crate::source::outbox::entry::EntryEvent;
 
-/// How many times as much may be held back until it is visible: what is stuck behind a synchronous standby.
+/// How many times as much may be held until it is visible: what waits for a synchronous standby.
 const HELD_FACTOR: usize = 4;
 
-/// The pipeline's state within one connection to the source.
+/// The pipeline's state within one session.
 #[derive(Debug)]
 pub(super) struct Batcher {
-    planner: Planner,
-    progress: Progress,
-    gate: Gate,
+    intake: Intake,
+    held: Held,
     /// Visible, and waiting for the batch in flight.
     waiting: Part,
-    /// The same, and next: its version keys were given a position that was fresh, and nothing may join it.
+    /// The next batch. Its version keys have a fresh position, so nothing may join it.
     refreshed: Option<Part>,
-    /// Received whole and not known to be visible, in commit order.
-    held: VecDeque<Held>,
-    /// What [`Batcher::held`] and the open transaction's own part hold together.
-    held_size: Size,
-    /// What takes its time.
     slow: SlowQueue,
-    /// What keeps the order of commits.
+    /// Stream entries, which keep the order of commits.
     streams: Streams,
-    /// What is deleted twice.
     repeats: Repeats,
-    in_flight: Option<Flight>,
-    /// The transaction whose rows are arriving.
-    open: Option<Open>,
+    progress: Progress,
+    in_flight: Option<InFlight>,
     /// The furthest position that `started` in Redis may have reached.
     started: Lsn,
-    /// Where it stood in the beginning: what is not after it may have been applied before.
+    /// `started` at the beginning of the session. What is not after it may have been applied before.
     resumed_at: Lsn,
-    /// The most ops of one transaction that are named one by one.
-    max_keys: usize,
-    /// What Redis was last told, or is being told, is applied.
+    /// The furthest position that Redis was told to record as applied.
     recording: Lsn,
-    /// A transaction was put into force and is not recorded yet.
+    /// A transaction is in force and not recorded yet.
     record_due: bool,
-    /// Redis is to say which dataset it is, and that it remembers what it was told, whether anything moves or not.
+    /// The next batch asks Redis which dataset it is, and records `applied` whether it moved or not.
     probe_due: bool,
     /// Everything committed before the moment lies before the position.
     caught_up: Option<(Lsn, Instant)>,
-    /// An outbox is read, which is told how many batches Redis counted.
+    /// The source is an outbox, which must know how many batches Redis counted.
     counts: bool,
 }
 
-/// A transaction, whole, that the gate has not seen yet; or several that were collapsed.
-#[derive(Debug)]
-struct Held {
-    xids: Vec<Xid>,
-    part: Part,
-}
-
-/// The transaction whose rows are arriving.
-#[derive(Debug)]
-struct Open {
-    begin: Begin,
-    /// Its rows are collected here until it is visible; after that they wait with the others.
-    held: Option<Part>,
-    /// The ops it has asked for so far.
-    ops: usize,
-    streams: Vec<Marked>,
-    stream_bytes: usize,
-    /// The messages and entries that were dropped since it asked for too much.
-    is_collapsed: bool,
-}
-
-/// What becomes true when the batch in flight is in force.
-#[derive(Debug)]
-struct Flight {
-    tickets: Vec<Ticket>,
-    record: Option<Lsn>,
-    heartbeat: Option<Instant>,
-    again: Vec<(Duration, RuleId, Removal)>,
-    holds: Vec<Hold>,
-}
-
-/// What must be asked of the primary before what is held can go on.
+/// A question to the primary, without whose answer held or waiting ops cannot go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Question {
+pub(super) enum GateQuestion {
     /// What is visible.
     Snapshot,
-    /// That, and a position that was never used: a version key must rise, and its transaction's own position is
-    /// one that readers may have seen.
+    /// What is visible, and a position that was never used: a version key must rise, and readers may have seen the
+    /// position of its own transaction.
     FreshPosition,
 }
 
 impl Batcher {
-    /// The state at the beginning of a connection.
+    /// The state at the beginning of a session.
     pub(super) fn new(planner: Planner, max_keys: usize, counts: bool) -> Self {
         Self {
-            planner,
-            progress: Progress::default(),
-            gate: Gate::default(),
+            intake: Intake::new(planner, max_keys),
+            held: Held::default(),
             waiting: Part::default(),
             refreshed: None,
-            held: VecDeque::new(),
-            held_size: Size::default(),
             slow: SlowQueue::default(),
             streams: Streams::default(),
             repeats: Repeats::default(),
+            progress: Progress::default(),
             in_flight: None,
-            open: None,
             started: Lsn::ZERO,
             resumed_at: Lsn::ZERO,
-            max_keys,
             recording: Lsn::ZERO,
             record_due: false,
             probe_due: false,
@@ -135,42 +92,39 @@ impl Batcher {
         }
     }
 
-    /// The planner, for the next connection.
+    /// The planner, for the next session.
     pub(super) fn into_planner(self) -> Planner {
-        self.planner
+        self.intake.into_planner()
     }
 
     pub(super) fn planner(&self) -> &Planner {
-        &self.planner
+        self.intake.planner()
     }
 
-    /// When to ask what is visible, and when the next question may be asked.
-    pub(super) fn gate(&mut self) -> &mut Gate {
-        &mut self.gate
+    /// What waits for the gate, for the times at which to ask.
+    pub(super) fn held(&mut self) -> &mut Held {
+        &mut self.held
     }
 
-    /// Redis remembers that invalidations up to here may be in force.
+    /// Redis remembers that invalidations up to this position may be in force.
     pub(super) fn resume(&mut self, started: Lsn) {
         self.started = self.started.max(started);
         self.resumed_at = self.started;
     }
 
-    /// Takes in what the source says.
+    /// Takes an event of the slot.
     pub(super) fn take(&mut self, event: SourceEvent, now: Instant) -> Result<(), PlanError> {
         match event {
             SourceEvent::Begin(begin) => {
-                let passes = self.gate.sees(begin.xid) || mutant::is(Mutant::NoGate);
-                if !passes {
-                    self.gate.wait(now);
-                }
-                self.begin(begin, (!passes).then(Part::default));
+                let is_visible = self.held.admit(begin.xid, now);
+                self.intake.begin(begin, is_visible, &mut self.waiting);
             }
-            SourceEvent::Change(change) => self.take_change(&change, None)?,
+            SourceEvent::Change(change) => self.intake.change(&change, None, &mut self.waiting)?,
             SourceEvent::Commit { end_lsn } => {
-                self.take_commit(end_lsn, end_lsn);
+                self.commit(end_lsn, end_lsn);
             }
             SourceEvent::Progress { wal_end } => {
-                if self.open.is_none() {
+                if self.intake.xid().is_none() {
                     self.progress.reached(wal_end);
                 }
             }
@@ -178,8 +132,8 @@ impl Batcher {
         Ok(())
     }
 
-    /// Takes in what a transaction wrote to an outbox, or a part of that. Everything in the claim was committed before
-    /// `position`. What has no higher number than `again_to` may have been applied before, and something newer since.
+    /// Takes the entries of a transaction in an outbox, or some of them. Everything in the claim was committed before
+    /// `position`. Entries up to the number `again_to` may have been applied before, and something newer since.
     pub(super) fn take_entries(
         &mut self,
         transaction: &Transaction,
@@ -188,87 +142,26 @@ impl Batcher {
     ) -> Result<Ticket, PlanError> {
         #[expect(clippy::cast_possible_truncation, reason = "the epoch is cut off on purpose")]
         let xid = Xid::new(transaction.xid as u32);
-        self.begin(Begin { xid, commit_lsn: position.just_before(), at: transaction.at }, None);
+        let begin = Begin { xid, commit_lsn: position.just_before(), at: transaction.at };
+        self.intake.begin(begin, true, &mut self.waiting);
         for (id, event) in &transaction.events {
             match event {
-                EntryEvent::Change(change) => self.take_change(change, Some(*id))?,
-                EntryEvent::Unknown(change) => {
-                    self.planner.resync(change, &mut self.waiting.plan);
-                    self.waiting.first_bump.get_or_insert(position);
-                }
+                EntryEvent::Change(change) => self.intake.change(change, Some(*id), &mut self.waiting)?,
+                EntryEvent::Unknown(change) => self.intake.unknown_change(change, position, &mut self.waiting),
             }
         }
         if transaction.first <= again_to {
             self.waiting.plan.sets_to_deletes(position);
         }
-        // Its own position is not known, and none is proven by it.
-        Ok(self.take_commit(position, Lsn::ZERO))
+        // Its own position is not known, so it proves none.
+        Ok(self.commit(position, Lsn::ZERO))
     }
 
-    fn begin(&mut self, begin: Begin, held: Option<Part>) {
-        self.open = Some(Open { begin, held, ops: 0, streams: Vec::new(), stream_bytes: 0, is_collapsed: false });
-        self.open_part().plan.begin_transaction();
-    }
-
-    /// A change; with the number of its entry, if it comes from an outbox.
-    fn take_change(&mut self, change: &Change, entry: Option<i64>) -> Result<(), PlanError> {
-        let Self { open: Some(open), waiting, planner, held_size, max_keys, .. } = self else { return Ok(()) };
-        // The end of the commit record is not known before the commit arrives. No record ends
-        // between its start and its end, so this position orders the same.
-        let lsn = open.begin.commit_lsn.just_after();
-        let is_held = open.held.is_some();
-        let part = open.held.as_mut().unwrap_or(waiting);
-        let before = (part.plan.len(), part.plan.bytes());
-        part.changes += 1;
-        part.started = part.started.max(lsn);
-        part.at = open.begin.at;
-        if open.ops > *max_keys || open.streams.len() > ENTRIES_MAX || open.stream_bytes > BYTES_MAX {
-            if !open.is_collapsed {
-                let xid = open.begin.xid.number();
-                tracing::warn!(
-                    xid,
-                    max_keys,
-                    "a transaction asks for more than `max_keys`: for the rest of it everything that its rules match \
-                     is deleted instead of single keys, and no messages are sent"
-                );
-                open.is_collapsed = true;
-            }
-            planner.collapse(change, &mut part.plan);
-        } else {
-            let commit = change::Commit { lsn, at: Some(open.begin.at) };
-            planner.plan(change, &commit, &mut part.plan)?;
-            let streams = part.plan.take_streams();
-            open.stream_bytes += streams.iter().map(|(_, entry)| entry.data.len()).sum::<usize>();
-            let rules = planner.rules();
-            let mark = |rule: RuleId, number: usize| {
-                let name = rules.rule(rule).map(|rule| rule.name.as_str()).unwrap_or_default();
-                entry.map(|entry| format!("{entry}-{number}-{name}"))
-            };
-            let marked = streams.into_iter().enumerate().map(|(at, (rule, entry))| (rule, entry, mark(rule, at)));
-            open.streams.extend(marked);
-        }
-        // What a lookup finds out may be that a version key has to go.
-        if part.plan.bumps().len() + part.plan.patterns().len() + part.plan.calls().len() > 0 {
-            part.first_bump = Some(part.first_bump.map_or(lsn, |first| first.min(lsn)));
-        }
-        let ops = part.plan.len().saturating_sub(before.0);
-        open.ops += ops;
-        if is_held {
-            let bytes = part.plan.bytes().saturating_sub(before.1);
-            held_size.add(Size { ops, bytes, changes: 1 });
-        }
-        Ok(())
-    }
-
-    /// The open transaction is whole. Once it and all before are in force, so is everything up to `proven`.
-    fn take_commit(&mut self, end_lsn: Lsn, proven: Lsn) -> Ticket {
+    /// The open transaction is complete. Once it and all before it are in force, so is everything up to `proven`.
+    fn commit(&mut self, end_lsn: Lsn, proven: Lsn) -> Ticket {
         let ticket = self.progress.received(proven);
-        let part = self.open_part();
-        part.changes += 1;
-        part.plan.end_transaction(end_lsn);
-        part.started = part.started.max(end_lsn);
-        part.tickets.push(ticket);
-        let Some(Open { begin, held, streams, .. }) = self.open.take() else { return ticket };
+        let arrived = self.intake.commit(end_lsn, ticket, &mut self.waiting);
+        let Some(ArrivedTransaction { begin, held, streams }) = arrived else { return ticket };
         if !streams.is_empty() {
             self.progress.split(ticket);
             self.streams.push(ticket, end_lsn, begin.at, streams);
@@ -277,23 +170,19 @@ impl Batcher {
             self.progress.split(ticket);
             self.slow.join(ticket);
         }
-        match held {
-            Some(mut part) => {
-                part.at = begin.at;
-                self.held.push_back(Held { xids: vec![begin.xid], part });
-                self.release();
-            }
-            None => self.waiting.at = begin.at,
+        if let Some(part) = held {
+            self.held.push(begin.xid, part);
+            self.release();
         }
         ticket
     }
 
-    /// An outbox proves that everything up to here is in force.
+    /// An outbox proves that everything up to this position is in force.
     pub(super) fn proven(&mut self, position: Lsn) {
         self.progress.proven(position);
     }
 
-    /// Whether these transactions of an outbox are in force, and whatever has to be done for them twice.
+    /// Whether these transactions of an outbox are in force, with all of their second deletes.
     pub(super) fn are_settled(&self, tickets: &RangeInclusive<Ticket>) -> bool {
         self.progress.are_done(tickets.clone()) && !self.repeats.hold_up(*tickets.end())
     }
@@ -303,18 +192,12 @@ impl Batcher {
         self.streams.are_gone(tickets);
     }
 
-    /// Where the rows of the open transaction are collected.
-    fn open_part(&mut self) -> &mut Part {
-        self.open.as_mut().and_then(|open| open.held.as_mut()).unwrap_or(&mut self.waiting)
-    }
-
-    /// What must be asked, if anything waits for an answer.
-    pub(super) fn question(&self) -> Option<Question> {
-        let holds = !self.held.is_empty() || self.open.as_ref().is_some_and(|open| open.held.is_some());
-        match self.waiting.is_late(self.started) && self.refreshed.is_none() {
-            true => Some(Question::FreshPosition),
-            false => holds.then_some(Question::Snapshot),
+    /// The question that the primary must answer, if anything waits for an answer.
+    pub(super) fn question(&self) -> Option<GateQuestion> {
+        if self.waiting.is_late(self.started) && self.refreshed.is_none() {
+            return Some(GateQuestion::FreshPosition);
         }
+        (!self.held.is_empty() || self.intake.is_held()).then_some(GateQuestion::Snapshot)
     }
 
     /// The primary's answer.
@@ -327,70 +210,37 @@ impl Batcher {
             part.refresh(position);
             self.refreshed = Some(part);
         }
-        self.gate.learn(snapshot);
+        self.held.learn(snapshot);
         self.release();
     }
 
-    /// Lets everything go on that is visible, in commit order; what is stuck holds up nothing behind it.
     fn release(&mut self) {
-        let Self { held, gate, waiting, .. } = self;
-        for Held { xids, part } in std::mem::take(held) {
-            if xids.iter().all(|&xid| gate.sees(xid)) {
-                waiting.append(part);
-            } else {
-                held.push_back(Held { xids, part });
-            }
-        }
-        if let Some(open) = &mut self.open
-            && gate.sees(open.begin.xid)
-            && let Some(part) = open.held.take()
-        {
-            waiting.append(part);
-        }
-        self.measure_held();
+        self.held.release(&mut self.waiting);
+        self.intake.release(&self.held, &mut self.waiting);
     }
 
-    fn measure_held(&mut self) {
-        let mut size = Size::default();
-        let open = self.open.as_ref().and_then(|open| open.held.as_ref());
-        self.held.iter().map(|held| &held.part).chain(open).for_each(|part| size.add(part.size()));
-        self.held_size = size;
-    }
-
-    /// Whether more is held than may be kept.
+    /// Whether more waits for the gate than may be kept.
     pub(super) fn holds_too_much(&self) -> bool {
-        self.held_size.reaches(HELD_FACTOR) || self.streams.is_full() && !self.held.is_empty()
+        let mut size = self.held.size();
+        size.add(self.intake.held_size());
+        size.reaches(HELD_FACTOR) || self.streams.is_full() && !self.held.is_empty()
     }
 
-    /// Makes room for what is behind: instead of its own keys, what is held deletes everything that its rules
-    /// match, once it is visible. How many messages were dropped.
+    /// Makes room for what is behind the held transactions: once these are visible, they delete everything that their
+    /// rules match instead of their own keys. Returns how many messages were dropped.
     pub(super) fn collapse(&mut self) -> usize {
-        let mut all = Held { xids: Vec::new(), part: Part::default() };
-        for Held { xids, part } in std::mem::take(&mut self.held) {
-            all.xids.extend(xids);
-            all.part.append(part);
-        }
-        let rules = self.planner.rules();
-        let (tickets, mut dropped) = self.streams.clear();
+        let (tickets, entries) = self.streams.clear();
         tickets.into_iter().for_each(|ticket| self.progress.done(ticket));
-        let open = self.open.as_mut().and_then(|open| open.held.as_mut());
-        for part in std::iter::once(&mut all.part).chain(open) {
-            dropped += part.plan.collapse(|asked| rules.removals_of(asked));
-            part.changes = 0;
-        }
-        if !all.xids.is_empty() {
-            self.held.push_back(all);
-        }
-        self.measure_held();
-        dropped
+        entries + self.held.collapse(self.intake.planner().rules()) + self.intake.collapse()
     }
 
-    /// Whether the reader has to wait for the batch in flight, or until something is visible.
+    /// Whether the reader has to wait: for the batch in flight, for slow work, or until something is visible.
     pub(super) fn is_full(&self) -> bool {
         self.waiting.size().reaches(1) || self.holds_too_much() || self.slow.size().reaches(1) || self.streams.is_full()
     }
 
-    /// Whether ops that slow work found may be taken. Other limits do not count: what fills them may wait for that work.
+    /// Whether ops that slow work found may be taken. Other limits do not count: what fills them may wait for that
+    /// work.
     pub(super) fn has_room(&self) -> bool {
         !self.waiting.size().reaches(1)
     }
@@ -400,60 +250,52 @@ impl Batcher {
         self.caught_up = Some((position, moment));
     }
 
-    /// The next batch asks Redis whether it is still the one it was.
+    /// The next batch asks Redis whether it is still the same dataset.
     pub(super) fn probe(&mut self) {
         self.probe_due = true;
     }
 
-    /// The next batch to send, if there is one and none is in flight. When only a quiet source moved on,
-    /// recording that can wait until it is `urgent`.
+    /// The next batch, if there is one and none is in flight. If only the position of a quiet source moved, recording
+    /// it waits until it is `urgent`.
     pub(super) fn next_batch(&mut self, urgent: bool) -> Option<Batch> {
         if self.in_flight.is_some() {
             return None;
         }
-        let ready = !self.waiting.tickets.is_empty()
-            || !self.waiting.holds.is_empty()
-            || self.waiting.size().reaches(1)
-            || !self.slow.is_idle() && !self.waiting.plan.is_empty();
-        let mut waiting = match self.refreshed.take() {
-            Some(refreshed) => refreshed,
-            None if ready && !self.waiting.is_late(self.started) => std::mem::take(&mut self.waiting),
-            None => Part::default(),
-        };
-        self.split_slow(&mut waiting);
-        waiting.plan.sets_to_deletes(self.resumed_at);
-        let again = waiting.plan.take_repeats();
+        let mut part = self.next_part();
+        self.split_slow(&mut part);
+        part.plan.sets_to_deletes(self.resumed_at);
+        let repeats = part.plan.take_repeats();
         // An outbox may only forget what was counted afterwards.
-        let must_count = self.counts && !(waiting.tickets.is_empty() && waiting.holds.is_empty());
-        if waiting.plan.is_empty() && !must_count {
-            for ticket in waiting.tickets.drain(..) {
+        let must_count = self.counts && !(part.tickets.is_empty() && part.holds.is_empty());
+        if part.plan.is_empty() && !must_count {
+            for ticket in part.tickets.drain(..) {
                 self.progress.done(ticket);
                 self.record_due = true;
             }
-            waiting.holds.drain(..).for_each(|hold| self.repeats.done(hold));
+            part.holds.drain(..).for_each(|hold| self.repeats.done(hold));
         }
         let (tickets, streams) = self.streams.take(&self.progress);
-        waiting.tickets.extend(tickets);
+        part.tickets.extend(tickets);
         let applied = self.progress.applied();
         let heartbeat = self.caught_up.take_if(|(position, _)| applied >= *position).map(|(_, moment)| moment);
         let probe = self.probe_due || heartbeat.is_some();
         let record = (applied > self.recording || probe).then_some(applied);
-        let is_still = waiting.plan.is_empty() && streams.is_empty() && !must_count;
-        if is_still && again.is_empty() && !probe && !(record.is_some() && (urgent || self.record_due)) {
+        let is_still = part.plan.is_empty() && streams.is_empty() && !must_count;
+        if is_still && repeats.is_empty() && !probe && !(record.is_some() && (urgent || self.record_due)) {
             self.record_due &= record.is_some();
             return None;
         }
-        self.started = self.started.max(waiting.started);
+        self.started = self.started.max(part.started);
         self.recording = self.recording.max(applied);
         (self.record_due, self.probe_due) = (false, false);
-        self.in_flight = Some(Flight { tickets: waiting.tickets, record, heartbeat, again, holds: waiting.holds });
-        // The furthest ever, not the batch's own: `started` may have been evicted, and must not come back lower.
+        self.in_flight = Some(InFlight { tickets: part.tickets, record, heartbeat, repeats, holds: part.holds });
         Some(Batch {
-            plan: waiting.plan,
+            plan: part.plan,
             streams,
+            // The furthest ever, not the batch's own: `started` may have been evicted, and must not come back lower.
             started: self.started,
             record,
-            at: waiting.at,
+            at: part.at,
             heartbeat,
             probe,
             counts: self.counts,
@@ -461,13 +303,25 @@ impl Batcher {
         })
     }
 
-    /// Splits off what takes its time; its transactions are not done without it.
+    /// What the next batch is made of; empty if nothing is ready.
+    fn next_part(&mut self) -> Part {
+        let is_ready = !self.waiting.tickets.is_empty()
+            || !self.waiting.holds.is_empty()
+            || self.waiting.size().reaches(1)
+            || !self.slow.is_idle() && !self.waiting.plan.is_empty();
+        match self.refreshed.take() {
+            Some(refreshed) => refreshed,
+            None if is_ready && !self.waiting.is_late(self.started) => std::mem::take(&mut self.waiting),
+            None => Part::default(),
+        }
+    }
+
+    /// Moves the slow part to its queue. Its transactions are done only after it.
     fn split_slow(&mut self, part: &mut Part) {
         let Some(slow) = part.plan.split_slow(self.slow.has_open()) else { return };
         self.started = self.started.max(part.started);
         let tickets = part.tickets.clone();
         tickets.iter().for_each(|ticket| self.progress.split(*ticket));
-        let open = self.open.as_ref().is_some_and(|open| open.held.is_none());
         let part = Part {
             plan: slow,
             changes: tickets.len(),
@@ -477,7 +331,7 @@ impl Batcher {
             holds: std::mem::take(&mut part.holds),
             ..Part::default()
         };
-        self.slow.push(self.planner.rules(), part, open);
+        self.slow.push(self.intake.planner().rules(), part, self.intake.is_visible());
     }
 
     /// The next slow work, if some waits and none runs.
@@ -503,7 +357,7 @@ impl Batcher {
         self.repeats.next_due()
     }
 
-    /// Takes up the second deletes that are due.
+    /// Takes the second deletes that are due.
     pub(super) fn repeat(&mut self, now: Instant) {
         while let Some((hold, plan)) = self.repeats.take_due(now) {
             let part = self.slow.piece(plan);
@@ -511,43 +365,43 @@ impl Batcher {
         }
     }
 
-    /// The batch in flight is in force; since when everything is, if that is known.
-    pub(super) fn landed(&mut self, now: Instant) -> Option<Instant> {
-        let flight = self.in_flight.take()?;
-        if !flight.again.is_empty() {
-            // Not one of their transactions is done at this moment.
+    /// The batch in flight is in force. Returns since when everything is, if that is known.
+    pub(super) fn applied(&mut self, now: Instant) -> Option<Instant> {
+        let InFlight { tickets, record, heartbeat, repeats, holds } = self.in_flight.take()?;
+        if !repeats.is_empty() {
+            // None of their transactions is done at this moment.
             let since = self.progress.first_open().unwrap_or_default();
-            let bound = Bound { confirmed: self.progress.confirmed(), since };
-            self.repeats.schedule(flight.again, now, bound, self.planner.rules());
+            let limit = ConfirmLimit { confirmed: self.progress.confirmed(), since };
+            self.repeats.schedule(repeats, now, limit, self.intake.planner().rules());
         }
-        flight.holds.into_iter().for_each(|hold| self.repeats.done(hold));
-        if let Some(applied) = flight.record {
+        holds.into_iter().for_each(|hold| self.repeats.done(hold));
+        if let Some(applied) = record {
             self.progress.recorded(applied);
         }
-        for ticket in flight.tickets {
+        for ticket in tickets {
             self.progress.done(ticket);
             self.record_due = true;
         }
-        flight.heartbeat
+        heartbeat
     }
 
-    /// The first transaction that was received whole and is not visible.
+    /// The first transaction that was received completely and is not visible.
     pub(super) fn stuck(&self) -> Option<Xid> {
-        self.held.front().and_then(|held| held.xids.first()).copied()
+        self.held.first()
     }
 
     /// The transaction whose rows are arriving.
     pub(super) fn open_xid(&self) -> Option<Xid> {
-        self.open.as_ref().map(|open| open.begin.xid)
+        self.intake.xid()
     }
 
-    /// What may be acknowledged to the slot.
+    /// The position that may be acknowledged to the slot.
     pub(super) fn confirmed(&self) -> Lsn {
         let confirmed = self.progress.confirmed();
         self.repeats.limit().map_or(confirmed, |limit| limit.min(confirmed))
     }
 
-    /// Whether everything received whole is in force and recorded.
+    /// Whether everything received completely is in force and recorded.
     pub(super) fn is_drained(&self) -> bool {
         self.in_flight.is_none()
             && self.waiting.tickets.is_empty()
@@ -569,6 +423,7 @@ mod tests {
     use crate::change::{Cell, Change, Column, Kind, Operation, Relation, RelationId, Row, TableName, Xid};
     use crate::config::Document;
     use crate::key::Glob;
+    use crate::plan::Removal;
     use crate::rules::RuleSet;
 
     fn batcher() -> Batcher {
@@ -629,11 +484,11 @@ mod tests {
         assert_eq!((batch.started, batch.record, batch.plan.len()), (Lsn::new(150), None, 2));
         assert!(batcher.next_batch(true).is_none(), "one batch at a time");
         assert_eq!(batcher.confirmed(), Lsn::ZERO);
-        batcher.landed(Instant::now());
+        batcher.applied(Instant::now());
         assert_eq!(batcher.confirmed(), Lsn::ZERO, "in force, but Redis does not say so yet");
         let record = batcher.next_batch(false).unwrap();
         assert_eq!((record.record, record.plan.len()), (Some(Lsn::new(150)), 0));
-        batcher.landed(Instant::now());
+        batcher.applied(Instant::now());
         assert_eq!(batcher.confirmed(), Lsn::new(150));
         assert!(batcher.is_drained() && batcher.next_batch(true).is_none());
     }
@@ -650,12 +505,12 @@ mod tests {
         let part = batcher.next_batch(false).unwrap();
         assert_eq!((part.started, part.plan.len()), (Lsn::new(101), OPS_MAX));
         assert!(part.plan.bumps().all(|(_, lsn)| lsn == Lsn::new(101)));
-        batcher.landed(Instant::now());
+        batcher.applied(Instant::now());
         assert!(batcher.next_batch(true).is_none(), "a part records nothing");
         batcher.takes([insert(id), commit(150)]);
         let last = batcher.next_batch(false).unwrap();
         assert!(last.plan.bumps().all(|(_, lsn)| lsn == Lsn::new(150)));
-        batcher.landed(Instant::now());
+        batcher.applied(Instant::now());
         assert_eq!(batcher.next_batch(false).unwrap().record, Some(Lsn::new(150)));
     }
 
@@ -665,7 +520,7 @@ mod tests {
         batcher.takes([SourceEvent::Progress { wal_end: Lsn::new(70) }]);
         assert!(batcher.next_batch(false).is_none());
         assert_eq!(batcher.next_batch(true).unwrap().record, Some(Lsn::new(70)));
-        batcher.landed(Instant::now());
+        batcher.applied(Instant::now());
         assert_eq!(batcher.confirmed(), Lsn::new(70));
     }
 
@@ -694,12 +549,12 @@ mod tests {
         let mut batcher = batcher();
         assert_eq!(batcher.question(), None);
         batcher.takes([begin_as(7, 100), insert(1)]);
-        assert_eq!(batcher.question(), Some(Question::Snapshot), "asked for as soon as it begins");
+        assert_eq!(batcher.question(), Some(GateQuestion::Snapshot), "asked for as soon as it begins");
         batcher.takes([commit(150)]);
         assert!(batcher.next_batch(true).is_none());
         batcher.learns("7:9:7", None);
         assert!(batcher.next_batch(true).is_none(), "committed, and still in progress for every reader");
-        assert_eq!(batcher.question(), Some(Question::Snapshot));
+        assert_eq!(batcher.question(), Some(GateQuestion::Snapshot));
         batcher.learns("9:9:", None);
         assert_eq!(batcher.question(), None);
         assert_eq!(keys(&batcher.next_batch(false).unwrap()), ["user:1"]);
@@ -711,14 +566,14 @@ mod tests {
         batcher.takes([begin_as(7, 100), insert(1), commit(150), begin_as(8, 200), insert(2), commit(250)]);
         batcher.learns("7:9:7", None);
         assert_eq!(keys(&batcher.next_batch(false).unwrap()), ["user:2"]);
-        batcher.landed(Instant::now());
+        batcher.applied(Instant::now());
         batcher.takes([SourceEvent::Progress { wal_end: Lsn::new(300) }]);
         assert!(batcher.next_batch(true).is_none() && !batcher.is_drained());
         assert_eq!(batcher.confirmed(), Lsn::ZERO);
         batcher.learns("9:9:", None);
         batcher.learns("9:9:", Some(260));
         batcher.next_batch(false).unwrap();
-        batcher.landed(Instant::now());
+        batcher.applied(Instant::now());
         assert_eq!(batcher.next_batch(false).unwrap().record, Some(Lsn::new(250)));
     }
 
@@ -730,11 +585,11 @@ mod tests {
         batcher.learns("7:9:7", None);
         let first = batcher.next_batch(false).unwrap();
         assert_eq!((first.started, first.plan.bumps().next().unwrap().1), (Lsn::new(250), Lsn::new(250)));
-        batcher.landed(Instant::now());
+        batcher.applied(Instant::now());
         batcher.learns("9:9:", None);
         assert!(batcher.next_batch(true).is_none_or(|batch| batch.plan.is_empty()));
-        batcher.landed(Instant::now());
-        assert_eq!(batcher.question(), Some(Question::FreshPosition));
+        batcher.applied(Instant::now());
+        assert_eq!(batcher.question(), Some(GateQuestion::FreshPosition));
         batcher.learns("9:9:", Some(260));
         let late = batcher.next_batch(false).unwrap();
         assert_eq!((late.started, late.plan.bumps().next().unwrap().1), (Lsn::new(260), Lsn::new(260)));
@@ -745,7 +600,7 @@ mod tests {
         let mut batcher = open_batcher();
         batcher.resume(Lsn::new(150));
         batcher.takes([begin(100), insert(1), commit(150)]);
-        assert_eq!(batcher.question(), Some(Question::FreshPosition));
+        assert_eq!(batcher.question(), Some(GateQuestion::FreshPosition));
         batcher.learns("100:100:", Some(170));
         assert_eq!(batcher.next_batch(false).unwrap().plan.bumps().next().unwrap().1, Lsn::new(170));
     }
@@ -801,9 +656,9 @@ mod tests {
         batcher.takes([begin(100), insert(1), commit(150)]);
         batcher.caught_up(Lsn::new(150), moment);
         assert_eq!(batcher.next_batch(false).unwrap().heartbeat, None);
-        assert_eq!(batcher.landed(Instant::now()), None);
+        assert_eq!(batcher.applied(Instant::now()), None);
         let beat = batcher.next_batch(false).unwrap();
         assert_eq!((beat.heartbeat, beat.record), (Some(moment), Some(Lsn::new(150))));
-        assert_eq!(batcher.landed(Instant::now()), Some(moment));
+        assert_eq!(batcher.applied(Instant::now()), Some(moment));
     }
 }

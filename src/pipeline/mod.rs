@@ -1,15 +1,20 @@
 //! The owner loop: joins source, rules, gate, ledger and sink, which do not know one another.
 //!
 //! Owns what happens from one session to the next: when to connect again, when to stop, when the slot has to be
-//! created again. Within one session, [`session`] owns the loop. Invariant: a batch in flight is never overtaken by
-//! what the next session sends.
+//! created again. Within one session, [`session`] decides and [`driver`] does the I/O. Invariant: a batch in flight is
+//! never overtaken by what the next session sends.
 
 mod batcher;
+mod driver;
 mod error;
 mod feed;
+mod held;
+mod in_flight;
+mod intake;
 mod part;
 mod repeats;
 mod resume;
+mod running;
 mod session;
 mod slow_queue;
 mod slow_worker;
@@ -26,10 +31,10 @@ use crate::change::Lsn;
 use crate::config::{Mode, Settings};
 use crate::rules::{Planner, RuleSet};
 use crate::sink::Sink;
+use driver::Driver;
 pub use error::{Fault, RunError, SessionError};
 use error::{Policy, Reaction};
-use feed::slot::Condition;
-use session::Session;
+use feed::earlier::EarlierSessions;
 
 /// After a session that lasted so long, the next failure counts as the first one.
 const SESSION_GOOD: Duration = Duration::from_secs(1);
@@ -44,38 +49,31 @@ pub async fn run(
     drain_max: Duration,
 ) -> Result<(), RunError> {
     let mut sink = Box::new(sink);
-    let with_messages = rules.has_events();
     let mut planner = Planner::new(rules);
     let mut retry = Retry { settings, backoff: Backoff::default(), notices: Notices::default() };
-    let mut slot = Condition::default();
+    let mut earlier = EarlierSessions::default();
     loop {
-        let opening = async {
-            match settings.mode {
-                Mode::Slot => feed::slot::open(settings, with_messages, &mut slot).await,
-                Mode::Outbox => feed::outbox::open(settings, planner.rules(), &slot).await,
-            }
-        };
         let opened = tokio::select! {
             biased;
             () = stop.cancelled() => return Ok(()),
-            opened = opening => opened,
+            opened = feed::open(settings, planner.rules(), &mut earlier) => opened,
         };
         match opened {
-            Err(error) => retry.react(error, None, &mut slot)?,
+            Err(error) => retry.react(error, None, &mut earlier)?,
             Ok(source) => {
-                slot.streamed = true;
+                earlier.streamed = true;
                 let began = Instant::now();
-                let mut session = Session::new(settings, source, planner, sink);
-                let ended = session.run(stop, drain_max).await;
+                let mut driver = Driver::new(settings, source, planner, sink, drain_max);
+                let ended = driver.run(stop).await;
                 if began.elapsed() > SESSION_GOOD {
                     retry.reset();
                 }
                 // Before the wait for the batch in flight: the error may be about that batch.
                 let reacted = match ended {
                     Ok(()) => None,
-                    Err(error) => Some(retry.react(error, session.slot_at(), &mut slot)),
+                    Err(error) => Some(retry.react(error, driver.slot_at(), &mut earlier)),
                 };
-                let (used_planner, idle_sink) = session.into_parts(stop).await;
+                let (used_planner, idle_sink) = driver.into_parts(stop).await;
                 let Some(reacted) = reacted else { return Ok(()) };
                 reacted?;
                 // None: the daemon was stopped while Redis did not answer.
@@ -101,13 +99,18 @@ struct Retry<'a> {
 impl Retry<'_> {
     /// Does what the table of [`SessionError::policy`] says. An error if the daemon stops. `slot_at` is the position of
     /// the slot if a session was reading it.
-    fn react(&mut self, error: SessionError, slot_at: Option<Lsn>, slot: &mut Condition) -> Result<(), RunError> {
+    fn react(
+        &mut self,
+        error: SessionError,
+        slot_at: Option<Lsn>,
+        earlier: &mut EarlierSessions,
+    ) -> Result<(), RunError> {
         let Policy { reaction, advice } = error.policy();
-        if let Some(fault) = reaction.stops(slot.streamed) {
+        if let Some(fault) = reaction.stops(earlier.streamed) {
             return Err(RunError { fault, advice, source: Box::new(error) });
         }
         if reaction == Reaction::RecreateSlot && slot_at.is_some() {
-            slot.gap_at = slot_at;
+            earlier.gap_at = slot_at;
         }
         if self.notices.due() {
             let what = match self.settings.mode {

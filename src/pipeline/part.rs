@@ -8,6 +8,7 @@ use super::repeats::Hold;
 use crate::change::Lsn;
 use crate::coherence::progress::Ticket;
 use crate::plan::Plan;
+use crate::rules::RuleSet;
 
 /// The most ops that wait for the batch in flight.
 pub(super) const OPS_MAX: usize = 4096;
@@ -65,6 +66,12 @@ impl Part {
     /// from there: a reader may have made it so before, when the transaction was not visible yet.
     pub(super) fn is_late(&self, started: Lsn) -> bool {
         self.first_bump.is_some_and(|first| first < started)
+    }
+
+    /// Replaces single keys and messages by everything that their rules match. Returns how many messages were dropped.
+    pub(super) fn collapse(&mut self, rules: &RuleSet) -> usize {
+        self.changes = 0;
+        self.plan.collapse(|asked| rules.removals_of(asked))
     }
 
     /// Version keys rise to a position that was never used.

@@ -1,7 +1,7 @@
 //! Second deletes, for applications that store without a lease: `again_after`.
 //!
-//! Owns when each is due. Synchronous; time is an argument. Invariant: what is not repeated yet is not confirmed to
-//! the source, so a crash repeats all of it.
+//! Owns when each is due. Synchronous; time is an argument. Invariant: a change is confirmed to the source only after
+//! its second delete, so that a crash repeats all of it.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -11,41 +11,41 @@ use crate::coherence::progress::Ticket;
 use crate::plan::{Plan, Removal, RuleId};
 use crate::rules::RuleSet;
 
-/// The most keys that wait for their second delete by name.
+/// The most keys that wait by name for their second delete.
 const KEYS_MAX: usize = 100_000;
 
-/// What is due within so much time is done together.
+/// Deletes that are due within this time of one another run together.
 const TOGETHER: Duration = Duration::from_millis(10);
 
-/// A delete that waits, or is on its way, and up to where may be confirmed meanwhile.
+/// A second delete that waits or is in flight, and that limits what may be confirmed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Hold(u64);
 
-/// What may be confirmed meanwhile.
+/// What may be confirmed while a second delete waits.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Bound {
-    /// To a slot: no more than this.
+pub(super) struct ConfirmLimit {
+    /// To a slot: at most this position.
     pub(super) confirmed: Lsn,
-    /// To an outbox: nothing from this transaction on, as far as it was received then.
+    /// To an outbox: only transactions before this one.
     pub(super) since: Ticket,
 }
 
-/// Second deletes.
+/// The second deletes that wait or are in flight.
 #[derive(Debug, Default)]
 pub(super) struct Repeats {
     due: BTreeMap<(Instant, Hold), Plan>,
-    holds: BTreeMap<Hold, Bound>,
+    holds: BTreeMap<Hold, ConfirmLimit>,
     next: u64,
     keys: usize,
 }
 
 impl Repeats {
-    /// What was removed now is to be removed once more; until then no more than `bound` is confirmed.
+    /// Schedules the second delete of what was removed at `now`. Until it is done, `limit` holds.
     pub(super) fn schedule(
         &mut self,
         removed: Vec<(Duration, RuleId, Removal)>,
         now: Instant,
-        bound: Bound,
+        limit: ConfirmLimit,
         rules: &RuleSet,
     ) {
         let mut by_delay: BTreeMap<Duration, Plan> = BTreeMap::new();
@@ -63,25 +63,25 @@ impl Repeats {
                 near.append(plan);
                 self.keys += near.len();
                 self.holds.entry(hold).and_modify(|held| {
-                    held.confirmed = held.confirmed.min(bound.confirmed);
-                    held.since = held.since.min(bound.since);
+                    held.confirmed = held.confirmed.min(limit.confirmed);
+                    held.since = held.since.min(limit.since);
                 });
                 continue;
             }
             self.keys += plan.len();
             let hold = Hold(self.next);
             self.next += 1;
-            self.holds.insert(hold, bound);
+            self.holds.insert(hold, limit);
             self.due.insert((at + TOGETHER, hold), plan);
         }
     }
 
-    /// When the next one is due.
+    /// When the next delete is due.
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.due.keys().next().map(|(due, _)| *due)
     }
 
-    /// One that is due.
+    /// Takes out a delete that is due.
     pub(super) fn take_due(&mut self, now: Instant) -> Option<(Hold, Plan)> {
         let (&key, _) = self.due.first_key_value().filter(|((due, _), _)| *due <= now)?;
         let plan = self.due.remove(&key)?;
@@ -89,19 +89,19 @@ impl Repeats {
         Some((key.1, plan))
     }
 
-    /// It is done.
+    /// A second delete is in force.
     pub(super) fn done(&mut self, hold: Hold) {
         self.holds.remove(&hold);
     }
 
-    /// No more than this may be confirmed, if anything waits.
+    /// The furthest position that may be confirmed; none if there is no limit.
     pub(super) fn limit(&self) -> Option<Lsn> {
-        self.holds.values().map(|bound| bound.confirmed).min()
+        self.holds.values().map(|limit| limit.confirmed).min()
     }
 
-    /// Whether something of a transaction, or of one before it, may wait.
+    /// Whether a second delete of this transaction, or of one before it, may wait.
     pub(super) fn hold_up(&self, ticket: Ticket) -> bool {
-        self.holds.values().any(|bound| bound.since <= ticket)
+        self.holds.values().any(|limit| limit.since <= ticket)
     }
 }
 
@@ -116,19 +116,19 @@ mod tests {
         let rules = RuleSet::compile(document.rules, document.lookups, &document.settings).unwrap();
         let now = Instant::now();
         let mut repeats = Repeats::default();
-        let bound = |lsn| Bound { confirmed: Lsn::new(lsn), since: Ticket::default() };
+        let limit = |lsn| ConfirmLimit { confirmed: Lsn::new(lsn), since: Ticket::default() };
         let key = |name: &str| Removal::Key(name.into());
         let second = Duration::from_secs(1);
         let removed = vec![(second, RuleId::of("r"), key("a")), (2 * second, RuleId::of("r"), key("b"))];
-        repeats.schedule(removed, now, bound(7), &rules);
+        repeats.schedule(removed, now, limit(7), &rules);
         let close = now + Duration::from_millis(1);
-        repeats.schedule(vec![(second, RuleId::of("r"), key("c"))], close, bound(9), &rules);
-        repeats.schedule(vec![(second, RuleId::of("r"), key("d"))], now + second / 2, bound(9), &rules);
+        repeats.schedule(vec![(second, RuleId::of("r"), key("c"))], close, limit(9), &rules);
+        repeats.schedule(vec![(second, RuleId::of("r"), key("d"))], now + second / 2, limit(9), &rules);
         assert_eq!((repeats.limit(), repeats.next_due()), (Some(Lsn::new(7)), Some(now + second + TOGETHER)));
         assert!(repeats.take_due(now + second).is_none());
         let (hold, plan) = repeats.take_due(now + second + TOGETHER).unwrap();
         assert_eq!(plan.deletes().map(ToString::to_string).collect::<Vec<_>>(), ["a", "c"]);
-        assert_eq!(repeats.limit(), Some(Lsn::new(7)), "on its way");
+        assert_eq!(repeats.limit(), Some(Lsn::new(7)), "in flight");
         assert!(repeats.hold_up(Ticket::default()));
         repeats.done(hold);
         let end = now + 3 * second;

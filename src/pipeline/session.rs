@@ -1,306 +1,248 @@
-//! One connection to the source and everything that lives as long.
+//! The state machine of one session with the source.
 //!
-//! Owns the loop: one `select` gives a closed [`Event`], and the state changes synchronously. It must not
-//! decode, plan or encode. Invariants: nothing is sent before history is proven; the reader stops when too much waits.
+//! Owns the decisions: when to ask the primary, what to send, when to stop. It must not do I/O, decode, plan or encode;
+//! [`super::driver`] waits for its events and performs its effects. Synchronous; time is an argument. Invariants:
+//! nothing is sent before history is proven; the reader stops when too much waits; an outcome that proves nothing ends
+//! the session.
 
-use std::pin::Pin;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
-use tokio::time::MissedTickBehavior;
-use tokio_util::sync::CancellationToken;
-
-use super::batcher::{Batcher, Question};
+use super::batcher::{Batcher, GateQuestion};
 use super::error::SessionError;
-use super::feed::{Asking, Feed, FeedEvent, Source, arrival};
-use super::resume::resume;
-use super::slow_worker::SlowWorker;
+use super::feed::event::{FeedEvent, FeedStatus};
+use super::in_flight::SinkOutcome;
+use super::slow_queue::{SlowEvent, SlowWork};
 use crate::backoff::Notices;
 use crate::change::Lsn;
 use crate::coherence::gate::Snapshot;
-use crate::coherence::primary::{Primary, PrimaryError};
-use crate::config::{Mode, Settings};
-use crate::plan::Plan;
-use crate::rules::Planner;
-use crate::sink::{Batch, Liveness, Sink, Unproven};
-use crate::source::outbox::entry::OutboxError;
+use crate::sink::{Batch, Unproven};
 
-/// How often the loop looks after what no event tells.
-const TICK_EVERY: Duration = Duration::from_millis(100);
+/// How often Redis is asked whether it is still the same dataset, and is told since when everything is in force.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
 
-/// How often Redis is asked whether it is still the same, and is told up to when everything is in force.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-
-/// How long the reader waits when more is held back than may be kept.
+/// How long the reader waits when more is held than may be kept.
 const STUCK_MAX: Duration = Duration::from_secs(1);
 
-/// A lag of this many seconds is worth a line in the log.
+/// A lag of this length is logged.
 const LAG_NOTABLE: Duration = Duration::from_secs(10);
 
-/// The sink, on its way with something; comes back when that is done.
-type Flight = Pin<Box<dyn Future<Output = (Box<Sink>, Landing)> + Send>>;
-
-/// How a flight ended.
-pub(super) enum Landing {
-    /// History is proven or begun anew; `started` stands here.
-    Resumed(Lsn),
-    /// The batch is in force.
-    Applied,
-    /// It is not: Redis is not the one it was.
-    Unproven,
-    /// Nothing was begun: PostgreSQL did not answer.
-    Unasked(PrimaryError),
-    /// The same, where an outbox is read.
-    Unread(OutboxError),
-}
-
-/// The worker, running; comes back when the work is done.
-type SlowRun = Pin<Box<dyn Future<Output = (Box<SlowWorker>, Result<(), Unproven>)> + Send>>;
-
-/// Slow work that runs.
-struct RunningWork {
-    done: SlowRun,
-    pieces: mpsc::Receiver<Plan>,
-}
-
-/// What the loop waits for.
-enum Event {
+/// What the session waits for.
+pub(super) enum Event {
+    /// The daemon is asked to stop.
     Stop,
-    Landed(Box<Sink>, Landing),
+    /// A tenth of a second has passed. Redis has accepted nothing for `redis_idle`.
+    Tick { redis_idle: Duration },
+    /// The moment that [`Session::wakeup`] named has come.
+    Due,
+    /// The sink is idle again.
+    Sink(SinkOutcome),
+    /// The primary's answer to [`Effect::Ask`].
     Visible(Snapshot, Option<Lsn>),
-    Piece(Box<Plan>),
-    SlowWorkDone(Box<SlowWorker>, Result<(), Unproven>),
-    Repeat,
-    MayAsk,
+    /// Slow work has found ops, or has finished.
+    Slow(SlowEvent),
+    /// Something happened at the source.
     Feed(FeedEvent),
-    Tick,
 }
 
-/// One connection to the source and everything that lives as long.
-pub(super) struct Session<'a> {
-    settings: &'a Settings,
-    feed: Feed,
-    primary: Arc<Primary>,
+/// What the driver must do.
+#[derive(Debug)]
+pub(super) enum Effect {
+    /// Asks the primary. [`Event::Visible`] follows.
+    Ask(GateQuestion),
+    /// Sends a batch to Redis. [`Event::Sink`] follows.
+    Apply(Batch),
+    /// Starts the worker. [`Event::Slow`] follows, once for each piece and once for the end.
+    StartSlowWork(SlowWork),
+    /// Asks how far the log is written. [`FeedEvent::LogWritten`] follows.
+    Measure,
+    /// Tells the source what is in force, and ends the session.
+    Finish,
+}
+
+/// The limits of a session, from the settings.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SessionLimits {
+    /// How long Redis may accept nothing before PostgreSQL is let go.
+    pub(super) redis_down_max: Duration,
+    /// How long to keep applying received changes before exit.
+    pub(super) drain_max: Duration,
+}
+
+/// One session with the source. At its beginning the sink compares histories.
+pub(super) struct Session {
+    limits: SessionLimits,
     batcher: Batcher,
-    sink: Option<Box<Sink>>,
-    flight: Option<Flight>,
-    /// When the flight began.
-    away_since: Instant,
-    liveness: Liveness,
-    /// The worker, unless it runs.
-    worker: Option<Box<SlowWorker>>,
-    running: Option<RunningWork>,
+    /// The position of the slot at the beginning; none if the source is an outbox.
+    slot_from: Option<Lsn>,
     /// History is proven: what is read may be sent.
-    resumed: bool,
-    asking: Option<Asking<(Snapshot, Option<Lsn>)>>,
-    /// Since when more is held back than may be kept.
+    is_resumed: bool,
+    /// The daemon is asked to stop, and applies what it received until this moment.
+    draining_until: Option<Instant>,
+    /// The time to drain is over.
+    is_over: bool,
+    /// Since when the sink works; none while it is idle.
+    sink_busy_since: Option<Instant>,
+    is_asking: bool,
+    is_slow_running: bool,
+    /// A tick has passed: what could wait is recorded.
+    is_urgent: bool,
+    measure_due: bool,
+    /// Since when more is held than may be kept.
     stuck_since: Option<Instant>,
     /// Everything committed before this moment is in force.
     current: Instant,
     lag_notices: Notices,
-    looked: Instant,
+    probed_at: Instant,
 }
 
-impl<'a> Session<'a> {
-    /// Begins by comparing histories; nothing is sent to Redis before that is done.
-    pub(super) fn new(settings: &'a Settings, source: Source, planner: Planner, sink: Box<Sink>) -> Self {
-        let Source { feed, primary, present } = source;
-        let now = Instant::now();
-        let liveness = sink.liveness();
-        let worker = SlowWorker::new(Arc::clone(planner.rules()), settings, Arc::clone(&primary), sink.sweeper());
-        let reader = match &feed {
-            Feed::Slot(_) => None,
-            Feed::Outbox(outbox) => Some(outbox.reader()),
-        };
-        let flight: Flight = Box::pin(resume(sink, Arc::clone(&primary), reader, present));
+impl Session {
+    /// The state at the beginning, when the sink compares histories.
+    pub(super) fn new(batcher: Batcher, limits: SessionLimits, slot_from: Option<Lsn>, now: Instant) -> Self {
         Self {
-            settings,
-            feed,
-            primary,
-            batcher: Batcher::new(planner, settings.max_keys, settings.mode == Mode::Outbox),
-            worker: Some(Box::new(worker)),
-            running: None,
-            sink: None,
-            flight: Some(flight),
-            away_since: now,
-            liveness,
-            resumed: false,
-            asking: None,
+            limits,
+            batcher,
+            slot_from,
+            is_resumed: false,
+            draining_until: None,
+            is_over: false,
+            sink_busy_since: Some(now),
+            is_asking: false,
+            is_slow_running: false,
+            is_urgent: false,
+            measure_due: false,
             stuck_since: None,
             current: now,
             lag_notices: Notices::default(),
-            looked: now,
+            probed_at: now,
         }
     }
 
-    /// Where the slot stands, if one is read.
+    /// What the source fills.
+    pub(super) fn batcher(&mut self) -> &mut Batcher {
+        &mut self.batcher
+    }
+
+    pub(super) fn into_batcher(self) -> Batcher {
+        self.batcher
+    }
+
+    /// The position of the slot, if one is read.
     pub(super) fn slot_at(&self) -> Option<Lsn> {
-        match &self.feed {
-            Feed::Slot(slot) => Some(slot.confirmed(&self.batcher)),
-            Feed::Outbox(_) => None,
-        }
+        self.slot_from.map(|from| from.max(self.batcher.confirmed()))
     }
 
-    /// The planner and the sink, once what is in flight has landed: it may not be overtaken by what the
-    /// next connection sends. Without the sink if told to stop meanwhile.
-    pub(super) async fn into_parts(self, stop: &CancellationToken) -> (Planner, Option<Box<Sink>>) {
-        drop(self.feed);
-        // Also from what is in flight: whoever stands by may have its locks.
-        self.primary.close();
-        let sink = match self.flight {
-            None => self.sink,
-            Some(flight) => tokio::select! {
-                biased;
-                (sink, _) = flight => Some(sink),
-                () = stop.cancelled() => None,
-            },
-        };
-        (self.batcher.into_planner(), sink)
+    /// Whether the source may be asked for more.
+    pub(super) fn may_read(&self) -> bool {
+        self.is_resumed && !self.is_draining()
     }
 
-    /// Streams until told to stop, or until the connection is of no use any more.
-    pub(super) async fn run(&mut self, stop: &CancellationToken, drain_max: Duration) -> Result<(), SessionError> {
-        let mut tick = tokio::time::interval(TICK_EVERY);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut draining_until: Option<tokio::time::Instant> = None;
-        loop {
-            let may_read = draining_until.is_none() && self.resumed;
-            let drained = self.feed.read(&mut self.batcher, may_read).await?;
-            let asked = self.ask();
-            self.send_off(self.feed.is_urgent());
-            self.start_slow_work();
-            self.feed.work(&mut self.batcher, may_read);
-            let is_drained = self.batcher.is_drained() && self.feed.is_drained();
-            if draining_until.is_some() && (is_drained || !self.resumed) {
-                self.feed.finish(&mut self.batcher).await;
-                return Ok(());
-            }
-            if !drained && !self.batcher.is_full() {
-                // What filled it is on its way: there is room for what is here. The socket is read only when nothing is.
-                continue;
-            }
-            let may_read = may_read && drained;
-            let event = tokio::select! {
-                biased;
-                () = stop.cancelled(), if draining_until.is_none() => Event::Stop,
-                () = until(draining_until) => {
-                    tracing::warn!(seconds = drain_max.as_secs_f64(), "stopped before everything received was in force; it will be sent again");
-                    self.feed.finish(&mut self.batcher).await;
-                    return Ok(());
-                }
-                // Before the source, which may always have something: the timer may not starve.
-                _ = tick.tick() => Event::Tick,
-                (sink, landing) = arrival(&mut self.flight) => Event::Landed(sink, landing),
-                visible = arrival(&mut self.asking) => {
-                    let (snapshot, fresh) = visible?;
-                    Event::Visible(snapshot, fresh)
-                }
-                () = until(asked) => Event::MayAsk,
-                event = running(&mut self.running, self.batcher.has_room()) => event,
-                () = until(self.batcher.next_repeat().map(Into::into)) => Event::Repeat,
-                event = self.feed.wait(may_read) => Event::Feed(event?),
-            };
-            match event {
-                Event::Stop => draining_until = Some(tokio::time::Instant::now() + drain_max),
-                Event::Landed(sink, landing) => self.on_landed(sink, landing)?,
-                Event::Visible(snapshot, fresh) => {
-                    self.asking = None;
-                    self.batcher.learn(snapshot, fresh);
-                }
-                Event::Piece(piece) => self.batcher.take_piece(*piece),
-                Event::SlowWorkDone(worker, done) => self.on_slow_work_done(worker, done)?,
-                Event::Repeat => self.batcher.repeat(Instant::now()),
-                Event::MayAsk => {}
-                Event::Feed(FeedEvent::Arrived) => {}
-                Event::Feed(FeedEvent::LogWritten(position, asked)) => self.on_log_written(position, asked),
-                Event::Feed(FeedEvent::Surveyed) => self.say_lag(None),
-                Event::Tick => self.on_tick()?,
-            }
-        }
+    /// Whether changes are read from the source, so that its silence means something.
+    pub(super) fn reads(&self) -> bool {
+        self.is_resumed && !self.batcher.is_full()
     }
 
-    /// Asks the primary what the gate has to know, if anything waits; when to ask again if that is too early.
-    fn ask(&mut self) -> Option<tokio::time::Instant> {
-        if self.asking.is_some() {
-            return None;
-        }
-        let question = self.batcher.question()?;
-        let now = Instant::now();
-        let at = self.batcher.gate().ask_at(now);
-        if at > now {
-            return Some(at.into());
-        }
-        self.batcher.gate().asked(now);
-        let primary = Arc::clone(&self.primary);
-        self.asking = Some(Box::pin(async move {
-            match question {
-                Question::Snapshot => Ok((primary.snapshot().await?, None)),
-                Question::FreshPosition => primary.fresh_position().await.map(|(snapshot, lsn)| (snapshot, Some(lsn))),
-            }
-        }));
-        None
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining_until.is_some()
     }
 
-    /// Sends the next batch, if there is one and the sink is free.
-    fn send_off(&mut self, urgent: bool) {
-        if self.sink.is_none() {
-            return;
-        }
-        if let Some(batch) = self.batcher.next_batch(urgent)
-            && let Some(sink) = self.sink.take()
-        {
-            self.away_since = Instant::now();
-            self.flight = Some(Box::pin(apply(sink, batch)));
-        }
+    /// The next moment at which something is due, whether anything happens or not.
+    pub(super) fn wakeup(&mut self, now: Instant) -> Option<Instant> {
+        let ask_at = (!self.is_asking && self.batcher.question().is_some()).then(|| self.batcher.held().ask_at(now));
+        self.draining_until.into_iter().chain(ask_at).chain(self.batcher.next_repeat()).min()
     }
 
-    /// Starts the next slow work, if there is some.
-    fn start_slow_work(&mut self) {
-        if self.resumed
-            && self.worker.is_some()
-            && let Some(work) = self.batcher.next_slow_work()
-        {
-            if work.is_empty() {
-                // What it was to do is done already: only messages and tickets are left.
-                return self.batcher.finish_slow_work();
+    /// Changes the state; what follows is said by [`Session::next_effect`]. An error ends the session.
+    pub(super) fn apply(&mut self, event: Event, now: Instant) -> Result<(), SessionError> {
+        match event {
+            Event::Stop => self.draining_until = Some(now + self.limits.drain_max),
+            Event::Tick { redis_idle } => return self.on_tick(redis_idle, now),
+            Event::Due => self.on_due(now),
+            Event::Sink(outcome) => return self.on_sink(outcome, now),
+            Event::Visible(snapshot, fresh) => {
+                self.is_asking = false;
+                self.batcher.learn(snapshot, fresh);
             }
-            let Some(worker) = self.worker.take() else { return };
-            tracing::debug!(calls = work.calls.len(), sweeps = work.sweeps.len(), "slow work begins");
-            let (sender, pieces) = mpsc::channel(1);
-            self.running = Some(RunningWork { done: Box::pin(worker.run(work, sender)), pieces });
-        }
-    }
-
-    fn on_slow_work_done(&mut self, worker: Box<SlowWorker>, done: Result<(), Unproven>) -> Result<(), SessionError> {
-        if let Some(mut running) = self.running.take() {
-            while let Ok(piece) = running.pieces.try_recv() {
-                self.batcher.take_piece(piece);
+            Event::Slow(SlowEvent::Piece(piece)) => self.batcher.take_piece(*piece),
+            Event::Slow(SlowEvent::Finished { rest, result }) => {
+                rest.into_iter().for_each(|piece| self.batcher.take_piece(piece));
+                self.is_slow_running = false;
+                result.map_err(|Unproven| SessionError::Unproven)?;
+                self.batcher.finish_slow_work();
             }
+            Event::Feed(FeedEvent::Arrived) => {}
+            Event::Feed(FeedEvent::LogWritten(position, asked)) => {
+                self.batcher.caught_up(position, asked);
+                let bytes = position.offset().saturating_sub(self.slot_at().unwrap_or(position).offset());
+                self.log_lag(Some(bytes), now);
+            }
+            Event::Feed(FeedEvent::Surveyed) => self.log_lag(None, now),
         }
-        tracing::debug!(?done, "slow work has finished");
-        self.worker = Some(worker);
-        if done.is_err() {
-            return Err(SessionError::Unproven);
-        }
-        self.batcher.finish_slow_work();
         Ok(())
     }
 
-    fn on_landed(&mut self, sink: Box<Sink>, landing: Landing) -> Result<(), SessionError> {
-        self.flight = None;
-        self.feed.on_landed(&sink);
-        match landing {
-            Landing::Resumed(started) => {
-                let postgres = &self.settings.postgres;
-                tracing::info!(%postgres, slot = self.settings.slot, redis = sink.address(), "streaming");
+    /// The next thing that the driver must do; none once the session only waits.
+    pub(super) fn next_effect(&mut self, feed: FeedStatus, now: Instant) -> Option<Effect> {
+        if self.is_over {
+            return Some(Effect::Finish);
+        }
+        if let Some(question) = self.next_question(now) {
+            return Some(Effect::Ask(question));
+        }
+        let is_urgent = std::mem::take(&mut self.is_urgent) || feed.is_urgent;
+        if self.sink_busy_since.is_none()
+            && let Some(batch) = self.batcher.next_batch(is_urgent)
+        {
+            self.sink_busy_since = Some(now);
+            return Some(Effect::Apply(batch));
+        }
+        if let Some(work) = self.next_slow_work() {
+            return Some(Effect::StartSlowWork(work));
+        }
+        if std::mem::take(&mut self.measure_due) {
+            return Some(Effect::Measure);
+        }
+        let is_drained = self.batcher.is_drained() && feed.is_drained;
+        (self.is_draining() && (is_drained || !self.is_resumed)).then_some(Effect::Finish)
+    }
+
+    fn next_question(&mut self, now: Instant) -> Option<GateQuestion> {
+        if self.is_asking {
+            return None;
+        }
+        let question = self.batcher.question()?;
+        if self.batcher.held().ask_at(now) > now {
+            return None;
+        }
+        self.batcher.held().asked(now);
+        self.is_asking = true;
+        Some(question)
+    }
+
+    fn next_slow_work(&mut self) -> Option<SlowWork> {
+        if !self.is_resumed || self.is_slow_running {
+            return None;
+        }
+        let work = self.batcher.next_slow_work()?;
+        if work.is_empty() {
+            // Only messages and tickets waited.
+            self.batcher.finish_slow_work();
+            return None;
+        }
+        self.is_slow_running = true;
+        Some(work)
+    }
+
+    fn on_sink(&mut self, outcome: SinkOutcome, now: Instant) -> Result<(), SessionError> {
+        self.sink_busy_since = None;
+        match outcome {
+            SinkOutcome::Resumed(started) => {
                 self.batcher.resume(started);
-                self.resumed = true;
-                self.current = Instant::now();
-                self.feed.measure();
+                self.is_resumed = true;
+                self.current = now;
+                self.measure_due = true;
             }
-            Landing::Applied => {
-                if let Some(moment) = self.batcher.landed(Instant::now()) {
+            SinkOutcome::Applied => {
+                if let Some(moment) = self.batcher.applied(now) {
                     self.current = moment;
                     if self.lag_notices.any() {
                         tracing::info!("caught up with PostgreSQL");
@@ -308,56 +250,47 @@ impl<'a> Session<'a> {
                     }
                 }
             }
-            Landing::Unproven => {
-                self.sink = Some(sink);
-                return Err(SessionError::Unproven);
-            }
-            Landing::Unasked(error) => {
-                self.sink = Some(sink);
-                return Err(error.into());
-            }
-            Landing::Unread(error) => {
-                self.sink = Some(sink);
-                return Err(error.into());
-            }
+            SinkOutcome::Failed(error) => return Err(error),
         }
-        self.sink = Some(sink);
         Ok(())
     }
 
-    /// The log was written up to here: what is applied up to here was current when that was asked.
-    fn on_log_written(&mut self, position: Lsn, asked: Instant) {
-        self.batcher.caught_up(position, asked);
-        let bytes = position.offset().saturating_sub(self.slot_at().unwrap_or(position).offset());
-        self.say_lag(Some(bytes));
-    }
-
-    /// Says how far we are behind, if that is notable: for how long not everything was in force, and how many bytes of
-    /// log are written and not confirmed to a slot.
-    fn say_lag(&mut self, bytes: Option<u64>) {
-        let behind = self.current.elapsed();
-        if behind >= LAG_NOTABLE && self.lag_notices.due() {
-            let seconds = behind.as_secs();
-            match self.batcher.stuck() {
-                None => tracing::warn!(bytes, seconds, "invalidations lag behind PostgreSQL"),
-                Some(xid) => tracing::warn!(
-                    bytes,
-                    seconds,
-                    xid = xid.number(),
-                    "invalidations lag behind PostgreSQL: this transaction is committed and not yet visible, \
-                     probably for want of a standby that synchronous_standby_names asks for"
-                ),
-            }
+    fn on_due(&mut self, now: Instant) {
+        if self.draining_until.is_some_and(|until| until <= now) {
+            tracing::warn!(
+                seconds = self.limits.drain_max.as_secs_f64(),
+                "stopped before everything received was in force; it will be sent again"
+            );
+            self.is_over = true;
         }
+        self.batcher.repeat(now);
     }
 
-    /// What is stuck may not hold up what is behind it, whatever its size.
-    fn make_room(&mut self) {
+    fn on_tick(&mut self, redis_idle: Duration, now: Instant) -> Result<(), SessionError> {
+        self.make_room(now);
+        self.is_urgent = true;
+        let down_max = self.limits.redis_down_max;
+        if self.sink_busy_since.is_some_and(|since| (now - since).min(redis_idle) > down_max) {
+            return Err(SessionError::RedisAway(down_max));
+        }
+        if self.is_resumed && now - self.probed_at >= PROBE_EVERY {
+            self.probed_at = now;
+            self.batcher.probe();
+            if self.batcher.question().is_none() {
+                self.batcher.held().forget_snapshot();
+            }
+            self.measure_due = true;
+        }
+        Ok(())
+    }
+
+    /// Transactions that are stuck must not hold up those behind them, whatever their size.
+    fn make_room(&mut self, now: Instant) {
         if !self.batcher.holds_too_much() {
             self.stuck_since = None;
             return;
         }
-        if self.stuck_since.get_or_insert_with(Instant::now).elapsed() > STUCK_MAX {
+        if now - *self.stuck_since.get_or_insert(now) > STUCK_MAX {
             let messages_dropped = self.batcher.collapse();
             tracing::warn!(
                 messages_dropped,
@@ -368,53 +301,23 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn on_tick(&mut self) -> Result<(), SessionError> {
-        self.make_room();
-        self.send_off(true);
-        let down_max = self.settings.redis_down_max;
-        if self.flight.is_some() && self.away_since.elapsed().min(self.liveness.idle()) > down_max {
-            return Err(SessionError::RedisAway(down_max));
+    /// Logs a lag that is notable: for how long not everything was in force, and how many bytes of log are written and
+    /// not confirmed to a slot.
+    fn log_lag(&mut self, bytes: Option<u64>, now: Instant) {
+        let behind = now.saturating_duration_since(self.current);
+        if behind < LAG_NOTABLE || !self.lag_notices.due() {
+            return;
         }
-        self.feed.on_tick(&self.batcher, self.resumed && !self.batcher.is_full())?;
-        if self.resumed && self.looked.elapsed() >= LOOK_EVERY {
-            self.look_around();
+        let seconds = behind.as_secs();
+        match self.batcher.stuck() {
+            None => tracing::warn!(bytes, seconds, "invalidations lag behind PostgreSQL"),
+            Some(xid) => tracing::warn!(
+                bytes,
+                seconds,
+                xid = xid.number(),
+                "invalidations lag behind PostgreSQL: this transaction is committed and not yet visible, \
+                 probably for want of a standby that synchronous_standby_names asks for"
+            ),
         }
-        Ok(())
     }
-
-    /// What has to be asked from time to time, whether anything happens or not.
-    fn look_around(&mut self) {
-        self.looked = Instant::now();
-        self.batcher.probe();
-        if self.batcher.question().is_none() {
-            self.batcher.gate().forget();
-        }
-        self.feed.measure();
-    }
-}
-
-/// The next piece of the slow work that runs, if it may be taken, or its end.
-async fn running(running: &mut Option<RunningWork>, may_take: bool) -> Event {
-    let Some(RunningWork { done, pieces }) = running else { return std::future::pending().await };
-    tokio::select! {
-        biased;
-        Some(piece) = pieces.recv(), if may_take => Event::Piece(Box::new(piece)),
-        (worker, done) = done => Event::SlowWorkDone(worker, done),
-    }
-}
-
-/// Until a moment, if there is one.
-async fn until(moment: Option<tokio::time::Instant>) {
-    match moment {
-        Some(moment) => tokio::time::sleep_until(moment).await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn apply(mut sink: Box<Sink>, batch: Batch) -> (Box<Sink>, Landing) {
-    let landing = match sink.apply(batch).await {
-        Ok(()) => Landing::Applied,
-        Err(Unproven) => Landing::Unproven,
-    };
-    (sink, landing)
 }

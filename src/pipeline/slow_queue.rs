@@ -9,6 +9,7 @@ use crate::change::Lsn;
 use crate::coherence::progress::Ticket;
 use crate::plan::{CallOrigin, LookupCall, Plan};
 use crate::rules::RuleSet;
+use crate::sink::Unproven;
 
 /// What the worker does in one run.
 #[derive(Debug)]
@@ -26,6 +27,20 @@ impl SlowWork {
     pub(super) fn is_empty(&self) -> bool {
         self.calls.is_empty() && self.sweeps.is_empty()
     }
+}
+
+/// What comes of slow work.
+#[derive(Debug)]
+pub(super) enum SlowEvent {
+    /// Ops that it found.
+    Piece(Box<Plan>),
+    /// It has finished.
+    Finished {
+        /// The ops that it found last.
+        rest: Vec<Plan>,
+        /// An error if Redis may not be the proven dataset any more.
+        result: Result<(), Unproven>,
+    },
 }
 
 /// The slow work that waits, and the work that runs.

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use super::slow_queue::SlowWork;
+use super::running::Running;
+use super::slow_queue::{SlowEvent, SlowWork};
 use crate::causes::with_causes;
 use crate::coherence::primary::Primary;
 use crate::config::Settings;
@@ -23,6 +24,43 @@ pub(super) struct SlowWorker {
     primary: Arc<Primary>,
     runner: Option<Runner>,
     sweeper: Sweeper,
+}
+
+/// The worker, idle or at work.
+pub(super) struct SlowRun {
+    idle: Option<Box<SlowWorker>>,
+    running: Running<(Box<SlowWorker>, Result<(), Unproven>)>,
+    pieces: Option<mpsc::Receiver<Plan>>,
+}
+
+impl SlowRun {
+    pub(super) fn new(worker: SlowWorker) -> Self {
+        Self { idle: Some(Box::new(worker)), running: Running::default(), pieces: None }
+    }
+
+    /// Starts the worker, which must be idle.
+    pub(super) fn start(&mut self, work: SlowWork) {
+        let Some(worker) = self.idle.take() else { return };
+        tracing::debug!(calls = work.calls.len(), sweeps = work.sweeps.len(), "slow work begins");
+        let (sender, pieces) = mpsc::channel(1);
+        self.pieces = Some(pieces);
+        self.running.start(worker.run(work, sender));
+    }
+
+    /// Waits for the next piece, if it may be taken, or for the end; for ever if the worker is idle. Cancel-safe.
+    pub(super) async fn event(&mut self, may_take: bool) -> SlowEvent {
+        let Some(pieces) = &mut self.pieces else { return std::future::pending().await };
+        tokio::select! {
+            biased;
+            Some(piece) = pieces.recv(), if may_take => SlowEvent::Piece(Box::new(piece)),
+            (worker, result) = self.running.finished() => {
+                tracing::debug!(?result, "slow work has finished");
+                let rest = std::iter::from_fn(|| pieces.try_recv().ok()).collect();
+                (self.idle, self.pieces) = (Some(worker), None);
+                SlowEvent::Finished { rest, result }
+            }
+        }
+    }
 }
 
 impl SlowWorker {

@@ -127,7 +127,7 @@ fn a_slot_that_is_lost_while_it_is_read_is_made_anew() {
     world.sql("update users set name = 'held up' where id = 'u9'");
     lose_slot(&world);
     assert!(unstale::sandbox::signal(redis, "CONT"));
-    daemon.wait_for_log("made anew");
+    daemon.wait_for_log("created again");
     daemon.wait_for_log("streaming");
     assert!(!world.holds("v1:user:u9"));
     assert_eq!(world.epochs_because("gap"), 1, "{:?}", daemon.log());
@@ -165,7 +165,7 @@ fn a_slot_dropped_underneath_is_made_anew() {
          exception when object_in_use then perform pg_terminate_backend(pid) from pg_stat_replication; end; end loop; end $$;
          update users set name = 'missed' where id = 'u9'",
     );
-    daemon.wait_for_log("made anew");
+    daemon.wait_for_log("created again");
     daemon.wait_for_log("streaming");
     assert!(!world.holds("v1:user:u9"));
     assert_eq!(daemon.stop(), Some(0));

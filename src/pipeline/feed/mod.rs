@@ -1,59 +1,55 @@
-//! The source that is being read, whichever it is.
+//! The source that is read, whichever it is.
 //!
-//! Owns what differs between them as far as the loop is concerned. It must not know what becomes of a change.
+//! Owns what differs between sources as far as the session is concerned. It must not know what becomes of a change.
 
+pub(super) mod earlier;
+pub(super) mod event;
+mod open_slot;
+pub(super) mod opened;
 pub(super) mod outbox;
-pub(super) mod slot;
+mod slot;
 
-use std::pin::Pin;
-use std::sync::Arc;
-use std::time::Instant;
-
+use self::earlier::EarlierSessions;
+use self::event::{FeedEvent, FeedStatus};
+use self::opened::OpenSource;
 use super::batcher::Batcher;
 use super::error::SessionError;
-use crate::change::{Lsn, Relation};
-use crate::coherence::history::Present;
-use crate::coherence::primary::{Primary, PrimaryError};
+use crate::config::{Mode, Settings};
+use crate::rules::RuleSet;
 use crate::sink::Sink;
-
-/// A question to the primary, on its way.
-pub(super) type Asking<T> = Pin<Box<dyn Future<Output = Result<T, PrimaryError>> + Send>>;
-
-/// A source that was opened, and what is known at that moment.
-pub(super) struct Source {
-    pub(super) feed: Feed,
-    pub(super) primary: Arc<Primary>,
-    pub(super) present: Present,
-}
 
 /// A source that is being read.
 pub(super) enum Feed {
-    Slot(Box<slot::Slot>),
-    Outbox(Box<outbox::Outbox>),
+    Slot(Box<slot::SlotFeed>),
+    Outbox(Box<outbox::OutboxFeed>),
 }
 
-/// What a feed has to say.
-pub(super) enum FeedEvent {
-    /// Something is here to be read.
-    Arrived,
-    /// The log was written up to here when that was asked.
-    LogWritten(Lsn, Instant),
-    /// It was looked how far the outbox reaches.
-    Surveyed,
+/// Opens the source that the settings name.
+pub(super) async fn open(
+    settings: &Settings,
+    rules: &RuleSet,
+    earlier: &mut EarlierSessions,
+) -> Result<OpenSource<Feed>, SessionError> {
+    Ok(match settings.mode {
+        Mode::Slot => {
+            open_slot::open(settings, rules.has_events(), earlier).await?.map(|slot| Feed::Slot(Box::new(slot)))
+        }
+        Mode::Outbox => outbox::open(settings, rules, earlier).await?.map(|outbox| Feed::Outbox(Box::new(outbox))),
+    })
 }
 
 impl Feed {
-    /// Takes in everything that is here, until too much waits; whether that was all. Without `may_read` only what was
-    /// taken out of the source already.
-    pub(super) async fn read(&mut self, batcher: &mut Batcher, may_read: bool) -> Result<bool, SessionError> {
+    /// Takes everything that has arrived, until too much waits. Returns whether that was all. Without `may_read`, takes
+    /// only what has left the source already.
+    pub(super) fn read(&mut self, batcher: &mut Batcher, may_read: bool) -> Result<bool, SessionError> {
         match self {
             Self::Slot(_) if !may_read => Ok(true),
-            Self::Slot(slot) => slot.read(batcher).await,
+            Self::Slot(slot) => slot.read(batcher),
             Self::Outbox(outbox) => outbox.read(batcher).map(|()| true),
         }
     }
 
-    /// Waits until something has happened; without `may_read` nothing is read meanwhile. Cancel-safe.
+    /// Waits until something has happened. Without `may_read`, reads nothing meanwhile. Cancel-safe.
     pub(super) async fn wait(&mut self, may_read: bool) -> Result<FeedEvent, SessionError> {
         match self {
             Self::Slot(slot) => slot.wait(may_read).await,
@@ -61,24 +57,15 @@ impl Feed {
         }
     }
 
-    /// Whether nothing more comes unless it is asked for more.
-    pub(super) fn is_drained(&self) -> bool {
+    pub(super) fn status(&self) -> FeedStatus {
         match self {
-            Self::Slot(_) => true,
-            Self::Outbox(outbox) => outbox.is_drained(),
-        }
-    }
-
-    /// Whether it waits to hear what is in force.
-    pub(super) fn is_urgent(&self) -> bool {
-        match self {
-            Self::Slot(slot) => slot.answer_due(),
+            Self::Slot(slot) => FeedStatus { is_urgent: slot.answer_due(), is_drained: true },
             // A writer may wait until it can read what it wrote.
-            Self::Outbox(_) => true,
+            Self::Outbox(outbox) => FeedStatus { is_urgent: true, is_drained: outbox.is_drained() },
         }
     }
 
-    /// Does what is due: says what is in force; with `may_read`, asks for more.
+    /// Starts what is due: tells the source what is in force and, with `may_read`, asks for more.
     pub(super) fn work(&mut self, batcher: &mut Batcher, may_read: bool) {
         match self {
             Self::Slot(slot) => {
@@ -90,15 +77,16 @@ impl Feed {
         }
     }
 
-    /// The sink is back, and what it did is not yet known to be done.
-    pub(super) fn on_landed(&mut self, sink: &Sink) {
+    /// The sink is idle again. The session does not know the outcome yet.
+    pub(super) fn on_sink(&mut self, sink: &Sink) {
         match self {
             Self::Slot(_) => {}
-            Self::Outbox(outbox) => outbox.on_landed(sink),
+            Self::Outbox(outbox) => outbox.on_sink(sink),
         }
     }
 
-    /// Keeps the connection alive, and notices when it is not. If `reads` is not set, the silence is our own.
+    /// Keeps the connection alive, and notices when it is not. `reads` says whether the session reads what arrives: if
+    /// not, silence means nothing.
     pub(super) fn on_tick(&mut self, batcher: &Batcher, reads: bool) -> Result<(), SessionError> {
         match self {
             Self::Slot(slot) => slot.on_tick(batcher.confirmed(), reads),
@@ -106,41 +94,20 @@ impl Feed {
         }
     }
 
-    /// Asks how far there is to go, from time to time.
+    /// Asks how far the log is written.
     pub(super) fn measure(&mut self) {
         match self {
             Self::Slot(slot) => slot.measure(),
-            // Each look says that.
+            // Each survey says it.
             Self::Outbox(_) => {}
         }
     }
 
-    /// Says what is in force and leaves.
+    /// Tells the source what is in force, and closes.
     pub(super) async fn finish(&mut self, batcher: &mut Batcher) {
         match self {
             Self::Slot(slot) => slot.finish(batcher.confirmed()).await,
             Self::Outbox(outbox) => outbox.finish(batcher).await,
         }
-    }
-}
-
-/// Says what rules read of a table and it does not have any more.
-fn compare(batcher: &Batcher, relation: &Relation) {
-    let missing = batcher.planner().missing(relation);
-    if !missing.is_empty() {
-        tracing::warn!(
-            table = %relation.name,
-            missing = missing.join(", "),
-            "rules read columns that the table does not have any more, so every change of it deletes by pattern; \
-             correct the rules and restart"
-        );
-    }
-}
-
-/// What a future gives, if there is one.
-pub(super) async fn arrival<F: Future + Unpin>(future: &mut Option<F>) -> F::Output {
-    match future {
-        Some(future) => future.await,
-        None => std::future::pending().await,
     }
 }

@@ -1,12 +1,13 @@
 //! A connection that claims, and what is open in its transaction.
 //!
-//! Owns what it is doing. It must not decide when to claim or to commit. Invariant: one thing at a time.
+//! Owns what the connection is doing. It must not decide when to claim or to commit. Invariant: one task at a time.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::Step;
+use futures_util::future::BoxFuture;
+
 use crate::coherence::horizon::Floor;
 use crate::coherence::primary::Primary;
 use crate::coherence::progress::Ticket;
@@ -17,23 +18,23 @@ use crate::source::outbox::Consumer;
 use crate::source::outbox::claim::{Claim, Claimant};
 use crate::source::outbox::entry::OutboxError;
 
-/// How often a connection that waits says that it does; far below the limit that [`Claimant`] sets.
+/// How often a waiting connection sends an empty statement: far below the time-out that [`Claimant`] sets.
 const STAY_EVERY: Duration = Duration::from_secs(10);
 
 /// A connection that claims.
 pub(super) struct Lane {
-    state: State,
-    /// The transactions of the application that were taken in it, if any.
+    state: LaneState,
+    /// The application's transactions that were claimed in the open transaction, if any.
     pub(super) tickets: Option<RangeInclusive<Ticket>>,
-    /// How many entries those are.
+    /// How many entries these have.
     pub(super) entries: usize,
-    /// The highest number that was known to be given when its transaction began.
+    /// The highest entry number known to be given when the open transaction began.
     pub(super) given: i64,
-    /// When something was last said over it.
+    /// When a statement was last sent.
     spoke: Instant,
 }
 
-/// What Redis has counted, and which dataset of it: everything that is known to be in force is in there.
+/// How many batches which dataset in Redis has counted. Everything known to be in force is among them.
 #[derive(Clone, Debug)]
 pub(super) struct Counted {
     pub(super) consumer: Arc<Consumer>,
@@ -42,28 +43,28 @@ pub(super) struct Counted {
 }
 
 /// What a lane is doing.
-enum State {
-    /// It has no transaction.
+enum LaneState {
+    /// No transaction is open.
     Free(Claimant),
-    /// It has one, and waits.
+    /// A transaction is open, and waits.
     Open(Claimant),
     Busy {
         task: Task,
         has_begun: bool,
-        run: Step<(Claimant, Result<Option<Claim>, OutboxError>)>,
+        run: BoxFuture<'static, (Claimant, Result<Option<Claim>, OutboxError>)>,
     },
-    /// On its way from one of these to another.
+    /// Between two of these.
     Changing,
 }
 
-/// What a lane is busy with.
+/// A task of a lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Task {
     Claim,
     Commit,
-    /// Ends a transaction in which nothing was taken.
+    /// Ends a transaction in which nothing was claimed.
     Leave,
-    /// Says that whoever has the connection is alive.
+    /// Keeps the server from ending the connection.
     Stay,
 }
 
@@ -72,35 +73,35 @@ impl Lane {
     pub(super) async fn open(settings: &Settings, primary: &Primary) -> Result<Self, SessionError> {
         let client = primary.another(&settings.postgres).await?.into_client();
         let claimant = Claimant::new(client).await?;
-        Ok(Self { state: State::Free(claimant), tickets: None, entries: 0, given: 0, spoke: Instant::now() })
+        Ok(Self { state: LaneState::Free(claimant), tickets: None, entries: 0, given: 0, spoke: Instant::now() })
     }
 
     pub(super) fn is_free(&self) -> bool {
-        matches!(self.state, State::Free(_))
+        matches!(self.state, LaneState::Free(_))
     }
 
     pub(super) fn is_open(&self) -> bool {
-        matches!(self.state, State::Open(_))
+        matches!(self.state, LaneState::Open(_))
     }
 
-    /// What it is busy with, and for how long.
+    /// The task under way, and for how long.
     pub(super) fn task(&self) -> Option<(Task, Duration)> {
         match self.state {
-            State::Busy { task, .. } => Some((task, self.spoke.elapsed())),
-            State::Free(_) | State::Open(_) | State::Changing => None,
+            LaneState::Busy { task, .. } => Some((task, self.spoke.elapsed())),
+            LaneState::Free(_) | LaneState::Open(_) | LaneState::Changing => None,
         }
     }
 
-    /// Whether it has waited for so long that it should say so.
+    /// Whether [`Task::Stay`] is due.
     pub(super) fn is_silent(&self) -> bool {
         self.spoke.elapsed() >= STAY_EVERY
     }
 
-    /// Begins something, if the lane is not busy.
+    /// Begins a task, unless one is under way.
     pub(super) fn begin(&mut self, task: Task, floor: &Floor, counted: &Counted) {
-        let (claimant, has_begun) = match std::mem::replace(&mut self.state, State::Changing) {
-            State::Free(claimant) => (claimant, false),
-            State::Open(claimant) => (claimant, true),
+        let (claimant, has_begun) = match std::mem::replace(&mut self.state, LaneState::Changing) {
+            LaneState::Free(claimant) => (claimant, false),
+            LaneState::Open(claimant) => (claimant, true),
             other => return self.state = other,
         };
         if !has_begun {
@@ -108,19 +109,18 @@ impl Lane {
         }
         self.spoke = Instant::now();
         let run = run(claimant, task, has_begun, floor.at(), counted.clone());
-        self.state = State::Busy { task, has_begun, run: Box::pin(run) };
+        self.state = LaneState::Busy { task, has_begun, run: Box::pin(run) };
     }
 
-    /// Waits until what it is busy with is done, and forever if it is not; then what that was, and what was claimed.
-    /// Cancel-safe.
+    /// Waits until the task is done, and for ever if there is none. Returns the task and what was claimed. Cancel-safe.
     pub(super) async fn done(&mut self) -> Result<(Task, Option<Claim>), OutboxError> {
-        let State::Busy { task, has_begun, run } = &mut self.state else { return std::future::pending().await };
+        let LaneState::Busy { task, has_begun, run } = &mut self.state else { return std::future::pending().await };
         let (task, has_begun, (claimant, done)) = (*task, *has_begun, run.await);
         self.spoke = Instant::now();
         self.state = match task {
-            Task::Stay if !has_begun => State::Free(claimant),
-            Task::Claim | Task::Stay => State::Open(claimant),
-            Task::Commit | Task::Leave => State::Free(claimant),
+            Task::Stay if !has_begun => LaneState::Free(claimant),
+            Task::Claim | Task::Stay => LaneState::Open(claimant),
+            Task::Commit | Task::Leave => LaneState::Free(claimant),
         };
         Ok((task, done?))
     }
@@ -136,7 +136,7 @@ async fn run(
     let done = async {
         match task {
             Task::Claim => {
-                // Answered before anything is taken: outside of a transaction what is taken would be gone.
+                // Before the claim: outside of a transaction, what is claimed would be lost.
                 if !has_begun {
                     claimant.begin().await?;
                 }

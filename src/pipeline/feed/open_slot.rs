@@ -1,0 +1,114 @@
+//! Opening the replication slot.
+//!
+//! Owns the order of the questions before the log streams, and creating the slot again when it cannot be used any more.
+//! Invariant: the slot's position is asked once the slot is read; from then on no other process can move it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::earlier::EarlierSessions;
+use super::opened::OpenSource;
+use super::slot::SlotFeed;
+use crate::change::Lsn;
+use crate::coherence::history::{Origin, Present};
+use crate::coherence::primary::{INSTANCE, Primary, SlotFacts};
+use crate::config::Settings;
+use crate::install;
+use crate::pipeline::error::SessionError;
+use crate::postgres::{PREREQUISITE_STATE, UNDEFINED_OBJECT};
+use crate::source::replication::connection::{Connection, ConnectionError};
+use crate::source::replication::stream::Stream;
+
+/// How long a server may take to answer the few questions before it streams.
+const OPEN_MAX: Duration = Duration::from_secs(30);
+
+/// How long a new slot may take: it waits for all transactions in progress.
+const RECREATE_MAX: Duration = Duration::from_secs(600);
+
+/// Begins to read the slot, then asks for its position.
+pub(super) async fn open(
+    settings: &Settings,
+    with_messages: bool,
+    earlier: &mut EarlierSessions,
+) -> Result<OpenSource<SlotFeed>, SessionError> {
+    let unanswered = |_| SessionError::Unanswered(OPEN_MAX);
+    let (mut connection, instance) = tokio::time::timeout(OPEN_MAX, async {
+        let mut connection = Connection::open(&settings.postgres).await?;
+        let instance = one_text(connection.query(INSTANCE).await?);
+        Ok::<_, SessionError>((connection, instance))
+    })
+    .await
+    .map_err(unanswered)??;
+    let primary = Arc::new(Primary::connect(&settings.postgres, &instance).await?);
+    repair_gap(settings, &primary, earlier).await?;
+    let started = async {
+        let identity = connection.query("IDENTIFY_SYSTEM").await?;
+        let stream = Stream::start(connection, &settings.slot, &settings.publication, with_messages).await;
+        Ok::<_, ConnectionError>((identity, stream))
+    };
+    let (identity, started) = tokio::time::timeout(OPEN_MAX, started).await.map_err(unanswered)??;
+    let stream = match started {
+        Ok(stream) => stream,
+        Err(ConnectionError::Server(error)) if [PREREQUISITE_STATE, UNDEFINED_OBJECT].contains(&&*error.sqlstate) => {
+            let facts = primary.facts(&settings.slot, &settings.publication).await?;
+            let is_gone = facts.confirmed.is_none() && earlier.streamed;
+            if !(facts.published && (facts.lost || is_gone)) {
+                return Err(SessionError::SlotUnusable { slot: settings.slot.clone(), source: error });
+            }
+            recreate(settings, &primary).await?;
+            return Err(ConnectionError::Server(error).into());
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let SlotFacts { confirmed, published, recovered, end, .. } =
+        primary.facts(&settings.slot, &settings.publication).await?;
+    if !published {
+        return Err(SessionError::NoPublication(settings.publication.clone()));
+    }
+    let mut columns = identity.into_iter().flatten().map(Option::unwrap_or_default);
+    let (system, timeline) = (columns.next().unwrap_or_default(), columns.next().unwrap_or_default());
+    let present = Present {
+        origin: Origin { system, timeline, recovered, source: String::new() },
+        slot: confirmed.unwrap_or(end),
+        end,
+        recorded: Lsn::ZERO,
+        batches: None,
+    };
+    let feed = SlotFeed::new(stream, Arc::clone(&primary));
+    Ok(OpenSource { feed, primary, present })
+}
+
+fn one_text(rows: Vec<Vec<Option<String>>>) -> String {
+    rows.into_iter().flatten().flatten().next().unwrap_or_default()
+}
+
+/// Creates the slot again if it stands where its publication did not exist.
+async fn repair_gap(settings: &Settings, primary: &Primary, earlier: &mut EarlierSessions) -> Result<(), SessionError> {
+    let Some(gap_at) = earlier.gap_at.take() else { return Ok(()) };
+    let facts = primary.facts(&settings.slot, &settings.publication).await?;
+    // Beyond the gap, another process has created it again meanwhile.
+    if facts.confirmed.is_some_and(|confirmed| confirmed <= gap_at) {
+        earlier.gap_at = Some(gap_at);
+        recreate(settings, primary).await?;
+        earlier.gap_at = None;
+    }
+    Ok(())
+}
+
+/// Creates the slot again. What it had not sent is lost, and the comparison of histories finds that: a new epoch
+/// begins.
+async fn recreate(settings: &Settings, primary: &Primary) -> Result<(), SessionError> {
+    let facts = primary.facts(&settings.slot, &settings.publication).await?;
+    if !facts.published {
+        return Err(SessionError::NoPublication(settings.publication.clone()));
+    }
+    let recreated = tokio::time::timeout(RECREATE_MAX, install::slot::recreate(primary.client(), &settings.slot)).await;
+    recreated
+        .map_err(|_| SessionError::Unanswered(RECREATE_MAX))?
+        .map_err(|error| SessionError::RecreateSlot(error.into()))?;
+    tracing::warn!(
+        slot = settings.slot,
+        "the slot could not be used any more and was created again: changes were missed"
+    );
+    Ok(())
+}

@@ -1,0 +1,37 @@
+//! The batch in flight: sent to Redis, and not known to be in force.
+//!
+//! Owns what becomes true with its outcome. It must not know how a batch is sent.
+
+use std::time::{Duration, Instant};
+
+use super::error::SessionError;
+use super::repeats::Hold;
+use crate::change::Lsn;
+use crate::coherence::progress::Ticket;
+use crate::plan::{Removal, RuleId};
+
+/// What becomes true when the batch in flight is in force.
+#[derive(Debug)]
+pub(super) struct InFlight {
+    /// A part of these transactions is in force.
+    pub(super) tickets: Vec<Ticket>,
+    /// Redis has recorded this position as applied.
+    pub(super) record: Option<Lsn>,
+    /// Everything committed before this moment is in force.
+    pub(super) heartbeat: Option<Instant>,
+    /// These removals are due once more, each after its delay.
+    pub(super) repeats: Vec<(Duration, RuleId, Removal)>,
+    /// These second deletes are done.
+    pub(super) holds: Vec<Hold>,
+}
+
+/// How one run of the sink ended.
+#[derive(Debug)]
+pub(super) enum SinkOutcome {
+    /// History is proven, or a new epoch has begun. Invalidations up to this position may be in force.
+    Resumed(Lsn),
+    /// The batch is in force.
+    Applied,
+    /// Neither. The session ends.
+    Failed(SessionError),
+}
