@@ -15,6 +15,8 @@ mod part;
 mod repeats;
 mod resume;
 mod running;
+#[cfg(test)]
+mod scenarios;
 mod session;
 mod slow_queue;
 mod slow_worker;
