@@ -1,7 +1,7 @@
-//! How long to wait before trying again, and how often to say so.
+//! How long to wait before the next attempt, and which failures to log.
 //!
-//! Owns the two schedules. Invariants: waits are bounded and jittered, so that many daemons do not return
-//! at once; the first failure is reported at once, then at growing intervals.
+//! Owns the two schedules. Invariants: waits are bounded and jittered, so that many daemons do not
+//! return at once; the first failure is logged at once, later ones at growing intervals.
 
 use std::time::{Duration, Instant};
 
@@ -32,25 +32,25 @@ impl Backoff {
         current.mul_f64(rand::rng().random_range(0.5..=1.0))
     }
 
-    /// It worked: begin anew.
+    /// An attempt succeeded: the next wait is the first again.
     pub fn reset(&mut self) {
         *self = Self::default();
     }
 }
 
-/// Which failures of a series are worth a line in the log.
+/// Which failures of a series are logged.
 #[derive(Debug, Default)]
 pub struct Notices {
     last: Option<(Instant, Duration)>,
 }
 
 impl Notices {
-    /// Whether to report the failure that just happened.
+    /// Whether to log the failure that just happened.
     pub fn due(&mut self) -> bool {
         let now = Instant::now();
         let (due, silence) = match self.last {
             None => (true, FIRST_SILENCE),
-            Some((said, silence)) => (now.duration_since(said) >= silence, (silence * 2).min(SILENCE_MAX)),
+            Some((logged, silence)) => (now.duration_since(logged) >= silence, (silence * 2).min(SILENCE_MAX)),
         };
         if due {
             self.last = Some((now, silence));
@@ -58,7 +58,7 @@ impl Notices {
         due
     }
 
-    /// Whether any failure was reported.
+    /// Whether any failure was logged.
     pub fn any(&self) -> bool {
         self.last.is_some()
     }
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_failure_is_said_and_the_second_is_not() {
+    fn the_first_failure_is_logged_and_the_second_is_not() {
         let mut notices = Notices::default();
         assert_eq!((notices.due(), notices.due(), notices.any()), (true, false, true));
     }

@@ -1,7 +1,7 @@
 //! Printing an error with its causes.
 //!
-//! Owns the one line that log messages and commands print. It must not know any error. Invariant: a cause whose text
-//! the message already ends with is not repeated.
+//! Owns the one line that log messages and commands print. It must not know any error. Invariant: a
+//! cause whose text the message already ends with is not repeated.
 
 use std::error::Error;
 

@@ -1,10 +1,11 @@
 //! The next batch, and the ledger of what is in force.
 //!
-//! Owns the pipeline's state: what is visible and waits for the batch in flight, what is in flight, how far everything
-//! is in force. Synchronous; knows no socket and no clock. Invariants: no op is sent before the gate sees its
-//! transaction (an outbox shows only visible ones); memory is bounded, because rows are planned as they arrive and
-//! [`Batcher::is_full`] stops the reader; at most one batch is in flight, so order holds; a transaction is done only
-//! when the batch with its last row is in force.
+//! Owns the pipeline's state: what is visible and waits for the batch in flight, what is in flight,
+//! how far everything is in force. Synchronous; knows no socket and no clock. Invariants: no op is
+//! sent before the gate sees its transaction (an outbox shows only visible ones); memory is
+//! bounded, because rows are planned as they arrive and [`Batcher::is_full`] stops the reader; at
+//! most one batch is in flight, so order holds; a transaction is done only when the batch with its
+//! last row is in force.
 
 use std::ops::RangeInclusive;
 use std::time::Instant;
@@ -22,7 +23,7 @@ use crate::coherence::progress::{Progress, Ticket};
 use crate::plan::Plan;
 use crate::rules::{PlanError, Planner};
 use crate::sink::Batch;
-use crate::source::outbox::claim::Transaction;
+use crate::source::outbox::claim::ClaimedTransaction;
 use crate::source::outbox::entry::EntryEvent;
 
 /// How many times as much may be held until it is visible: what waits for a synchronous standby.
@@ -45,13 +46,15 @@ pub(super) struct Batcher {
     in_flight: Option<InFlight>,
     /// The furthest position that `started` in Redis may have reached.
     started: Lsn,
-    /// `started` at the beginning of the session. What is not after it may have been applied before.
+    /// `started` at the beginning of the session. What is not after it may have been applied
+    /// before.
     resumed_at: Lsn,
-    /// The furthest position that Redis was told to record as applied.
+    /// The furthest position that a batch asked Redis to record as applied.
     recording: Lsn,
     /// A transaction is in force and not recorded yet.
     record_due: bool,
-    /// The next batch asks Redis which dataset it is, and records `applied` whether it moved or not.
+    /// The next batch asks Redis which dataset it is, and records `applied` whether it moved or
+    /// not.
     probe_due: bool,
     /// Everything committed before the moment lies before the position.
     caught_up: Option<(Lsn, Instant)>,
@@ -64,8 +67,8 @@ pub(super) struct Batcher {
 pub(super) enum GateQuestion {
     /// What is visible.
     Snapshot,
-    /// What is visible, and a position that was never used: a version key must rise, and readers may have seen the
-    /// position of its own transaction.
+    /// What is visible, and a position that was never used: a version key must rise, and readers
+    /// may have seen the position of its own transaction.
     FreshPosition,
 }
 
@@ -132,11 +135,12 @@ impl Batcher {
         Ok(())
     }
 
-    /// Takes the entries of a transaction in an outbox, or some of them. Everything in the claim was committed before
-    /// `position`. Entries up to the number `again_to` may have been applied before, and something newer since.
+    /// Takes the entries of a transaction in an outbox, or some of them. Everything in the claim
+    /// was committed before `position`. Entries up to the number `again_to` may have been applied
+    /// before, and something newer since.
     pub(super) fn take_entries(
         &mut self,
-        transaction: &Transaction,
+        transaction: &ClaimedTransaction,
         position: Lsn,
         again_to: i64,
     ) -> Result<Ticket, PlanError> {
@@ -157,7 +161,8 @@ impl Batcher {
         Ok(self.commit(position, Lsn::ZERO))
     }
 
-    /// The open transaction is complete. Once it and all before it are in force, so is everything up to `proven`.
+    /// The open transaction is complete. Once it and all before it are in force, so is everything
+    /// up to `proven`.
     fn commit(&mut self, end_lsn: Lsn, proven: Lsn) -> Ticket {
         let ticket = self.progress.received(proven);
         let arrived = self.intake.commit(end_lsn, ticket, &mut self.waiting);
@@ -226,21 +231,23 @@ impl Batcher {
         size.reaches(HELD_FACTOR) || self.streams.is_full() && !self.held.is_empty()
     }
 
-    /// Makes room for what is behind the held transactions: once these are visible, they delete everything that their
-    /// rules match instead of their own keys. Returns how many messages were dropped.
+    /// Makes room for what is behind the held transactions: once these are visible, they delete
+    /// everything that their rules match instead of their own keys. Returns how many messages were
+    /// dropped.
     pub(super) fn collapse(&mut self) -> usize {
         let (tickets, entries) = self.streams.clear();
         tickets.into_iter().for_each(|ticket| self.progress.done(ticket));
         entries + self.held.collapse(self.intake.planner().rules()) + self.intake.collapse()
     }
 
-    /// Whether the reader has to wait: for the batch in flight, for slow work, or until something is visible.
+    /// Whether the reader has to wait: for the batch in flight, for slow work, or until something
+    /// is visible.
     pub(super) fn is_full(&self) -> bool {
         self.waiting.size().reaches(1) || self.holds_too_much() || self.slow.size().reaches(1) || self.streams.is_full()
     }
 
-    /// Whether ops that slow work found may be taken. Other limits do not count: what fills them may wait for that
-    /// work.
+    /// Whether ops that slow work found may be taken. Other limits do not count: what fills them
+    /// may wait for that work.
     pub(super) fn has_room(&self) -> bool {
         !self.waiting.size().reaches(1)
     }
@@ -255,8 +262,8 @@ impl Batcher {
         self.probe_due = true;
     }
 
-    /// The next batch, if there is one and none is in flight. If only the position of a quiet source moved, recording
-    /// it waits until it is `urgent`.
+    /// The next batch, if there is one and none is in flight. If only the position of a quiet
+    /// source moved, recording it waits until it is `urgent`.
     pub(super) fn next_batch(&mut self, urgent: bool) -> Option<Batch> {
         if self.in_flight.is_some() {
             return None;
@@ -292,7 +299,8 @@ impl Batcher {
         Some(Batch {
             plan: part.plan,
             streams,
-            // The furthest ever, not the batch's own: `started` may have been evicted, and must not come back lower.
+            // The furthest ever, not the batch's own: `started` may have been evicted, and must not
+            // come back lower.
             started: self.started,
             record,
             at: part.at,
@@ -433,7 +441,8 @@ mod tests {
         Batcher::new(Planner::new(Arc::new(rules)), document.settings.max_keys, false)
     }
 
-    /// One that knows every transaction below 100 to be visible, which is what most of the tests are not about.
+    /// One that knows every transaction below 100 to be visible, which is what most of the tests
+    /// are not about.
     fn open_batcher() -> Batcher {
         let mut batcher = batcher();
         batcher.learn(Snapshot::parse("100:100:").unwrap(), None);
@@ -561,7 +570,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_stuck_holds_up_nobody_and_is_not_passed_by_the_watermark() {
+    fn what_is_stuck_delays_no_other_and_is_not_passed_by_the_watermark() {
         let mut batcher = batcher();
         batcher.takes([begin_as(7, 100), insert(1), commit(150), begin_as(8, 200), insert(2), commit(250)]);
         batcher.learns("7:9:7", None);
@@ -577,7 +586,8 @@ mod tests {
         assert_eq!(batcher.next_batch(false).unwrap().record, Some(Lsn::new(250)));
     }
 
-    /// A reader that found the version key missing made it from `started`, which had passed the stuck commit.
+    /// A reader that found the version key missing made it from `started`, which had passed the
+    /// stuck commit.
     #[test]
     fn a_version_key_of_what_was_stuck_rises_beyond_what_readers_may_have_made_it() {
         let mut batcher = batcher();

@@ -1,7 +1,8 @@
 //! Drives one session: waits for its events and performs its effects.
 //!
-//! Owns the I/O of a session: the source, the sink, the worker, the questions to the primary. It must not decide;
-//! [`Session`] does. Invariant: the timer comes before the source, which may always have something.
+//! Owns the I/O of a session: the source, the sink, the worker, the questions to the primary. It
+//! must not decide; [`Session`] does. Invariant: the timer comes before the source, which may
+//! always have something.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -85,8 +86,8 @@ impl<'a> Driver<'a> {
         self.session.slot_at()
     }
 
-    /// The planner and the sink, once the batch in flight has an outcome: what the next session sends must not overtake
-    /// it. No sink if `stop` is cancelled meanwhile.
+    /// The planner and the sink, once the batch in flight has an outcome: what the next session
+    /// sends must not overtake it. No sink if `stop` is cancelled meanwhile.
     pub(super) async fn into_parts(mut self, stop: &CancellationToken) -> (Planner, Option<Box<Sink>>) {
         drop(self.feed);
         // Also the connection of what is in flight: a daemon that stands by may wait for its locks.
@@ -101,7 +102,8 @@ impl<'a> Driver<'a> {
         (self.session.into_batcher().into_planner(), self.sink)
     }
 
-    /// Streams until `stop` is cancelled and the session is drained, or until an error ends the session.
+    /// Streams until `stop` is cancelled and the session is drained, or until an error ends the
+    /// session.
     pub(super) async fn run(&mut self, stop: &CancellationToken) -> Result<(), SessionError> {
         let mut tick = tokio::time::interval(TICK_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -122,7 +124,8 @@ impl<'a> Driver<'a> {
             }
             self.feed.work(self.session.batcher(), may_read);
             if !all_read && !self.session.batcher().is_full() {
-                // A batch was sent, so there is room for what has arrived. The socket is read only after that.
+                // A batch was sent, so there is room for what has arrived. The socket is read only
+                // after that.
                 continue;
             }
             let event = self.next_event(stop, &mut tick, may_read && all_read).await?;

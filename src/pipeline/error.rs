@@ -1,7 +1,8 @@
 //! Why a session ends, what the daemon does about it, and what the operator can do.
 //!
-//! Owns the table of [`SessionError::policy`]. It must not act on it; [`super::run`] does. Invariant: the table names
-//! every error, so that a new one does not compile before its row is written.
+//! Owns the table of [`SessionError::policy`]. It must not act on it; [`super::run`] does.
+//! Invariant: the table names every error, so that a new one does not compile before its row is
+//! written.
 
 use std::time::Duration;
 
@@ -70,7 +71,8 @@ pub enum SessionError {
         #[source]
         source: ServerError,
     },
-    /// The slot has log from before its publication was created, and the server skipped changes there.
+    /// The slot has log from before its publication was created, and the server skipped changes
+    /// there.
     #[error("the slot has log from before its publication was created")]
     PublicationGap,
     /// The slot could not be created again.
@@ -105,11 +107,13 @@ pub(super) enum Reaction {
     Reconnect,
     /// The same, until another daemon has stopped.
     StandBy,
-    /// The same, but history is in doubt: a new epoch begins unless the next session proves it.
+    /// The same, but history is not proven any more: a new epoch begins unless the next session
+    /// proves it.
     CompareHistories,
     /// Drops the slot and creates it again. Changes were missed, so a new epoch begins.
     RecreateSlot,
-    /// Stops if no session has begun yet: then the configuration is wrong. Later, during a failover, it connects again.
+    /// Stops if no session has begun yet: then the configuration is wrong. Later, during a
+    /// failover, it connects again.
     StopAtStart(Fault),
     /// Stops. Waiting would not help.
     Stop(Fault),

@@ -1,8 +1,10 @@
-//! What waits for the gate: transactions that were received completely and are not known to be visible.
+//! What waits for the gate: transactions that were received completely and are not known to be
+//! visible.
 //!
-//! Owns their order and the snapshot that decides. Synchronous; knows no socket and no clock. Invariants: a transaction
-//! leaves only once the gate sees it; one that is stuck delays no other; memory is bounded, because the reader stops
-//! when too much is held, and [`Held::collapse`] makes room.
+//! Owns their order and the snapshot that decides. Synchronous; knows no socket and no clock.
+//! Invariants: a transaction leaves only once the gate sees it; one that is stuck delays no other;
+//! memory is bounded, because the reader stops when too much is held, and [`Held::collapse`] makes
+//! room.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -49,7 +51,8 @@ impl Held {
         self.gate.learn(snapshot);
     }
 
-    /// Whether a transaction that begins to arrive is known to be visible. If not, the gate begins to wait for it.
+    /// Whether a transaction that begins to arrive is known to be visible. If not, the gate begins
+    /// to wait for it.
     pub(super) fn admit(&mut self, xid: Xid, now: Instant) -> bool {
         let is_visible = self.gate.sees(xid) || mutant::is(Mutant::NoGate);
         if !is_visible {
@@ -81,8 +84,8 @@ impl Held {
         self.measure();
     }
 
-    /// Makes room: what is held will delete everything that its rules match, once it is visible, instead of its own
-    /// keys. Returns how many messages were dropped.
+    /// Makes room: what is held will delete everything that its rules match, once it is visible,
+    /// instead of its own keys. Returns how many messages were dropped.
     pub(super) fn collapse(&mut self, rules: &RuleSet) -> usize {
         let mut all = HeldTransaction { xids: Vec::new(), part: Part::default() };
         for HeldTransaction { xids, part } in std::mem::take(&mut self.transactions) {

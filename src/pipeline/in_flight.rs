@@ -28,7 +28,8 @@ pub(super) struct InFlight {
 /// How one run of the sink ended.
 #[derive(Debug)]
 pub(super) enum SinkOutcome {
-    /// History is proven, or a new epoch has begun. Invalidations up to this position may be in force.
+    /// History is proven, or a new epoch has begun. Invalidations up to this position may be in
+    /// force.
     Resumed(Lsn),
     /// The batch is in force.
     Applied,

@@ -1,8 +1,8 @@
 //! What is arriving: the transaction whose rows the source is sending.
 //!
-//! Owns the way from its changes to ops. Synchronous; knows no socket and no clock. Invariants: rows are planned as they
-//! arrive, so no transaction is kept as rows; ops of a transaction that the gate has not seen stay apart; above
-//! `max_keys` the rest of a transaction is collapsed.
+//! Owns the way from its changes to ops. Synchronous; knows no socket and no clock. Invariants:
+//! rows are planned as they arrive, so no transaction is kept as rows; ops of a transaction that
+//! the gate has not seen stay apart; above `max_keys` the rest of a transaction is collapsed.
 
 use super::held::Held;
 use super::part::{Part, Size};
@@ -25,7 +25,8 @@ pub(super) struct Intake {
 #[derive(Debug)]
 struct ArrivingTransaction {
     begin: Begin,
-    /// Its ops are collected here until it is visible. After that they join those that wait for the next batch.
+    /// Its ops are collected here until it is visible. After that they join those that wait for the
+    /// next batch.
     held: Option<Part>,
     /// The ops it has asked for so far.
     ops: usize,
@@ -68,8 +69,8 @@ impl Intake {
     /// Plans a change; `entry` is its number in the outbox, if it comes from one.
     pub(super) fn change(&mut self, change: &Change, entry: Option<i64>, waiting: &mut Part) -> Result<(), PlanError> {
         let Self { open: Some(open), planner, max_keys } = self else { return Ok(()) };
-        // The end of the commit record is not known before the commit arrives. No record ends between its start and
-        // its end, so this position orders the same.
+        // The end of the commit record is not known before the commit arrives. No record ends
+        // between its start and its end, so this position orders the same.
         let lsn = open.begin.commit_lsn.just_after();
         let is_too_large = open.ops > *max_keys || open.streams.len() > ENTRIES_MAX || open.stream_bytes > BYTES_MAX;
         let part = open.held.as_mut().unwrap_or(waiting);
@@ -110,7 +111,8 @@ impl Intake {
         Ok(())
     }
 
-    /// Something happened to a table, and only its relation is known: plans the removal of all that its rules match.
+    /// Something happened to a table, and only its relation is known: plans the removal of all that
+    /// its rules match.
     pub(super) fn unknown_change(&mut self, change: &Change, position: Lsn, waiting: &mut Part) {
         self.planner.resync(change, &mut waiting.plan);
         waiting.first_bump.get_or_insert(position);

@@ -1,8 +1,8 @@
 //! The owner loop: joins source, rules, gate, ledger and sink, which do not know one another.
 //!
-//! Owns what happens from one session to the next: when to connect again, when to stop, when the slot has to be
-//! created again. Within one session, [`session`] decides and [`driver`] does the I/O. Invariant: a batch in flight is
-//! never overtaken by what the next session sends.
+//! Owns what happens from one session to the next: when to connect again, when to stop, when the
+//! slot has to be created again. Within one session, [`session`] decides and [`driver`] does the
+//! I/O. Invariant: a batch in flight is never overtaken by what the next session sends.
 
 mod batcher;
 mod driver;
@@ -41,8 +41,8 @@ use feed::earlier::EarlierSessions;
 /// After a session that lasted so long, the next failure counts as the first one.
 const SESSION_GOOD: Duration = Duration::from_secs(1);
 
-/// Runs until `stop` is cancelled, or until an error happens that waiting does not mend. On `stop`, it first applies
-/// the changes that it has received completely, for at most `drain_max`.
+/// Runs until `stop` is cancelled, or until an error happens that waiting does not mend. On `stop`,
+/// it first applies the changes that it has received completely, for at most `drain_max`.
 pub async fn run(
     settings: &Settings,
     rules: Arc<RuleSet>,
@@ -99,8 +99,8 @@ struct Retry<'a> {
 }
 
 impl Retry<'_> {
-    /// Does what the table of [`SessionError::policy`] says. An error if the daemon stops. `slot_at` is the position of
-    /// the slot if a session was reading it.
+    /// Does what the table of [`SessionError::policy`] says. An error if the daemon stops.
+    /// `slot_at` is the position of the slot if a session was reading it.
     fn react(
         &mut self,
         error: SessionError,

@@ -1,6 +1,7 @@
 //! What is planned and not yet sent, in pieces that can be joined.
 //!
-//! Owns how much of it counts as much, and what a late version key needs. It must not know when a piece may be sent.
+//! Owns how much of it counts as much, and what a late version key needs. It must not know when a
+//! piece may be sent.
 
 use std::time::SystemTime;
 
@@ -62,13 +63,15 @@ impl Part {
         self.holds.extend(other.holds);
     }
 
-    /// Whether a version key would rise to a position that `started` has passed already, or be deleted and made again
-    /// from there: a reader may have made it so before, when the transaction was not visible yet.
+    /// Whether a version key would rise to a position that `started` has passed already, or be
+    /// deleted and made again from there: a reader may have made it so before, when the transaction
+    /// was not visible yet.
     pub(super) fn is_late(&self, started: Lsn) -> bool {
         self.first_bump.is_some_and(|first| first < started)
     }
 
-    /// Replaces single keys and messages by everything that their rules match. Returns how many messages were dropped.
+    /// Replaces single keys and messages by everything that their rules match. Returns how many
+    /// messages were dropped.
     pub(super) fn collapse(&mut self, rules: &RuleSet) -> usize {
         self.changes = 0;
         self.plan.collapse(|asked| rules.removals_of(asked))

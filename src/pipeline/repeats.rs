@@ -1,7 +1,7 @@
 //! Second deletes, for applications that store without a lease: `again_after`.
 //!
-//! Owns when each is due. Synchronous; time is an argument. Invariant: a change is confirmed to the source only after
-//! its second delete, so that a crash repeats all of it.
+//! Owns when each is due. Synchronous; time is an argument. Invariant: a change is confirmed to the
+//! source only after its second delete, so that a crash repeats all of it.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

@@ -1,8 +1,9 @@
 //! The beginning of a session: what Redis remembers is compared with what the source will send.
 //!
-//! Owns the order: ask, compare, wait for commits that may not be visible yet, flush. It must not judge by itself;
-//! [`crate::coherence::history`] does. Invariants: nothing is invalidated before history is proven or a new epoch has
-//! begun; of the daemons that share an outbox, one at a time does this.
+//! Owns the order: ask, compare, wait for commits that may not be visible yet, flush. It must not
+//! judge by itself; [`crate::coherence::history`] does. Invariants: nothing is invalidated before
+//! history is proven or a new epoch has begun; of the daemons that share an outbox, one at a time
+//! does this.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,12 +16,13 @@ use crate::coherence::primary::{Primary, PrimaryError};
 use crate::sink::{Liveness, Sink, Unproven};
 use crate::source::outbox::survey;
 
-/// How long a flush waits for transactions in progress: one that has committed and waits for a synchronous standby may
-/// be among them.
+/// How long a flush waits for transactions in progress: one that has committed and waits for a
+/// synchronous standby may be among them.
 const IN_PROGRESS_MAX: Duration = Duration::from_secs(5);
 
-/// Goes on from what Redis remembers if that is proven to have no gap, and otherwise begins a new epoch. Returns the
-/// position up to which invalidations may be in force. `reader` is needed if the source is an outbox.
+/// Goes on from what Redis remembers if that is proven to have no gap, and otherwise begins a new
+/// epoch. Returns the position up to which invalidations may be in force. `reader` is needed if the
+/// source is an outbox.
 pub(super) async fn resume(
     mut sink: Box<Sink>,
     primary: Arc<Primary>,
@@ -32,7 +34,8 @@ pub(super) async fn resume(
         let resumed = compare(&mut sink, &primary, &remembered, &present, &present.origin).await;
         return (sink, resumed);
     };
-    // Only now, however long Redis took: no other daemon must wait for a Redis that only this one does not reach.
+    // Only now, however long Redis took: no other daemon must wait for a Redis that only this one
+    // does not reach.
     let resumed = tokio::select! {
         biased;
         resumed = take_turn(&mut sink, &primary, &reader, &mut present) => resumed,
@@ -45,8 +48,9 @@ pub(super) async fn resume(
     }
 }
 
-/// Compares when it is this daemon's turn among those that share an outbox. What the outbox says was counted can be
-/// compared with what this dataset remembers only if this dataset counted it. From then on it does.
+/// Compares when it is this daemon's turn among those that share an outbox. What the outbox says
+/// was counted can be compared with what this dataset remembers only if this dataset counted it.
+/// From then on it does.
 async fn take_turn(
     sink: &mut Sink,
     primary: &Primary,
@@ -67,7 +71,8 @@ async fn take_turn(
     }
     present.batches = Some(counted);
     present.origin.source = reader.source(counted_by.as_deref().unwrap_or_default());
-    // Daemons that share the work go on meanwhile, with positions from after the beginning of this session.
+    // Daemons that share the work go on meanwhile, with positions from after the beginning of this
+    // session.
     present.end = survey::end(primary.client()).await?;
     let origin = Origin { source: reader.source(&dataset), ..present.origin.clone() };
     let started = compare(sink, primary, &remembered, present, &origin).await?;
@@ -104,9 +109,9 @@ async fn compare(
     Ok(present.end)
 }
 
-/// A change that was missed may have been committed and not be visible yet. After a flush before that, its old value
-/// could come back. Such transactions cannot be told from those that still run, so this waits for all of them, though
-/// not for ever.
+/// A change that was missed may have been committed and not be visible yet. After a flush before
+/// that, its old value could come back. Such transactions look like those that still run, so this
+/// waits for all of them, though not for ever.
 async fn wait_for_transactions_in_progress(primary: &Primary, liveness: &Liveness) -> Result<(), PrimaryError> {
     const ASK_AGAIN_AFTER: Duration = Duration::from_millis(5);
     let deadline = Instant::now() + IN_PROGRESS_MAX;

@@ -1,7 +1,7 @@
 //! Something that runs in the background, at most one at a time.
 //!
-//! Owns the future. It must not know what it is about. Invariant: waiting is cancel-safe: a future that is not
-//! finished stays.
+//! Owns the future. It must not know what it is about. Invariant: waiting is cancel-safe: a future
+//! that is not finished stays.
 
 use futures_util::future::BoxFuture;
 

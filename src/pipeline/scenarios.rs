@@ -51,7 +51,8 @@ impl World {
         Self { session, now, feed: FeedStatus { is_urgent: false, is_drained: true } }
     }
 
-    /// A session whose history is proven, in a database where all transactions below 100 are visible.
+    /// A session whose history is proven, in a database where all transactions below 100 are
+    /// visible.
     fn streaming() -> Self {
         let mut world = Self::new();
         assert_eq!(world.on(Event::Sink(SinkOutcome::Resumed(Lsn::ZERO))), ["measure"]);

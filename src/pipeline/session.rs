@@ -1,9 +1,9 @@
 //! The state machine of one session with the source.
 //!
-//! Owns the decisions: when to ask the primary, what to send, when to stop. It must not do I/O, decode, plan or encode;
-//! [`super::driver`] waits for its events and performs its effects. Synchronous; time is an argument. Invariants:
-//! nothing is sent before history is proven; the reader stops when too much waits; an outcome that proves nothing ends
-//! the session.
+//! Owns the decisions: when to ask the primary, what to send, when to stop. It must not do I/O,
+//! decode, plan or encode; [`super::driver`] waits for its events and performs its effects.
+//! Synchronous; time is an argument. Invariants: nothing is sent before history is proven; the
+//! reader stops when too much waits; an outcome that proves nothing ends the session.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,8 @@ use crate::change::Lsn;
 use crate::coherence::gate::Snapshot;
 use crate::sink::{Batch, Unproven};
 
-/// How often Redis is asked whether it is still the same dataset, and is told since when everything is in force.
+/// How often Redis is asked whether it is still the same dataset, and how often the heartbeat is
+/// renewed.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 
 /// How long the reader waits when more is held than may be kept.
@@ -55,7 +56,7 @@ pub(super) enum Effect {
     StartSlowWork(SlowWork),
     /// Asks how far the log is written. [`FeedEvent::LogWritten`] follows.
     Measure,
-    /// Tells the source what is in force, and ends the session.
+    /// Confirms what is in force to the source, and ends the session.
     Finish,
 }
 
@@ -151,7 +152,8 @@ impl Session {
         self.draining_until.into_iter().chain(ask_at).chain(self.batcher.next_repeat()).min()
     }
 
-    /// Changes the state; what follows is said by [`Session::next_effect`]. An error ends the session.
+    /// Changes the state; what follows is said by [`Session::next_effect`]. An error ends the
+    /// session.
     pub(super) fn apply(&mut self, event: Event, now: Instant) -> Result<(), SessionError> {
         match event {
             Event::Stop => self.draining_until = Some(now + self.limits.drain_max),
@@ -301,8 +303,8 @@ impl Session {
         }
     }
 
-    /// Logs a lag that is notable: for how long not everything was in force, and how many bytes of log are written and
-    /// not confirmed to a slot.
+    /// Logs a lag that is notable: for how long not everything was in force, and how many bytes of
+    /// log are written and not confirmed to a slot.
     fn log_lag(&mut self, bytes: Option<u64>, now: Instant) {
         let behind = now.saturating_duration_since(self.current);
         if behind < LAG_NOTABLE || !self.lag_notices.due() {

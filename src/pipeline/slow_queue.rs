@@ -1,8 +1,10 @@
-//! Slow work: lookups, patterns, tags. They run in the background, and other invalidations do not wait for them.
+//! Slow work: lookups, patterns, tags. They run in the background, and other invalidations do not
+//! wait for them.
 //!
-//! Owns what waits for the worker, and what is sent and done when the worker has finished. Synchronous; knows no
-//! socket. Invariants: one piece of slow work runs at a time, in the order in which it was queued; a transaction's
-//! messages are sent, and the transaction is done, only after its slow work.
+//! Owns what waits for the worker, and what is sent and done when the worker has finished.
+//! Synchronous; knows no socket. Invariants: one piece of slow work runs at a time, in the order in
+//! which it was queued; a transaction's messages are sent, and the transaction is done, only after
+//! its slow work.
 
 use super::part::{Part, Size};
 use crate::change::Lsn;
@@ -66,7 +68,8 @@ impl SlowQueue {
         self.has_open
     }
 
-    /// That transaction is complete. Returns whether the queue held work of it; then its ticket must [`Self::join`].
+    /// That transaction is complete. Returns whether the queue held work of it; then its ticket
+    /// must [`Self::join`].
     pub(super) fn take_open(&mut self) -> bool {
         std::mem::take(&mut self.has_open)
     }

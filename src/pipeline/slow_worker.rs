@@ -1,7 +1,8 @@
 //! The worker for slow work: asks lookups and sweeps the cache, beside the session's loop.
 //!
-//! Owns connections that nothing else uses, so that slow work delays nothing else. It must not decide what is to be
-//! done. Invariant: a run ends when all of its work is done, or when Redis may no longer be the proven dataset.
+//! Owns connections that nothing else uses, so that slow work delays nothing else. It must not
+//! decide what is to be done. Invariant: a run ends when all of its work is done, or when Redis may
+//! no longer be the proven dataset.
 
 use std::sync::Arc;
 
@@ -47,7 +48,8 @@ impl SlowRun {
         self.running.start(worker.run(work, sender));
     }
 
-    /// Waits for the next piece, if it may be taken, or for the end; for ever if the worker is idle. Cancel-safe.
+    /// Waits for the next piece, if it may be taken, or for the end; for ever if the worker is
+    /// idle. Cancel-safe.
     pub(super) async fn event(&mut self, may_take: bool) -> SlowEvent {
         let Some(pieces) = &mut self.pieces else { return std::future::pending().await };
         tokio::select! {
@@ -68,7 +70,8 @@ impl SlowWorker {
         Self { rules, settings: settings.clone(), primary, runner: None, sweeper }
     }
 
-    /// Does the work. Sends the ops that follow from it in pieces, and waits while the channel is full.
+    /// Does the work. Sends the ops that follow from it in pieces, and waits while the channel is
+    /// full.
     pub(super) async fn run(
         mut self: Box<Self>,
         work: SlowWork,
@@ -90,7 +93,8 @@ impl SlowWorker {
         (self, swept)
     }
 
-    /// Asks the lookups. Patterns and tags that follow from an answer join those that are swept anyway.
+    /// Asks the lookups. Patterns and tags that follow from an answer join those that are swept
+    /// anyway.
     async fn look_up(&mut self, calls: Vec<(LookupCall, CallOrigin)>, sweeps: &mut Plan, pieces: &mpsc::Sender<Plan>) {
         let mut outlet = Outlet::Channel(pieces, sweeps);
         if self.runner.as_ref().is_none_or(Runner::is_closed) {

@@ -1,8 +1,9 @@
 //! Stream entries, which keep the order of commits.
 //!
-//! Owns the entries whose turn has not come, and the marks by which Redis knows those that an outbox may send again.
-//! Synchronous. Invariants: an entry goes on its way only when every transaction before its own is in force, and
-//! everything else of its own; a mark is forgotten only when its entry is gone from the outbox.
+//! Owns the entries whose turn has not come, and the marks by which Redis knows those that an
+//! outbox may send again. Synchronous. Invariants: an entry goes on its way only when every
+//! transaction before its own is in force, and everything else of its own; a mark is forgotten only
+//! when its entry is gone from the outbox.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::RangeInclusive;
@@ -48,7 +49,8 @@ pub(super) struct Streams {
 }
 
 impl Streams {
-    /// A transaction's entries, in order, with their marks; their ids are its end and their number in it.
+    /// A transaction's entries, in order, with their marks; their ids are its end and their number
+    /// in it.
     pub(super) fn push(&mut self, ticket: Ticket, end: Lsn, at: SystemTime, entries: Vec<Marked>) {
         let marks: Vec<_> = entries.iter().filter_map(|(_, _, mark)| mark.clone()).collect();
         if !marks.is_empty() {
@@ -62,7 +64,8 @@ impl Streams {
         self.waiting.push_back(Entries { ticket, entries });
     }
 
-    /// Those whose turn it is, as many as one batch may have, and the transactions of which none is left.
+    /// Those whose turn it is, as many as one batch may have, and the transactions of which none is
+    /// left.
     pub(super) fn take(&mut self, progress: &Progress) -> (Vec<Ticket>, Vec<StreamEntry>) {
         let ready = progress.next_in_order(self.waiting.iter().map(|next| next.ticket));
         let (mut tickets, mut entries, mut bytes) = (Vec::new(), Vec::new(), 0);

@@ -1,9 +1,10 @@
 //! Rows that are written as JSON, read as images: what recordings and events are made of.
 //!
-//! Owns the descriptions of their tables, which nobody else gives: the columns that a row names, and what its values
-//! look like. It must not know lines, transactions or rules. Invariants: a column that an image does not name is
-//! unknown, never NULL; rows with the same columns share one description; at most [`RELATIONS_MAX`] descriptions
-//! are remembered, under ids that no published table has.
+//! Owns the descriptions of their tables, which no catalog gives: the columns that a row names, and
+//! the kinds of its values. It must not know lines, transactions or rules. Invariants: a column
+//! that an image does not name is unknown, never NULL; rows with the same columns share one
+//! description; at most [`RELATIONS_MAX`] descriptions are remembered, under ids that no published
+//! table has.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,13 +16,13 @@ use serde_json::value::RawValue;
 use crate::change::{Cell, Change, Column, Kind, Operation, Relation, RelationId, Row, TableName};
 
 /// The columns of one row, as they are written.
-pub type Image = IndexMap<String, Box<RawValue>>;
+pub type JsonImage = IndexMap<String, Box<RawValue>>;
 
-/// The most descriptions that are remembered. All their ids lie below PostgreSQL's `FirstNormalObjectId`, 16384,
-/// where only its own tables are, which are never published.
+/// The most descriptions that are kept. All their ids lie below PostgreSQL's `FirstNormalObjectId`,
+/// 16384, where only its own tables are, which are never published.
 const RELATIONS_MAX: u32 = 4096;
 
-/// What a description is known by. An event may be called like a table.
+/// The key of a description. An event may have the name of a table.
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Described {
     event: bool,
@@ -29,7 +30,7 @@ struct Described {
     columns: Vec<Column>,
 }
 
-/// Reads rows, and remembers how their tables look.
+/// Reads rows, and keeps the descriptions of their tables.
 #[derive(Debug, Default)]
 pub struct Images {
     relations: HashMap<Described, Arc<Relation>>,
@@ -41,12 +42,12 @@ impl Images {
         &mut self,
         name: TableName,
         operation: Operation,
-        old: Option<&Image>,
-        new: Option<&Image>,
+        old: Option<&JsonImage>,
+        new: Option<&JsonImage>,
     ) -> Change {
         let described = Described { event: operation == Operation::Event, name, columns: columns(old, new) };
         let relation = self.relation(described);
-        let row = |image: &Image| {
+        let row = |image: &JsonImage| {
             let cell = |column: &Column| image.get(&column.name).map_or(Cell::Absent, |value| cell(value));
             Row::new(relation.columns.iter().map(cell).collect())
         };
@@ -57,7 +58,7 @@ impl Images {
     /// The change that an application's event is. The error says why its payload has no fields.
     pub fn event(&mut self, name: &str, payload: &str) -> Result<Change, String> {
         // The library's message may repeat the payload.
-        let fields: Image = serde_json::from_str(payload).map_err(|error| {
+        let fields: JsonImage = serde_json::from_str(payload).map_err(|error| {
             let (line, column) = (error.line(), error.column());
             format!("the payload of event `{name}` is not a JSON object (line {line}, column {column})")
         })?;
@@ -70,7 +71,7 @@ impl Images {
         }
         let mut held = u32::try_from(self.relations.len()).unwrap_or(u32::MAX);
         if held >= RELATIONS_MAX {
-            // Whoever remembers something by an id compares the description, too.
+            // Code that remembers something by an id compares the description, too.
             self.relations.clear();
             held = 0;
         }
@@ -82,7 +83,7 @@ impl Images {
 }
 
 /// The columns that either image names, those of the new one first.
-fn columns(old: Option<&Image>, new: Option<&Image>) -> Vec<Column> {
+fn columns(old: Option<&JsonImage>, new: Option<&JsonImage>) -> Vec<Column> {
     let mut kinds: IndexMap<&str, Option<Kind>> = IndexMap::new();
     for (name, value) in [new, old].into_iter().flatten().flatten() {
         let kind = kind(value.get());
@@ -96,7 +97,7 @@ fn columns(old: Option<&Image>, new: Option<&Image>) -> Vec<Column> {
     kinds.into_iter().map(column).collect()
 }
 
-/// What a JSON value looks like; null may be anything.
+/// The kind of a JSON value. Null may be of any.
 fn kind(json: &str) -> Option<Kind> {
     match json.as_bytes().first() {
         Some(b'n') | None => None,
@@ -110,7 +111,7 @@ fn kind(json: &str) -> Option<Kind> {
     }
 }
 
-/// What both of a column's values are.
+/// A kind that fits both values of a column.
 fn common(one: Option<Kind>, other: Option<Kind>) -> Option<Kind> {
     match (one, other) {
         (None, kind) | (kind, None) => kind,
@@ -129,7 +130,7 @@ fn cell(value: &RawValue) -> Cell {
         "null" => Cell::Null,
         text if text.starts_with('"') => match serde_json::from_str::<String>(text) {
             Ok(content) => Cell::Value(Bytes::from(content)),
-            // Half a surrogate pair: no text that PostgreSQL could hold. What it stood for is not known.
+            // Half a surrogate pair is no text that PostgreSQL could hold. The value is unknown.
             Err(_) => Cell::Absent,
         },
         text => Cell::Value(Bytes::copy_from_slice(text.as_bytes())),
@@ -140,7 +141,7 @@ fn cell(value: &RawValue) -> Cell {
 mod tests {
     use super::*;
 
-    fn image(json: &str) -> Image {
+    fn image(json: &str) -> JsonImage {
         serde_json::from_str(json).unwrap()
     }
 

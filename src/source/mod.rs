@@ -1,4 +1,5 @@
-//! Where changes come from: the replication slot, the outbox, recordings, and the catalog that describes them.
+//! Where changes come from: the replication slot, the outbox, recordings, and the catalog that
+//! describes them.
 //!
 //! Owns the translation into [`crate::change`]. It must not know rules or Redis.
 

@@ -1,7 +1,7 @@
-//! What is pending in a slot, looked at and not consumed.
+//! What is pending in a slot, read and not consumed.
 //!
-//! Owns the query and its way through decoder and assembler. It must not know rules. Invariants: the slot stays where
-//! it is; messages are read one by one, however many are pending.
+//! Owns the query and its way through decoder and assembler. It must not know rules. Invariants:
+//! the slot stays where it is; messages are read one by one, however many are pending.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -17,11 +17,12 @@ use super::table::AS_IN_THE_LOG;
 use crate::change::{RelationId, SourceEvent, TableName};
 use crate::postgres::catalog::{Ancestry, ancestry};
 
-/// A change comes with at most its transaction's begin and commit and descriptions of its table and types. The server
-/// counts all of them; this many for each change is enough but for the oddest tables.
+/// A change comes with at most its transaction's begin and commit and descriptions of its table and
+/// types. The server counts all of them; this many for each change is enough but for the oddest
+/// tables.
 const MESSAGES_PER_CHANGE: u32 = 8;
 
-/// Why what is pending cannot be told.
+/// Why what is pending cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum PeekError {
     /// The server said no, or the connection broke.
@@ -39,7 +40,7 @@ pub enum PeekError {
 pub struct Peek {
     rows: Pin<Box<RowStream>>,
     assembler: Assembler,
-    /// For questions: the other connection answers none before everything is read.
+    /// For questions: the other connection answers nothing before everything is read.
     catalog: Client,
     /// The connection ends with it.
     _client: Client,
@@ -52,8 +53,9 @@ impl std::fmt::Debug for Peek {
 }
 
 impl Peek {
-    /// Begins to look at a slot through a publication, and to ask on another connection what the log does not say.
-    /// With a limit, the server stops at the end of a transaction by which there are so many changes.
+    /// Begins to read a slot through a publication. Asks over another connection what the log does
+    /// not carry. With a limit, the server stops at the end of a transaction by which there are so
+    /// many changes.
     pub async fn open(
         client: Client,
         catalog: Client,
@@ -72,7 +74,8 @@ impl Peek {
         Ok(Self { rows, assembler: Assembler::default(), catalog, _client: client })
     }
 
-    /// What happened next. A table that `has_rules_for` does not know may be a partition of one that it does.
+    /// The next event. A table that `has_rules_for` does not know may be a partition of one that it
+    /// does.
     pub async fn next_event(
         &mut self,
         has_rules_for: &dyn Fn(&TableName) -> bool,
@@ -96,8 +99,9 @@ impl Peek {
     }
 }
 
-/// The root of a partition, if the relation is one. A commit is in the log before it can be seen, so the answer may
-/// be that of a moment before; for those who only look and record, it is waited for a while.
+/// The root of a partition, if the relation is one. A commit is in the log before it can be seen,
+/// so the answer may be that of a moment before. Peeking and recording wait for a while until it is
+/// settled.
 pub async fn find_root(client: &Client, relation: RelationId) -> Result<Option<TableName>, tokio_postgres::Error> {
     const ASK_AGAIN_AFTER: Duration = Duration::from_millis(5);
     const ASKED_MAX: u32 = 50;

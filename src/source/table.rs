@@ -1,7 +1,8 @@
 //! The rows of a table as they are now, each as the insert that it might have been.
 //!
-//! Owns the query. It must not know rules. Invariants: nothing is written, whatever the condition says; values have
-//! the text that the log would give them; rows are read one by one, however many there are.
+//! Owns the query. It must not know rules. Invariants: nothing is written, whatever the condition
+//! says; values have the text that the log would give them; rows are read one by one, however many
+//! there are.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -32,9 +33,9 @@ impl std::fmt::Debug for TableRows {
 }
 
 impl TableRows {
-    /// Begins to read the rows of a table for which an SQL condition holds, at most `limit` of them. Their changes
-    /// say that the table is called `name`: a partition's that of its root. An error if the server refuses the
-    /// condition, which it does before it reads anything.
+    /// Begins to read the rows of a table for which an SQL condition holds, at most `limit` of
+    /// them. Their changes say that the table is called `name`: a partition's that of its root. An
+    /// error if the server refuses the condition, which it does before it reads anything.
     pub async fn open(
         client: Client,
         table: &Table,
@@ -45,8 +46,9 @@ impl TableRows {
         client.batch_execute(AS_IN_THE_LOG).await?;
         client.batch_execute("begin isolation level repeatable read, read only").await?;
         let query = query(table, condition, limit);
-        // A statement that can be prepared is one statement. It is not run as such, because then values come in
-        // PostgreSQL's binary form, and a cast to text is not always what the log has: of a `char(n)`, for one.
+        // A statement that can be prepared is one statement. It is not run as such, because then
+        // values come in PostgreSQL's binary form, and a cast to text is not always what the log
+        // has: of a `char(n)`, for one.
         client.prepare(&query).await?;
         let rows = Box::pin(client.simple_query_raw(&query).await?);
         let column =
@@ -85,7 +87,8 @@ fn query(table: &Table, condition: Option<&str>, limit: Option<u32>) -> String {
     let columns: Vec<_> = table.columns.iter().map(|column| quote(&column.name)).collect();
     let mut query = format!("select {} from {}", columns.join(", "), quote_table(&table.name));
     if let Some(condition) = condition {
-        // The line break ends a comment that the condition may end with. No parentheses that it could close.
+        // The line break ends a comment that the condition may end with. No parentheses that it
+        // could close.
         query.push_str(&format!(" where {condition}\n"));
     }
     if let Some(limit) = limit {

@@ -106,7 +106,7 @@ impl ChangeSource {
             SourceSpec::Outbox(moment) => {
                 let client = postgres::connect(&settings.postgres).await?;
                 let mut pending = Pending::new(client);
-                pending.look(None, Some(moment)).await.map_err(unreadable_outbox)?;
+                pending.scan(None, Some(moment)).await.map_err(unreadable_outbox)?;
                 Ok(Self::Outbox { pending: Box::new(pending), transaction: None })
             }
             SourceSpec::DeadLetters => Ok(Self::DeadLetters(DeadLetterReader::open(settings).await?)),

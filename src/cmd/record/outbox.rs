@@ -77,7 +77,7 @@ impl OutboxRecorder {
 
     /// Writes the entries that were not visible before.
     async fn poll(&mut self, writer: &mut RecordWriter) -> Result<(), RecordingEnd> {
-        let polled = self.pending.look(self.seen.as_ref(), None).await.map_err(unreadable_outbox)?;
+        let polled = self.pending.scan(self.seen.as_ref(), None).await.map_err(unreadable_outbox)?;
         let mut open = None;
         while let Some(entry) = self.pending.next().await.map_err(unreadable_outbox)? {
             if open != Some(entry.xid) {

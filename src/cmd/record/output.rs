@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use crate::change::Lsn;
 use crate::cmd::display::printable;
 use crate::cmd::failure::Failure;
-use crate::source::recording::write::Transaction;
+use crate::source::recording::write::RecordedTransaction;
 
 /// When a new file is begun.
 #[derive(Clone, Copy, Debug)]
@@ -53,7 +53,7 @@ impl Output {
     }
 
     /// Writes a whole transaction.
-    pub(super) fn write(&mut self, transaction: Transaction, end_lsn: Lsn) -> io::Result<()> {
+    pub(super) fn write(&mut self, transaction: RecordedTransaction, end_lsn: Lsn) -> io::Result<()> {
         self.dirty = true;
         match &mut self.destination {
             RecordDestination::Standard(standard) => transaction.commit(end_lsn, standard).map(drop),
@@ -173,7 +173,7 @@ impl NumberedFiles {
         Ok(())
     }
 
-    fn write(&mut self, transaction: Transaction, end_lsn: Lsn) -> io::Result<()> {
+    fn write(&mut self, transaction: RecordedTransaction, end_lsn: Lsn) -> io::Result<()> {
         if self.file.is_none() {
             self.create_next()?;
         }
@@ -213,12 +213,12 @@ mod tests {
     use crate::source::recording::write::Redaction;
     use tempfile::TempDir;
 
-    fn transaction(xid: u32) -> Transaction {
+    fn transaction(xid: u32) -> RecordedTransaction {
         let begin = Begin { xid: Xid::new(xid), commit_lsn: Lsn::new(1), at: std::time::SystemTime::UNIX_EPOCH };
         let relation = Relation { id: RelationId::new(1), name: TableName::parse("public.t"), columns: Vec::new() };
         let change =
             Change { relation: std::sync::Arc::new(relation), operation: Operation::Truncate, old: None, new: None };
-        let mut transaction = Transaction::new(begin);
+        let mut transaction = RecordedTransaction::new(begin);
         for _ in 0..3 {
             transaction.push(&change, &Redaction::default()).unwrap();
         }

@@ -22,7 +22,7 @@ use crate::source::peek::find_root;
 use crate::source::replication::assemble::Assembler;
 use crate::source::replication::connection::{Connection, ConnectionError};
 use crate::source::replication::pgoutput::{self, Message};
-use crate::source::replication::stream::{Frame, Stream};
+use crate::source::replication::stream::{Frame, ReplicationStream};
 
 /// SQLSTATE: another session reads the slot.
 const IN_USE: &str = "55006";
@@ -41,7 +41,7 @@ const CLOSE_MAX: Duration = Duration::from_secs(2);
 
 /// Reads a slot and writes what it sends.
 pub(super) struct SlotRecorder {
-    stream: Stream,
+    stream: ReplicationStream,
     slot: String,
     /// For queries of the catalog.
     client: Client,
@@ -68,7 +68,7 @@ impl SlotRecorder {
             Some(slot) => slot.to_owned(),
             None => create(&mut connection).await?,
         };
-        let stream = Stream::start(connection, &slot, publication, true).await;
+        let stream = ReplicationStream::start(connection, &slot, publication, true).await;
         let stream = stream.map_err(|error| unreadable(&slot, error))?;
         Ok(Self {
             stream,

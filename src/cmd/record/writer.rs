@@ -9,14 +9,14 @@ use super::filter::RecordFilter;
 use super::output::Output;
 use crate::change::{Begin, Change, Lsn};
 use crate::cmd::display::printable;
-use crate::source::recording::write::Transaction;
+use crate::source::recording::write::RecordedTransaction;
 
 /// Writes transactions to an output.
 pub(super) struct RecordWriter {
     filter: RecordFilter,
     output: Output,
     /// The transaction that has begun and not ended.
-    transaction: Option<Transaction>,
+    transaction: Option<RecordedTransaction>,
     changes: u64,
     transactions: u64,
     /// How many changes are recorded before the end.
@@ -33,7 +33,7 @@ impl RecordWriter {
 
     /// Begins a transaction.
     pub(super) fn begin(&mut self, begin: Begin) {
-        self.transaction = Some(Transaction::new(begin));
+        self.transaction = Some(RecordedTransaction::new(begin));
     }
 
     /// Adds a change to the transaction.

@@ -13,7 +13,7 @@ use crate::catalog::{Identity, Table};
 use crate::change::{Cell, Change, Column, Operation, Relation, Row, TableName};
 use crate::config::RawTest;
 use crate::config::test::RawRow;
-use crate::source::images::{Image, Images};
+use crate::source::images::{Images, JsonImage};
 
 /// A change of which the log does not carry the whole old row.
 #[derive(Debug)]
@@ -39,8 +39,8 @@ pub(super) fn seen(test: &RawTest, name: TableName) -> Change {
 
 /// An image with the values of these rows. A later value replaces an earlier one of the same
 /// column.
-fn image(rows: &[&RawRow]) -> Image {
-    let mut image = Image::new();
+fn image(rows: &[&RawRow]) -> JsonImage {
+    let mut image = JsonImage::new();
     for (name, value) in rows.iter().flat_map(|row| row.iter()) {
         image.insert(name.value.clone(), to_raw_value(value).expect("a JSON value always serializes"));
     }

@@ -1,7 +1,7 @@
 //! What earlier sessions found out about the source.
 //!
-//! Owns what must survive a session besides the planner and the sink. Invariant: it only ever makes opening stricter or
-//! adds a repair; what is proven is compared anew in each session.
+//! Owns what must survive a session besides the planner and the sink. Invariant: it only ever makes
+//! opening stricter or adds a repair; what is proven is compared anew in each session.
 
 use crate::change::Lsn;
 
@@ -10,6 +10,7 @@ use crate::change::Lsn;
 pub(in crate::pipeline) struct EarlierSessions {
     /// A session has begun, so the source existed and could be read.
     pub(in crate::pipeline) streamed: bool,
-    /// The slot's position when it met log from before its publication was created: it cannot get past that.
+    /// The slot's position when it met log from before its publication was created: it cannot get
+    /// past that.
     pub(in crate::pipeline) gap_at: Option<Lsn>,
 }

@@ -1,6 +1,6 @@
-//! What a feed tells the session.
+//! The events and the status of a feed.
 //!
-//! Owns the words. It must not know which source is read.
+//! Owns what the session learns of the source. It must not know which source it is.
 
 use std::time::Instant;
 

@@ -1,6 +1,7 @@
 //! The source that is read, whichever it is.
 //!
-//! Owns what differs between sources as far as the session is concerned. It must not know what becomes of a change.
+//! Owns what differs between sources as far as the session is concerned. It must not know what
+//! becomes of a change.
 
 pub(super) mod earlier;
 pub(super) mod event;
@@ -39,8 +40,8 @@ pub(super) async fn open(
 }
 
 impl Feed {
-    /// Takes everything that has arrived, until too much waits. Returns whether that was all. Without `may_read`, takes
-    /// only what has left the source already.
+    /// Takes everything that has arrived, until too much waits. Returns whether that was all.
+    /// Without `may_read`, takes only what has left the source already.
     pub(super) fn read(&mut self, batcher: &mut Batcher, may_read: bool) -> Result<bool, SessionError> {
         match self {
             Self::Slot(_) if !may_read => Ok(true),
@@ -49,7 +50,8 @@ impl Feed {
         }
     }
 
-    /// Waits until something has happened. Without `may_read`, reads nothing meanwhile. Cancel-safe.
+    /// Waits until something has happened. Without `may_read`, reads nothing meanwhile.
+    /// Cancel-safe.
     pub(super) async fn wait(&mut self, may_read: bool) -> Result<FeedEvent, SessionError> {
         match self {
             Self::Slot(slot) => slot.wait(may_read).await,
@@ -65,7 +67,7 @@ impl Feed {
         }
     }
 
-    /// Starts what is due: tells the source what is in force and, with `may_read`, asks for more.
+    /// Starts what is due: confirms what is in force and, with `may_read`, asks for more.
     pub(super) fn work(&mut self, batcher: &mut Batcher, may_read: bool) {
         match self {
             Self::Slot(slot) => {
@@ -85,8 +87,8 @@ impl Feed {
         }
     }
 
-    /// Keeps the connection alive, and notices when it is not. `reads` says whether the session reads what arrives: if
-    /// not, silence means nothing.
+    /// Keeps the connection alive, and notices when it is not. `reads` says whether the session
+    /// reads what arrives: if not, silence means nothing.
     pub(super) fn on_tick(&mut self, batcher: &Batcher, reads: bool) -> Result<(), SessionError> {
         match self {
             Self::Slot(slot) => slot.on_tick(batcher.confirmed(), reads),
@@ -103,7 +105,7 @@ impl Feed {
         }
     }
 
-    /// Tells the source what is in force, and closes.
+    /// Confirms what is in force, and closes.
     pub(super) async fn finish(&mut self, batcher: &mut Batcher) {
         match self {
             Self::Slot(slot) => slot.finish(batcher.confirmed()).await,

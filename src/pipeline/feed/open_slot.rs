@@ -1,7 +1,8 @@
 //! Opening the replication slot.
 //!
-//! Owns the order of the questions before the log streams, and creating the slot again when it cannot be used any more.
-//! Invariant: the slot's position is asked once the slot is read; from then on no other process can move it.
+//! Owns the order of the questions before the log streams, and creating the slot again when it
+//! cannot be used any more. Invariant: the slot's position is asked once the slot is read; from
+//! then on no other process can move it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use crate::install;
 use crate::pipeline::error::SessionError;
 use crate::postgres::{PREREQUISITE_STATE, UNDEFINED_OBJECT};
 use crate::source::replication::connection::{Connection, ConnectionError};
-use crate::source::replication::stream::Stream;
+use crate::source::replication::stream::ReplicationStream;
 
 /// How long a server may take to answer the few questions before it streams.
 const OPEN_MAX: Duration = Duration::from_secs(30);
@@ -43,7 +44,7 @@ pub(super) async fn open(
     repair_gap(settings, &primary, earlier).await?;
     let started = async {
         let identity = connection.query("IDENTIFY_SYSTEM").await?;
-        let stream = Stream::start(connection, &settings.slot, &settings.publication, with_messages).await;
+        let stream = ReplicationStream::start(connection, &settings.slot, &settings.publication, with_messages).await;
         Ok::<_, ConnectionError>((identity, stream))
     };
     let (identity, started) = tokio::time::timeout(OPEN_MAX, started).await.map_err(unanswered)??;
@@ -95,8 +96,8 @@ async fn repair_gap(settings: &Settings, primary: &Primary, earlier: &mut Earlie
     Ok(())
 }
 
-/// Creates the slot again. What it had not sent is lost, and the comparison of histories finds that: a new epoch
-/// begins.
+/// Creates the slot again. What it had not sent is lost, and the comparison of histories finds
+/// that: a new epoch begins.
 async fn recreate(settings: &Settings, primary: &Primary) -> Result<(), SessionError> {
     let facts = primary.facts(&settings.slot, &settings.publication).await?;
     if !facts.published {

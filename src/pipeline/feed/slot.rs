@@ -1,8 +1,9 @@
-//! The replication slot as a feed: what it sends goes to the batcher, and what is confirmed goes back to it.
+//! The replication slot as a feed: what it sends goes to the batcher, and what is confirmed goes
+//! back to it.
 //!
-//! Owns reading the log, and the status that keeps the slot alive. It must not know what becomes of a change.
-//! Invariants: the slot is told only what Redis recorded as applied; the status goes out on a timer of its own, also
-//! while Redis blocks.
+//! Owns reading the log, and the status that keeps the slot alive. It must not know what becomes of
+//! a change. Invariants: only what Redis recorded as applied is confirmed to the slot; the status
+//! goes out on a timer of its own, also while Redis blocks.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -17,7 +18,7 @@ use crate::pipeline::running::Running;
 use crate::postgres::catalog::{self, Ancestry};
 use crate::source::replication::assemble::Assembler;
 use crate::source::replication::pgoutput::{self, Message, RelationBody};
-use crate::source::replication::stream::{Frame, Stream};
+use crate::source::replication::stream::{Frame, ReplicationStream};
 
 /// How often a status goes out in any case, far below any sensible `wal_sender_timeout`.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
@@ -33,11 +34,11 @@ const CATALOG_MAX: Duration = Duration::from_secs(10);
 
 /// A slot that is being read.
 pub(in crate::pipeline) struct SlotFeed {
-    stream: Stream,
+    stream: ReplicationStream,
     primary: Arc<Primary>,
     assembler: Assembler,
-    /// A table's description that waits for the catalog to name the table's ancestors, nearest first. Nothing is read
-    /// meanwhile.
+    /// A table's description that waits for the catalog to name the table's ancestors, nearest
+    /// first. Nothing is read meanwhile.
     describing: Running<Result<(RelationBody, Vec<TableName>), SessionError>>,
     described: Option<(RelationBody, Vec<TableName>)>,
     measuring: Running<Result<Lsn, PrimaryError>>,
@@ -51,7 +52,7 @@ pub(in crate::pipeline) struct SlotFeed {
 }
 
 impl SlotFeed {
-    pub(super) fn new(stream: Stream, primary: Arc<Primary>) -> Self {
+    pub(super) fn new(stream: ReplicationStream, primary: Arc<Primary>) -> Self {
         let now = Instant::now();
         Self {
             stream,
@@ -67,7 +68,8 @@ impl SlotFeed {
         }
     }
 
-    /// Takes everything that has arrived, until too much waits. Returns whether that was all that can be taken now.
+    /// Takes everything that has arrived, until too much waits. Returns whether that was all that
+    /// can be taken now.
     pub(super) fn read(&mut self, batcher: &mut Batcher) -> Result<bool, SessionError> {
         if let Some((body, ancestors)) = self.described.take() {
             let named = ancestors.iter().find(|table| batcher.planner().has_rules_for(table));
@@ -98,7 +100,8 @@ impl SlotFeed {
         Ok(false)
     }
 
-    /// A table that no rule names may be a partition of a table that a rule names, or inherit from it.
+    /// A table that no rule names may be a partition of a table that a rule names, or inherit from
+    /// it.
     fn find_root(&mut self, body: RelationBody, batcher: &Batcher) -> Result<(), SessionError> {
         if batcher.planner().has_rules_for(&TableName::new(&body.schema, &body.table)) {
             return self.describe(body, None, batcher);
@@ -144,7 +147,8 @@ impl SlotFeed {
         self.stream.answer_due()
     }
 
-    /// Keeps the connection alive, and notices when it is not. If `reads` is not set, silence means nothing.
+    /// Keeps the connection alive, and notices when it is not. If `reads` is not set, silence means
+    /// nothing.
     pub(super) fn on_tick(&mut self, confirmed: Lsn, reads: bool) -> Result<(), SessionError> {
         if !reads {
             self.heard = Instant::now();
@@ -176,7 +180,7 @@ impl SlotFeed {
         self.stream.report(confirmed, SystemTime::now(), ask);
     }
 
-    /// Tells the slot what is confirmed, and closes the connection.
+    /// Sends the last status, and closes the connection.
     pub(super) async fn finish(&mut self, confirmed: Lsn) {
         const GOODBYE_MAX: Duration = Duration::from_secs(2);
         self.report(confirmed, false);
@@ -186,8 +190,8 @@ impl SlotFeed {
     }
 }
 
-/// Asks until the answer includes what the transaction being received did to the table's ancestors, if it did
-/// anything: PostgreSQL sends commits before they are visible.
+/// Asks until the answer includes what the transaction being received did to the table's ancestors,
+/// if it did anything: PostgreSQL sends commits before they are visible.
 async fn ask_ancestors(
     primary: &Primary,
     relation: RelationId,

@@ -1,9 +1,10 @@
 //! Taking entries out of the outbox.
 //!
-//! Owns the transaction in which they are deleted. It must not know what becomes of them. Invariants: nothing is deleted
-//! outside of a transaction that [`Claimant::commit`] ends; within a transaction of the application no entry is taken
-//! before an earlier one that somebody else has, so its order holds however many daemons share the work; a claim
-//! has a bounded number of entries and of bytes.
+//! Owns the transaction in which they are deleted. It must not know what becomes of them.
+//! Invariants: nothing is deleted outside of a transaction that [`Claimant::commit`] ends; within a
+//! transaction of the application no entry is taken before an earlier one that another daemon has,
+//! so its order holds however many daemons share the work; a claim has a bounded number of entries
+//! and of bytes.
 
 use std::collections::HashMap;
 use std::time::SystemTime;
@@ -23,14 +24,15 @@ pub const ENTRIES_MAX: i64 = 4000;
 /// The most bytes of values of one claim, but for its first entry.
 const BYTES_MAX: i64 = 4 << 20;
 
-/// What a connection that claims is told first. Its own commits need not be on disk: what a crash brings back is
-/// only applied once more. Plans by index and by hash, whatever the statistics of a table say that is mostly empty: a
-/// nested loop over what several daemons hold took seconds.
+/// Settings of a connection that claims. Its own commits need not be on disk: entries that a crash
+/// brings back are only applied once more. Plans by index and by hash, whatever the statistics of a
+/// table say that is mostly empty: a nested loop over what several daemons hold took seconds.
 const PREPARE: &str = "set synchronous_commit = off; set jit = off; set enable_seqscan = off; \
      set enable_bitmapscan = off; set enable_nestloop = off";
 
-/// Picks the oldest entries that nobody else has, of which it deletes those whose turn it is: `passed` has, for each
-/// transaction, the first entry that somebody else has. `storage external` makes `pg_column_size` the size that is sent.
+/// Picks the oldest entries that no other daemon has, and deletes those whose turn it is: `passed`
+/// has, for each transaction, the first entry that another daemon has. `storage external` makes
+/// `pg_column_size` the size that is sent.
 const CLAIM: &str = "\
 with picked as materialized (
   select o.id, o.xid, coalesce(pg_column_size(o.old), 0) + coalesce(pg_column_size(o.new), 0) as bytes
@@ -49,8 +51,8 @@ claimed as (
   returning o.id, o.xid, o.at, o.op, o.shape, o.old, o.new)
 select id, xid, at, op, shape, old, new, (select count(*) from picked) from claimed order by id";
 
-/// Where the log is, asked after the claim's own snapshot and its own writes: past the commit of everything claimed, and
-/// past every position that was asked for before.
+/// Where the log is, asked after the claim's own snapshot and its own writes: past the commit of
+/// everything claimed, and past every position that was asked for before.
 const POSITION: &str = "select pg_current_wal_insert_lsn()::text, pg_current_xact_id_if_assigned()";
 
 /// A connection that takes entries.
@@ -59,18 +61,18 @@ pub struct Claimant {
     claim: Statement,
     position: Statement,
     shapes: Shapes,
-    /// The highest number that was taken; only a mutant looks at it.
+    /// The highest number that was taken. Only a mutant uses it.
     highest: i64,
 }
 
-/// What was taken.
+/// Entries that were taken.
 #[derive(Debug)]
 pub struct Claim {
     /// Whole transactions or parts of them, in an order in which they may have been committed.
-    pub transactions: Vec<Transaction>,
+    pub transactions: Vec<ClaimedTransaction>,
     /// Every transaction of the claim was committed before this position.
     pub position: Lsn,
-    /// The transaction in which they were taken; none if there is nothing.
+    /// The transaction in which they were taken; none if there are no entries.
     pub taken_by: Option<u64>,
     /// How many entries it has.
     pub entries: usize,
@@ -80,7 +82,7 @@ pub struct Claim {
 
 /// What one transaction wrote, or a part of that, in its order.
 #[derive(Debug)]
-pub struct Transaction {
+pub struct ClaimedTransaction {
     /// Its id.
     pub xid: u64,
     /// When its last entry here was written.
@@ -117,7 +119,8 @@ impl Claimant {
         Ok(self.client.batch_execute("begin isolation level read committed").await?)
     }
 
-    /// Takes the oldest entries from the number `floor` on, inside of a transaction that [`Claimant::begin`] began.
+    /// Takes the oldest entries from the number `floor` on, inside of a transaction that
+    /// [`Claimant::begin`] began.
     pub async fn claim(&mut self, floor: i64) -> Result<Claim, OutboxError> {
         if mutant::is(Mutant::CursorOverIds) {
             const FORGET: &str = "delete from unstale.outbox where id in \
@@ -140,9 +143,9 @@ impl Claimant {
         Ok(Claim { taken_by, entries: entries.len(), transactions: transactions(entries), position, is_full })
     }
 
-    /// Everything taken since [`Claimant::begin`] is in force: ends the transaction. `batches` is what the dataset in Redis
-    /// counted once that was so. An error if a daemon with another dataset, which may not have it, or with other rules has
-    /// taken over meanwhile.
+    /// Everything taken since [`Claimant::begin`] is in force: ends the transaction. `batches` is
+    /// what the dataset in Redis counted once that was so. An error if a daemon with another
+    /// dataset, which may not have it, or with other rules has taken over meanwhile.
     pub async fn commit(&self, consumer: &Consumer, dataset: &str, batches: u64) -> Result<(), OutboxError> {
         // One message: if the first statement fails the second is not run.
         let [dataset, rules] = [dataset, &consumer.rules].map(|text| text.replace('\'', "''"));
@@ -155,18 +158,20 @@ impl Claimant {
         Ok(self.client.batch_execute("rollback").await?)
     }
 
-    /// Says that whoever holds this connection is alive.
+    /// Keeps the server from ending the connection.
     pub async fn stay(&self) -> Result<(), OutboxError> {
         Ok(self.client.batch_execute("").await?)
     }
 }
 
-/// Groups entries that are in the order of their numbers. Where one transaction had to wait for another, it wrote its
-/// entry after the other was committed, and so after the other's last; hence the order of their last entries will do.
-fn transactions(entries: Vec<Entry>) -> Vec<Transaction> {
-    let mut by_xid: HashMap<u64, Transaction> = HashMap::new();
+/// Groups entries that are in the order of their numbers. Where one transaction had to wait for
+/// another, it wrote its entry after the other was committed, and so after the other's last; hence
+/// the order of their last entries will do.
+fn transactions(entries: Vec<Entry>) -> Vec<ClaimedTransaction> {
+    let mut by_xid: HashMap<u64, ClaimedTransaction> = HashMap::new();
     for Entry { id, xid, at, event } in entries {
-        let transaction = by_xid.entry(xid).or_insert_with(|| Transaction { xid, at, first: id, events: Vec::new() });
+        let transaction =
+            by_xid.entry(xid).or_insert_with(|| ClaimedTransaction { xid, at, first: id, events: Vec::new() });
         transaction.at = at;
         transaction.events.push((id, event));
     }

@@ -1,8 +1,8 @@
-//! One row of the outbox, read as the change that it tells of.
+//! One row of the outbox, read as a change.
 //!
-//! Owns the layout of an entry, and the shapes that say what its values are. It must not know when an entry is taken or
-//! what becomes of it. Invariants: an entry that cannot be read is an error that names it, never left out; a column that
-//! a shape does not have is unknown, never NULL.
+//! Owns the layout of an entry, and the shapes that say what its values are. It must not know when
+//! an entry is taken or what becomes of it. Invariants: an entry that cannot be read is an error
+//! that names it, never left out; a column that a shape does not have is unknown, never NULL.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,33 +15,35 @@ use tokio_postgres::{Client, Row as SqlRow};
 
 use crate::change::{Cell, Change, Column, Kind, Operation, Relation, RelationId, Row, TableName};
 use crate::postgres::StatementError;
-use crate::source::images::{Image, Images};
+use crate::source::images::{Images, JsonImage};
 
 /// The columns that [`Shapes::decode`] reads, in their order.
 pub const ENTRY_COLUMNS: &str = "id, xid, at, op, shape, old, new";
 
-/// PostgreSQL's `FirstNormalObjectId`: events have ids below it ([`Images`]), tables of the outbox from here on.
+/// PostgreSQL's `FirstNormalObjectId`: events have ids below it ([`Images`]), tables of the outbox
+/// from here on.
 const FIRST_ID: u32 = 16384;
 
 /// One entry.
 #[derive(Clone, Debug)]
 pub struct Entry {
-    /// Its number: entries of one transaction, and those of any two that touched the same row, are in its order.
+    /// Its number: entries of one transaction, and those of any two that touched the same row, are
+    /// in its order.
     pub id: i64,
     /// The transaction that wrote it.
     pub xid: u64,
     /// When it was written, by the database server's clock: before its transaction was committed.
     pub at: SystemTime,
-    /// What it tells of.
+    /// What happened.
     pub event: EntryEvent,
 }
 
-/// What an entry tells of.
+/// What happened.
 #[derive(Clone, Debug)]
 pub enum EntryEvent {
     /// A change.
     Change(Change),
-    /// Something happened to a table, and nobody knows what: only the relation counts.
+    /// An unknown change of a table: only the relation is known.
     Unknown(Change),
 }
 
@@ -51,7 +53,7 @@ pub enum OutboxError {
     /// A statement failed.
     #[error("the outbox cannot be read")]
     Statement(#[source] StatementError),
-    /// An entry that nobody can read.
+    /// An entry that cannot be read.
     #[error(
         "entry {id} of unstale.outbox cannot be read: {reason}; delete it by hand, run `unstale setup`, and start \
          unstale with --flush"
@@ -73,7 +75,7 @@ impl From<tokio_postgres::Error> for OutboxError {
     }
 }
 
-/// What the entries' values are, as far as it was asked for.
+/// The shapes of entries: which values they have. Each is asked for when it is first needed.
 #[derive(Debug, Default)]
 pub struct Shapes {
     relations: HashMap<i32, Arc<Relation>>,
@@ -81,7 +83,7 @@ pub struct Shapes {
 }
 
 impl Shapes {
-    /// The entries of rows that have [`ENTRY_COLUMNS`]. Asks for shapes that are not known yet.
+    /// Decodes rows that have [`ENTRY_COLUMNS`]. Asks for shapes that are not known yet.
     pub async fn decode(&mut self, client: &Client, rows: &[SqlRow]) -> Result<Vec<Entry>, OutboxError> {
         let mut entries = Vec::with_capacity(rows.len());
         for row in rows {
@@ -134,8 +136,8 @@ impl Shapes {
         Ok(Entry { id, xid, at, event })
     }
 
-    /// A payload that cannot be read says nothing, so every field of it is unknown. A database without an encoding may
-    /// hold events that are no UTF-8.
+    /// If a payload cannot be read, every field of it is unknown. Events in a database without an
+    /// encoding may not be UTF-8.
     fn event(&mut self, values: Option<Values>) -> Change {
         let cells = values.map(|Values(cells)| cells).unwrap_or_default();
         let bytes = |at: usize| match cells.get(at) {
@@ -145,7 +147,7 @@ impl Shapes {
         let name = String::from_utf8_lossy(&bytes(0)).into_owned();
         let payload = String::from_utf8(bytes(1).to_vec()).unwrap_or_default();
         self.images.event(&name, &payload).unwrap_or_else(|_| {
-            self.images.change(TableName::new("", name.as_str()), Operation::Event, None, Some(&Image::new()))
+            self.images.change(TableName::new("", name.as_str()), Operation::Event, None, Some(&JsonImage::new()))
         })
     }
 }

@@ -1,7 +1,9 @@
-//! Looking at the outbox without taking anything: how far it reaches, who reads it, to which history it belongs.
+//! Questions about the outbox that take nothing out of it: how far it reaches, which daemons read
+//! it, to which history it belongs.
 //!
-//! Owns these questions. It must not judge the answers. Invariant: a position is asked for before the entries are
-//! looked at, so that whatever was visible when the log was there is seen.
+//! Owns these questions. It must not judge the answers. Invariant: a position is asked for before
+//! the entries are, so that the answer includes everything that was visible when the log was at
+//! this position.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -16,7 +18,7 @@ use crate::install::outbox::locks::{HISTORY, LANES, LOCKS, WORK};
 
 /// Which outbox this is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Facts {
+pub struct OutboxFacts {
     /// The number of the table's file: one that was made anew, truncated or restored has another.
     pub file: u32,
     /// The highest number that was given to an entry.
@@ -38,7 +40,7 @@ pub struct Survey {
     pub position: Lsn,
     /// The highest number that was given to an entry by then.
     pub given: i64,
-    /// Nobody was about to commit anything then. Not known unless it was asked.
+    /// No transaction was about to commit then. Not known unless the survey was thorough.
     pub calm: bool,
     /// The oldest transaction that has not ended.
     pub oldest: u64,
@@ -46,8 +48,8 @@ pub struct Survey {
     pub entries: Option<(i64, i64)>,
 }
 
-/// What an outbox says of itself; none if nobody by that name reads it, or it is not installed.
-pub async fn facts(client: &Client, consumer: &str) -> Result<Option<Facts>, OutboxError> {
+/// Identifies the outbox. None if it has no consumer with this name, or is not installed.
+pub async fn facts(client: &Client, consumer: &str) -> Result<Option<OutboxFacts>, OutboxError> {
     const FACTS: &str = "select pg_relation_filenode('unstale.outbox'::regclass), \
          (select case when is_called then last_value else 0 end from unstale.outbox_id_seq), \
          (select system_identifier::text from pg_control_system()), \
@@ -60,7 +62,7 @@ pub async fn facts(client: &Client, consumer: &str) -> Result<Option<Facts>, Out
         Err(error) => return Err(error.into()),
     };
     let Some(row) = row else { return Ok(None) };
-    Ok(Some(Facts {
+    Ok(Some(OutboxFacts {
         file: row.try_get(0)?,
         last: row.try_get(1)?,
         system: row.try_get(2)?,
@@ -75,15 +77,15 @@ fn is_missing(error: &tokio_postgres::Error) -> bool {
     error.code().is_some_and(|code| missing.contains(code))
 }
 
-/// What is asked again and again, prepared for one connection.
-pub struct Questions {
+/// The statements of a survey, prepared for one connection.
+pub struct SurveyStatements {
     position: Statement,
     calm: Statement,
     entries: Statement,
     arm: Statement,
 }
 
-impl Questions {
+impl SurveyStatements {
     /// Prepares them.
     pub async fn prepare(client: &Client) -> Result<Self, OutboxError> {
         const POSITION: &str = "select pg_current_wal_insert_lsn()::text, \
@@ -104,8 +106,9 @@ impl Questions {
         })
     }
 
-    /// Looks how far the outbox reaches, from the number `floor` on. If asked to be `thorough`, also whether anybody is
-    /// about to commit: a transaction has the lock on its own id until after it is visible.
+    /// Asks how far the outbox reaches, from the number `floor` on. If `thorough`, also whether a
+    /// transaction is about to commit: a transaction has the lock on its own id until after it is
+    /// visible.
     pub async fn survey(&self, client: &Client, floor: i64, thorough: bool) -> Result<Survey, OutboxError> {
         let row = client.query_one(&self.position, &[]).await?;
         let (at, given, file) = (position(row.try_get(0)?)?, row.try_get(1)?, row.try_get(2)?);
@@ -116,14 +119,14 @@ impl Questions {
         Ok(Survey { file, position: at, given, calm, oldest, entries: first.zip(last) })
     }
 
-    /// Asks whoever writes next to ring; whether nobody was asked before.
+    /// Asks the next writer for a wakeup. Returns whether no writer had been asked before.
     pub async fn arm(&self, client: &Client) -> Result<bool, OutboxError> {
         Ok(!client.query(&self.arm, &[]).await?.is_empty())
     }
 }
 
-/// Moves the log on by one message that nobody reads, so that later positions are past all that were asked for before; the
-/// position after it.
+/// Moves the log on by one message that no publication carries, so that later positions are past
+/// all that were asked for before. Returns the position after it.
 pub async fn seal(client: &Client) -> Result<Lsn, OutboxError> {
     const SEAL: &str = "select pg_logical_emit_message(false, 'unstale', 'position')::text";
     position(client.query_one(SEAL, &[]).await?.try_get(0)?)
@@ -135,8 +138,9 @@ pub async fn prepares(client: &Client) -> Result<bool, OutboxError> {
     Ok(client.query_one(PREPARES, &[]).await?.try_get(0)?)
 }
 
-/// Takes the right to work on the outbox, for as long as the connection lives; whether it could be had. `alone` if
-/// nobody else may work meanwhile: then those who did have no connection left over which they could.
+/// Takes the right to work on the outbox, for as long as the connection lives. Returns false if
+/// another daemon has it. `alone` if no other daemon may work meanwhile: then earlier ones must
+/// have no connection left.
 pub async fn enter(client: &Client, alone: bool) -> Result<bool, OutboxError> {
     client.batch_execute(MORTAL).await?;
     if !alone {
@@ -151,7 +155,8 @@ async fn lock(client: &Client, how: &str, which: i32) -> Result<bool, OutboxErro
     Ok(client.query_one(&format!("select {how}($1, $2)"), &[&LOCKS, &which]).await?.try_get(0)?)
 }
 
-/// Whether a daemon with other rules took over from one of these, which has entered again, and others are at work.
+/// Whether a daemon with other rules took over, and others work on the outbox besides this one,
+/// which has entered.
 pub async fn is_superseded(client: &Client, consumer: &Consumer) -> Result<bool, OutboxError> {
     const OTHER_RULES: &str = "select exists (select from unstale.consumer \
          where slot = $1 and rules is distinct from $2::text::jsonb)";
@@ -167,8 +172,9 @@ pub async fn daemons(client: &Client) -> Result<i64, tokio_postgres::Error> {
     client.query_one(AT_WORK, &[&LOCKS, &WORK]).await?.try_get(0)
 }
 
-/// How many batches Redis had counted when entries were last taken out, and which dataset of it, if there was one. From
-/// then on nobody confirms a batch that went into another dataset than this, or was made by other rules.
+/// Returns how many batches Redis had counted when entries were last taken out, and by which
+/// dataset, if any. From then on no daemon confirms a batch that went into another dataset than
+/// this, or was made by other rules.
 pub async fn take_over(
     client: &Client,
     consumer: &Consumer,
@@ -179,7 +185,7 @@ pub async fn take_over(
     Ok((row.try_get::<_, i64>(0)?.cast_unsigned(), row.try_get(1)?))
 }
 
-/// Says now and then that the connection is in use, for ever.
+/// Keeps the server from ending the connection, for ever.
 pub async fn stay(client: &Client) -> Infallible {
     const EVERY: Duration = Duration::from_secs(10);
     loop {
@@ -195,12 +201,13 @@ pub async fn end(client: &Client) -> Result<Lsn, OutboxError> {
     position(client.query_one("select pg_current_wal_insert_lsn()::text", &[]).await?.try_get(0)?)
 }
 
-/// Keeps everybody else from comparing or beginning history; whether that could be had.
+/// Keeps other daemons from comparing or beginning history. Returns false if another daemon has
+/// this right.
 pub async fn lock_history(client: &Client) -> Result<bool, OutboxError> {
     lock(client, "pg_try_advisory_lock", HISTORY).await
 }
 
-/// Lets the next one.
+/// Gives the right of [`lock_history`] to the next daemon.
 pub async fn unlock_history(client: &Client) -> Result<(), OutboxError> {
     lock(client, "pg_advisory_unlock", HISTORY).await.map(|_| ())
 }

@@ -1,7 +1,7 @@
-//! Changes written down as NDJSON, one change a line.
+//! Recordings: changes as NDJSON, one change a line.
 //!
-//! Owns that format. It must not know rules. Invariant: a column that a line does not name is unknown,
-//! never NULL; only `null` is NULL.
+//! Owns that format. It must not know rules. Invariant: a column that a line does not name is
+//! unknown, never NULL; only `null` is NULL.
 
 pub mod write;
 
@@ -10,18 +10,18 @@ use std::time::SystemTime;
 
 use serde::Deserialize;
 
-use super::images::{Image, Images};
+use super::images::{Images, JsonImage};
 use crate::change::{Change, Lsn, Operation, TableName};
 
 /// The longest line that is read, in bytes.
 pub const LINE_BYTES_MAX: u64 = 256 << 20;
 
-/// One change, and the transaction it says it belongs to.
+/// One change, and the transaction that its line names.
 #[derive(Clone, Debug)]
 pub struct Recorded {
-    /// The end of the transaction's commit record, if the line says so.
+    /// The end of the transaction's commit record, if the line has it.
     pub lsn: Option<Lsn>,
-    /// When it committed, if the line says so.
+    /// When it committed, if the line has it.
     pub at: Option<SystemTime>,
     /// The change.
     pub change: Change,
@@ -55,9 +55,9 @@ struct Line {
     table: String,
     op: Operation,
     #[serde(default)]
-    old: Option<Image>,
+    old: Option<JsonImage>,
     #[serde(default)]
-    new: Option<Image>,
+    new: Option<JsonImage>,
     #[serde(default)]
     lsn: Option<String>,
     #[serde(default)]
@@ -111,7 +111,7 @@ impl<R: BufRead> Recording<R> {
         let at = line.at.map(|at| humantime::parse_rfc3339(&at)).transpose();
         let at = at.map_err(|error| (1, format!("{expected} ({error})")))?;
         check_images(line.op, line.old.is_some(), line.new.is_some()).map_err(|message| (1, message))?;
-        let old = line.old.or_else(|| (line.op == Operation::Update).then(Image::new));
+        let old = line.old.or_else(|| (line.op == Operation::Update).then(JsonImage::new));
         let name = subject(&line.table, line.op)?;
         let transaction = line.xid.map(|xid| (xid, lsn));
         let continues = transaction.is_some() && transaction == self.transaction;

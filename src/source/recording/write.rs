@@ -1,8 +1,9 @@
 //! Changes written as the lines of a recording, a transaction at a time.
 //!
-//! Owns what a line says of a value, and which values it does not say. It must not know where lines go. Invariants:
-//! the plan of a line that is read back is the plan of the change; a redacted value is in no image, and two images
-//! still show whether it changed; a transaction's lines begin with its end, which is known only after them.
+//! Owns how a line shows a value, and which values it hides. It must not know where lines go.
+//! Invariants: a line that is read back makes the plan of the change; a redacted value is in no
+//! image, and two images still show whether it changed; a transaction's lines begin with its end,
+//! which is known only after them.
 
 use std::collections::{HashMap, HashSet};
 use std::io::{self, BufRead as _, BufReader, Seek as _, Write};
@@ -12,14 +13,15 @@ use tempfile::SpooledTempFile;
 
 use crate::change::{Begin, Cell, Change, Commit, Lsn, TableName, json};
 
-/// How much of a transaction is held in memory until its end is known, in bytes; the rest waits in a file.
+/// How much of a transaction is kept in memory until its end is known, in bytes. The rest waits in
+/// a file.
 const SPOOL_BYTES_MAX: usize = 8 << 20;
 
-/// Which values are not written.
+/// The columns whose values are not written.
 #[derive(Debug, Default)]
 pub struct Redaction {
     columns: HashMap<TableName, HashSet<String>>,
-    /// Another for each run, so that nobody can find a value by trying all of them.
+    /// Random in each run, so that a value cannot be found by trying all of them.
     salt: [u8; 16],
 }
 
@@ -34,7 +36,7 @@ impl Redaction {
         self.columns.entry(table).or_default().insert(column.into());
     }
 
-    /// What stands for a value: the same for equal ones.
+    /// What stands for a value. Equal values have the same.
     fn stand_in(&self, value: &[u8]) -> String {
         let digest = Sha256::new().chain_update(self.salt).chain_update(value).finalize();
         let mut text = "[redacted:".to_owned();
@@ -48,28 +50,28 @@ impl Redaction {
 
 /// The lines of a transaction that is not complete.
 #[derive(Debug)]
-pub struct Transaction {
+pub struct RecordedTransaction {
     begin: Begin,
     spool: SpooledTempFile,
     lines: u64,
 }
 
-impl Transaction {
+impl RecordedTransaction {
     /// A transaction without changes.
     pub fn new(begin: Begin) -> Self {
         Self { begin, spool: SpooledTempFile::new(SPOOL_BYTES_MAX), lines: 0 }
     }
 
-    /// How many changes it has.
+    /// The number of its changes.
     pub fn lines(&self) -> u64 {
         self.lines
     }
 
-    /// Adds a change; whether every value could be written as it is.
+    /// Adds a change. Returns whether every value could be written as it is.
     pub fn push(&mut self, change: &Change, redaction: &Redaction) -> io::Result<bool> {
         let hidden = redaction.columns.get(&change.relation.name);
         let mut exact = true;
-        // Where it ends is not known yet: that is put in front of the line later.
+        // Where the transaction ends is not known yet. `commit` puts that in front of the line.
         let commit = Commit { lsn: Lsn::ZERO, at: Some(self.begin.at) };
         let mut line = change.to_line(&commit, Some(self.begin.xid), |relation, at, cell, out| {
             let Some(column) = relation.columns.get(at) else { return false };
@@ -88,7 +90,7 @@ impl Transaction {
         Ok(exact)
     }
 
-    /// Writes the lines of the transaction, which ends here. How many bytes they are.
+    /// Writes the lines of the transaction, which ends at `end_lsn`. Returns their length in bytes.
     pub fn commit(self, end_lsn: Lsn, out: &mut impl Write) -> io::Result<u64> {
         let mut spool = self.spool;
         spool.rewind()?;
@@ -138,7 +140,7 @@ mod tests {
     }
 
     fn written(changes: &[Change], redaction: &Redaction) -> (String, bool) {
-        let mut transaction = Transaction::new(begin());
+        let mut transaction = RecordedTransaction::new(begin());
         let exact: Vec<_> = changes.iter().map(|change| transaction.push(change, redaction).unwrap()).collect();
         let mut text = Vec::new();
         let bytes = transaction.commit(Lsn::new(0x16B_3748), &mut text).unwrap();
@@ -283,7 +285,7 @@ rules:
     fn a_large_transaction_waits_in_a_file() {
         let long = Cell::Value(bytes::Bytes::from("x".repeat(1 << 20)));
         let insert = change(&[("x", Kind::Text)], Operation::Insert, None, Some(vec![long]));
-        let mut transaction = Transaction::new(begin());
+        let mut transaction = RecordedTransaction::new(begin());
         for _ in 0..20 {
             transaction.push(&insert, &Redaction::default()).unwrap();
         }

@@ -1,8 +1,8 @@
 //! From decoded messages to changes: relations remembered, rows completed, transactions followed.
 //!
-//! Owns what the log leaves implicit: an update that sends no old row says that its identity did not
-//! change; an unchanged TOAST value is the old one. It must not know rules. Invariant: a value is filled in
-//! only where the log implies it, and a message out of place is an error.
+//! Owns what the log leaves implicit: an update that sends no old row says that its identity did
+//! not change; an unchanged TOAST value is the old one. It must not know rules. Invariant: a value
+//! is filled in only where the log implies it, and a message out of place is an error.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::pgoutput::{Message, OldTuple, RelationBody, Tuple};
 use crate::change::{Begin, Cell, Change, Column, Kind, Operation, Relation, RelationId, Row, SourceEvent, TableName};
-use crate::source::images::{Image, Images};
+use crate::source::images::{Images, JsonImage};
 
 /// Why messages do not make a stream of transactions.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -39,7 +39,7 @@ const EVENT: &[u8] = b"unstale.event";
 
 /// A relation and which of its columns are booleans.
 #[derive(Debug)]
-struct Known {
+struct KnownRelation {
     relation: Arc<Relation>,
     booleans: Vec<usize>,
     identity_is_full: bool,
@@ -48,8 +48,8 @@ struct Known {
 /// Follows one replication stream.
 #[derive(Debug, Default)]
 pub struct Assembler {
-    relations: HashMap<RelationId, Known>,
-    /// Which root table a partition's rows belong to.
+    relations: HashMap<RelationId, KnownRelation>,
+    /// The root tables of partitions.
     roots: HashMap<RelationId, TableName>,
     images: Images,
     in_transaction: bool,
@@ -57,8 +57,8 @@ pub struct Assembler {
 }
 
 impl Assembler {
-    /// Says to which root table the rows of a relation belong, if it is a partition. Comes before the
-    /// relation's description, each time.
+    /// Sets the root table of a relation that is a partition. Must be called before each
+    /// description of the relation.
     pub fn set_root(&mut self, relation: RelationId, root: Option<TableName>) {
         match root {
             Some(root) => self.roots.insert(relation, root),
@@ -66,7 +66,7 @@ impl Assembler {
         };
     }
 
-    /// Takes in one message; what it means is then ready.
+    /// Takes one message. The events that follow from it are then ready.
     pub fn take(&mut self, message: Message) -> Result<(), AssembleError> {
         match message {
             Message::Begin { commit_lsn, at, xid } => {
@@ -116,7 +116,8 @@ impl Assembler {
         Ok(())
     }
 
-    /// What an application emitted. A payload that cannot be read says nothing, so every field of it is unknown.
+    /// Takes an event that an application emitted. If its payload cannot be read, every field of it
+    /// is unknown.
     fn event(&mut self, content: &[u8]) {
         #[derive(serde::Deserialize)]
         struct Emitted<'a> {
@@ -124,17 +125,22 @@ impl Assembler {
             #[serde(borrow)]
             payload: &'a serde_json::value::RawValue,
         }
-        // A database that is not in UTF-8 may hold messages that are not either.
+        // Messages in a database that is not in UTF-8 may not be UTF-8 either.
         match serde_json::from_str::<Emitted<'_>>(&String::from_utf8_lossy(content)) {
             Ok(Emitted { name, payload }) => {
                 let change = self.images.event(&name, payload.get()).unwrap_or_else(|_| {
-                    self.images.change(TableName::new("", name.as_str()), Operation::Event, None, Some(&Image::new()))
+                    self.images.change(
+                        TableName::new("", name.as_str()),
+                        Operation::Event,
+                        None,
+                        Some(&JsonImage::new()),
+                    )
                 });
                 self.ready.push_back(SourceEvent::Change(change));
             }
             Err(error) => tracing::warn!(
                 %error,
-                "an event that does not say its name was ignored; emit events by `select unstale.emit(name, payload)`"
+                "an event without a name was ignored; emit events by `select unstale.emit(name, payload)`"
             ),
         }
     }
@@ -144,7 +150,7 @@ impl Assembler {
         self.ready.pop_front()
     }
 
-    /// A relation as it was described last.
+    /// The last description of a relation.
     pub fn relation(&self, id: RelationId) -> Option<&Relation> {
         self.relations.get(&id).map(|known| known.relation.as_ref())
     }
@@ -153,7 +159,7 @@ impl Assembler {
         if self.in_transaction == inside { Ok(()) } else { Err(AssembleError::OutOfPlace(what)) }
     }
 
-    fn known(&self, id: RelationId) -> Result<&Known, AssembleError> {
+    fn known(&self, id: RelationId) -> Result<&KnownRelation, AssembleError> {
         self.relations.get(&id).ok_or(AssembleError::UnknownRelation(id.oid()))
     }
 
@@ -193,11 +199,11 @@ impl Assembler {
         });
         let name = self.roots.get(&body.id).cloned().unwrap_or(name);
         let relation = Arc::new(Relation { id: body.id, name, columns: columns.collect() });
-        self.relations.insert(body.id, Known { relation, booleans, identity_is_full });
+        self.relations.insert(body.id, KnownRelation { relation, booleans, identity_is_full });
     }
 }
 
-impl Known {
+impl KnownRelation {
     fn row(&self, mut cells: Tuple) -> Result<Row, AssembleError> {
         if cells.len() != self.relation.columns.len() {
             let table = self.relation.name.clone();
@@ -211,7 +217,7 @@ impl Known {
         Ok(Row::new(cells))
     }
 
-    /// The row before, as far as the log says or implies it.
+    /// The old row, as far as the log carries or implies it.
     fn old_row(&self, old: OldTuple, new: Option<&Row>) -> Result<Row, AssembleError> {
         let columns = self.relation.columns.iter();
         match old {

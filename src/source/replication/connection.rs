@@ -1,8 +1,9 @@
 //! A connection to PostgreSQL in replication mode: opening, TLS, logging in, simple commands.
 //!
 //! Owns the socket and its two buffers. It must not know pgoutput or what is done with the log.
-//! tokio-postgres has no CopyBoth, so this speaks the protocol itself on `postgres-protocol`. Invariants:
-//! no message above [`MESSAGE_BYTES_MAX`] is buffered; nothing is sent in clear when TLS was demanded.
+//! tokio-postgres has no CopyBoth, so this speaks the protocol itself on `postgres-protocol`.
+//! Invariants: no message above [`MESSAGE_BYTES_MAX`] is buffered; nothing is sent in clear when
+//! TLS was demanded.
 
 use std::io;
 use std::pin::Pin;
@@ -41,7 +42,7 @@ impl std::fmt::Debug for Connection {
     }
 }
 
-/// Why a connection is of no use any more.
+/// Why a connection cannot be used any more.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectionError {
     /// The socket failed or the server closed it.
@@ -55,7 +56,7 @@ pub enum ConnectionError {
     Protocol(String),
 }
 
-/// One message as it came: its type, and what follows the length.
+/// One message as it arrived: its type, and what follows the length.
 #[derive(Debug)]
 pub(super) struct RawMessage {
     pub(super) tag: u8,
@@ -66,7 +67,7 @@ impl Connection {
     /// Connects to the first host that answers, and logs in for logical replication.
     pub async fn open(address: &Address) -> Result<Self, ConnectError> {
         let mut connection = postgres::try_hosts(address, |transport| Self::over(transport).log_in(address)).await?;
-        // What a database without an encoding holds cannot be converted: it is taken as it is.
+        // Text of a database without an encoding cannot be converted. It is taken as it is.
         let encoding = connection.query("show server_encoding").await.map_err(unanswered)?;
         if encoding.into_iter().flatten().flatten().any(|encoding| encoding == "SQL_ASCII") {
             connection.query("set client_encoding to 'SQL_ASCII'").await.map_err(unanswered)?;
@@ -79,8 +80,8 @@ impl Connection {
     }
 
     async fn log_in(mut self, address: &Address) -> Result<Self, Attempt> {
-        // Text of values must not depend on the role's settings; this is what a subscription sets too. That a
-        // publication was skipped is told by a warning.
+        // Text of values must not depend on the role's settings; this is what a subscription sets
+        // too. The server reports by a warning that it skipped a publication.
         let settings =
             "-c datestyle=ISO -c intervalstyle=postgres -c extra_float_digits=3 -c client_min_messages=warning";
         let options = match &address.options {
@@ -96,7 +97,8 @@ impl Connection {
             ("options", &options),
         ];
         frontend::startup_message(parameters, &mut self.outgoing)?;
-        // As libpq: when it is required, nothing but a SCRAM that is bound will do, not even no authentication.
+        // As in libpq: if channel binding is required, only a bound SCRAM will do, and no
+        // authentication is not enough.
         let mut bound = address.channel_binding != ChannelBinding::Require;
         loop {
             match self.login_message().await? {
@@ -245,7 +247,7 @@ impl Connection {
         }
         let whole = length + 1;
         if self.incoming.len() < whole {
-            // Grow at once to what is announced, but never on the announcement of a message that did not begin.
+            // Grow towards the announced length, but at most to twice what has arrived.
             self.incoming.reserve((whole - self.incoming.len()).min(READ_BYTES.max(self.incoming.len())));
             return Ok(None);
         }
@@ -263,10 +265,12 @@ impl Connection {
         &mut self.outgoing
     }
 
-    /// Sends what is queued while waiting for more to read; returns once something was read, which it does
-    /// not try unless asked to. Cancel-safe: nothing that was read or sent is lost when the future is dropped.
+    /// Sends what is queued while waiting for more to read; returns once something was read, which
+    /// it does not try unless asked to. Cancel-safe: nothing that was read or sent is lost when the
+    /// future is dropped.
     ///
-    /// Whoever reads takes every [`Connection::buffered_message`] first: that is what bounds the buffer.
+    /// The caller takes every [`Connection::buffered_message`] before it reads: that bounds the
+    /// buffer.
     pub(super) async fn exchange(&mut self, read: bool) -> io::Result<()> {
         debug_assert!(!read || self.buffers_no_message(), "read before what is buffered was taken");
         std::future::poll_fn(|cx| {
@@ -332,7 +336,8 @@ fn password(address: &Address) -> Result<&[u8], ConnectError> {
     password.ok_or(ConnectError::Login(postgres::NO_PASSWORD))
 }
 
-/// Parses a message that is not part of a copy. `postgres-protocol` knows no CopyBoth and says so by an error.
+/// Parses a message that is not part of a copy. `postgres-protocol` knows no CopyBoth and says so
+/// by an error.
 fn parse(message: &RawMessage) -> io::Result<backend::Message> {
     let mut whole = BytesMut::with_capacity(message.body.len() + 5);
     whole.extend_from_slice(&[message.tag]);
@@ -358,7 +363,8 @@ pub(super) fn server_error(body: &[u8]) -> ServerError {
     }
     error
 }
-/// A server that let us in and then would not answer.
+
+/// The error of a server that accepted the log-in and then did not answer.
 fn unanswered(error: ConnectionError) -> ConnectError {
     match error {
         ConnectionError::Server(refusal) => ConnectError::Refused(refusal),

@@ -1,8 +1,8 @@
 //! The decoder of pgoutput, logical replication protocol version 1.
 //!
-//! Owns the byte layout. It must not know transactions or what a relation is for. Source: the PostgreSQL
-//! manual, "Logical Replication Message Formats". Invariants: total over any bytes (an error, never a
-//! panic); a decoded message leaves no byte over; values share the message's memory.
+//! Owns the byte layout. It must not know transactions or what a relation is for. Source: the
+//! PostgreSQL manual, "Logical Replication Message Formats". Invariants: total over any bytes (an
+//! error, never a panic); a decoded message leaves no byte over; values share the message's memory.
 
 use std::time::{Duration, SystemTime};
 
@@ -46,19 +46,19 @@ pub enum Message {
     Update {
         /// The table.
         relation: RelationId,
-        /// What is carried of the row before.
+        /// What the log carries of the old row.
         old: OldTuple,
-        /// The row after.
+        /// The new row.
         new: Tuple,
     },
-    /// A row that went.
+    /// A deleted row.
     Delete {
         /// The table.
         relation: RelationId,
-        /// What is carried of it.
+        /// What the log carries of it.
         old: OldTuple,
     },
-    /// Tables that were emptied.
+    /// Truncated tables.
     Truncate {
         /// The tables.
         relations: Vec<RelationId>,
@@ -103,10 +103,10 @@ pub struct ColumnBody {
 /// The columns of a row; [`Cell::Absent`] is a TOAST value that did not change.
 pub type Tuple = Vec<Cell>;
 
-/// What a message says of the row before.
+/// What a message carries of the old row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OldTuple {
-    /// Nothing: no column of the identity changed.
+    /// Nothing: no column of the replica identity changed.
     Unchanged,
     /// The columns of the identity; the others read NULL and mean "not sent".
     Key(Tuple),
@@ -161,7 +161,7 @@ pub(super) fn to_postgres_time(time: SystemTime) -> i64 {
 
 /// Decodes one message.
 pub fn decode(bytes: Bytes) -> Result<Message, DecodeError> {
-    let mut reader = Reader { message: '?', bytes };
+    let mut reader = MessageReader { message: '?', bytes };
     reader.message = char::from(reader.u8()?);
     let message = match reader.message {
         'B' => Message::Begin {
@@ -231,12 +231,12 @@ pub fn decode(bytes: Bytes) -> Result<Message, DecodeError> {
     }
 }
 
-struct Reader {
+struct MessageReader {
     message: char,
     bytes: Bytes,
 }
 
-impl Reader {
+impl MessageReader {
     fn truncated<T>(&self, value: Option<T>) -> Result<T, DecodeError> {
         value.ok_or(DecodeError::Truncated(self.message))
     }

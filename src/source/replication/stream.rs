@@ -1,8 +1,9 @@
 //! The running log of a slot: messages in, acknowledgements out.
 //!
-//! Owns the replication part of the protocol. It must not know pgoutput's content or why a position is
-//! confirmed. Invariants: replication always starts from 0/0, which means "where the slot is" (a position
-//! of our own above it would silently skip commits); a keepalive that asks is always answered.
+//! Owns the replication part of the protocol. It must not know pgoutput's content or why a position
+//! is confirmed. Invariants: replication always starts from 0/0, which means "where the slot is" (a
+//! position of our own above it would silently skip commits); a keepalive that asks is always
+//! answered.
 
 use std::time::{Duration, SystemTime};
 
@@ -13,7 +14,7 @@ use super::pgoutput::to_postgres_time;
 use crate::change::Lsn;
 use crate::postgres::PREREQUISITE_STATE;
 
-/// What the server sends while it streams.
+/// A message of the replication stream.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Frame {
     /// A piece of the log: one pgoutput message.
@@ -23,14 +24,14 @@ pub enum Frame {
         /// Everything before this position has been sent.
         wal_end: Lsn,
     },
-    /// The server could not load the publication as it was at this point of the log and went on without it
-    /// (PostgreSQL 18; before that, it is an error). Changes may be missing.
+    /// The server could not load the publication as it was at this point of the log and went on
+    /// without it (PostgreSQL 18; before that, it is an error). Changes may be missing.
     Skipped,
 }
 
 /// A slot that is being read.
 #[derive(Debug)]
-pub struct Stream {
+pub struct ReplicationStream {
     connection: Connection,
     /// The last position confirmed, repeated in every status.
     confirmed: Lsn,
@@ -38,8 +39,9 @@ pub struct Stream {
     answer_due: bool,
 }
 
-impl Stream {
-    /// Starts to read a slot through a publication; with the messages that applications emit, if asked for.
+impl ReplicationStream {
+    /// Starts to read a slot through a publication; with the messages that applications emit, if
+    /// asked for.
     pub async fn start(
         mut connection: Connection,
         slot: &str,
@@ -56,8 +58,8 @@ impl Stream {
         Ok(Self { connection, confirmed: Lsn::ZERO, answer_due: false })
     }
 
-    /// Sends what is queued and waits until something was received; without `read`, only sends, and never
-    /// returns. Cancel-safe.
+    /// Sends what is queued and waits until something was received; without `read`, only sends, and
+    /// never returns. Cancel-safe.
     pub async fn exchange(&mut self, read: bool) -> Result<(), ConnectionError> {
         Ok(self.connection.exchange(read).await?)
     }
@@ -107,8 +109,8 @@ impl Stream {
         self.answer_due
     }
 
-    /// Queues a status: everything up to `confirmed` is durable in Redis. A position never goes back.
-    /// With `ask`, the server is to answer, which proves that it lives.
+    /// Queues a status: everything up to `confirmed` is durable in Redis. A position never goes
+    /// back. With `ask`, the server is to answer: a sign of life.
     pub fn report(&mut self, confirmed: Lsn, now: SystemTime, ask: bool) {
         self.confirmed = self.confirmed.max(confirmed);
         self.answer_due = false;
@@ -126,7 +128,7 @@ impl Stream {
         buffer.put_u8(u8::from(ask));
     }
 
-    /// Sends what is queued, for at most this long, and says goodbye.
+    /// Ends the stream: sends what is queued, for at most this long.
     pub async fn close(&mut self, limit: Duration) -> Result<(), ConnectionError> {
         postgres_protocol::message::frontend::copy_done(self.connection.queue());
         postgres_protocol::message::frontend::terminate(self.connection.queue());

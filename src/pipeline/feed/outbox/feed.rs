@@ -1,8 +1,9 @@
 //! Reading the outbox.
 //!
-//! Owns when to survey, to claim and to commit, and the wakeup by writers. It must not know what becomes of an entry.
-//! Invariants: one claim at a time; a claim's transaction is committed only when all of it is in force and Redis has
-//! counted that; slow work of one transaction delays no other, because a second one goes on meanwhile.
+//! Owns when to survey, to claim and to commit, and the wakeup by writers. It must not know what
+//! becomes of an entry. Invariants: one claim at a time; a claim's transaction is committed only
+//! when all of it is in force and Redis has counted that; slow work of one transaction delays no
+//! other, because a second one goes on meanwhile.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -25,28 +26,28 @@ use crate::pipeline::error::SessionError;
 use crate::pipeline::feed::event::FeedEvent;
 use crate::pipeline::running::Running;
 use crate::sink::Sink;
-use crate::source::outbox::claim::{Claim, Transaction};
+use crate::source::outbox::claim::{Claim, ClaimedTransaction};
 use crate::source::outbox::entry::{EntryEvent, OutboxError};
-use crate::source::outbox::survey::{self, Questions, Survey};
+use crate::source::outbox::survey::{self, Survey, SurveyStatements};
 
 /// How often a quiet outbox is surveyed, whether a writer sends a wakeup or not.
 const POLL_EVERY: Duration = Duration::from_millis(100);
 
-/// How soon it is surveyed again after there was something: writers that wrote meanwhile sent no wakeup, and may have
-/// committed only since. From there on half as often each time.
+/// How soon it is surveyed again after there was something: writers that wrote meanwhile sent no
+/// wakeup, and may have committed only since. From there on half as often each time.
 const POLL_SOON: Duration = Duration::from_millis(1);
 
 /// A survey that takes no longer costs nothing.
 const QUICK: Duration = Duration::from_millis(5);
 
-/// After a slower survey there is none for this many times as long. Where dead entries cannot be removed, because a
-/// transaction that writes is old, PostgreSQL would be busy with surveys.
+/// After a slower survey there is none for this many times as long. Where dead entries cannot be
+/// removed, because a transaction that writes is old, PostgreSQL would be busy with surveys.
 const REST: u32 = 4;
 
 /// How long one step may take: much longer than a healthy server needs.
 const STEP_MAX: Duration = Duration::from_secs(60);
 
-/// How often Redis is told since when everything is in force.
+/// How often the heartbeat in Redis is renewed: since when everything is in force.
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(1);
 
 /// The result of a survey.
@@ -61,7 +62,7 @@ struct Surveyed {
 /// An outbox that is being read.
 pub(in crate::pipeline) struct OutboxFeed {
     primary: Arc<Primary>,
-    questions: Arc<Questions>,
+    statements: Arc<SurveyStatements>,
     settings: Settings,
     reader: OutboxReader,
     lanes: [Lane; 2],
@@ -92,7 +93,7 @@ pub(in crate::pipeline) struct OutboxFeed {
     gone: Vec<RangeInclusive<Ticket>>,
     unknown_notices: Notices,
     counted: Counted,
-    /// When Redis was last told since when everything is in force.
+    /// When the heartbeat was last renewed.
     beat: Instant,
     vacuum: Vacuum,
 }
@@ -102,7 +103,7 @@ impl OutboxFeed {
     pub(super) fn new(
         primary: Arc<Primary>,
         settings: &Settings,
-        questions: Arc<Questions>,
+        statements: Arc<SurveyStatements>,
         reader: OutboxReader,
         lanes: [Lane; 2],
         wakeup: Option<Arc<Notify>>,
@@ -112,7 +113,7 @@ impl OutboxFeed {
         let counted = Counted { consumer: Arc::clone(&reader.consumer), dataset: String::new(), batches: 0 };
         Self {
             primary,
-            questions,
+            statements,
             settings: settings.clone(),
             reader,
             lanes,
@@ -145,7 +146,8 @@ impl OutboxFeed {
         self.reader.clone()
     }
 
-    /// Notes what the sink knows when it is idle: everything known to be done is among the batches that it counted.
+    /// Notes what the sink knows when it is idle: everything known to be done is among the batches
+    /// that it counted.
     pub(in crate::pipeline::feed) fn on_sink(&mut self, sink: &Sink) {
         self.counted.dataset = sink.dataset().unwrap_or_default();
         self.counted.batches = sink.counted();
@@ -248,8 +250,8 @@ impl OutboxFeed {
         self.vacuum.work(&self.primary, &self.settings);
     }
 
-    /// Claims in a transaction of its own if there is a connection for it, otherwise in the younger of those that are
-    /// open.
+    /// Claims in a transaction of its own if there is a connection for it, otherwise in the younger
+    /// of those that are open.
     fn claim(&mut self) {
         if self.is_busy_with(Task::Claim) {
             return;
@@ -283,10 +285,10 @@ impl OutboxFeed {
         let (thorough, floor) = (self.is_quiet && self.horizon.wants_calm(), self.floor.at());
         self.survey_due = false;
         self.asked = Instant::now();
-        let (questions, sealed) = (Arc::clone(&self.questions), self.sealed);
+        let (statements, sealed) = (Arc::clone(&self.statements), self.sealed);
         let survey = async move {
-            let armed = arm && questions.arm(primary.client()).await?;
-            let survey = questions.survey(primary.client(), floor, thorough).await?;
+            let armed = arm && statements.arm(primary.client()).await?;
+            let survey = statements.survey(primary.client(), floor, thorough).await?;
             // A transaction may be about to commit for long, and nothing else moves the log.
             let seal = thorough && !survey.calm && survey.position > sealed;
             let sealed = if seal { survey::seal(primary.client()).await? } else { sealed };
@@ -368,13 +370,13 @@ impl OutboxFeed {
             }
         };
         if !matches!(tokio::time::timeout(GOODBYE_MAX, goodbye).await, Ok(Ok(()))) {
-            tracing::debug!("the outbox could not be told what is in force; it will be applied again");
+            tracing::debug!("what is in force could not be committed in the outbox; it will be applied again");
         }
     }
 }
 
-/// Logs, at growing intervals, that a trigger could not tell what happened to its table.
-fn warn_of_unknown(transaction: &Transaction, notices: &mut Notices) {
+/// Logs, at growing intervals, that a trigger does not know what happened to its table.
+fn warn_of_unknown(transaction: &ClaimedTransaction, notices: &mut Notices) {
     let unknown = transaction.events.iter().find_map(|(_, event)| match event {
         EntryEvent::Unknown(change) => Some(&change.relation.name),
         EntryEvent::Change(_) => None,
@@ -384,7 +386,7 @@ fn warn_of_unknown(transaction: &Transaction, notices: &mut Notices) {
     {
         tracing::warn!(
             %table,
-            "a table's triggers are new, or could not tell what changed: everything that the rules of the table match is \
+            "a table's triggers are new, or do not know what changed: everything that the rules of the table match is \
              deleted; if its columns changed, correct the rules and run `unstale setup`"
         );
     }

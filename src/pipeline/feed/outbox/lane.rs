@@ -1,6 +1,7 @@
 //! A connection that claims, and what is open in its transaction.
 //!
-//! Owns what the connection is doing. It must not decide when to claim or to commit. Invariant: one task at a time.
+//! Owns what the connection is doing. It must not decide when to claim or to commit. Invariant: one
+//! task at a time.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -18,7 +19,8 @@ use crate::source::outbox::Consumer;
 use crate::source::outbox::claim::{Claim, Claimant};
 use crate::source::outbox::entry::OutboxError;
 
-/// How often a waiting connection sends an empty statement: far below the time-out that [`Claimant`] sets.
+/// How often a waiting connection sends an empty statement: far below the time-out that
+/// [`Claimant`] sets.
 const STAY_EVERY: Duration = Duration::from_secs(10);
 
 /// A connection that claims.
@@ -34,7 +36,8 @@ pub(super) struct Lane {
     spoke: Instant,
 }
 
-/// How many batches which dataset in Redis has counted. Everything known to be in force is among them.
+/// How many batches which dataset in Redis has counted. Everything known to be in force is among
+/// them.
 #[derive(Clone, Debug)]
 pub(super) struct Counted {
     pub(super) consumer: Arc<Consumer>,
@@ -112,7 +115,8 @@ impl Lane {
         self.state = LaneState::Busy { task, has_begun, run: Box::pin(run) };
     }
 
-    /// Waits until the task is done, and for ever if there is none. Returns the task and what was claimed. Cancel-safe.
+    /// Waits until the task is done, and for ever if there is none. Returns the task and what was
+    /// claimed. Cancel-safe.
     pub(super) async fn done(&mut self) -> Result<(Task, Option<Claim>), OutboxError> {
         let LaneState::Busy { task, has_begun, run } = &mut self.state else { return std::future::pending().await };
         let (task, has_begun, (claimant, done)) = (*task, *has_begun, run.await);

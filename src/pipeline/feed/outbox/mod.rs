@@ -1,8 +1,8 @@
-//! The outbox as a feed: entries are claimed, and their transaction is committed once all that they ask for is in
-//! force.
+//! The outbox as a feed: entries are claimed, and their transaction is committed once all that they
+//! ask for is in force.
 //!
-//! `feed` owns when to survey, to claim and to commit; `lane` is a connection that claims, `vacuum` keeps the table
-//! small, `open` begins, `reader` says which outbox is read by which consumer.
+//! `feed` owns when to survey, to claim and to commit; `lane` is a connection that claims, `vacuum`
+//! keeps the table small, `open` begins, `reader` says which outbox is read by which consumer.
 
 mod feed;
 mod lane;

@@ -1,7 +1,7 @@
 //! Opening the outbox.
 //!
-//! Owns the order of the questions before anything is claimed. Invariant: a daemon whose rules need the order of commits
-//! works alone.
+//! Owns the order of the questions before anything is claimed. Invariant: a daemon whose rules need
+//! the order of commits works alone.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use crate::pipeline::feed::opened::OpenSource;
 use crate::rules::RuleSet;
 use crate::source::outbox::CHANNEL;
 use crate::source::outbox::entry::OutboxError;
-use crate::source::outbox::survey::{self, Facts, Questions};
+use crate::source::outbox::survey::{self, OutboxFacts, SurveyStatements};
 
 /// How long opening may take: much longer than a healthy server needs.
 const OPEN_MAX: Duration = Duration::from_secs(60);
@@ -47,24 +47,27 @@ async fn try_open(
     }
     let facts = survey::facts(primary.client(), &settings.slot).await?;
     let Some(facts) = facts else { return Err(SessionError::NoOutbox(settings.slot.clone())) };
-    let Facts { file, last, system, timeline, recovered } = facts;
-    // The daemon that started last has the rules that count. One that reconnects does not take over from it.
+    let OutboxFacts { file, last, system, timeline, recovered } = facts;
+    // The daemon that started last has the rules that count. One that reconnects does not take over
+    // from it.
     if earlier.streamed && survey::is_superseded(primary.client(), &consumer).await? {
         return Err(SessionError::Superseded);
     }
-    // A transaction that notifies cannot be prepared. Where some may be, no writer is asked to notify.
+    // A transaction that notifies cannot be prepared. Where some may be, no writer is asked to
+    // notify.
     let notifies = settings.notify && !survey::prepares(primary.client()).await?;
     if notifies {
         let listened = primary.client().batch_execute(&format!("listen {CHANNEL}")).await;
         listened.map_err(OutboxError::from)?;
     }
-    let questions = Arc::new(Questions::prepare(primary.client()).await?);
+    let statements = Arc::new(SurveyStatements::prepare(primary.client()).await?);
     let lanes = [Lane::open(settings, &primary).await?, Lane::open(settings, &primary).await?];
     let reader = OutboxReader { consumer, file };
     let origin = Origin { system, timeline, recovered, source: reader.source("") };
-    // Nothing is proven yet: the first survey does that. The rest is asked when it is this daemon's turn.
+    // Nothing is proven yet: the first survey does that. The rest is asked when it is this daemon's
+    // turn.
     let present = Present { origin, slot: Lsn::ZERO, end: Lsn::ZERO, recorded: Lsn::ZERO, batches: Some(0) };
     let wakeup = notifies.then_some(wakeup);
-    let feed = OutboxFeed::new(Arc::clone(&primary), settings, questions, reader, lanes, wakeup, last);
+    let feed = OutboxFeed::new(Arc::clone(&primary), settings, statements, reader, lanes, wakeup, last);
     Ok(OpenSource { feed, primary, present })
 }

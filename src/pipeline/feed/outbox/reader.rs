@@ -1,6 +1,6 @@
 //! Which outbox is read, and by which consumer.
 //!
-//! Owns the text that tells one outbox from another. It must not know how it is read.
+//! Owns the text that identifies an outbox. It must not know how it is read.
 
 use std::sync::Arc;
 
@@ -12,12 +12,14 @@ use crate::source::outbox::Consumer;
 #[derive(Clone)]
 pub(in crate::pipeline) struct OutboxReader {
     pub(in crate::pipeline) consumer: Arc<Consumer>,
-    /// The number of the table's file: a table that was created again, truncated or restored has another.
+    /// The number of the table's file: a table that was created again, truncated or restored has
+    /// another.
     pub(super) file: u32,
 }
 
 impl OutboxReader {
-    /// What tells this outbox, as far as it went into this dataset in Redis, from any other source.
+    /// Identifies this outbox, as far as it went into this dataset in Redis, as the source of
+    /// changes.
     pub(in crate::pipeline) fn source(&self, dataset: &str) -> String {
         let Self { file, .. } = self;
         format!("outbox {file} {dataset}")

@@ -1,6 +1,7 @@
 //! Vacuuming the outbox.
 //!
-//! Owns when it is due, and a connection for it. It must not know entries. Invariant: no writer waits for it.
+//! Owns when it is due, and a connection for it. It must not know entries. Invariant: no writer
+//! waits for it.
 
 use std::sync::Arc;
 
@@ -12,11 +13,12 @@ use crate::config::Settings;
 use crate::pipeline::running::Running;
 use crate::postgres::StatementError;
 
-/// After this many deleted entries the table is vacuumed: sooner than autovacuum, which runs once a minute, would.
+/// After this many deleted entries the table is vacuumed: sooner than autovacuum, which runs once a
+/// minute, would.
 const VACUUM_AFTER: usize = 20_000;
 
-/// `skip_locked`: a process that has the table locked, or vacuums it, is not waited for. `truncate`: giving pages back
-/// to the operating system would stop every writer for a moment.
+/// `skip_locked`: a process that has the table locked, or vacuums it, is not waited for.
+/// `truncate`: giving pages back to the operating system would stop every writer for a moment.
 const VACUUM: &str = "vacuum (skip_locked, truncate false) unstale.outbox";
 
 /// Vacuums the table after many entries were deleted.
