@@ -274,3 +274,20 @@ fn words_of_snake(file: &str) -> BTreeSet<String> {
     assert!(words.len() > 5, "{words:?}");
     words
 }
+
+#[test]
+fn every_target_of_the_makefile_is_described() {
+    let makefile = read("Makefile");
+    let is_target =
+        |name: &&str| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
+    let known = makefile
+        .lines()
+        .filter_map(|line| Some(line.split_once(':')?.0))
+        .filter(is_target)
+        .map(ToOwned::to_owned)
+        .collect();
+    let table = names(&part("CONTRIBUTING.md", "Targets and harnesses"), 0);
+    let documented =
+        table.iter().filter_map(|span| span.strip_prefix("make ")?.split(' ').next().map(ToOwned::to_owned));
+    assert_eq!(differences("target", &documented.collect(), &known), Vec::<String>::new());
+}
