@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use unstale::change::{Cell, Change, Column, Commit, Kind, Lsn, Operation, Relation, RelationId, Row, TableName};
+use unstale::change::{Cell, Change, Column, ColumnKind, Commit, Lsn, Operation, Relation, RelationId, Row, TableName};
 use unstale::config::Document;
 use unstale::plan::Plan;
 use unstale::rules::{Planner, RuleSet};
@@ -29,7 +29,7 @@ fn planner(conditions: usize) -> Planner {
 
 fn change(table: &str) -> Change {
     let columns = ["id", "email", "name", "plan", "avatar_url", "created_at"];
-    let column = |name: &str| Column { name: name.to_owned(), kind: Kind::Text, in_identity: true };
+    let column = |name: &str| Column { name: name.to_owned(), kind: ColumnKind::Text, in_identity: true };
     let relation = Relation {
         id: RelationId::new(16_400),
         name: TableName::new("public", table),

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::change::{Kind, TableName};
+use crate::change::{ColumnKind, TableName};
 
 /// What a table's log entries carry of the row before.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,7 +42,7 @@ pub struct CatalogColumn {
     #[serde(rename = "type")]
     pub type_name: String,
     /// What its values are.
-    pub kind: Kind,
+    pub kind: ColumnKind,
     /// Whether it is declared NOT NULL, as a replica identity index needs it.
     pub not_null: bool,
 }

@@ -6,12 +6,12 @@
 
 use serde_json::value::RawValue;
 
-use super::{Cell, Change, Commit, Kind, Relation, Row};
+use super::{Cell, Change, ColumnKind, Commit, Relation, Row};
 
 /// Writes a value as JSON of its kind. What is not known is written as null: leave it out before.
-pub fn write_value(cell: &Cell, kind: Kind, out: &mut Vec<u8>) {
+pub fn write_value(cell: &Cell, kind: ColumnKind, out: &mut Vec<u8>) {
     let Cell::Value(value) = cell else { return out.extend_from_slice(b"null") };
-    if kind == Kind::Json && serde_json::from_slice::<&RawValue>(value).is_ok() {
+    if kind == ColumnKind::Json && serde_json::from_slice::<&RawValue>(value).is_ok() {
         // In valid JSON a line break stands between two words, where a blank says the same.
         return out.extend(value.iter().map(|&byte| if matches!(byte, b'\n' | b'\r') { b' ' } else { byte }));
     }
@@ -27,12 +27,12 @@ pub fn write_text(text: &str, out: &mut Vec<u8>) {
 }
 
 /// Whether a value, as it stands, is JSON on one line that says the same.
-fn is_json_of(kind: Kind, value: &[u8]) -> bool {
+fn is_json_of(kind: ColumnKind, value: &[u8]) -> bool {
     match kind {
-        Kind::Boolean | Kind::Integer | Kind::Float | Kind::Numeric => {
+        ColumnKind::Boolean | ColumnKind::Integer | ColumnKind::Float | ColumnKind::Numeric => {
             serde_json::from_slice::<&RawValue>(value).is_ok()
         }
-        Kind::Json | Kind::Timestamp | Kind::Text => false,
+        ColumnKind::Json | ColumnKind::Timestamp | ColumnKind::Text => false,
     }
 }
 
@@ -100,19 +100,19 @@ fn write_row(
 
 /// Writes a column's value as it is.
 pub fn plainly(relation: &Relation, at: usize, cell: &Cell, out: &mut Vec<u8>) -> bool {
-    write_column(cell, relation.columns.get(at).map_or(Kind::Text, |column| column.kind), out);
+    write_column(cell, relation.columns.get(at).map_or(ColumnKind::Text, |column| column.kind), out);
     true
 }
 
 /// Writes a value so that whoever reads the line finds it as it was: JSON that would be read as something else, a null
 /// as NULL, a text as its content, and blanks around it not at all, or that takes more than a line, becomes a string.
-pub fn write_column(cell: &Cell, kind: Kind, out: &mut Vec<u8>) {
+pub fn write_column(cell: &Cell, kind: ColumnKind, out: &mut Vec<u8>) {
     let is_ambiguous = |json: &[u8]| {
         let is_broken = json.contains(&b'\n') || json.contains(&b'\r');
         json == b"null" || json.starts_with(b"\"") || json.trim_ascii().len() != json.len() || is_broken
     };
     match cell {
-        Cell::Value(value) if kind == Kind::Json && is_ambiguous(value) => {
+        Cell::Value(value) if kind == ColumnKind::Json && is_ambiguous(value) => {
             write_text(&String::from_utf8_lossy(value), out);
         }
         cell => write_value(cell, kind, out),

@@ -203,7 +203,7 @@ impl Row {
 /// What a column's values are, as far as conditions and JSON care. Everything else is text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Kind {
+pub enum ColumnKind {
     /// `true` or `false`.
     Boolean,
     /// A whole number of at most 64 bits.
@@ -221,7 +221,7 @@ pub enum Kind {
     Text,
 }
 
-impl Kind {
+impl ColumnKind {
     /// The kind of a built-in type. The OIDs are fixed in PostgreSQL's `pg_type.dat`.
     pub const fn of_type(oid: u32) -> Self {
         match oid {
@@ -242,7 +242,7 @@ pub struct Column {
     /// The name, as the catalog has it.
     pub name: String,
     /// What its values are.
-    pub kind: Kind,
+    pub kind: ColumnKind,
     /// Whether the replica identity carries the column's old value.
     pub in_identity: bool,
 }

@@ -115,12 +115,16 @@ pub(super) fn differing(one: &Catalog, other: &Catalog) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::catalog::{CatalogColumn, Identity};
-    use crate::change::{Kind, TableName};
+    use crate::change::{ColumnKind, TableName};
     use crate::config::Document;
 
     fn table(name: &str, unique: &[&str]) -> Table {
-        let column =
-            CatalogColumn { name: "id".to_owned(), type_name: "uuid".to_owned(), kind: Kind::Text, not_null: true };
+        let column = CatalogColumn {
+            name: "id".to_owned(),
+            type_name: "uuid".to_owned(),
+            kind: ColumnKind::Text,
+            not_null: true,
+        };
         let name = TableName::new("public", name);
         Table {
             name: name.clone(),

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 
 use crate::catalog::{CatalogColumn, Table};
-use crate::change::{Kind, TableName};
+use crate::change::{ColumnKind, TableName};
 
 /// Generated columns.
 pub(super) type Generated = BTreeSet<(TableName, String)>;
@@ -64,9 +64,9 @@ impl Key<'_> {
 pub(super) fn sample(column: &CatalogColumn, nth: Nth) -> String {
     let number = nth as u8;
     match (column.kind, column.type_name.as_str()) {
-        (Kind::Boolean, _) => (nth == Nth::First).to_string(),
-        (Kind::Integer, _) => number.to_string(),
-        (Kind::Numeric, _) => format!("{number}.5"),
+        (ColumnKind::Boolean, _) => (nth == Nth::First).to_string(),
+        (ColumnKind::Integer, _) => number.to_string(),
+        (ColumnKind::Numeric, _) => format!("{number}.5"),
         (_, "uuid") => format!("00000000-0000-4000-8000-00000000000{number}"),
         (_, "date") => format!("2026-01-0{number}"),
         _ => format!("{}-{number}", super::name::slug(&column.name, "value")),
@@ -88,9 +88,9 @@ fn unfit(table: &Table, column: &CatalogColumn, generated: &Generated) -> Option
         return Some("templates cannot contain this name");
     }
     match (column.kind, column.type_name.as_str()) {
-        (Kind::Json, _) => Some("JSON has more than one text form"),
-        (Kind::Timestamp, _) => Some("timestamps have more than one text form"),
-        (Kind::Float, _) => Some("floating-point numbers have more than one text form"),
+        (ColumnKind::Json, _) => Some("JSON has more than one text form"),
+        (ColumnKind::Timestamp, _) => Some("timestamps have more than one text form"),
+        (ColumnKind::Float, _) => Some("floating-point numbers have more than one text form"),
         (_, "bytea") => Some("bytea is not suitable for a key"),
         (_, "xml" | "tsvector" | "tsquery") => Some("documents are not suitable for a key"),
         (_, name) if name.ends_with("[]") => Some("arrays are not suitable for a key"),
@@ -146,24 +146,24 @@ mod tests {
     use super::*;
     use crate::rules::{Rendered, Resolved, Template};
 
-    fn column(name: &str, type_name: &str, kind: Kind) -> CatalogColumn {
+    fn column(name: &str, type_name: &str, kind: ColumnKind) -> CatalogColumn {
         CatalogColumn { name: name.to_owned(), type_name: type_name.to_owned(), kind, not_null: true }
     }
 
     #[test]
     fn what_is_expected_is_what_the_template_renders() {
         let columns = [
-            column("id", "integer", Kind::Integer),
-            column("a b", "text", Kind::Text),
-            column("ok", "boolean", Kind::Boolean),
-            column("E-Mail", "public.citext", Kind::Text),
-            column("at", "date", Kind::Text),
-            column("ref", "uuid", Kind::Text),
-            column("price", "numeric(10,2)", Kind::Numeric),
-            column("Größe", "text", Kind::Text),
-            column("İ", "citext", Kind::Text),
-            column("\"\n:", "text", Kind::Text),
-            column("old", "text", Kind::Text),
+            column("id", "integer", ColumnKind::Integer),
+            column("a b", "text", ColumnKind::Text),
+            column("ok", "boolean", ColumnKind::Boolean),
+            column("E-Mail", "public.citext", ColumnKind::Text),
+            column("at", "date", ColumnKind::Text),
+            column("ref", "uuid", ColumnKind::Text),
+            column("price", "numeric(10,2)", ColumnKind::Numeric),
+            column("Größe", "text", ColumnKind::Text),
+            column("İ", "citext", ColumnKind::Text),
+            column("\"\n:", "text", ColumnKind::Text),
+            column("old", "text", ColumnKind::Text),
         ];
         let key = Key { prefix: "k".to_owned(), columns: columns.iter().collect(), remark: None };
         let template = Template::parse(&key.template(), "", None).unwrap();
@@ -192,21 +192,21 @@ mod tests {
             leaves: vec![name.clone()],
         };
         let generated = Generated::from([(name, "computed".to_owned())]);
-        let check = |name: &str, type_name: &str, kind: Kind, expected: Option<&str>| {
+        let check = |name: &str, type_name: &str, kind: ColumnKind, expected: Option<&str>| {
             let why = unfit(&table, &column(name, type_name, kind), &generated);
             assert_eq!(why.is_none(), expected.is_none(), "{name} {type_name}: {why:?}");
             assert!(why.unwrap_or_default().contains(expected.unwrap_or_default()), "{name} {type_name}: {why:?}");
         };
-        check("a", "text", Kind::Text, None);
-        check("a$:", "uuid", Kind::Text, None);
-        check("computed", "text", Kind::Text, Some("generated"));
+        check("a", "text", ColumnKind::Text, None);
+        check("a$:", "uuid", ColumnKind::Text, None);
+        check("computed", "text", ColumnKind::Text, Some("generated"));
         for name in ["a.b", "{a", "a}", "a|b", " a", "a\n", ""] {
-            check(name, "text", Kind::Text, Some("template"));
+            check(name, "text", ColumnKind::Text, Some("template"));
         }
-        check("a", "jsonb", Kind::Json, Some("JSON"));
-        check("a", "real", Kind::Float, Some("floating-point"));
-        check("a", "timestamp with time zone", Kind::Timestamp, Some("timestamps"));
-        check("a", "bytea", Kind::Text, Some("bytea"));
-        check("a", "text[]", Kind::Text, Some("arrays"));
+        check("a", "jsonb", ColumnKind::Json, Some("JSON"));
+        check("a", "real", ColumnKind::Float, Some("floating-point"));
+        check("a", "timestamp with time zone", ColumnKind::Timestamp, Some("timestamps"));
+        check("a", "bytea", ColumnKind::Text, Some("bytea"));
+        check("a", "text[]", ColumnKind::Text, Some("arrays"));
     }
 }

@@ -95,7 +95,7 @@ fn file(rules: &[DraftRule<'_>], tests: &[String], left_out: &[String]) -> Strin
 mod tests {
     use super::*;
     use crate::catalog::{Catalog, CatalogColumn, ForeignKey, Identity, Table};
-    use crate::change::{Kind, TableName};
+    use crate::change::{ColumnKind, TableName};
     use crate::config::{Document, Problems};
     use crate::rules::{RuleSet, Widening};
 
@@ -103,11 +103,11 @@ mod tests {
     fn column(text: &str) -> CatalogColumn {
         let (name, type_name) = text.rsplit_once(' ').unwrap();
         let kind = match type_name.trim_end_matches('?') {
-            "integer" => Kind::Integer,
-            "boolean" => Kind::Boolean,
-            "jsonb" => Kind::Json,
-            "timestamptz" => Kind::Timestamp,
-            _ => Kind::Text,
+            "integer" => ColumnKind::Integer,
+            "boolean" => ColumnKind::Boolean,
+            "jsonb" => ColumnKind::Json,
+            "timestamptz" => ColumnKind::Timestamp,
+            _ => ColumnKind::Text,
         };
         CatalogColumn {
             name: name.to_owned(),

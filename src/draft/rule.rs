@@ -10,7 +10,7 @@ use super::key::{Generated, Key, Nth, columns, cost, sample, unique_sets};
 use super::name::{TakenNames, row_of, slug};
 use super::yaml;
 use crate::catalog::{CatalogColumn, ForeignKey, Table};
-use crate::change::{Kind, TableName};
+use crate::change::{ColumnKind, TableName};
 
 /// One table's rule.
 #[derive(Debug)]
@@ -234,7 +234,7 @@ impl DraftRule<'_> {
 fn written(column: &CatalogColumn, nth: Nth) -> String {
     let value = sample(column, nth);
     let value = match column.kind {
-        Kind::Integer | Kind::Boolean => value,
+        ColumnKind::Integer | ColumnKind::Boolean => value,
         _ => yaml::text(&value),
     };
     format!("{}: {value}", yaml::key(&column.name))

@@ -428,7 +428,7 @@ mod tests {
 
     use super::super::part::{CHANGES_MAX, OPS_MAX};
     use super::*;
-    use crate::change::{Cell, Change, Column, Kind, Operation, Relation, RelationId, Row, TableName, Xid};
+    use crate::change::{Cell, Change, Column, ColumnKind, Operation, Relation, RelationId, Row, TableName, Xid};
     use crate::config::Document;
     use crate::key::Glob;
     use crate::plan::Removal;
@@ -475,7 +475,7 @@ mod tests {
     }
 
     fn insert(id: usize) -> SourceEvent {
-        let columns = vec![Column { name: "id".into(), kind: Kind::Text, in_identity: true }];
+        let columns = vec![Column { name: "id".into(), kind: ColumnKind::Text, in_identity: true }];
         let relation = Arc::new(Relation { id: RelationId::new(1), name: TableName::new("public", "users"), columns });
         let new = Some(Row::new(vec![Cell::Value(id.to_string().into())]));
         SourceEvent::Change(Change { relation, operation: Operation::Insert, old: None, new })

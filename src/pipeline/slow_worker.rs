@@ -13,7 +13,7 @@ use super::slow_queue::{SlowEvent, SlowWork};
 use crate::causes::with_causes;
 use crate::coherence::primary::Primary;
 use crate::config::Settings;
-use crate::lookups::{Outlet, Runner, give_up_all};
+use crate::lookups::{LookupOutput, LookupRunner, unanswered};
 use crate::plan::{CallOrigin, LookupCall, Plan};
 use crate::rules::RuleSet;
 use crate::sink::{Sweeper, Unproven};
@@ -23,7 +23,7 @@ pub(super) struct SlowWorker {
     rules: Arc<RuleSet>,
     settings: Settings,
     primary: Arc<Primary>,
-    runner: Option<Runner>,
+    runner: Option<LookupRunner>,
     sweeper: Sweeper,
 }
 
@@ -96,13 +96,13 @@ impl SlowWorker {
     /// Asks the lookups. Patterns and tags that follow from an answer join those that are swept
     /// anyway.
     async fn look_up(&mut self, calls: Vec<(LookupCall, CallOrigin)>, sweeps: &mut Plan, pieces: &mpsc::Sender<Plan>) {
-        let mut outlet = Outlet::Channel(pieces, sweeps);
-        if self.runner.as_ref().is_none_or(Runner::is_closed) {
+        let mut outlet = LookupOutput::Channel(pieces, sweeps);
+        if self.runner.as_ref().is_none_or(LookupRunner::is_closed) {
             self.runner = match self.primary.another(&self.settings.postgres).await {
-                Ok(primary) => Some(Runner::new(primary.into_client())),
+                Ok(primary) => Some(LookupRunner::new(primary.into_client())),
                 Err(error) => {
                     let reason = format!("there was no connection for lookups: {}", with_causes(&error));
-                    return outlet.send(&self.rules, give_up_all(&self.rules, &calls, &reason)).await;
+                    return outlet.send(&self.rules, unanswered(&self.rules, &calls, &reason)).await;
                 }
             };
         }

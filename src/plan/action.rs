@@ -54,6 +54,14 @@ impl ActionKind {
         }
     }
 
+    /// Whether what it does depends on the order of transactions.
+    pub const fn needs_order(self) -> bool {
+        match self {
+            Self::Set | Self::Stream => true,
+            Self::Bump | Self::Delete | Self::Pattern | Self::Publish | Self::Tag => false,
+        }
+    }
+
     /// Whether it changes cached values: a broadcast names them, and a new epoch removes them. The
     /// other kinds send messages.
     pub const fn touches_keys(self) -> bool {

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use tokio_postgres::Client;
 
 use crate::catalog::{Catalog, CatalogColumn, ForeignKey, Identity, Table};
-use crate::change::{Kind, RelationId, TableName};
+use crate::change::{ColumnKind, RelationId, TableName};
 
 /// Every table outside the system schemas, with its columns, identity and leaves.
 const TABLES: &str = include_str!("../../sql/catalog.sql");
@@ -51,7 +51,7 @@ pub async fn read(client: &Client) -> Result<Catalog, tokio_postgres::Error> {
             children_of.entry(TableName::new(schema, table)).or_default().push((name.clone(), identity.clone()));
         }
         let columns = columns.into_iter().zip(not_null).zip(types).map(|((name, not_null), (oid, type_name))| {
-            CatalogColumn { name, type_name, kind: Kind::of_type(oid), not_null }
+            CatalogColumn { name, type_name, kind: ColumnKind::of_type(oid), not_null }
         });
         tables.push(Table {
             leaves: vec![name.clone()],

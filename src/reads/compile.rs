@@ -12,7 +12,7 @@ use super::read::{Parameter, ParameterSource, Read};
 use crate::config::{Problems, RawRead, Settings, Spanned};
 use crate::key::TAG;
 use crate::nearest::nearest;
-use crate::rules::{Filter, Image, Part, Reference, Template};
+use crate::rules::{Filter, Image, Reference, Template, TemplatePart};
 
 /// Headers that must not become part of a key.
 const CREDENTIALS: [&str; 3] = ["authorization", "proxy-authorization", "cookie"];
@@ -185,7 +185,7 @@ impl<'a> ReadCompiler<'a> {
             }
         }
         for pair in key.template.parts().windows(2) {
-            if let [Part::Reference(_), Part::Reference(second)] = pair {
+            if let [TemplatePart::Reference(_), TemplatePart::Reference(second)] = pair {
                 let message = "nothing separates this value from the one before";
                 self.problems.push(key.at(second), message, "add a separator between them, as in `{a}:{b}`");
             }

@@ -5,74 +5,82 @@
 //! not known, never NULL.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::compile::RuleSet;
+use super::action::{Action, RuleAction};
 use super::condition::Operand;
-use super::message::Message;
-use super::rule::{Action, Rule};
-use super::template::{Image, Rendered, Resolved, Template};
-use crate::change::{Cell, Change, Kind, Operation, Relation};
-use crate::plan::RuleId;
+use super::rule::Rule;
+use super::rule_set::RuleSet;
+use super::template::{Image, Reference, Rendered, Resolved, Template};
+use crate::change::{Cell, Change, ColumnKind, Operation, Relation};
+use crate::config::Spanned;
 
 /// The rules of one relation, their columns found.
 #[derive(Debug)]
-pub(super) struct Bound {
+pub(super) struct BoundRules {
     pub(super) relation: Arc<Relation>,
     pub(super) rules: Vec<BoundRule>,
 }
 
 #[derive(Debug)]
 pub(super) struct BoundRule {
-    pub(super) id: RuleId,
     /// Where the rule is in its rule set.
     pub(super) position: usize,
     pub(super) changed: Vec<Option<usize>>,
     /// What the condition reads, in its order.
-    operands: Vec<(Image, Option<usize>, Kind)>,
+    operands: Vec<(Image, Option<usize>, ColumnKind)>,
     /// The parameters of the lookup, if the rule asks one.
     pub(super) arguments: Option<Vec<BoundTemplate>>,
     /// What every template of the actions reads, in order, if the rule asks a lookup.
-    pub(super) references: Vec<Source>,
+    pub(super) references: Vec<ColumnSource>,
     /// Those among them that are part of a name: only these may say something else of the row before.
-    pub(super) naming: Vec<Source>,
+    pub(super) naming: Vec<ColumnSource>,
     /// The actions, if the rule asks none.
     pub(super) actions: Vec<BoundAction>,
 }
 
-#[derive(Debug)]
-pub(super) enum BoundAction {
-    Set { key: BoundTemplate, columns: Vec<(String, Option<usize>, Kind)>, ttl: Duration },
-    Delete(BoundTemplate),
-    Pattern(BoundTemplate),
-    Tag(BoundTemplate),
-    Bump(BoundTemplate),
-    Publish { channel: BoundTemplate, data: Message<BoundTemplate> },
-    Stream { name: BoundTemplate, data: Message<BoundTemplate>, maxlen: u64 },
+/// An action and where its templates and columns read.
+pub(super) type BoundAction = Action<BoundTemplate, BoundColumn>;
+
+/// A column that is written: its name, its position in the row, and what its values are.
+#[derive(Clone, Debug)]
+pub(super) struct BoundColumn {
+    pub(super) name: String,
+    pub(super) position: Option<usize>,
+    pub(super) kind: ColumnKind,
 }
 
 /// A template and where each of its references reads.
 #[derive(Clone, Debug)]
 pub(super) struct BoundTemplate {
     pub(super) template: Template,
-    pub(super) sources: Vec<Source>,
+    pub(super) sources: Vec<ColumnSource>,
 }
 
 /// The image a reference reads and the column's position in the row.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Source(Image, Option<usize>);
+pub(super) struct ColumnSource(Image, Option<usize>);
 
-impl Bound {
+impl BoundRules {
     pub(super) fn new(rules: &RuleSet, relation: &Arc<Relation>, operation: Operation) -> Self {
         let rules = match operation {
             Operation::Event => rules.of_event(&relation.name.table),
             _ => rules.of_table(&relation.name),
         };
-        let binder = Binder(relation);
+        let binder = RelationBinder(relation);
         let rules = rules.into_iter().map(|(position, rule)| binder.rule(position, rule)).collect();
         Self { relation: Arc::clone(relation), rules }
+    }
+}
+
+impl BoundRules {
+    /// Each rule with its definition in the rule set that it was bound from.
+    pub(super) fn with_definitions<'a>(
+        &'a self,
+        rules: &'a RuleSet,
+    ) -> impl Iterator<Item = (&'a BoundRule, &'a Rule)> {
+        self.rules.iter().filter_map(|bound| Some((bound, rules.rules().get(bound.position)?)))
     }
 }
 
@@ -80,24 +88,17 @@ impl BoundRule {
     /// Whether it reads the column at a position.
     pub(super) fn uses(&self, at: usize) -> bool {
         let is = |position: &Option<usize>| *position == Some(at);
-        let reads = |template: &BoundTemplate| template.sources.iter().any(|Source(_, position)| is(position));
-        let in_actions = self.actions.iter().any(|action| match action {
-            BoundAction::Set { key, columns, .. } => reads(key) || columns.iter().any(|(_, position, _)| is(position)),
-            BoundAction::Delete(name)
-            | BoundAction::Pattern(name)
-            | BoundAction::Tag(name)
-            | BoundAction::Bump(name) => reads(name),
-            BoundAction::Publish { channel: name, data } | BoundAction::Stream { name, data, .. } => {
-                let mut in_data = false;
-                data.each(&mut |template| in_data |= reads(template));
-                in_data || reads(name)
-            }
+        let reads = |template: &BoundTemplate| template.sources.iter().any(|ColumnSource(_, position)| is(position));
+        let in_actions = self.actions.iter().any(|action| {
+            let mut in_data = false;
+            action.data().into_iter().for_each(|data| data.each(&mut |template| in_data |= reads(template)));
+            in_data || reads(action.name()) || action.columns().iter().any(|column| is(&column.position))
         });
         in_actions
             || self.changed.iter().any(is)
             || self.operands.iter().any(|(_, position, _)| is(position))
             || self.arguments.iter().flatten().any(reads)
-            || self.references.iter().any(|Source(_, position)| is(position))
+            || self.references.iter().any(|ColumnSource(_, position)| is(position))
     }
 
     /// What the condition's n-th column stands for. An image that the change does not have is all NULL.
@@ -113,21 +114,21 @@ impl BoundRule {
     }
 }
 
-struct Binder<'a>(&'a Relation);
+struct RelationBinder<'a>(&'a Relation);
 
-impl Binder<'_> {
+impl RelationBinder<'_> {
     fn position(&self, name: &str) -> Option<usize> {
         self.0.columns.iter().position(|column| column.name == name)
     }
 
-    fn kind(&self, position: Option<usize>) -> Kind {
-        position.and_then(|at| self.0.columns.get(at)).map_or(Kind::Text, |column| column.kind)
+    fn kind(&self, position: Option<usize>) -> ColumnKind {
+        position.and_then(|at| self.0.columns.get(at)).map_or(ColumnKind::Text, |column| column.kind)
     }
 
     fn template(&self, template: &Template) -> BoundTemplate {
-        let source = |reference: &super::Reference| match reference.image {
-            Image::Lookup => Source(Image::Lookup, None),
-            image => Source(image, self.position(&reference.column)),
+        let source = |reference: &Reference| match reference.image {
+            Image::Lookup => ColumnSource(Image::Lookup, None),
+            image => ColumnSource(image, self.position(&reference.column)),
         };
         BoundTemplate { sources: template.references().map(source).collect(), template: template.clone() }
     }
@@ -149,7 +150,6 @@ impl Binder<'_> {
             actions.extend(rule.actions.iter().map(|action| self.action(action)));
         }
         BoundRule {
-            id: rule.id,
             position,
             changed: rule.changed.iter().map(|column| self.position(&column.value)).collect(),
             operands: operands.unwrap_or_default(),
@@ -160,34 +160,16 @@ impl Binder<'_> {
         }
     }
 
-    fn action(&self, action: &Action) -> BoundAction {
-        match action {
-            Action::Set { key, columns, ttl } => {
-                let column = |name: &crate::config::Spanned<String>| {
-                    let position = self.position(&name.value);
-                    (name.value.clone(), position, self.kind(position))
-                };
-                let columns = columns.iter().map(column).collect();
-                BoundAction::Set { key: self.template(&key.value), columns, ttl: *ttl }
-            }
-            Action::Delete(key) => BoundAction::Delete(self.template(&key.value)),
-            Action::Pattern(pattern) => BoundAction::Pattern(self.template(&pattern.value)),
-            Action::Tag(tag) => BoundAction::Tag(self.template(&tag.value)),
-            Action::Bump(key) => BoundAction::Bump(self.template(&key.value)),
-            Action::Publish { channel, data } => BoundAction::Publish {
-                channel: self.template(&channel.value),
-                data: data.map(&mut |template| self.template(&template.value)),
-            },
-            Action::Stream { name, data, maxlen } => BoundAction::Stream {
-                name: self.template(&name.value),
-                data: data.map(&mut |template| self.template(&template.value)),
-                maxlen: *maxlen,
-            },
-        }
+    fn action(&self, action: &RuleAction) -> BoundAction {
+        let mut column = |name: &Spanned<String>| {
+            let position = self.position(&name.value);
+            BoundColumn { name: name.value.clone(), position, kind: self.kind(position) }
+        };
+        action.map(&mut |template| self.template(&template.value), &mut column)
     }
 }
 
-impl Source {
+impl ColumnSource {
     pub(super) fn resolve(self, change: &Change, rendering: Image) -> Resolved<'_> {
         match self.find(change, rendering) {
             None => Resolved::Nothing,
@@ -219,9 +201,9 @@ impl Source {
 }
 
 /// The images to render for: the new one first, and the old one where it may say something else.
-pub(super) fn images(sources: &[Source], change: &Change) -> impl Iterator<Item = Image> + use<> {
+pub(super) fn images(sources: &[ColumnSource], change: &Change) -> impl Iterator<Item = Image> + use<> {
     let new = change.new.is_some().then_some(Image::New);
-    let differs = |&Source(image, position): &Source| match (&change.old, &change.new, position) {
+    let differs = |&ColumnSource(image, position): &ColumnSource| match (&change.old, &change.new, position) {
         _ if image != Image::Either => false,
         (Some(old), Some(new), Some(position)) => old.cell(position) != new.cell(position),
         _ => true,
@@ -231,8 +213,8 @@ pub(super) fn images(sources: &[Source], change: &Change) -> impl Iterator<Item 
 }
 
 impl BoundTemplate {
-    pub(super) fn source(&self, at: usize) -> Source {
-        self.sources.get(at).copied().unwrap_or(Source(Image::Either, None))
+    pub(super) fn source(&self, at: usize) -> ColumnSource {
+        self.sources.get(at).copied().unwrap_or(ColumnSource(Image::Either, None))
     }
 
     pub(super) fn images(&self, change: &Change) -> impl Iterator<Item = Image> + use<> {

@@ -1,7 +1,7 @@
 //! `for_each: org_members({id}) as m`: which lookup a rule asks, with what, and what it calls the rows.
 //!
-//! Owns that syntax. It must not ask the database; [`super::lookups`] does. Invariant: a parsed call names a lookup
-//! that the file has.
+//! Owns that syntax. It must not ask the database; [`crate::lookups`] does. Invariant: a parsed call
+//! names a lookup that the file has.
 
 use std::ops::Range;
 
@@ -21,8 +21,9 @@ pub struct ForEach {
 }
 
 impl ForEach {
-    /// Parses the text of the field, which is at `place` in the file. The span of an error is within the text.
-    pub(super) fn parse(text: &str, place: &Range<usize>, lookups: &[&str]) -> Result<Self, InvalidTemplate> {
+    /// Parses the text of the field. The span of an error is within the text.
+    pub(super) fn parse(field: &Spanned<String>, lookups: &[&str]) -> Result<Self, InvalidTemplate> {
+        let text = field.value.as_str();
         let (name, rest) = text.split_once('(').ok_or_else(|| expected(0..text.len(), "it has no `(`"))?;
         let name_at = name.len() - name.trim_start().len();
         let name = name.trim();
@@ -49,7 +50,7 @@ impl ForEach {
             let argument = text.get(start..end).unwrap_or("");
             let value = Template::parse_value(argument, None)
                 .map_err(|error| InvalidTemplate { span: start + error.span.start..start + error.span.end, ..error })?;
-            let span = super::compile::part_of(place, text.len(), &(start..end));
+            let span = field.part(&(start..end));
             arguments.push(Spanned { value, span });
         }
         Ok(Self { lookup, alias: alias.to_owned(), arguments })
@@ -95,10 +96,14 @@ fn split_arguments(text: &str) -> Vec<Range<usize>> {
 mod tests {
     use super::*;
 
+    fn spanned(text: &str, at: usize) -> Spanned<String> {
+        Spanned { value: text.to_owned(), span: at..at + text.len() }
+    }
+
     #[test]
     fn a_call_names_a_lookup_its_arguments_and_its_rows() {
         let check = |text: &str, expected: &[&str]| {
-            let parsed = ForEach::parse(text, &(100..100 + text.len()), &["a", "members"]).unwrap();
+            let parsed = ForEach::parse(&spanned(text, 100), &["a", "members"]).unwrap();
             let arguments: Vec<_> =
                 parsed.arguments.iter().map(|a| &text[a.span.start - 100..a.span.end - 100]).collect();
             assert_eq!((parsed.lookup, parsed.alias.as_str(), &*arguments), (1, "m", expected), "{text}");
@@ -112,7 +117,7 @@ mod tests {
     #[test]
     fn what_is_not_a_call_says_where() {
         let check = |text: &str, span: Range<usize>, advice: &str| {
-            let error = ForEach::parse(text, &(0..text.len()), &["members"]).unwrap_err();
+            let error = ForEach::parse(&spanned(text, 0), &["members"]).unwrap_err();
             assert!(error.span == span && error.advice.contains(advice), "{text}: {error:?}");
         };
         check("members", 0..7, "lookup({column})");

@@ -9,11 +9,11 @@ use std::ops::Range;
 use percent_encoding::percent_decode;
 
 use super::filter::Filter;
-use super::template::{Part, Reference, Template};
+use super::template::{Reference, Template, TemplatePart};
 
 /// What a name tells of one reference of a template.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Given<'t> {
+pub struct ReferenceValue<'t> {
     /// The reference.
     pub reference: &'t Reference,
     /// What it stands for, after its filters; nothing if there are several possibilities.
@@ -22,17 +22,17 @@ pub struct Given<'t> {
 
 impl Template {
     /// What each reference stands for when the template makes this name; nothing if it cannot.
-    pub fn invert(&self, name: &[u8]) -> Option<Vec<Given<'_>>> {
+    pub fn invert(&self, name: &[u8]) -> Option<Vec<ReferenceValue<'_>>> {
         let first = earliest(self.parts(), name)?;
         let last = latest(self.parts(), name)?;
         let mut given = Vec::new();
         for (at, part) in self.parts().iter().enumerate() {
-            let Part::Reference(reference) = part else { continue };
+            let TemplatePart::Reference(reference) = part else { continue };
             let place = gap(self.parts(), &first, at, name.len());
             let certain =
                 place.as_ref().filter(|place| gap(self.parts(), &last, at, name.len()).as_ref() == Some(*place));
             let value = certain.and_then(|place| name.get(place.clone())).map(<[u8]>::to_vec);
-            given.push(Given { reference, value });
+            given.push(ReferenceValue { reference, value });
         }
         is_consistent(&given).then_some(given)
     }
@@ -42,11 +42,11 @@ impl Template {
 type Places = Vec<Option<Range<usize>>>;
 
 /// Every literal as far to the left as it goes.
-fn earliest(parts: &[Part], name: &[u8]) -> Option<Places> {
+fn earliest(parts: &[TemplatePart], name: &[u8]) -> Option<Places> {
     let mut places = Vec::with_capacity(parts.len());
     let (mut from, mut floating) = (0, false);
     for (at, part) in parts.iter().enumerate() {
-        let Part::Literal(literal) = part else {
+        let TemplatePart::Literal(literal) = part else {
             floating = true;
             places.push(None);
             continue;
@@ -64,11 +64,11 @@ fn earliest(parts: &[Part], name: &[u8]) -> Option<Places> {
 }
 
 /// Every literal as far to the right as it goes.
-fn latest(parts: &[Part], name: &[u8]) -> Option<Places> {
+fn latest(parts: &[TemplatePart], name: &[u8]) -> Option<Places> {
     let reversed = |bytes: &[u8]| bytes.iter().rev().copied().collect::<Vec<_>>();
     let mirrored = parts.iter().rev().map(|part| match part {
-        Part::Literal(literal) => Part::Literal(reversed(literal)),
-        Part::Reference(_) | Part::Any => Part::Any,
+        TemplatePart::Literal(literal) => TemplatePart::Literal(reversed(literal)),
+        TemplatePart::Reference(_) | TemplatePart::Any => TemplatePart::Any,
     });
     let mut places = earliest(&mirrored.collect::<Vec<_>>(), &reversed(name))?;
     places.reverse();
@@ -82,7 +82,7 @@ fn find(text: &[u8], part: &[u8]) -> Option<usize> {
 }
 
 /// Where the part at `at` lies between the literals, if it shares that room with no other part or the room is empty.
-fn gap(parts: &[Part], places: &[Option<Range<usize>>], at: usize, end: usize) -> Option<Range<usize>> {
+fn gap(parts: &[TemplatePart], places: &[Option<Range<usize>>], at: usize, end: usize) -> Option<Range<usize>> {
     let place = |at: usize| places.get(at).cloned().flatten();
     let before = (0..at).rev().find_map(|other| Some((other, place(other)?)));
     let after = (at + 1..parts.len()).find_map(|other| Some((other, place(other)?)));
@@ -94,7 +94,7 @@ fn gap(parts: &[Part], places: &[Option<Range<usize>>], at: usize, end: usize) -
 }
 
 /// Whether there can be a row that gives these values: filters leave their mark, and a column has one value.
-fn is_consistent(given: &[Given<'_>]) -> bool {
+fn is_consistent(given: &[ReferenceValue<'_>]) -> bool {
     let mut known: HashMap<_, &[u8]> = HashMap::new();
     given.iter().all(|given| {
         let Some(value) = &given.value else { return true };

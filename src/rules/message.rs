@@ -5,26 +5,26 @@
 
 use serde_json::Value;
 
-use super::template::{Part, Rendered, Resolved, Template};
+use super::template::{Rendered, Resolved, Template, TemplatePart};
 
 /// The shape of a message; `T` is what its templates are, from parsed to bound.
 #[derive(Clone, Debug)]
-pub(super) enum Message<T> {
+pub(super) enum MessageTemplate<T> {
     Template(T),
     Literal(Value),
-    List(Vec<Message<T>>),
-    Object(Vec<(String, Message<T>)>),
+    List(Vec<MessageTemplate<T>>),
+    Object(Vec<(String, MessageTemplate<T>)>),
 }
 
-impl<T> Message<T> {
+impl<T> MessageTemplate<T> {
     /// The same shape with every template replaced.
-    pub(super) fn map<U>(&self, f: &mut impl FnMut(&T) -> U) -> Message<U> {
+    pub(super) fn map<U>(&self, f: &mut impl FnMut(&T) -> U) -> MessageTemplate<U> {
         match self {
-            Self::Template(template) => Message::Template(f(template)),
-            Self::Literal(value) => Message::Literal(value.clone()),
-            Self::List(items) => Message::List(items.iter().map(|item| item.map(f)).collect()),
+            Self::Template(template) => MessageTemplate::Template(f(template)),
+            Self::Literal(value) => MessageTemplate::Literal(value.clone()),
+            Self::List(items) => MessageTemplate::List(items.iter().map(|item| item.map(f)).collect()),
             Self::Object(fields) => {
-                Message::Object(fields.iter().map(|(name, field)| (name.clone(), field.map(f))).collect())
+                MessageTemplate::Object(fields.iter().map(|(name, field)| (name.clone(), field.map(f))).collect())
             }
         }
     }
@@ -82,7 +82,7 @@ impl<T> Message<T> {
 
 /// Writes the text of one field: null where a lone reference has no value, else what can be said.
 pub(super) fn write_field<'a>(out: &mut Vec<u8>, template: &Template, mut resolve: impl FnMut(usize) -> Resolved<'a>) {
-    if let [Part::Reference(_)] = template.parts()
+    if let [TemplatePart::Reference(_)] = template.parts()
         && !matches!(resolve(0), Resolved::Value(_))
     {
         return out.extend_from_slice(b"null");

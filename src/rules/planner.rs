@@ -1,82 +1,34 @@
-//! From a change to ops: which rules it triggers and what their templates say.
+//! From changes to plans, by the rules of one set.
 //!
-//! Owns the deciding code of every verb. It must not know where changes come from or what becomes of the
-//! ops. Invariant: what is not known over-invalidates; two equal changes give equal ops.
+//! Owns the rules bound to each table. It must not know where changes come from or what becomes of
+//! the ops. Invariants: what is not known removes more, never less; two equal changes give equal
+//! ops.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
-use super::bind::{Bound, BoundAction, BoundRule, BoundTemplate, Source};
-use super::compile::RuleSet;
-use super::condition::{ConditionError, Operand};
-use super::message::{Message, write_field};
-use super::rule::Rule;
-use super::template::{Image, Rendered, Resolved};
-use crate::change::{Cell, Change, Commit, Kind, Operation, Relation, RelationId, TableName, json};
-use crate::config::{Truncate, Unknown};
-use crate::key::Glob;
-use crate::plan::{CallOrigin, DeadLetter, LookupCall, Plan, Publish, Removal, SetValue, StreamAppend};
+use super::act::{act, line};
+use super::bind::BoundRules;
+use super::decide::{Decision, PlanError, decide};
+use super::rule_set::RuleSet;
+use crate::change::{Change, Commit, Relation, RelationId, TableName};
+use crate::plan::{DeadLetter, Plan};
 
-/// Why a change cannot be planned: the file says to stop rather than go on.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PlanError {
-    /// `truncate: fail`.
-    #[error(
-        "table {table} was truncated, and the file says `truncate: fail` (rule `{rule}`); flush what it caches, or choose `pattern`"
-    )]
-    Truncated {
-        /// The table.
-        table: TableName,
-        /// The first rule of the table.
-        rule: String,
-    },
-    /// `unknown: fail`.
-    #[error(
-        "rule `{rule}` needs the old value of {table}.{column}, which the log does not carry, and the file says `unknown: fail`; widen the replica identity, or choose `match`"
-    )]
-    Unknown {
-        /// The table.
-        table: TableName,
-        /// The column.
-        column: String,
-        /// The rule.
-        rule: String,
-    },
-}
-
-/// What a rule makes of a change, and why.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Decision {
-    /// It acts.
-    Fires,
-    /// It acts, because a column that decides is not known.
-    FiresUnknown,
-    /// It acts, because its condition could not be evaluated, for this reason.
-    FiresFailed(String),
-    /// The operation does not trigger it.
-    OtherOperation,
-    /// None of the columns it watches changed.
-    Unchanged,
-    /// Its condition does not hold.
-    ConditionFalse,
-    /// The table was truncated, and the file says to ignore that.
-    TruncateIgnored,
-}
-
-/// Plans changes by the rules of a set; remembers how each relation's columns lie.
+/// Plans changes by the rules of a set. It keeps the rules of each table bound to its columns.
 #[derive(Debug)]
 pub struct Planner {
     rules: Arc<RuleSet>,
-    bound: HashMap<RelationId, Bound>,
+    bound: HashMap<RelationId, BoundRules>,
 }
 
 impl Planner {
-    /// A planner for these rules.
+    /// Creates a planner for these rules.
     pub fn new(rules: Arc<RuleSet>) -> Self {
         Self { rules, bound: HashMap::new() }
     }
 
-    /// The rules it plans by.
+    /// The rules that it plans by.
     pub fn rules(&self) -> &Arc<RuleSet> {
         &self.rules
     }
@@ -86,7 +38,8 @@ impl Planner {
         !self.rules.of_table(table).is_empty()
     }
 
-    /// What rules read of a table and it does not have, as `rule: column`: renamed or dropped since the start.
+    /// The columns that rules read and the table does not have, as `rule: column`: they were renamed
+    /// or dropped since the start.
     pub fn missing(&self, relation: &Relation) -> Vec<String> {
         let exists = |name: &str| relation.columns.iter().any(|column| column.name == name);
         let mut missing = Vec::new();
@@ -100,369 +53,79 @@ impl Planner {
 
     /// Adds the ops of one change to a plan.
     pub fn plan(&mut self, change: &Change, commit: &Commit, plan: &mut Plan) -> Result<(), PlanError> {
-        self.each_rule(change, |rules, rule, definition| {
-            let decision = decide(rule, definition, change, commit, rules)?;
-            match decision {
+        let (rules, bound) = self.bind(change);
+        for (bound, rule) in bound.with_definitions(rules) {
+            match decide(bound, rule, change, commit, rules)? {
                 Decision::Fires | Decision::FiresUnknown => {}
                 Decision::FiresFailed(reason) => {
-                    plan.dead_letter(DeadLetter { rule: rule.id, reason, change: line(rule, change, commit) });
+                    plan.dead_letter(DeadLetter { rule: rule.id, reason, change: line(bound, change, commit) });
                 }
                 Decision::OtherOperation
                 | Decision::Unchanged
                 | Decision::ConditionFalse
-                | Decision::TruncateIgnored => return Ok(()),
+                | Decision::TruncateIgnored => continue,
             }
-            act(rule, definition, change, commit, plan);
-            Ok(())
-        })
-    }
-
-    /// The same by one rule alone.
-    pub fn plan_only(&mut self, only: &str, change: &Change, commit: &Commit, plan: &mut Plan) {
-        let planned = self.each_rule(change, |_, rule, definition| {
-            if definition.name == only {
-                act(rule, definition, change, commit, plan);
-            }
-            Ok(())
-        });
-        planned.expect("a rule that is not asked cannot stop the plan");
-    }
-
-    /// Adds the ops of every rule of the row's table, whatever its operations and filters say: for a row of which
-    /// nobody knows how it came to be.
-    pub fn plan_row_whatever(&mut self, change: &Change, commit: &Commit, plan: &mut Plan) {
-        let planned = self.each_rule(change, |_, rule, definition| {
-            act(rule, definition, change, commit, plan);
-            Ok(())
-        });
-        planned.expect("a rule that is not asked cannot stop the plan");
-    }
-
-    /// Instead of the ops of a change, everything that they could touch: for a transaction that is too large to name
-    /// each key.
-    pub fn collapse(&mut self, change: &Change, plan: &mut Plan) {
-        let planned = self.each_rule(change, |_, _, definition| {
-            if definition.triggers_on(change.operation) {
-                definition.remove_all(plan);
-            }
-            Ok(())
-        });
-        planned.expect("a rule that is not asked cannot stop the plan");
-    }
-
-    /// Something happened to the change's table, and nobody knows what: every rule of the table removes everything it may
-    /// ever have made.
-    pub fn resync(&mut self, change: &Change, plan: &mut Plan) {
-        let planned = self.each_rule(change, |_, _, definition| {
-            definition.remove_all(plan);
-            Ok(())
-        });
-        planned.expect("a rule that is not asked cannot stop the plan");
-    }
-
-    fn each_rule(
-        &mut self,
-        change: &Change,
-        mut f: impl FnMut(&RuleSet, &BoundRule, &Rule) -> Result<(), PlanError>,
-    ) -> Result<(), PlanError> {
-        let id = change.relation.id;
-        let fresh = |bound: &Bound| Arc::ptr_eq(&bound.relation, &change.relation);
-        if !self.bound.get(&id).is_some_and(fresh) {
-            self.bound.insert(id, Bound::new(&self.rules, &change.relation, change.operation));
-        }
-        let Some(bound) = self.bound.get(&id) else { return Ok(()) };
-        for rule in &bound.rules {
-            if let Some(definition) = self.rules.rules().get(rule.position) {
-                f(&self.rules, rule, definition)?;
-            }
+            act(bound, rule, change, commit, plan);
         }
         Ok(())
     }
-}
 
-/// Whether a rule acts on a change. The only place that decides it.
-pub(super) fn decide(
-    rule: &BoundRule,
-    definition: &Rule,
-    change: &Change,
-    commit: &Commit,
-    rules: &RuleSet,
-) -> Result<Decision, PlanError> {
-    if !definition.triggers_on(change.operation) {
-        return Ok(Decision::OtherOperation);
+    /// Adds the ops of one rule alone, without asking whether it acts.
+    pub fn plan_only(&mut self, only: &str, change: &Change, commit: &Commit, plan: &mut Plan) {
+        let (rules, bound) = self.bind(change);
+        for (bound, rule) in bound.with_definitions(rules).filter(|(_, rule)| rule.name == only) {
+            act(bound, rule, change, commit, plan);
+        }
     }
-    let unknown = |column: &str| PlanError::Unknown {
-        table: change.relation.name.clone(),
-        column: column.to_owned(),
-        rule: definition.name.clone(),
-    };
-    let mut decision = Decision::Fires;
-    match change.operation {
-        Operation::Truncate => match rules.truncate {
-            Truncate::Pattern => {}
-            Truncate::Ignore => return Ok(Decision::TruncateIgnored),
-            Truncate::Fail => {
-                let table = change.relation.name.clone();
-                return Err(PlanError::Truncated { table, rule: definition.name.clone() });
+
+    /// Adds the ops of every rule of the row's table, whatever the rules' operations and filters
+    /// are: it is not known how the row came to be.
+    pub fn plan_row_whatever(&mut self, change: &Change, commit: &Commit, plan: &mut Plan) {
+        let (rules, bound) = self.bind(change);
+        for (bound, rule) in bound.with_definitions(rules) {
+            act(bound, rule, change, commit, plan);
+        }
+    }
+
+    /// Instead of the ops of a change, removes everything that they could touch: for a transaction
+    /// that is too large to name each key.
+    pub fn collapse(&mut self, change: &Change, plan: &mut Plan) {
+        let (rules, bound) = self.bind(change);
+        for (_, rule) in bound.with_definitions(rules).filter(|(_, rule)| rule.triggers_on(change.operation)) {
+            rule.remove_all(plan);
+        }
+    }
+
+    /// Removes everything that the rules of the change's table may ever have made: it is not known
+    /// what happened to the table.
+    pub fn resync(&mut self, change: &Change, plan: &mut Plan) {
+        let (rules, bound) = self.bind(change);
+        for (_, rule) in bound.with_definitions(rules) {
+            rule.remove_all(plan);
+        }
+    }
+
+    /// The rules of the change's table, bound to the table as the change describes it.
+    fn bind(&mut self, change: &Change) -> (&RuleSet, &BoundRules) {
+        let bind = || BoundRules::new(&self.rules, &change.relation, change.operation);
+        let bound = match self.bound.entry(change.relation.id) {
+            Entry::Occupied(entry) => {
+                let bound = entry.into_mut();
+                if !Arc::ptr_eq(&bound.relation, &change.relation) {
+                    *bound = bind();
+                }
+                bound
             }
-        },
-        Operation::Update if !rule.changed.is_empty() => match any_changed(&rule.changed, change, rules.unknown) {
-            Ok(Changed::Yes) => {}
-            Ok(Changed::Unknown) => decision = Decision::FiresUnknown,
-            Ok(Changed::No) => return Ok(Decision::Unchanged),
-            Err(at) => return Err(unknown(definition.changed.get(at).map_or("", |column| &column.value))),
-        },
-        Operation::Insert | Operation::Update | Operation::Delete | Operation::Event => {}
-    }
-    let Some(condition) = definition.condition.as_ref().map(|condition| &condition.value) else { return Ok(decision) };
-    if change.operation == Operation::Truncate && !condition.columns().is_empty() {
-        // There is no row to look at, and all of them went.
-        return Ok(decision);
-    }
-    let operand = |at: usize| rule.operand(at, change);
-    let table = change.relation.name.to_string();
-    match condition.evaluate(operand, change.operation.word(), &table, commit.at) {
-        Ok(true) => Ok(decision),
-        Ok(false) => Ok(Decision::ConditionFalse),
-        Err(ConditionError::Failed(reason)) => Ok(Decision::FiresFailed(reason)),
-        Err(ConditionError::Unknown) => match rules.unknown {
-            Unknown::Match => Ok(Decision::FiresUnknown),
-            Unknown::Skip => Ok(Decision::ConditionFalse),
-            Unknown::Fail => {
-                let uses = condition.columns().iter().enumerate();
-                let mut absent = uses.filter(|(at, _)| matches!(operand(*at), Operand::Absent));
-                Err(unknown(absent.next().map_or("", |(_, column)| &column.column)))
-            }
-        },
-    }
-}
-
-enum Changed {
-    Yes,
-    No,
-    Unknown,
-}
-
-/// Whether one of the columns differs between the images; the index of one that cannot be told is the
-/// error, if the file says so.
-fn any_changed(columns: &[Option<usize>], change: &Change, unknown: Unknown) -> Result<Changed, usize> {
-    let mut unsure = false;
-    for (at, column) in columns.iter().enumerate() {
-        let cell = |row: &Option<crate::change::Row>| match (row, column) {
-            (Some(row), Some(position)) => row.cell(*position).clone(),
-            _ => Cell::Absent,
+            Entry::Vacant(entry) => entry.insert(bind()),
         };
-        match (cell(&change.old), cell(&change.new)) {
-            (Cell::Absent, _) | (_, Cell::Absent) => match unknown {
-                Unknown::Match => unsure = true,
-                Unknown::Skip => {}
-                Unknown::Fail => return Err(at),
-            },
-            (old, new) if old != new => return Ok(Changed::Yes),
-            _ => {}
-        }
+        (&self.rules, bound)
     }
-    Ok(if unsure { Changed::Unknown } else { Changed::No })
-}
-
-/// Adds what a rule that fires does.
-pub(super) fn act(rule: &BoundRule, definition: &Rule, change: &Change, commit: &Commit, plan: &mut Plan) {
-    if change.operation == Operation::Truncate {
-        return act_on_truncate(rule, definition, plan);
-    }
-    if let Some(arguments) = &rule.arguments {
-        return ask(rule, definition, arguments, change, commit, plan);
-    }
-    for action in &rule.actions {
-        match action {
-            BoundAction::Set { key, columns, ttl } => {
-                for image in key.images(change) {
-                    let name = key.render(change, image);
-                    match (image, name) {
-                        (Image::New, Rendered::Key(key)) => match body(columns, change) {
-                            Some(body) => plan.set(rule.id, SetValue { key, body, ttl: *ttl, lsn: commit.lsn }),
-                            None => plan.delete(rule.id, key),
-                        },
-                        // Two values may make one key, as two spellings under `lower` do.
-                        (Image::Old, old) if change.new.is_some() && old == key.render(change, Image::New) => {}
-                        (_, name) => remove(rule, definition, name, plan),
-                    }
-                }
-            }
-            BoundAction::Delete(key) => {
-                for image in key.images(change) {
-                    remove(rule, definition, key.render(change, image), plan);
-                }
-            }
-            BoundAction::Pattern(pattern) => {
-                for image in pattern.images(change) {
-                    if let Some(glob) = as_glob(pattern.render(change, image)) {
-                        if let Some(after) = definition.again_after {
-                            plan.repeat(rule.id, after, Removal::Keys(glob.clone()));
-                        }
-                        plan.pattern(rule.id, glob);
-                    }
-                }
-            }
-            BoundAction::Tag(tag) => {
-                for image in tag.images(change) {
-                    match tag.render(change, image) {
-                        Rendered::Key(tag) => plan.tag(rule.id, tag),
-                        Rendered::Glob(glob) => plan.tags(rule.id, glob),
-                        Rendered::Nothing => {}
-                    }
-                }
-            }
-            BoundAction::Bump(key) => {
-                for image in key.images(change) {
-                    match key.render(change, image) {
-                        Rendered::Key(key) => plan.bump(rule.id, key, commit.lsn),
-                        Rendered::Glob(glob) => plan.pattern(rule.id, glob),
-                        Rendered::Nothing => {}
-                    }
-                }
-            }
-            BoundAction::Publish { channel, data } => {
-                for image in channel.images(change) {
-                    if let Some((channel, data)) = message(channel, data, &mut |source| source.resolve(change, image)) {
-                        plan.publish(rule.id, Publish { channel, data });
-                    }
-                }
-            }
-            BoundAction::Stream { name, data, maxlen } => {
-                for image in name.images(change) {
-                    if let Some((stream, data)) = message(name, data, &mut |source| source.resolve(change, image)) {
-                        plan.stream(rule.id, StreamAppend { stream, data, maxlen: *maxlen });
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Every row went: what a rule may ever have made of one goes too.
-fn act_on_truncate(rule: &BoundRule, definition: &Rule, plan: &mut Plan) {
-    definition.remove_all(plan);
-    // Which channels and streams a template with columns meant, nobody can tell any more.
-    for action in rule.actions.iter().filter(|_| rule.arguments.is_none()) {
-        let mut resolve = |_: Source| Resolved::Unknown;
-        match action {
-            BoundAction::Publish { channel, data } if channel.sources.is_empty() => {
-                if let Some((channel, data)) = message(channel, data, &mut resolve) {
-                    plan.publish(rule.id, Publish { channel, data });
-                }
-            }
-            BoundAction::Stream { name, data, maxlen } if name.sources.is_empty() => {
-                if let Some((stream, data)) = message(name, data, &mut resolve) {
-                    plan.stream(rule.id, StreamAppend { stream, data, maxlen: *maxlen });
-                }
-            }
-            _ => {}
-        }
-    }
-}
-
-/// Asks the lookup of a rule for the rows its actions are about, for both images where they say different things.
-fn ask(
-    rule: &BoundRule,
-    definition: &Rule,
-    arguments: &[BoundTemplate],
-    change: &Change,
-    commit: &Commit,
-    plan: &mut Plan,
-) {
-    let sources: Vec<_> =
-        arguments.iter().flat_map(|argument| &argument.sources).chain(&rule.naming).copied().collect();
-    'image: for image in super::bind::images(&sources, change) {
-        let mut values = Vec::with_capacity(arguments.len());
-        for argument in arguments {
-            match argument.render(change, image) {
-                Rendered::Key(value) => values.push(value.as_bytes().to_vec()),
-                Rendered::Nothing => continue 'image,
-                Rendered::Glob(_) => {
-                    // What to ask is not known.
-                    definition.remove_all(plan);
-                    continue 'image;
-                }
-            }
-        }
-        let cells = rule.references.iter().map(|source| source.cell(change, image)).collect();
-        let asked = CallOrigin { lsn: commit.lsn, change: line(rule, change, commit) };
-        plan.call(LookupCall { rule: rule.id, arguments: values, cells }, asked);
-    }
-}
-
-/// The change as a recording has it, with the columns that the rule reads: all that it takes to plan it again.
-fn line(rule: &BoundRule, change: &Change, commit: &Commit) -> String {
-    let line =
-        change.to_line(commit, None, |relation, at, cell, out| rule.uses(at) && json::plainly(relation, at, cell, out));
-    String::from_utf8_lossy(&line).into_owned()
-}
-
-fn remove(rule: &BoundRule, definition: &Rule, name: Rendered, plan: &mut Plan) {
-    let removal = match name {
-        Rendered::Key(key) => Removal::Key(key),
-        Rendered::Glob(glob) => Removal::Keys(glob),
-        Rendered::Nothing => return,
-    };
-    if let Some(after) = definition.again_after {
-        plan.repeat(rule.id, after, removal.clone());
-    }
-    plan.remove(rule.id, removal);
-}
-
-/// A pattern, also where it turned out to have no wildcard.
-pub(super) fn as_glob(name: Rendered) -> Option<Glob> {
-    match name {
-        Rendered::Glob(glob) => Some(glob),
-        Rendered::Key(key) => {
-            let mut glob = Glob::new();
-            glob.push_literal(key.as_bytes());
-            Some(glob)
-        }
-        Rendered::Nothing => None,
-    }
-}
-
-/// The chosen columns of the new row as a JSON object; nothing if one of them is not known.
-fn body(columns: &[(String, Option<usize>, Kind)], change: &Change) -> Option<Vec<u8>> {
-    let row = change.new.as_ref()?;
-    let mut body = vec![b'{'];
-    for (at, (name, position, kind)) in columns.iter().enumerate() {
-        let cell = row.cell((*position)?);
-        if *cell == Cell::Absent {
-            return None;
-        }
-        if at > 0 {
-            body.push(b',');
-        }
-        json::write_text(name, &mut body);
-        body.push(b':');
-        json::write_value(cell, *kind, &mut body);
-    }
-    body.push(b'}');
-    Some(body)
-}
-
-/// A channel or stream and what is sent there. One whose name is not known cannot be told anything; the start-up
-/// check refuses the rule.
-fn message<'a>(
-    name: &BoundTemplate,
-    data: &Message<BoundTemplate>,
-    resolve: &mut impl FnMut(Source) -> Resolved<'a>,
-) -> Option<(crate::key::CacheKey, Vec<u8>)> {
-    let Rendered::Key(key) = name.template.render(|at| resolve(name.source(at))) else { return None };
-    let mut message = Vec::with_capacity(64);
-    data.write(&mut message, &mut |field, out| {
-        write_field(out, &field.template, |at| resolve(field.source(at)));
-    });
-    Some((key, message))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::change::{Column, Row};
+    use crate::change::{Cell, Column, ColumnKind, Operation, Row};
     use crate::config::Document;
     use proptest::prelude::*;
 
@@ -472,7 +135,7 @@ mod tests {
     }
 
     fn relation(table: &str) -> Arc<Relation> {
-        let column = |name: &str| Column { name: name.into(), kind: Kind::Text, in_identity: true };
+        let column = |name: &str| Column { name: name.into(), kind: ColumnKind::Text, in_identity: true };
         let columns = vec![column("id"), column("a")];
         Arc::new(Relation { id: RelationId::new(1), name: TableName::new("public", table), columns })
     }

@@ -3,10 +3,11 @@
 //! Owns the comparison of a rule set with a [`Catalog`]. It must not ask a server; sources do. Invariant: rules that pass never have to guess an old key because of the replica identity.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
-use super::compile::{RuleSet, part_of};
 use super::filter::Filter;
 use super::rule::{Rule, Trigger};
+use super::rule_set::RuleSet;
 use super::template::{Image, Reference};
 use crate::catalog::{Catalog, Identity, Table, quote, quote_table};
 use crate::change::{Operation, TableName};
@@ -119,7 +120,7 @@ impl RuleSet {
                     "the log does not carry the old value of {}.{}: when it changes, the old key would stay stale",
                     table.name, reference.column
                 );
-                let span = place(template, reference);
+                let span = template.place_of(reference);
                 problems.push(span, message, format!("`unstale setup` runs this, or run it yourself:\n{fix}"));
             }
             widenings.push(widening);
@@ -201,7 +202,7 @@ fn check_columns(rule: &Rule, table: &Table, problems: &mut Problems) {
         let ours = template.value.references().filter(|reference| reference.image != Image::Lookup);
         for reference in ours.filter(|reference| !exists(&reference.column)) {
             let message = format!("table {} has no column `{}`", table.name, reference.column);
-            problems.push(place(template, reference), message, advice(&reference.column));
+            problems.push(template.place_of(reference), message, advice(&reference.column));
         }
     };
     rule.each_template(&mut check);
@@ -211,7 +212,7 @@ fn check_columns(rule: &Rule, table: &Table, problems: &mut Problems) {
         problems.push(column.span.clone(), message, advice(&column.value));
     }
     let Some(condition) = &rule.condition else { return };
-    let at = |span: &std::ops::Range<usize>| part_of(&condition.span, condition.value.text().len(), span);
+    let at = |span: &Range<usize>| condition.part_of_text(condition.value.text().len(), span);
     for column in condition.value.columns().iter().filter(|column| !exists(&column.column)) {
         let message = format!("table {} has no column `{}`", table.name, column.column);
         problems.push(at(&column.span), message, advice(&column.column));
@@ -233,9 +234,4 @@ fn nearest_table(name: &TableName, catalog: &Catalog) -> String {
         Some(near) => format!("did you mean `{near}`?"),
         None => "create it, or correct the name".to_owned(),
     }
-}
-
-/// Where the file says this reference.
-pub(crate) fn place(template: &Spanned<super::Template>, reference: &Reference) -> std::ops::Range<usize> {
-    part_of(&template.span, template.value.text_len(), &reference.span)
 }

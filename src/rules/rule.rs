@@ -7,66 +7,14 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::time::Duration;
 
+use super::action::RuleAction;
 use super::condition::Condition;
 use super::for_each::ForEach;
-use super::message::Message;
+use super::message::MessageTemplate;
 use super::template::{Image, Template};
 use crate::change::{Operation, TableName};
 use crate::config::Spanned;
 use crate::plan::{ActionKind, Plan, Removal, RuleId};
-
-/// What a rule does, in the order of a plan.
-#[derive(Clone, Debug)]
-pub(super) enum Action {
-    Set { key: Spanned<Template>, columns: Vec<Spanned<String>>, ttl: Duration },
-    Delete(Spanned<Template>),
-    Pattern(Spanned<Template>),
-    Tag(Spanned<Template>),
-    Bump(Spanned<Template>),
-    Publish { channel: Spanned<Template>, data: Message<Spanned<Template>> },
-    Stream { name: Spanned<Template>, data: Message<Spanned<Template>>, maxlen: u64 },
-}
-
-impl Action {
-    pub(super) const fn kind(&self) -> ActionKind {
-        match self {
-            Self::Set { .. } => ActionKind::Set,
-            Self::Delete(_) => ActionKind::Delete,
-            Self::Pattern(_) => ActionKind::Pattern,
-            Self::Tag(_) => ActionKind::Tag,
-            Self::Bump(_) => ActionKind::Bump,
-            Self::Publish { .. } => ActionKind::Publish,
-            Self::Stream { .. } => ActionKind::Stream,
-        }
-    }
-
-    /// The template that names what is affected.
-    pub(super) fn name(&self) -> &Spanned<Template> {
-        match self {
-            Self::Delete(name) | Self::Pattern(name) | Self::Tag(name) | Self::Bump(name) => name,
-            Self::Set { key: name, .. } | Self::Publish { channel: name, .. } | Self::Stream { name, .. } => name,
-        }
-    }
-
-    /// What it carries, if anything.
-    pub(super) fn data(&self) -> Option<&Message<Spanned<Template>>> {
-        match self {
-            Self::Publish { data, .. } | Self::Stream { data, .. } => Some(data),
-            Self::Set { .. } | Self::Delete(_) | Self::Pattern(_) | Self::Tag(_) | Self::Bump(_) => None,
-        }
-    }
-
-    /// Everything it may ever remove or write, as what would remove it.
-    pub(super) fn removal(&self) -> Option<Removal> {
-        match self {
-            Self::Set { key: name, .. } | Self::Delete(name) | Self::Pattern(name) | Self::Bump(name) => {
-                Some(Removal::Keys(name.value.glob()))
-            }
-            Self::Tag(name) => Some(Removal::Tags(name.value.glob())),
-            Self::Publish { .. } | Self::Stream { .. } => None,
-        }
-    }
-}
 
 /// What sets a rule off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,7 +50,7 @@ pub struct Rule {
     pub for_each: Option<ForEach>,
     /// Deletes are repeated so long after.
     pub again_after: Option<Duration>,
-    pub(super) actions: Vec<Action>,
+    pub(super) actions: Vec<RuleAction>,
 }
 
 impl Rule {
@@ -129,7 +77,7 @@ impl Rule {
 
     /// Everything it may ever remove or write, version keys included.
     pub fn removals(&self) -> Vec<Removal> {
-        self.actions.iter().filter_map(Action::removal).collect()
+        self.actions.iter().filter_map(RuleAction::removal).collect()
     }
 
     /// Adds everything it may ever have made to what a plan removes, and removes again if it says so.
@@ -149,7 +97,7 @@ impl Rule {
         let condition = self.condition.iter().flat_map(|condition| condition.value.columns());
         columns.extend(condition.map(|column| column.column.as_str()));
         let names = self.names().chain(self.for_each.iter().flat_map(|for_each| &for_each.arguments));
-        let data = self.actions.iter().filter_map(Action::data).flat_map(Message::templates);
+        let data = self.actions.iter().filter_map(RuleAction::data).flat_map(MessageTemplate::templates);
         let references = names.chain(data).flat_map(|template| template.value.references());
         let ours = references.filter(|reference| reference.image != Image::Lookup);
         columns.extend(ours.map(|reference| reference.column.as_str()));
@@ -158,15 +106,12 @@ impl Rule {
 
     /// The columns that it writes through.
     pub(super) fn set_columns(&self) -> impl Iterator<Item = &Spanned<String>> {
-        self.actions.iter().flat_map(|action| match action {
-            Action::Set { columns, .. } => columns.as_slice(),
-            _ => &[],
-        })
+        self.actions.iter().flat_map(RuleAction::columns)
     }
 
     /// The templates that name keys, sets, channels and streams.
     pub fn names(&self) -> impl Iterator<Item = &Spanned<Template>> {
-        self.actions.iter().map(Action::name)
+        self.actions.iter().map(RuleAction::name)
     }
 
     /// The actions: the kind of each, and the template that names what is affected.

@@ -7,6 +7,7 @@
 use std::ops::Range;
 
 use super::filter::Filter;
+use crate::config::Spanned;
 use crate::key::{CacheKey, Glob};
 use crate::nearest::nearest;
 
@@ -38,7 +39,7 @@ pub struct Reference {
 
 /// A piece of a template.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Part {
+pub enum TemplatePart {
     /// Bytes that stand for themselves.
     Literal(Vec<u8>),
     /// A column's value.
@@ -50,7 +51,7 @@ pub enum Part {
 /// A parsed template, its namespace in front.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template {
-    parts: Vec<Part>,
+    parts: Vec<TemplatePart>,
     /// Bytes of the text it was parsed from, to find the text's place in the file again.
     text_len: usize,
 }
@@ -89,6 +90,21 @@ pub enum Rendered {
     Nothing,
 }
 
+impl Rendered {
+    /// The pattern of what was rendered; nothing if a value was NULL.
+    pub(super) fn into_glob(self) -> Option<Glob> {
+        match self {
+            Self::Glob(glob) => Some(glob),
+            Self::Key(key) => {
+                let mut glob = Glob::new();
+                glob.push_literal(key.as_bytes());
+                Some(glob)
+            }
+            Self::Nothing => None,
+        }
+    }
+}
+
 impl Template {
     /// Parses `text`; what it renders begins with `namespace`. References to `alias` read looked-up rows.
     pub fn parse(text: &str, namespace: &str, alias: Option<&str>) -> Result<Self, InvalidTemplate> {
@@ -100,13 +116,13 @@ impl Template {
         let mut parts = Vec::new();
         for part in parse_parts(text, alias)? {
             match part {
-                Part::Literal(literal) => {
+                TemplatePart::Literal(literal) => {
                     for (at, piece) in literal.split(|&byte| byte == b'*').enumerate() {
                         if at > 0 {
-                            parts.push(Part::Any);
+                            parts.push(TemplatePart::Any);
                         }
                         if !piece.is_empty() {
-                            parts.push(Part::Literal(piece.to_owned()));
+                            parts.push(TemplatePart::Literal(piece.to_owned()));
                         }
                     }
                 }
@@ -116,9 +132,9 @@ impl Template {
         Self::with_prefix(parts, text, namespace)
     }
 
-    fn with_prefix(mut parts: Vec<Part>, text: &str, namespace: &str) -> Result<Self, InvalidTemplate> {
+    fn with_prefix(mut parts: Vec<TemplatePart>, text: &str, namespace: &str) -> Result<Self, InvalidTemplate> {
         match parts.first_mut() {
-            Some(Part::Literal(literal)) => {
+            Some(TemplatePart::Literal(literal)) => {
                 literal.splice(0..0, namespace.bytes());
                 Ok(Self { parts, text_len: text.len() })
             }
@@ -139,34 +155,21 @@ impl Template {
     }
 
     /// The parts, in order.
-    pub fn parts(&self) -> &[Part] {
+    pub fn parts(&self) -> &[TemplatePart] {
         &self.parts
-    }
-
-    /// Bytes of the text it was parsed from.
-    pub(super) fn text_len(&self) -> usize {
-        self.text_len
     }
 
     /// The references, in order.
     pub fn references(&self) -> impl Iterator<Item = &Reference> {
         self.parts.iter().filter_map(|part| match part {
-            Part::Reference(reference) => Some(reference),
-            Part::Literal(_) | Part::Any => None,
+            TemplatePart::Reference(reference) => Some(reference),
+            TemplatePart::Literal(_) | TemplatePart::Any => None,
         })
     }
 
     /// The pattern of everything this template may ever render.
     pub fn glob(&self) -> Glob {
-        match self.render(|_| Resolved::Unknown) {
-            Rendered::Glob(glob) => glob,
-            Rendered::Key(key) => {
-                let mut glob = Glob::new();
-                glob.push_literal(key.as_bytes());
-                glob
-            }
-            Rendered::Nothing => Glob::new(),
-        }
+        self.render(|_| Resolved::Unknown).into_glob().unwrap_or_default()
     }
 
     /// Renders with the value that `resolve` gives for the n-th reference.
@@ -175,9 +178,9 @@ impl Template {
         let mut references = 0;
         for (at, part) in self.parts.iter().enumerate() {
             match part {
-                Part::Literal(literal) => name.extend_from_slice(literal),
-                Part::Any => return self.render_glob(at, references, &name, resolve),
-                Part::Reference(reference) => {
+                TemplatePart::Literal(literal) => name.extend_from_slice(literal),
+                TemplatePart::Any => return self.render_glob(at, references, &name, resolve),
+                TemplatePart::Reference(reference) => {
                     match resolve(references) {
                         Resolved::Value(value) => push_filtered(&mut name, value, &reference.filters),
                         Resolved::Nothing => return Rendered::Nothing,
@@ -203,9 +206,9 @@ impl Template {
         glob.push_any();
         for part in self.parts.iter().skip(at + 1) {
             match part {
-                Part::Literal(literal) => glob.push_literal(literal),
-                Part::Any => glob.push_any(),
-                Part::Reference(reference) => {
+                TemplatePart::Literal(literal) => glob.push_literal(literal),
+                TemplatePart::Any => glob.push_any(),
+                TemplatePart::Reference(reference) => {
                     match resolve(references) {
                         Resolved::Value(value) => {
                             let mut name = Vec::new();
@@ -223,6 +226,13 @@ impl Template {
     }
 }
 
+impl Spanned<Template> {
+    /// The place of a reference in the file.
+    pub(crate) fn place_of(&self, reference: &Reference) -> Range<usize> {
+        self.part_of_text(self.value.text_len, &reference.span)
+    }
+}
+
 fn push_filtered(name: &mut Vec<u8>, value: &[u8], filters: &[Filter]) {
     match filters.split_first() {
         None => name.extend_from_slice(value),
@@ -233,7 +243,7 @@ fn push_filtered(name: &mut Vec<u8>, value: &[u8], filters: &[Filter]) {
     }
 }
 
-fn parse_parts(text: &str, alias: Option<&str>) -> Result<Vec<Part>, InvalidTemplate> {
+fn parse_parts(text: &str, alias: Option<&str>) -> Result<Vec<TemplatePart>, InvalidTemplate> {
     let mut parts = Vec::new();
     let mut literal = Vec::new();
     let mut at = 0;
@@ -249,10 +259,10 @@ fn parse_parts(text: &str, alias: Option<&str>) -> Result<Vec<Part>, InvalidTemp
                 return Err(invalid(at..text.len(), "a `{` that is never closed", "write `{{` for a literal brace"));
             };
             if !literal.is_empty() {
-                parts.push(Part::Literal(std::mem::take(&mut literal)));
+                parts.push(TemplatePart::Literal(std::mem::take(&mut literal)));
             }
             let span = at + 1..at + 1 + end;
-            parts.push(Part::Reference(parse_reference(text, span, alias)?));
+            parts.push(TemplatePart::Reference(parse_reference(text, span, alias)?));
             at += end + 2;
         } else {
             let end = rest.find(['{', '}']).unwrap_or(rest.len());
@@ -261,7 +271,7 @@ fn parse_parts(text: &str, alias: Option<&str>) -> Result<Vec<Part>, InvalidTemp
         }
     }
     if !literal.is_empty() {
-        parts.push(Part::Literal(literal));
+        parts.push(TemplatePart::Literal(literal));
     }
     Ok(parts)
 }

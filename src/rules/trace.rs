@@ -5,10 +5,11 @@
 
 use std::ops::Range;
 
-use super::bind::{Bound, BoundAction, BoundTemplate};
-use super::compile::RuleSet;
-use super::planner::{Decision, PlanError, act, decide};
+use super::act::act;
+use super::bind::{BoundAction, BoundRules, BoundTemplate};
+use super::decide::{Decision, PlanError, decide};
 use super::rule::Rule;
+use super::rule_set::RuleSet;
 use super::template::{Image, Reference, Rendered};
 use crate::change::{Cell, Change, Commit, Operation, Row};
 use crate::plan::{ActionKind, Plan, RuleId};
@@ -21,11 +22,11 @@ pub struct Verdict {
     /// Whether it acts; an error stops everything, as the file asks.
     pub decision: Result<Decision, PlanError>,
     /// The columns of `changed`, before and after.
-    pub changed: Vec<Compared>,
+    pub changed: Vec<ComparedColumn>,
     /// The columns that `when` reads.
-    pub read: Vec<Read>,
+    pub read: Vec<ReadColumn>,
     /// What each action's template says, if the rule acts and asks no lookup.
-    pub named: Vec<Named>,
+    pub named: Vec<RenderedAction>,
     /// What it adds to the plan, as if it were the only rule.
     pub plan: Plan,
 }
@@ -39,7 +40,7 @@ impl Verdict {
 
 /// A column in both images.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Compared {
+pub struct ComparedColumn {
     /// Its name.
     pub column: String,
     /// Before.
@@ -50,7 +51,7 @@ pub struct Compared {
 
 /// A column in one image.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Read {
+pub struct ReadColumn {
     /// Which image.
     pub image: Image,
     /// Its name.
@@ -61,18 +62,18 @@ pub struct Read {
 
 /// What the template of one action says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Named {
+pub struct RenderedAction {
     /// The kind of the action.
     pub kind: ActionKind,
     /// Where the file has the template.
     pub span: Range<usize>,
     /// What it says for each image for which it says something of its own, the new one first.
-    pub made: Vec<Made>,
+    pub made: Vec<RenderedName>,
 }
 
 /// What a template says of one image.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Made {
+pub struct RenderedName {
     /// The image; none of a truncate, which has no rows.
     pub image: Option<Image>,
     /// The name.
@@ -83,38 +84,37 @@ pub struct Made {
 
 /// What each rule of the change's table or event makes of it, in the order of the file.
 pub fn trace(rules: &RuleSet, change: &Change, commit: &Commit) -> Vec<Verdict> {
-    let bound = Bound::new(rules, &change.relation, change.operation);
-    let verdicts = bound.rules.iter().filter_map(|rule| {
-        let definition = rules.rules().get(rule.position)?;
-        let decision = decide(rule, definition, change, commit, rules);
+    let bound = BoundRules::new(rules, &change.relation, change.operation);
+    let verdicts = bound.with_definitions(rules).map(|(bound, rule)| {
+        let decision = decide(bound, rule, change, commit, rules);
         let mut verdict = Verdict {
             rule: rule.id,
             decision,
-            changed: compared(definition, change),
-            read: read(definition, change),
+            changed: compared(rule, change),
+            read: read(rule, change),
             named: Vec::new(),
             plan: Plan::default(),
         };
         if verdict.acts() {
-            act(rule, definition, change, commit, &mut verdict.plan);
-            let templates = rule.actions.iter().map(name);
-            let named = templates.zip(definition.actions()).map(|(template, (kind, written))| Named {
+            act(bound, rule, change, commit, &mut verdict.plan);
+            let templates = bound.actions.iter().map(BoundAction::name);
+            let named = templates.zip(rule.actions()).map(|(template, (kind, written))| RenderedAction {
                 kind,
                 span: written.span.clone(),
                 made: made(template, kind, change),
             });
             verdict.named = named.collect();
         }
-        Some(verdict)
+        verdict
     });
     verdicts.collect()
 }
 
-fn compared(rule: &Rule, change: &Change) -> Vec<Compared> {
+fn compared(rule: &Rule, change: &Change) -> Vec<ComparedColumn> {
     if change.operation != Operation::Update {
         return Vec::new();
     }
-    let column = |column: &str| Compared {
+    let column = |column: &str| ComparedColumn {
         column: column.to_owned(),
         old: cell(change, change.old.as_ref(), column).unwrap_or(Cell::Absent),
         new: cell(change, change.new.as_ref(), column).unwrap_or(Cell::Absent),
@@ -122,9 +122,9 @@ fn compared(rule: &Rule, change: &Change) -> Vec<Compared> {
     rule.changed.iter().map(|name| column(&name.value)).collect()
 }
 
-fn read(rule: &Rule, change: &Change) -> Vec<Read> {
+fn read(rule: &Rule, change: &Change) -> Vec<ReadColumn> {
     let Some(condition) = &rule.condition else { return Vec::new() };
-    let columns = condition.value.columns().iter().map(|used| Read {
+    let columns = condition.value.columns().iter().map(|used| ReadColumn {
         image: used.image,
         column: used.column.clone(),
         cell: cell(change, row(change, used.image), &used.column).unwrap_or(Cell::Null),
@@ -132,25 +132,15 @@ fn read(rule: &Rule, change: &Change) -> Vec<Read> {
     columns.collect()
 }
 
-/// The template that names what a bound action affects.
-fn name(action: &BoundAction) -> &BoundTemplate {
-    match action {
-        BoundAction::Delete(name) | BoundAction::Pattern(name) | BoundAction::Tag(name) | BoundAction::Bump(name) => {
-            name
-        }
-        BoundAction::Set { key: name, .. }
-        | BoundAction::Publish { channel: name, .. }
-        | BoundAction::Stream { name, .. } => name,
-    }
-}
-
-fn made(template: &BoundTemplate, kind: ActionKind, change: &Change) -> Vec<Made> {
+fn made(template: &BoundTemplate, kind: ActionKind, change: &Change) -> Vec<RenderedName> {
     if change.operation == Operation::Truncate {
         return match template.template.references().next() {
-            None => vec![Made { image: None, name: template.render(change, Image::New), because: Vec::new() }],
+            None => vec![RenderedName { image: None, name: template.render(change, Image::New), because: Vec::new() }],
             // The rows that would name the channel or stream are gone.
             Some(_) if !kind.touches_keys() => Vec::new(),
-            Some(_) => vec![Made { image: None, name: Rendered::Glob(template.template.glob()), because: Vec::new() }],
+            Some(_) => {
+                vec![RenderedName { image: None, name: Rendered::Glob(template.template.glob()), because: Vec::new() }]
+            }
         };
     }
     let images = template.images(change).map(|image| {
@@ -166,7 +156,7 @@ fn made(template: &BoundTemplate, kind: ActionKind, change: &Change) -> Vec<Made
             Image::Either | Image::Lookup => reference.column.clone(),
         });
         let because = because.collect();
-        Made { image: Some(image), name, because }
+        RenderedName { image: Some(image), name, because }
     });
     images.collect()
 }
@@ -196,7 +186,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::change::{Column, Kind, Relation, RelationId, TableName};
+    use crate::change::{Column, ColumnKind, Relation, RelationId, TableName};
     use crate::config::Document;
     use crate::rules::Planner;
     use proptest::prelude::*;
@@ -221,7 +211,7 @@ rules:
             (_, None) => Operation::Delete,
             _ => Operation::Update,
         };
-        let column = |name: &str| Column { name: name.into(), kind: Kind::Text, in_identity: true };
+        let column = |name: &str| Column { name: name.into(), kind: ColumnKind::Text, in_identity: true };
         let columns = vec![column("id"), column("a")];
         let relation = Relation { id: RelationId::new(1), name: TableName::new("", "t"), columns };
         let row = |cells: [Cell; 2]| Row::new(cells.into());
@@ -234,7 +224,7 @@ rules:
         let verdicts = trace(&rules(), &change, &Commit::default());
         let [names, inserts, large] = &*verdicts else { panic!("{verdicts:?}") };
         assert_eq!(names.decision, Ok(Decision::FiresUnknown));
-        assert_eq!(names.changed, [Compared { column: "a".into(), old: Cell::Absent, new: Cell::Null }]);
+        assert_eq!(names.changed, [ComparedColumn { column: "a".into(), old: Cell::Absent, new: Cell::Null }]);
         let because: Vec<_> = names.named.iter().flat_map(|named| &named.made).map(|made| &*made.because).collect();
         assert_eq!(because, [["a"], ["a"], ["old.a"]]);
         assert_eq!(inserts.decision, Ok(Decision::OtherOperation));

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use indexmap::IndexMap;
 use serde_json::value::RawValue;
 
-use crate::change::{Cell, Change, Column, Kind, Operation, Relation, RelationId, Row, TableName};
+use crate::change::{Cell, Change, Column, ColumnKind, Operation, Relation, RelationId, Row, TableName};
 
 /// The columns of one row, as they are written.
 pub type JsonImage = IndexMap<String, Box<RawValue>>;
@@ -84,12 +84,12 @@ impl Images {
 
 /// The columns that either image names, those of the new one first.
 fn columns(old: Option<&JsonImage>, new: Option<&JsonImage>) -> Vec<Column> {
-    let mut kinds: IndexMap<&str, Option<Kind>> = IndexMap::new();
+    let mut kinds: IndexMap<&str, Option<ColumnKind>> = IndexMap::new();
     for (name, value) in [new, old].into_iter().flatten().flatten() {
         let kind = kind(value.get());
         kinds.entry(name.as_str()).and_modify(|held| *held = common(*held, kind)).or_insert(kind);
     }
-    let column = |(name, kind): (&str, Option<Kind>)| Column {
+    let column = |(name, kind): (&str, Option<ColumnKind>)| Column {
         name: name.to_owned(),
         kind: kind.unwrap_or_default(),
         in_identity: true,
@@ -98,29 +98,32 @@ fn columns(old: Option<&JsonImage>, new: Option<&JsonImage>) -> Vec<Column> {
 }
 
 /// The kind of a JSON value. Null may be of any.
-fn kind(json: &str) -> Option<Kind> {
+fn kind(json: &str) -> Option<ColumnKind> {
     match json.as_bytes().first() {
         Some(b'n') | None => None,
-        Some(b't' | b'f') => Some(Kind::Boolean),
-        Some(b'"') => Some(Kind::Text),
-        Some(b'{' | b'[') => Some(Kind::Json),
-        Some(_) if json.parse::<i64>().is_ok() => Some(Kind::Integer),
+        Some(b't' | b'f') => Some(ColumnKind::Boolean),
+        Some(b'"') => Some(ColumnKind::Text),
+        Some(b'{' | b'[') => Some(ColumnKind::Json),
+        Some(_) if json.parse::<i64>().is_ok() => Some(ColumnKind::Integer),
         // As many digits as a double precision column writes: one that reads back as it was.
-        Some(_) if json.parse::<f64>().is_ok_and(|value| value.to_string() == json) => Some(Kind::Float),
-        Some(_) => Some(Kind::Numeric),
+        Some(_) if json.parse::<f64>().is_ok_and(|value| value.to_string() == json) => Some(ColumnKind::Float),
+        Some(_) => Some(ColumnKind::Numeric),
     }
 }
 
 /// A kind that fits both values of a column.
-fn common(one: Option<Kind>, other: Option<Kind>) -> Option<Kind> {
+fn common(one: Option<ColumnKind>, other: Option<ColumnKind>) -> Option<ColumnKind> {
     match (one, other) {
         (None, kind) | (kind, None) => kind,
         (one, other) if one == other => one,
-        (Some(Kind::Integer | Kind::Float), Some(Kind::Integer | Kind::Float)) => Some(Kind::Float),
-        (Some(Kind::Integer | Kind::Float | Kind::Numeric), Some(Kind::Integer | Kind::Float | Kind::Numeric)) => {
-            Some(Kind::Numeric)
+        (Some(ColumnKind::Integer | ColumnKind::Float), Some(ColumnKind::Integer | ColumnKind::Float)) => {
+            Some(ColumnKind::Float)
         }
-        _ => Some(Kind::Text),
+        (
+            Some(ColumnKind::Integer | ColumnKind::Float | ColumnKind::Numeric),
+            Some(ColumnKind::Integer | ColumnKind::Float | ColumnKind::Numeric),
+        ) => Some(ColumnKind::Numeric),
+        _ => Some(ColumnKind::Text),
     }
 }
 
@@ -151,24 +154,24 @@ mod tests {
 
     #[test]
     fn a_value_tells_its_kind() {
-        let check = |old: &str, new: &str, expected: Kind| {
+        let check = |old: &str, new: &str, expected: ColumnKind| {
             let (old, new) = (image(&format!("{{\"a\":{old}}}")), image(&format!("{{\"a\":{new}}}")));
             let change = Images::default().change(TableName::parse("t"), Operation::Update, Some(&old), Some(&new));
             assert_eq!(change.relation.columns[0].kind, expected, "{old:?} {new:?}");
         };
-        check("null", "null", Kind::Text);
-        check("null", "1", Kind::Integer);
-        check("1", "-9223372036854775808", Kind::Integer);
-        check("1", "9223372036854775808", Kind::Numeric);
-        check("1", "1.0", Kind::Numeric);
-        check("1", "1.5", Kind::Float);
-        check("0.30000000000000004", "0.1", Kind::Float);
-        check("0.300000000000000041", "0.1", Kind::Numeric);
-        check("true", "false", Kind::Boolean);
-        check("true", "null", Kind::Boolean);
-        check("[1]", "{\"x\":1}", Kind::Json);
-        check("\"a\"", "\"b\"", Kind::Text);
-        check("\"a\"", "1", Kind::Text);
+        check("null", "null", ColumnKind::Text);
+        check("null", "1", ColumnKind::Integer);
+        check("1", "-9223372036854775808", ColumnKind::Integer);
+        check("1", "9223372036854775808", ColumnKind::Numeric);
+        check("1", "1.0", ColumnKind::Numeric);
+        check("1", "1.5", ColumnKind::Float);
+        check("0.30000000000000004", "0.1", ColumnKind::Float);
+        check("0.300000000000000041", "0.1", ColumnKind::Numeric);
+        check("true", "false", ColumnKind::Boolean);
+        check("true", "null", ColumnKind::Boolean);
+        check("[1]", "{\"x\":1}", ColumnKind::Json);
+        check("\"a\"", "\"b\"", ColumnKind::Text);
+        check("\"a\"", "1", ColumnKind::Text);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use futures_util::StreamExt as _;
 use tokio_postgres::{Client, Error, SimpleQueryMessage, SimpleQueryRow, SimpleQueryStream};
 
 use crate::catalog::{CatalogColumn, Table, quote, quote_table};
-use crate::change::{Cell, Change, Column, Kind, Operation, Relation, RelationId, Row, TableName};
+use crate::change::{Cell, Change, Column, ColumnKind, Operation, Relation, RelationId, Row, TableName};
 
 /// Makes a session write values as the log has them, whatever the role's settings are.
 pub(super) const AS_IN_THE_LOG: &str =
@@ -72,8 +72,8 @@ impl TableRows {
         let cell = |(at, column): (usize, &Column)| -> Result<Cell, Error> {
             Ok(match (row.try_get(at)?, column.kind) {
                 (None, _) => Cell::Null,
-                (Some("t"), Kind::Boolean) => Cell::of("true"),
-                (Some(_), Kind::Boolean) => Cell::of("false"),
+                (Some("t"), ColumnKind::Boolean) => Cell::of("true"),
+                (Some(_), ColumnKind::Boolean) => Cell::of("false"),
                 (Some(text), _) => Cell::Value(Bytes::copy_from_slice(text.as_bytes())),
             })
         };
@@ -107,7 +107,7 @@ mod tests {
         let column = |name: &str| CatalogColumn {
             name: name.to_owned(),
             type_name: "text".to_owned(),
-            kind: Kind::Text,
+            kind: ColumnKind::Text,
             not_null: true,
         };
         let table = Table {

@@ -9,7 +9,7 @@ use super::source::{InputChange, Planning};
 use crate::change::{Operation, TableName};
 use crate::cmd::display::printable;
 use crate::cmd::failure::{Failure, with_causes};
-use crate::lookups::Runner;
+use crate::lookups::LookupRunner;
 use crate::plan::Plan;
 use crate::postgres::{self, Address};
 use crate::rules::{Planner, RuleSet, Trigger};
@@ -25,7 +25,7 @@ pub(in crate::cmd) enum Lookups {
         required: bool,
     },
     /// This connection answers them.
-    Connected(Box<Runner>),
+    Connected(Box<LookupRunner>),
     /// They are not asked, and a note said so.
     Noted,
 }
@@ -86,7 +86,7 @@ impl Resolver {
                 self.lookups = Lookups::Noted;
             }
             Lookups::Unconnected { address, required } => match postgres::connect(address).await {
-                Ok(client) => self.lookups = Lookups::Connected(Box::new(Runner::new(client))),
+                Ok(client) => self.lookups = Lookups::Connected(Box::new(LookupRunner::new(client))),
                 Err(error) if *required => return Err(error.into()),
                 Err(error) => {
                     eprintln!("note: lookups are not run ({}): {EVERYTHING}", printable(with_causes(&error)));

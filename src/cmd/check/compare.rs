@@ -65,7 +65,7 @@ fn keyless(rules: &RuleSet, catalog: &Catalog) -> Vec<Finding> {
 mod tests {
     use super::*;
     use crate::catalog::{CatalogColumn, Identity, Table};
-    use crate::change::{Kind, TableName};
+    use crate::change::{ColumnKind, TableName};
     use crate::config::Document;
 
     #[test]
@@ -77,7 +77,7 @@ mod tests {
         let column = |name: &str| CatalogColumn {
             name: name.to_owned(),
             type_name: "text".to_owned(),
-            kind: Kind::Text,
+            kind: ColumnKind::Text,
             not_null: true,
         };
         let name = TableName::new("public", "users");

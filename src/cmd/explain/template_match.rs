@@ -13,14 +13,14 @@ use crate::cmd::display::printable;
 use crate::config::Spanned;
 use crate::key::CacheKey;
 use crate::plan::ActionKind;
-use crate::rules::{Given, Image, Rule, RuleSet, Template, Trigger};
+use crate::rules::{Image, ReferenceValue, Rule, RuleSet, Template, Trigger};
 
 /// A template that makes a key.
 pub(super) struct TemplateMatch<'a> {
     pub(super) rule: &'a Rule,
     pub(super) kind: ActionKind,
     template: &'a Spanned<Template>,
-    given: Vec<Given<'a>>,
+    given: Vec<ReferenceValue<'a>>,
 }
 
 /// Every template that makes a key, in the order of the file. A channel is not a key.
@@ -79,7 +79,7 @@ impl TemplateMatch<'_> {
     }
 
     /// The expression that a value is known of, such as `lower(email)`.
-    fn expression(&self, given: &Given<'_>) -> String {
+    fn expression(&self, given: &ReferenceValue<'_>) -> String {
         let column = &given.reference.column;
         let alias = self.rule.for_each.as_ref().map_or("", |for_each| &for_each.alias);
         let read = match given.reference.image {

@@ -18,6 +18,7 @@ use crate::catalog::Catalog;
 use crate::coherence::primary::PrimaryError;
 use crate::config::{Mode, Problems};
 use crate::install::outbox;
+use crate::lookups;
 use crate::postgres;
 use crate::postgres::catalog;
 use crate::rules::{Capture, RuleSet, Widening};
@@ -50,7 +51,7 @@ impl Preflight {
             CatalogFit::of(&file.rules, &catalog, settings.mode);
         let mut problems = unknown;
         problems.append(unlogged);
-        rules.check_lookups(&client, &mut problems).await?;
+        lookups::check(&rules, &client, &mut problems).await?;
         if !problems.is_empty() {
             problems.sort();
             return Err(file.failure(&problems));

@@ -55,14 +55,14 @@ fn family<'a>(table: &'a Table, catalog: &'a Catalog) -> impl Iterator<Item = &'
 mod tests {
     use super::*;
     use crate::catalog::{CatalogColumn, Identity};
-    use crate::change::{Kind, Relation, RelationId, Row};
+    use crate::change::{ColumnKind, Relation, RelationId, Row};
     use crate::cmd::failure::Exit;
 
     fn table(name: &str, leaves: &[&str]) -> Table {
         let column = |name: &str| CatalogColumn {
             name: name.to_owned(),
             type_name: "text".to_owned(),
-            kind: Kind::Text,
+            kind: ColumnKind::Text,
             not_null: true,
         };
         Table {

@@ -152,12 +152,12 @@ fn possibilities(change: &Change) -> [Change; 4] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::change::{Column, Commit, Kind, Relation, RelationId, TableName, json};
+    use crate::change::{Column, ColumnKind, Commit, Relation, RelationId, TableName, json};
     use crate::source::recording::Recording;
 
     #[test]
     fn an_unknown_change_is_written_as_every_kind_of_change() {
-        let columns = vec![Column { name: "id".to_owned(), kind: Kind::Integer, in_identity: true }];
+        let columns = vec![Column { name: "id".to_owned(), kind: ColumnKind::Integer, in_identity: true }];
         let relation = Relation { id: RelationId::new(20_000), name: TableName::new("public", "t"), columns };
         let unknown = Change { relation: Arc::new(relation), operation: Operation::Truncate, old: None, new: None };
         let lines = possibilities(&unknown).map(|change| {

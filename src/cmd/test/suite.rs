@@ -168,7 +168,7 @@ fn check_columns(test: &RawTest, table: &Table, problems: &mut Problems) {
 mod tests {
     use super::*;
     use crate::catalog::CatalogColumn;
-    use crate::change::{Cell, Change, Kind};
+    use crate::change::{Cell, Change, ColumnKind};
 
     const RULES: &str = "version: 1
 rules:
@@ -191,7 +191,11 @@ lookups: {members: {sql: select 1}}
         };
         let name = TableName::new("public", "users");
         let table = Table {
-            columns: vec![column("id", Kind::Integer), column("email", Kind::Text), column("name", Kind::Text)],
+            columns: vec![
+                column("id", ColumnKind::Integer),
+                column("email", ColumnKind::Text),
+                column("name", ColumnKind::Text),
+            ],
             primary_key: vec!["id".to_owned()],
             unique: Vec::new(),
             foreign_keys: Vec::new(),
@@ -236,7 +240,7 @@ lookups: {members: {sql: select 1}}
         assert_eq!(rows(&carried.change)[0], "id=- email=a name=? plan=?", "the keys need the first two");
         assert_eq!(carried.lacking, ["name"]);
         let kinds: Vec<_> = cases[0].full.relation.columns.iter().map(|column| column.kind).collect();
-        assert_eq!(kinds, [Kind::Integer, Kind::Text, Kind::Text, Kind::Text]);
+        assert_eq!(kinds, [ColumnKind::Integer, ColumnKind::Text, ColumnKind::Text, ColumnKind::Text]);
     }
 
     #[test]

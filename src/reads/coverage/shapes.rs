@@ -8,7 +8,7 @@ use crate::config::Spanned;
 use crate::key::Glob;
 use crate::plan::ActionKind;
 use crate::reads::Read;
-use crate::rules::{Filter, Image, Part, Reference, Rule, Template};
+use crate::rules::{Filter, Image, Reference, Rule, Template, TemplatePart};
 
 /// Bytes that occur in no text: around the filters of a value, and for what only a `*` matches.
 const VALUE: u8 = 0xff;
@@ -37,10 +37,10 @@ impl Alphabet {
     }
 
     fn name(self, template: &Template) -> Vec<u8> {
-        let part = |part: &Part| match part {
-            Part::Literal(literal) => literal.clone(),
-            Part::Reference(reference) => self.value(reference),
-            Part::Any => vec![ANYTHING],
+        let part = |part: &TemplatePart| match part {
+            TemplatePart::Literal(literal) => literal.clone(),
+            TemplatePart::Reference(reference) => self.value(reference),
+            TemplatePart::Any => vec![ANYTHING],
         };
         template.parts().iter().flat_map(part).collect()
     }
@@ -50,9 +50,9 @@ impl Alphabet {
         let mut glob = Glob::new();
         for part in template.parts() {
             match part {
-                Part::Literal(literal) => glob.push_literal(literal),
-                Part::Reference(reference) => glob.push_literal(&self.value(reference)),
-                Part::Any => glob.push_any(),
+                TemplatePart::Literal(literal) => glob.push_literal(literal),
+                TemplatePart::Reference(reference) => glob.push_literal(&self.value(reference)),
+                TemplatePart::Any => glob.push_any(),
             }
         }
         glob
@@ -125,11 +125,11 @@ pub(super) fn spell(template: &Template, prefix: &str, hidden: bool) -> String {
     let mut text = String::new();
     for (at, part) in template.parts().iter().enumerate() {
         match part {
-            Part::Literal(literal) => {
+            TemplatePart::Literal(literal) => {
                 let own = if at == 0 { literal.strip_prefix(prefix.as_bytes()).unwrap_or(literal) } else { literal };
                 text.push_str(&String::from_utf8_lossy(own).replace('{', "{{").replace('}', "}}"));
             }
-            Part::Reference(reference) => {
+            TemplatePart::Reference(reference) => {
                 let image = match reference.image {
                     Image::Old => "old.",
                     Image::New => "new.",
@@ -139,7 +139,7 @@ pub(super) fn spell(template: &Template, prefix: &str, hidden: bool) -> String {
                 let column = if hidden { "…".to_owned() } else { format!("{image}{}", reference.column) };
                 text.push_str(&format!("{{{column}{filters}}}"));
             }
-            Part::Any => text.push('*'),
+            TemplatePart::Any => text.push('*'),
         }
     }
     text

@@ -10,13 +10,20 @@ use cel::common::ast::operators::INDEX;
 use cel::common::ast::{CallExpr, ComprehensionExpr, EntryExpr, Expr, IdedExpr, LiteralValue, SelectExpr, SourceInfo};
 use cel::common::types::CelString;
 
+use super::error::InvalidCondition;
 use super::functions::{FUNCTIONS, MACROS, METHODS, find, is_operator};
-use super::{ColumnUse, InvalidCondition, engine, value};
+use super::operand::ColumnUse;
+use super::{engine, value};
 use crate::nearest::nearest;
 use crate::rules::template::Image;
 
-/// What a condition is, beside its tree.
-pub(super) struct Bound {
+/// A condition whose names are bound.
+#[derive(Clone, Debug)]
+pub(super) struct BoundExpression {
+    /// The text that it was parsed from.
+    pub(super) text: String,
+    /// The tree, in which columns and `commit.at` are variables by the names that `value` gives them.
+    pub(super) tree: IdedExpr,
     pub(super) columns: Vec<ColumnUse>,
     /// The place of each node of the tree, as far as the parser tells it.
     pub(super) spans: HashMap<u64, Range<usize>>,
@@ -27,23 +34,32 @@ pub(super) struct Bound {
 
 const VARIABLES: [&str; 5] = ["old", "new", "op", "table", "commit"];
 
-/// Binds the names of a tree, in place.
-pub(super) fn bind(text: &str, tree: &mut IdedExpr, source: &SourceInfo) -> Result<Bound, InvalidCondition> {
-    let bound = Bound { columns: Vec::new(), spans: HashMap::new(), depends: false, reads_commit_time: false };
-    let mut binder = Binder { text, source, element: None, bound };
-    binder.expression(tree)?;
-    Ok(binder.bound)
+/// Binds the names of a tree.
+pub(super) fn bind(text: &str, mut tree: IdedExpr, source: &SourceInfo) -> Result<BoundExpression, InvalidCondition> {
+    let mut binder = ExpressionBinder { text, source, element: None, bound: BoundNames::default() };
+    binder.expression(&mut tree)?;
+    let BoundNames { columns, spans, depends, reads_commit_time } = binder.bound;
+    Ok(BoundExpression { text: text.to_owned(), tree, columns, spans, depends, reads_commit_time })
 }
 
-struct Binder<'a> {
+/// What binding finds out about a tree.
+#[derive(Default)]
+struct BoundNames {
+    columns: Vec<ColumnUse>,
+    spans: HashMap<u64, Range<usize>>,
+    depends: bool,
+    reads_commit_time: bool,
+}
+
+struct ExpressionBinder<'a> {
     text: &'a str,
     source: &'a SourceInfo,
     /// The variable of the macro around the expression at hand.
     element: Option<String>,
-    bound: Bound,
+    bound: BoundNames,
 }
 
-impl Binder<'_> {
+impl ExpressionBinder<'_> {
     fn expression(&mut self, expression: &mut IdedExpr) -> Result<(), InvalidCondition> {
         let id = expression.id;
         let token = self.token(id);

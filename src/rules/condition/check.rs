@@ -12,16 +12,20 @@ use cel::common::ast::operators::{
 };
 use cel::common::ast::{CallExpr, ComprehensionExpr, EntryExpr, Expr, IdedExpr, LiteralValue};
 
-use super::bind::{after, join};
-use super::functions::{FUNCTIONS, METHODS, Type, arithmetic, find, is_operator, symbol};
-use super::{Condition, InvalidCondition, value};
-use crate::change::Kind;
+use super::bind::{BoundExpression, after, join};
+use super::error::InvalidCondition;
+use super::functions::{CelType, FUNCTIONS, METHODS, arithmetic, find, is_operator, symbol};
+use super::value;
+use crate::change::ColumnKind;
 
 /// What is wrong with the types of a condition.
-pub(super) fn check(condition: &Condition, kind_of: &dyn Fn(&str) -> Option<Kind>) -> Vec<InvalidCondition> {
+pub(super) fn check(
+    condition: &BoundExpression,
+    kind_of: &dyn Fn(&str) -> Option<ColumnKind>,
+) -> Vec<InvalidCondition> {
     let mut checker = Checker { condition, kind_of, macros: Vec::new(), found: Vec::new() };
-    let result = checker.infer(&condition.expression);
-    if !result.may_be(Type::Bool) {
+    let result = checker.infer(&condition.tree);
+    if !result.may_be(CelType::Bool) {
         let message = format!("the condition is {}, not true or false", result.noun());
         checker.report(0..condition.text.len(), message, "compare it with something");
     }
@@ -29,10 +33,10 @@ pub(super) fn check(condition: &Condition, kind_of: &dyn Fn(&str) -> Option<Kind
 }
 
 struct Checker<'a> {
-    condition: &'a Condition,
-    kind_of: &'a dyn Fn(&str) -> Option<Kind>,
+    condition: &'a BoundExpression,
+    kind_of: &'a dyn Fn(&str) -> Option<ColumnKind>,
     /// The variables of the macros around the expression at hand, the innermost last.
-    macros: Vec<(&'a str, Type)>,
+    macros: Vec<(&'a str, CelType)>,
     found: Vec<InvalidCondition>,
 }
 
@@ -41,7 +45,7 @@ impl<'a> Checker<'a> {
         self.found.push(InvalidCondition::new(span, message, advice));
     }
 
-    fn infer(&mut self, expression: &'a IdedExpr) -> Type {
+    fn infer(&mut self, expression: &'a IdedExpr) -> CelType {
         match &expression.expr {
             Expr::Literal(literal) => of_literal(literal),
             Expr::Ident(name) => self.variable(name),
@@ -49,17 +53,17 @@ impl<'a> Checker<'a> {
             Expr::Comprehension(comprehension) => self.comprehension(comprehension),
             Expr::Select(select) => {
                 let object = self.infer(&select.operand);
-                if !object.may_be(Type::Map) {
+                if !object.may_be(CelType::Map) {
                     let message = format!("{} has no field `{}`", object.noun(), select.field);
                     self.report(self.span(expression), message, "only JSON has fields");
                 }
-                if select.test { Type::Bool } else { Type::Any }
+                if select.test { CelType::Bool } else { CelType::Any }
             }
             Expr::List(list) => {
                 for element in &list.elements {
                     self.infer(element);
                 }
-                Type::List
+                CelType::List
             }
             Expr::Map(map) => {
                 for entry in &map.entries {
@@ -68,49 +72,49 @@ impl<'a> Checker<'a> {
                         self.infer(&entry.value);
                     }
                 }
-                Type::Map
+                CelType::Map
             }
-            Expr::Struct(_) | Expr::Unspecified => Type::Any,
+            Expr::Struct(_) | Expr::Unspecified => CelType::Any,
         }
     }
 
-    fn variable(&self, name: &str) -> Type {
+    fn variable(&self, name: &str) -> CelType {
         if let Some((_, known)) = self.macros.iter().rev().find(|(variable, _)| *variable == name) {
             return *known;
         }
         if let Some(used) = value::column_of(name).and_then(|at| self.condition.columns.get(at)) {
-            return (self.kind_of)(&used.column).map_or(Type::Any, Type::of_kind);
+            return (self.kind_of)(&used.column).map_or(CelType::Any, CelType::of_kind);
         }
         match name {
-            "op" | "table" => Type::Text,
-            value::COMMIT_TIME => Type::Timestamp,
+            "op" | "table" => CelType::Text,
+            value::COMMIT_TIME => CelType::Timestamp,
             // The rest of our own ask whether something is known.
-            _ if name.starts_with('@') => Type::Bool,
-            _ => Type::Name,
+            _ if name.starts_with('@') => CelType::Bool,
+            _ => CelType::Name,
         }
     }
 
-    fn call(&mut self, expression: &'a IdedExpr, call: &'a CallExpr) -> Type {
+    fn call(&mut self, expression: &'a IdedExpr, call: &'a CallExpr) -> CelType {
         if !is_operator(&call.func_name) {
             return self.function(expression, call);
         }
-        let arguments: Vec<Type> = call.args.iter().map(|argument| self.infer(argument)).collect();
+        let arguments: Vec<CelType> = call.args.iter().map(|argument| self.infer(argument)).collect();
         let operator = call.func_name.as_str();
         match (operator, arguments.as_slice()) {
             (LOGICAL_AND | LOGICAL_OR | LOGICAL_NOT, types) => {
                 for (argument, found) in call.args.iter().zip(types) {
                     self.require_bool(argument, *found, operator);
                 }
-                Type::Bool
+                CelType::Bool
             }
             (CONDITIONAL, &[test, yes, no]) => {
                 if let Some(argument) = call.args.first() {
                     self.require_bool(argument, test, operator);
                 }
-                if yes == no { yes } else { Type::Any }
+                if yes == no { yes } else { CelType::Any }
             }
             (NEGATE, &[number]) => {
-                if !number.may_be(Type::Int) && !number.may_be(Type::Double) {
+                if !number.may_be(CelType::Int) && !number.may_be(CelType::Double) {
                     let message = format!("`-` does not take {}", number.noun());
                     self.report(self.span(expression), message, "it takes a number");
                 }
@@ -119,19 +123,19 @@ impl<'a> Checker<'a> {
             (IN, &[item, collection]) => self.membership(call, item, collection),
             (INDEX, &[object, index]) => self.index(expression, object, index),
             (_, &[left, right]) => self.binary(expression, operator, left, right),
-            _ => Type::Any,
+            _ => CelType::Any,
         }
     }
 
-    fn binary(&mut self, expression: &'a IdedExpr, operator: &str, left: Type, right: Type) -> Type {
+    fn binary(&mut self, expression: &'a IdedExpr, operator: &str, left: CelType, right: CelType) -> CelType {
         let (result, fits, why) = match operator {
-            EQUALS | NOT_EQUALS => (Type::Bool, left.may_equal(right), "which are never equal"),
+            EQUALS | NOT_EQUALS => (CelType::Bool, left.may_equal(right), "which are never equal"),
             LESS | LESS_EQUALS | GREATER | GREATER_EQUALS => {
-                (Type::Bool, left.may_precede(right), "which have no order")
+                (CelType::Bool, left.may_precede(right), "which have no order")
             }
             _ => {
                 let result = arithmetic(operator, left, right);
-                (result.unwrap_or(Type::Any), result.is_some(), "which it is not defined for")
+                (result.unwrap_or(CelType::Any), result.is_some(), "which it is not defined for")
             }
         };
         if !fits {
@@ -141,11 +145,11 @@ impl<'a> Checker<'a> {
         result
     }
 
-    fn function(&mut self, expression: &'a IdedExpr, call: &'a CallExpr) -> Type {
+    fn function(&mut self, expression: &'a IdedExpr, call: &'a CallExpr) -> CelType {
         let table = if call.target.is_some() { METHODS } else { FUNCTIONS };
         let all = call.target.as_deref().into_iter().chain(&call.args);
-        let arguments: Vec<Type> = all.map(|argument| self.infer(argument)).collect();
-        let Some(function) = find(table, &call.func_name) else { return Type::Any };
+        let arguments: Vec<CelType> = all.map(|argument| self.infer(argument)).collect();
+        let Some(function) = find(table, &call.func_name) else { return CelType::Any };
         if !function.accepts(&arguments) {
             let message = format!("`{}` does not take {}", function.name, nouns(&arguments));
             let takes: Vec<String> = function.takes.iter().map(|overload| nouns(overload)).collect();
@@ -154,11 +158,12 @@ impl<'a> Checker<'a> {
         function.gives
     }
 
-    fn membership(&mut self, call: &'a CallExpr, item: Type, collection: Type) -> Type {
-        let Some(argument) = call.args.last() else { return Type::Bool };
-        if !collection.may_be(Type::List) && !collection.may_be(Type::Map) {
+    fn membership(&mut self, call: &'a CallExpr, item: CelType, collection: CelType) -> CelType {
+        let Some(argument) = call.args.last() else { return CelType::Bool };
+        if !collection.may_be(CelType::List) && !collection.may_be(CelType::Map) {
             let message = format!("`in` looks into a list or a map, not into {}", collection.noun());
-            let advice = if collection == Type::Text { "use `contains`" } else { "write a list, as in `['a', 'b']`" };
+            let advice =
+                if collection == CelType::Text { "use `contains`" } else { "write a list, as in `['a', 'b']`" };
             self.report(self.span(argument), message, advice);
         }
         if let Expr::List(list) = &argument.expr {
@@ -172,40 +177,40 @@ impl<'a> Checker<'a> {
                 }
             }
         }
-        Type::Bool
+        CelType::Bool
     }
 
-    fn index(&mut self, expression: &'a IdedExpr, object: Type, index: Type) -> Type {
+    fn index(&mut self, expression: &'a IdedExpr, object: CelType, index: CelType) -> CelType {
         let fits = match object {
-            Type::List => index.is_numeric() || index == Type::Any,
-            Type::Any | Type::Map => true,
+            CelType::List => index.is_numeric() || index == CelType::Any,
+            CelType::Any | CelType::Map => true,
             _ => false,
         };
         if !fits {
             let message = format!("{} cannot be indexed by {}", object.noun(), index.noun());
             self.report(self.span(expression), message, "only JSON and lists have elements");
         }
-        Type::Any
+        CelType::Any
     }
 
     /// A macro: its step folds the elements into what it began with.
-    fn comprehension(&mut self, tree: &'a ComprehensionExpr) -> Type {
+    fn comprehension(&mut self, tree: &'a ComprehensionExpr) -> CelType {
         let range = self.infer(&tree.iter_range);
-        if !range.may_be(Type::List) && !range.may_be(Type::Map) {
+        if !range.may_be(CelType::List) && !range.may_be(CelType::Map) {
             let message = format!("a macro goes through a list or a map, not through {}", range.noun());
             self.report(self.span(&tree.iter_range), message, "only JSON has elements");
         }
         let begun = self.infer(&tree.accu_init);
         let outside = self.macros.len();
-        self.macros.extend([(tree.accu_var.as_str(), begun), (tree.iter_var.as_str(), Type::Any)]);
+        self.macros.extend([(tree.accu_var.as_str(), begun), (tree.iter_var.as_str(), CelType::Any)]);
         self.infer(&tree.loop_step);
         let result = self.infer(&tree.result);
         self.macros.truncate(outside);
         result
     }
 
-    fn require_bool(&mut self, argument: &'a IdedExpr, found: Type, operator: &str) {
-        if !found.may_be(Type::Bool) {
+    fn require_bool(&mut self, argument: &'a IdedExpr, found: CelType, operator: &str) {
+        if !found.may_be(CelType::Bool) {
             let message = format!("`{}` takes true or false, not {}", symbol(operator), found.noun());
             self.report(self.span(argument), message, "compare it with something");
         }
@@ -237,32 +242,32 @@ impl<'a> Checker<'a> {
     }
 }
 
-fn nouns(types: &[Type]) -> String {
+fn nouns(types: &[CelType]) -> String {
     types.iter().map(|one| one.noun()).collect::<Vec<_>>().join(" and ")
 }
 
-fn of_literal(literal: &LiteralValue) -> Type {
+fn of_literal(literal: &LiteralValue) -> CelType {
     match literal {
-        LiteralValue::Boolean(_) => Type::Bool,
-        LiteralValue::Bytes(_) => Type::Bytes,
-        LiteralValue::Double(_) => Type::Double,
-        LiteralValue::Int(_) => Type::Int,
-        LiteralValue::Null => Type::Null,
-        LiteralValue::String(_) => Type::Text,
-        LiteralValue::UInt(_) => Type::Uint,
+        LiteralValue::Boolean(_) => CelType::Bool,
+        LiteralValue::Bytes(_) => CelType::Bytes,
+        LiteralValue::Double(_) => CelType::Double,
+        LiteralValue::Int(_) => CelType::Int,
+        LiteralValue::Null => CelType::Null,
+        LiteralValue::String(_) => CelType::Text,
+        LiteralValue::UInt(_) => CelType::Uint,
     }
 }
 
-fn advice_for(left: Type, right: Type) -> &'static str {
+fn advice_for(left: CelType, right: CelType) -> &'static str {
     match (left, right) {
-        (Type::Timestamp, Type::Text) | (Type::Text, Type::Timestamp) => {
+        (CelType::Timestamp, CelType::Text) | (CelType::Text, CelType::Timestamp) => {
             "write a moment as `timestamp('2026-01-31T00:00:00Z')`"
         }
-        (Type::Timestamp, number) | (number, Type::Timestamp) if number.is_numeric() => {
+        (CelType::Timestamp, number) | (number, CelType::Timestamp) if number.is_numeric() => {
             "write a moment as `timestamp('2026-01-31T00:00:00Z')`, a span of time as `duration('90m')`"
         }
-        (Type::Bool, Type::Text) | (Type::Text, Type::Bool) => "write `true` and `false` without quotes",
-        (Type::Text, number) | (number, Type::Text) if number.is_numeric() => {
+        (CelType::Bool, CelType::Text) | (CelType::Text, CelType::Bool) => "write `true` and `false` without quotes",
+        (CelType::Text, number) | (number, CelType::Text) if number.is_numeric() => {
             "write a number without quotes and a text in quotes, or convert with `int(…)`, `double(…)`, `string(…)`"
         }
         (left, right) if left.is_numeric() && right.is_numeric() => {
@@ -274,16 +279,17 @@ fn advice_for(left: Type, right: Type) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Condition;
     use super::*;
 
-    fn kind_of(column: &str) -> Option<Kind> {
+    fn kind_of(column: &str) -> Option<ColumnKind> {
         match column {
-            "name" => Some(Kind::Text),
-            "age" => Some(Kind::Integer),
-            "price" => Some(Kind::Numeric),
-            "active" => Some(Kind::Boolean),
-            "data" => Some(Kind::Json),
-            "at" => Some(Kind::Timestamp),
+            "name" => Some(ColumnKind::Text),
+            "age" => Some(ColumnKind::Integer),
+            "price" => Some(ColumnKind::Numeric),
+            "active" => Some(ColumnKind::Boolean),
+            "data" => Some(ColumnKind::Json),
+            "at" => Some(ColumnKind::Timestamp),
             _ => None,
         }
     }

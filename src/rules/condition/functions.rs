@@ -5,12 +5,12 @@
 
 use cel::common::ast::operators::{ADD, DIVIDE, MODULO, MULTIPLY, SUBSTRACT};
 
-use self::Type::{Any, Bool, Bytes, Double, Duration, Int, List, Map, Name, Null, Text, Timestamp, Uint};
-use crate::change::Kind;
+use self::CelType::{Any, Bool, Bytes, Double, Duration, Int, List, Map, Name, Null, Text, Timestamp, Uint};
+use crate::change::ColumnKind;
 
 /// What is known of a value before there is one. Any of them may be NULL when it comes from a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Type {
+pub(super) enum CelType {
     /// Not known: JSON, a column that is not in the catalog, an element of a list.
     Any,
     Bool,
@@ -28,16 +28,16 @@ pub(super) enum Type {
     Uint,
 }
 
-impl Type {
+impl CelType {
     /// What a column of this kind becomes.
-    pub(super) fn of_kind(kind: Kind) -> Self {
+    pub(super) fn of_kind(kind: ColumnKind) -> Self {
         match kind {
-            Kind::Boolean => Bool,
-            Kind::Integer => Int,
-            Kind::Float | Kind::Numeric => Double,
-            Kind::Json => Any,
-            Kind::Timestamp => Timestamp,
-            Kind::Text => Text,
+            ColumnKind::Boolean => Bool,
+            ColumnKind::Integer => Int,
+            ColumnKind::Float | ColumnKind::Numeric => Double,
+            ColumnKind::Json => Any,
+            ColumnKind::Timestamp => Timestamp,
+            ColumnKind::Text => Text,
         }
     }
 
@@ -83,19 +83,19 @@ impl Type {
 
 /// A function or method.
 #[derive(Debug)]
-pub(super) struct Function {
+pub(super) struct CelFunction {
     pub(super) name: &'static str,
     /// The arguments of each overload; a method's first is what it is called on.
-    pub(super) takes: &'static [&'static [Type]],
-    pub(super) gives: Type,
+    pub(super) takes: &'static [&'static [CelType]],
+    pub(super) gives: CelType,
 }
 
-impl Function {
+impl CelFunction {
     pub(super) fn takes_count(&self, count: usize) -> bool {
         self.takes.iter().any(|overload| overload.len() == count)
     }
 
-    pub(super) fn accepts(&self, arguments: &[Type]) -> bool {
+    pub(super) fn accepts(&self, arguments: &[CelType]) -> bool {
         self.takes.iter().any(|overload| {
             overload.len() == arguments.len()
                 && overload.iter().zip(arguments).all(|(takes, given)| takes.may_be(*given))
@@ -103,17 +103,17 @@ impl Function {
     }
 }
 
-const fn function(name: &'static str, takes: &'static [&'static [Type]], gives: Type) -> Function {
-    Function { name, takes, gives }
+const fn function(name: &'static str, takes: &'static [&'static [CelType]], gives: CelType) -> CelFunction {
+    CelFunction { name, takes, gives }
 }
 
 /// The function of that name in one of the tables.
-pub(super) fn find(table: &'static [Function], name: &str) -> Option<&'static Function> {
+pub(super) fn find(table: &'static [CelFunction], name: &str) -> Option<&'static CelFunction> {
     table.iter().find(|function| function.name == name)
 }
 
 /// Called as `size(x)`.
-pub(super) const FUNCTIONS: &[Function] = &[
+pub(super) const FUNCTIONS: &[CelFunction] = &[
     function("bool", &[&[Bool], &[Text]], Bool),
     function("bytes", &[&[Text], &[Bytes]], Bytes),
     function("double", &[&[Double], &[Int], &[Uint], &[Text]], Double),
@@ -129,7 +129,7 @@ pub(super) const FUNCTIONS: &[Function] = &[
 ];
 
 /// Called as `x.size()`. Those of a timestamp take a time zone or count in UTC.
-pub(super) const METHODS: &[Function] = &[
+pub(super) const METHODS: &[CelFunction] = &[
     function("contains", &[&[Text, Text]], Bool),
     function("endsWith", &[&[Text, Text]], Bool),
     function("getDate", &[&[Timestamp], &[Timestamp, Text]], Int),
@@ -151,7 +151,7 @@ pub(super) const METHODS: &[Function] = &[
 pub(super) const MACROS: &[&str] = &["all", "exists", "exists_one", "filter", "has", "map"];
 
 /// What each operator makes of what. Unlike comparisons, none of them mixes numbers of different types.
-const ARITHMETIC: &[(&str, Type, Type, Type)] = &[
+const ARITHMETIC: &[(&str, CelType, CelType, CelType)] = &[
     (ADD, Int, Int, Int),
     (ADD, Uint, Uint, Uint),
     (ADD, Double, Double, Double),
@@ -178,8 +178,10 @@ const ARITHMETIC: &[(&str, Type, Type, Type)] = &[
 ];
 
 /// What `left operator right` gives, if it is defined.
-pub(super) fn arithmetic(operator: &str, left: Type, right: Type) -> Option<Type> {
-    let fits = |entry: &&(&str, Type, Type, Type)| entry.0 == operator && entry.1.may_be(left) && entry.2.may_be(right);
+pub(super) fn arithmetic(operator: &str, left: CelType, right: CelType) -> Option<CelType> {
+    let fits = |entry: &&(&str, CelType, CelType, CelType)| {
+        entry.0 == operator && entry.1.may_be(left) && entry.2.may_be(right)
+    };
     let mut results = ARITHMETIC.iter().filter(fits).map(|entry| entry.3);
     let first = results.next()?;
     Some(if results.all(|result| result == first) { first } else { Any })

@@ -7,12 +7,12 @@
 mod bind;
 mod check;
 mod engine;
+mod error;
 mod functions;
+mod operand;
 mod syntax;
 mod value;
 
-use std::collections::HashMap;
-use std::ops::Range;
 use std::sync::atomic::AtomicUsize;
 use std::time::SystemTime;
 
@@ -20,9 +20,12 @@ use cel::common::ast::IdedExpr;
 use cel::common::types::CelString;
 use cel::{ExecutionError, Value};
 
-use self::value::{Slot, Variables};
+use self::bind::BoundExpression;
+pub use self::error::{ConditionError, InvalidCondition};
+pub use self::operand::{ColumnUse, Operand};
+use self::value::{ColumnValue, Variables};
 use super::template::Image;
-use crate::change::Kind;
+use crate::change::ColumnKind;
 
 /// A parsed `when:`.
 ///
@@ -30,101 +33,39 @@ use crate::change::Kind;
 /// `table`; and `commit.at`, a timestamp. In an image that a change does not have every column is NULL.
 #[derive(Clone, Debug)]
 pub struct Condition {
-    text: String,
-    /// Columns and `commit.at` are variables of their own here, by the names that `value` gives them.
-    expression: IdedExpr,
-    spans: HashMap<u64, Range<usize>>,
-    columns: Vec<ColumnUse>,
-    reads_commit_time: bool,
+    bound: BoundExpression,
+    /// The value, if it depends on no variable.
     constant: Option<bool>,
-}
-
-/// Why a text is not a condition, or never does what it seems to say.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct InvalidCondition {
-    /// The bytes of the text that are at fault.
-    pub span: Range<usize>,
-    /// What is wrong.
-    pub message: String,
-    /// What was expected, or what to do.
-    pub advice: String,
-}
-
-impl InvalidCondition {
-    fn new(span: Range<usize>, message: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self { span, message: message.into(), advice: advice.into() }
-    }
-}
-
-/// A column that a condition reads.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ColumnUse {
-    /// The row before or the row after.
-    pub image: Image,
-    /// The column's name.
-    pub column: String,
-    /// Where the text first names it.
-    pub span: Range<usize>,
-}
-
-/// What a [`ColumnUse`] stands for in one change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Operand<'a> {
-    /// A value, in PostgreSQL's text format, and what it is.
-    Value(&'a [u8], Kind),
-    /// NULL, or the change has no such image.
-    Null,
-    /// Not carried by the log.
-    Absent,
-}
-
-/// Why a condition is neither true nor false.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ConditionError {
-    /// A column that the log does not carry decides.
-    #[error("a column that the log does not carry decides")]
-    Unknown,
-    /// It cannot be computed, for this reason, which holds no value of the row.
-    #[error("{0}")]
-    Failed(String),
 }
 
 impl Condition {
     /// Parses a condition of at most 4096 bytes.
     pub fn parse(text: &str) -> Result<Self, InvalidCondition> {
-        let (mut expression, source) = syntax::parse(text)?;
-        let bound = bind::bind(text, &mut expression, &source)?;
+        let (expression, source) = syntax::parse(text)?;
+        let bound = bind::bind(text, expression, &source)?;
         let constant = match bound.depends {
             true => None,
-            false => Some(evaluate_constant(&expression).map_err(|message| {
+            false => Some(evaluate_constant(&bound.tree).map_err(|message| {
                 InvalidCondition::new(0..text.len(), message, "compare columns, as in `old.name != new.name`")
             })?),
         };
-        Ok(Self {
-            text: text.to_owned(),
-            expression,
-            spans: bound.spans,
-            columns: bound.columns,
-            reads_commit_time: bound.reads_commit_time,
-            constant,
-        })
+        Ok(Self { bound, constant })
     }
 
     /// The text it was parsed from.
     pub fn text(&self) -> &str {
-        &self.text
+        &self.bound.text
     }
 
     /// The columns it reads, each of each image once, in the order of the text as CEL reads it.
     pub fn columns(&self) -> &[ColumnUse] {
-        &self.columns
+        &self.bound.columns
     }
 
     /// What can never be as the columns' kinds are: a number compared with a text, a condition that is no bool. A
     /// column without a kind may be anything.
-    pub fn check(&self, kind_of: &dyn Fn(&str) -> Option<Kind>) -> Vec<InvalidCondition> {
-        check::check(self, kind_of)
+    pub fn check(&self, kind_of: &dyn Fn(&str) -> Option<ColumnKind>) -> Vec<InvalidCondition> {
+        check::check(&self.bound, kind_of)
     }
 
     /// Its value, if that depends on no variable.
@@ -144,13 +85,13 @@ impl Condition {
             return Ok(constant);
         }
         let variables = Variables {
-            slots: (0..self.columns.len()).map(|column| Slot::new(resolve(column))).collect(),
+            values: (0..self.bound.columns.len()).map(|column| ColumnValue::new(resolve(column))).collect(),
             op: CelString::from(op),
             table: CelString::from(table),
-            at: at.filter(|_| self.reads_commit_time).and_then(value::commit_time),
+            at: at.filter(|_| self.bound.reads_commit_time).and_then(value::commit_time),
             units_read: AtomicUsize::new(0),
         };
-        match engine::run(&self.expression, Some(&variables)) {
+        match engine::run(&self.bound.tree, Some(&variables)) {
             Ok(Value::Bool(holds)) => Ok(holds),
             Ok(other) => Err(ConditionError::Failed(not_a_bool(&other))),
             Err(ExecutionError::UndeclaredReference(name)) if variables.is_absent(&name) => {
@@ -164,12 +105,12 @@ impl Condition {
         // A variable that cannot be read is missing to CEL. Of ours, none is missing otherwise.
         let ExecutionError::UndeclaredReference(variable) = error else { return engine::reason(error) };
         let at = value::column_of(variable);
-        let used = at.and_then(|at| self.columns.get(at)).map(|used| match used.image {
+        let used = at.and_then(|at| self.bound.columns.get(at)).map(|used| match used.image {
             Image::Old => format!("`old.{}`", used.column),
             _ => format!("`new.{}`", used.column),
         });
-        match (used, at.and_then(|at| variables.slots.get(at))) {
-            (Some(used), Some(Slot::Broken(reason))) => format!("{used} {reason}"),
+        match (used, at.and_then(|at| variables.values.get(at))) {
+            (Some(used), Some(ColumnValue::Broken(reason))) => format!("{used} {reason}"),
             (Some(used), _) => format!("{used} is too long to be read so often"),
             (None, _) => "the time of the commit is not known".to_owned(),
         }
@@ -197,8 +138,15 @@ mod tests {
 
     use super::*;
 
-    const KINDS: [Kind; 7] =
-        [Kind::Boolean, Kind::Integer, Kind::Float, Kind::Numeric, Kind::Json, Kind::Timestamp, Kind::Text];
+    const KINDS: [ColumnKind; 7] = [
+        ColumnKind::Boolean,
+        ColumnKind::Integer,
+        ColumnKind::Float,
+        ColumnKind::Numeric,
+        ColumnKind::Json,
+        ColumnKind::Timestamp,
+        ColumnKind::Text,
+    ];
 
     /// Evaluates for an update of `users`, committed at 2027-01-15 08:00 UTC. Columns that are not given are absent.
     fn evaluate(text: &str, columns: &[(&str, Operand<'_>)]) -> Result<bool, ConditionError> {
@@ -212,37 +160,37 @@ mod tests {
         condition.evaluate(resolve, "update", "users", Some(at))
     }
 
-    fn value(text: &str, kind: Kind) -> Operand<'_> {
+    fn value(text: &str, kind: ColumnKind) -> Operand<'_> {
         Operand::Value(text.as_bytes(), kind)
     }
 
     #[test]
     fn a_column_has_the_value_of_its_kind() {
-        let check = |text: &str, new: &str, kind: Kind| {
+        let check = |text: &str, new: &str, kind: ColumnKind| {
             assert_eq!(evaluate(text, &[("new.x", value(new, kind))]), Ok(true), "{text} {new}");
         };
-        check("new.x", "true", Kind::Boolean);
-        check("!new.x", "f", Kind::Boolean);
-        check("new.x + 1 == 8 && new.x == 7.0 && new.x < 7.5", "7", Kind::Integer);
-        check("new.x * 2.0 == 3.0 && new.x > 1", "1.5", Kind::Float);
-        check("new.x != new.x", "NaN", Kind::Float);
-        check("new.x > 1e308 && -new.x < 0", "Infinity", Kind::Float);
-        check("new.x > 12345678901.25", "12345678901.5", Kind::Numeric);
-        check("new.x == 'é' && size(new.x) == 1 && new.x.matches('^.$')", "é", Kind::Text);
+        check("new.x", "true", ColumnKind::Boolean);
+        check("!new.x", "f", ColumnKind::Boolean);
+        check("new.x + 1 == 8 && new.x == 7.0 && new.x < 7.5", "7", ColumnKind::Integer);
+        check("new.x * 2.0 == 3.0 && new.x > 1", "1.5", ColumnKind::Float);
+        check("new.x != new.x", "NaN", ColumnKind::Float);
+        check("new.x > 1e308 && -new.x < 0", "Infinity", ColumnKind::Float);
+        check("new.x > 12345678901.25", "12345678901.5", ColumnKind::Numeric);
+        check("new.x == 'é' && size(new.x) == 1 && new.x.matches('^.$')", "é", ColumnKind::Text);
         let json = r#"{"a": {"b": [1, 2.5, "x", null, true]}, "n": 3.0}"#;
-        check("new.x.a.b[0] == 1 && new.x.a.b[1] == 2.5 && new.x.a.b[3] == null", json, Kind::Json);
-        check("'x' in new.x.a.b && new.x['n'] % 2 == 1 && size(new.x.a.b) == 5", json, Kind::Json);
-        check("has(new.x.a.b) && !has(new.x.c) && 'a' in new.x", json, Kind::Json);
-        check("new.x.a.b.exists(e, e == 'x') && new.x.a.b.filter(e, e != null).size() == 4", json, Kind::Json);
+        check("new.x.a.b[0] == 1 && new.x.a.b[1] == 2.5 && new.x.a.b[3] == null", json, ColumnKind::Json);
+        check("'x' in new.x.a.b && new.x['n'] % 2 == 1 && size(new.x.a.b) == 5", json, ColumnKind::Json);
+        check("has(new.x.a.b) && !has(new.x.c) && 'a' in new.x", json, ColumnKind::Json);
+        check("new.x.a.b.exists(e, e == 'x') && new.x.a.b.filter(e, e != null).size() == 4", json, ColumnKind::Json);
         for text in [
             "2026-11-20 12:00:03.123+00",
             "2026-11-20 17:30:03.123+05:30",
             "2026-11-20 12:00:03.123",
             "2026-11-20T12:00:03.123Z",
         ] {
-            check("new.x == timestamp('2026-11-20T12:00:03.123Z') && new.x < commit.at", text, Kind::Timestamp);
+            check("new.x == timestamp('2026-11-20T12:00:03.123Z') && new.x < commit.at", text, ColumnKind::Timestamp);
         }
-        check("commit.at - new.x == duration('8h')", "2027-01-15 00:00:00+00", Kind::Timestamp);
+        check("commit.at - new.x == duration('8h')", "2027-01-15 00:00:00+00", ColumnKind::Timestamp);
     }
 
     #[test]
@@ -250,7 +198,7 @@ mod tests {
         let check = |text: &str, columns: &[(&str, Operand<'_>)], expected: bool| {
             assert_eq!(evaluate(text, columns), Ok(expected), "{text} {columns:?}");
         };
-        let (a, b) = (value("a", Kind::Text), value("b", Kind::Text));
+        let (a, b) = (value("a", ColumnKind::Text), value("b", ColumnKind::Text));
         check("old.x != new.x", &[("old.x", a), ("new.x", b)], true);
         check("old.x != new.x", &[("old.x", a), ("new.x", a)], false);
         check("old.x != new.x", &[("old.x", Operand::Null), ("new.x", a)], true);
@@ -272,7 +220,7 @@ mod tests {
     #[test]
     fn what_is_absent_decides_only_if_it_must() {
         let check = |text: &str, expected: Result<bool, ConditionError>| {
-            assert_eq!(evaluate(text, &[("new.x", value("a", Kind::Text))]), expected, "{text}");
+            assert_eq!(evaluate(text, &[("new.x", value("a", ColumnKind::Text))]), expected, "{text}");
         };
         check("old.x != new.x", Err(ConditionError::Unknown));
         check("old.x == 'a' || op == 'insert'", Err(ConditionError::Unknown));
@@ -292,21 +240,22 @@ mod tests {
             let ConditionError::Failed(found) = &error else { panic!("{text}: {error:?}") };
             assert!(found.contains(reason) && !found.contains("secret"), "{text}: {found}");
         };
-        check("new.x == 'a'", Operand::Value(b"secret\xff", Kind::Text), "`new.x` is not UTF-8");
-        check("new.x < commit.at", value("infinity", Kind::Timestamp), "`new.x` is not a moment");
-        check("new.x == 1", value("secret", Kind::Integer), "`new.x` is not a whole number");
-        check("new.x.a == 1", value("secret", Kind::Json), "`new.x` is not JSON");
-        check("new.x.secret == 1", value("{}", Kind::Json), "not there");
-        check("new.x[9] == 1", value("[\"secret\"]", Kind::Json), "outside its list");
-        check("new.x > 1", value("secret", Kind::Text), "`>` does not take string and int");
-        check("new.x + 1 == 2", value("secret", Kind::Text), "`+` does not take string and int");
-        check("int(new.x) == 1", value("secret", Kind::Text), "`int` cannot take");
-        check("1 / new.x == 1", value("0", Kind::Integer), "division by zero");
-        check("new.x * 2 == 1", value("9223372036854775807", Kind::Integer), "out of range");
+        check("new.x == 'a'", Operand::Value(b"secret\xff", ColumnKind::Text), "`new.x` is not UTF-8");
+        check("new.x < commit.at", value("infinity", ColumnKind::Timestamp), "`new.x` is not a moment");
+        check("new.x == 1", value("secret", ColumnKind::Integer), "`new.x` is not a whole number");
+        check("new.x.a == 1", value("secret", ColumnKind::Json), "`new.x` is not JSON");
+        check("new.x.secret == 1", value("{}", ColumnKind::Json), "not there");
+        check("new.x[9] == 1", value("[\"secret\"]", ColumnKind::Json), "outside its list");
+        check("new.x > 1", value("secret", ColumnKind::Text), "`>` does not take string and int");
+        check("new.x + 1 == 2", value("secret", ColumnKind::Text), "`+` does not take string and int");
+        check("int(new.x) == 1", value("secret", ColumnKind::Text), "`int` cannot take");
+        check("1 / new.x == 1", value("0", ColumnKind::Integer), "division by zero");
+        check("new.x * 2 == 1", value("9223372036854775807", ColumnKind::Integer), "out of range");
         check("new.x && true", Operand::Null, "`&&` does not take null_type");
-        check("new.x", value("1", Kind::Integer), "type int");
+        check("new.x", value("1", ColumnKind::Integer), "type int");
         check("new.x", Operand::Null, "type null");
-        let unread = evaluate("op == 'update' || new.x < commit.at", &[("new.x", value("infinity", Kind::Timestamp))]);
+        let unread =
+            evaluate("op == 'update' || new.x < commit.at", &[("new.x", value("infinity", ColumnKind::Timestamp))]);
         assert_eq!(unread, Ok(true), "what is not read cannot fail");
     }
 
@@ -356,7 +305,7 @@ mod tests {
     #[test]
     fn a_row_cannot_keep_a_condition_busy() {
         let list = format!("[{}]", vec!["1"; 20_000].join(","));
-        let columns = [("new.x", value(&list, Kind::Json))];
+        let columns = [("new.x", value(&list, ColumnKind::Json))];
         assert_eq!(evaluate("new.x.all(e, e == 1)", &columns), Ok(true));
         let quadratic = evaluate("new.x.all(e, e in new.x)", &columns);
         assert_eq!(quadratic, Err(ConditionError::Failed("`new.x` is too long to be read so often".to_owned())));
@@ -366,11 +315,11 @@ mod tests {
     const TOKENS: &str = "old new old.a new.b new.b.c op table commit.at has( size( timestamp( int( .exists(x, .map(x, \
         .startsWith( .matches( x ( ) [ ] { } , : ? . == != < && || ! - + * % in 'a' r'\\ 1 2.5 null true";
 
-    fn any_operand() -> impl Strategy<Value = (u8, Vec<u8>, Kind)> {
+    fn any_operand() -> impl Strategy<Value = (u8, Vec<u8>, ColumnKind)> {
         (0..8_u8, proptest::collection::vec(any::<u8>(), 0..24), proptest::sample::select(KINDS.to_vec()))
     }
 
-    fn operand((choice, bytes, kind): &(u8, Vec<u8>, Kind)) -> Operand<'_> {
+    fn operand((choice, bytes, kind): &(u8, Vec<u8>, ColumnKind)) -> Operand<'_> {
         match choice {
             0 => Operand::Absent,
             1 => Operand::Null,

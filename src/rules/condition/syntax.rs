@@ -11,7 +11,7 @@ use cel::common::ast::{IdedExpr, SourceInfo};
 use cel::parser::Parser;
 use cel::{ParseError, ParseErrors};
 
-use super::InvalidCondition;
+use super::error::InvalidCondition;
 
 const BYTES_MAX: usize = 4096;
 /// Brackets and `? :` inside one another; each costs the parser about ten calls.

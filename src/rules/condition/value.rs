@@ -13,8 +13,9 @@ use cel::common::types::{CelBool, CelDouble, CelInt, CelList, CelMap, CelMapKey,
 use cel::common::value::{CowVal, Val};
 use cel::context::VariableResolver;
 
-use super::{Operand, engine};
-use crate::change::Kind;
+use super::engine;
+use super::operand::Operand;
+use crate::change::ColumnKind;
 
 /// What one evaluation may read, in units of eight bytes of column values. A macro over a JSON list may read the
 /// columns again for every element.
@@ -40,7 +41,7 @@ pub(super) fn column_of(variable: &str) -> Option<usize> {
 }
 
 /// A column's value, ready to be read any number of times.
-pub(super) enum Slot<'a> {
+pub(super) enum ColumnValue<'a> {
     Known {
         value: Box<dyn Val + 'a>,
         units: usize,
@@ -50,7 +51,7 @@ pub(super) enum Slot<'a> {
     Broken(&'static str),
 }
 
-impl<'a> Slot<'a> {
+impl<'a> ColumnValue<'a> {
     pub(super) fn new(operand: Operand<'a>) -> Self {
         match operand {
             Operand::Absent => Self::Absent,
@@ -69,7 +70,7 @@ impl<'a> Slot<'a> {
 
 /// What a condition's variables stand for in one evaluation.
 pub(super) struct Variables<'a> {
-    pub(super) slots: Vec<Slot<'a>>,
+    pub(super) values: Vec<ColumnValue<'a>>,
     pub(super) op: CelString<'a>,
     pub(super) table: CelString<'a>,
     pub(super) at: Option<Box<dyn Val>>,
@@ -80,7 +81,7 @@ pub(super) struct Variables<'a> {
 impl Variables<'_> {
     /// Whether a variable stands for a column that is not known.
     pub(super) fn is_absent(&self, variable: &str) -> bool {
-        column_of(variable).and_then(|at| self.slots.get(at)).is_some_and(Slot::is_absent)
+        column_of(variable).and_then(|at| self.values.get(at)).is_some_and(ColumnValue::is_absent)
     }
 }
 
@@ -94,9 +95,9 @@ impl VariableResolver for Variables<'_> {
             _ => {}
         }
         if let Some(at) = variable.strip_prefix("@?") {
-            return Some(boolean(!self.slots.get(at.parse::<usize>().ok()?)?.is_absent()));
+            return Some(boolean(!self.values.get(at.parse::<usize>().ok()?)?.is_absent()));
         }
-        let Slot::Known { value, units } = self.slots.get(column_of(variable)?)? else { return None };
+        let ColumnValue::Known { value, units } = self.values.get(column_of(variable)?)? else { return None };
         let read = self.units_read.fetch_add(*units, Ordering::Relaxed);
         (read <= READ_UNITS_MAX).then(|| CowVal::Borrowed(&**value))
     }
@@ -107,33 +108,33 @@ fn boolean<'b>(value: bool) -> CowVal<'b, 'b> {
 }
 
 /// The value of a column in PostgreSQL's text format, or why it is none.
-fn convert<'a>(bytes: &'a [u8], kind: Kind) -> Result<Box<dyn Val + 'a>, &'static str> {
+fn convert<'a>(bytes: &'a [u8], kind: ColumnKind) -> Result<Box<dyn Val + 'a>, &'static str> {
     match kind {
-        Kind::Boolean => match bytes {
+        ColumnKind::Boolean => match bytes {
             b"true" | b"t" => Ok(Box::new(CelBool::TRUE)),
             b"false" | b"f" => Ok(Box::new(CelBool::FALSE)),
             _ => Err("is neither true nor false"),
         },
-        Kind::Integer => match number::<i64>(bytes) {
+        ColumnKind::Integer => match number::<i64>(bytes) {
             Some(value) => Ok(Box::new(CelInt::from(value))),
             None => Err("is not a whole number of 64 bits"),
         },
         // Two of them could compare as equal and be different.
-        Kind::Numeric if digits(bytes) > DIGITS_MAX => Err("has more digits than can be compared"),
-        Kind::Float | Kind::Numeric => match number::<f64>(bytes) {
-            Some(0.0) if kind == Kind::Numeric && digits(bytes) > 0 => Err("is too small to be compared"),
+        ColumnKind::Numeric if digits(bytes) > DIGITS_MAX => Err("has more digits than can be compared"),
+        ColumnKind::Float | ColumnKind::Numeric => match number::<f64>(bytes) {
+            Some(0.0) if kind == ColumnKind::Numeric && digits(bytes) > 0 => Err("is too small to be compared"),
             Some(value) => Ok(Box::new(CelDouble::from(value))),
             None => Err("is not a number"),
         },
-        Kind::Json => match serde_json::from_slice(bytes) {
+        ColumnKind::Json => match serde_json::from_slice(bytes) {
             Ok(value) => Ok(json(value)),
             Err(_) => Err("is not JSON"),
         },
-        Kind::Timestamp => match from_utf8(bytes).ok().and_then(rfc3339).and_then(|text| timestamp(&text)) {
+        ColumnKind::Timestamp => match from_utf8(bytes).ok().and_then(rfc3339).and_then(|text| timestamp(&text)) {
             Some(value) => Ok(value),
             None => Err("is not a moment between the years 1 and 9999"),
         },
-        Kind::Text => match from_utf8(bytes) {
+        ColumnKind::Text => match from_utf8(bytes) {
             Ok(text) => Ok(Box::new(CelString::from(text))),
             Err(_) => Err("is not UTF-8"),
         },
@@ -237,34 +238,34 @@ mod tests {
 
     #[test]
     fn a_value_is_what_its_kind_says() {
-        let check = |text: &str, kind: Kind, expected: Result<&str, &str>| {
+        let check = |text: &str, kind: ColumnKind, expected: Result<&str, &str>| {
             let converted = convert(text.as_bytes(), kind);
             let shown = converted.map(|value| value.get_type().name().to_owned());
             assert_eq!(shown.as_deref().map_err(|reason| *reason), expected, "{text} {kind:?}");
         };
-        check("true", Kind::Boolean, Ok("bool"));
-        check("yes", Kind::Boolean, Err("is neither true nor false"));
-        check("-9223372036854775808", Kind::Integer, Ok("int"));
-        check("9223372036854775808", Kind::Integer, Err("is not a whole number of 64 bits"));
-        check("NaN", Kind::Numeric, Ok("double"));
-        check("-Infinity", Kind::Float, Ok("double"));
-        check("123456789012345678901234567890.5", Kind::Numeric, Err("has more digits than can be compared"));
-        check("-000123456789012.34500000000000000", Kind::Numeric, Ok("double"));
-        check("0.00000000000000000000", Kind::Numeric, Ok("double"));
-        check("1,5", Kind::Numeric, Err("is not a number"));
-        check("{\"a\":[1]}", Kind::Json, Ok("map"));
-        check("[1,2]", Kind::Json, Ok("list"));
-        check("3.0", Kind::Json, Ok("int"));
-        check("3.5", Kind::Json, Ok("double"));
-        check("1e300", Kind::Json, Ok("double"));
-        check("18446744073709551615", Kind::Json, Ok("double"));
-        check("null", Kind::Json, Ok("null_type"));
-        check("{", Kind::Json, Err("is not JSON"));
-        check(&"[".repeat(100_000), Kind::Json, Err("is not JSON"));
-        check("2026-11-20 12:00:03+00", Kind::Timestamp, Ok("google.protobuf.Timestamp"));
+        check("true", ColumnKind::Boolean, Ok("bool"));
+        check("yes", ColumnKind::Boolean, Err("is neither true nor false"));
+        check("-9223372036854775808", ColumnKind::Integer, Ok("int"));
+        check("9223372036854775808", ColumnKind::Integer, Err("is not a whole number of 64 bits"));
+        check("NaN", ColumnKind::Numeric, Ok("double"));
+        check("-Infinity", ColumnKind::Float, Ok("double"));
+        check("123456789012345678901234567890.5", ColumnKind::Numeric, Err("has more digits than can be compared"));
+        check("-000123456789012.34500000000000000", ColumnKind::Numeric, Ok("double"));
+        check("0.00000000000000000000", ColumnKind::Numeric, Ok("double"));
+        check("1,5", ColumnKind::Numeric, Err("is not a number"));
+        check("{\"a\":[1]}", ColumnKind::Json, Ok("map"));
+        check("[1,2]", ColumnKind::Json, Ok("list"));
+        check("3.0", ColumnKind::Json, Ok("int"));
+        check("3.5", ColumnKind::Json, Ok("double"));
+        check("1e300", ColumnKind::Json, Ok("double"));
+        check("18446744073709551615", ColumnKind::Json, Ok("double"));
+        check("null", ColumnKind::Json, Ok("null_type"));
+        check("{", ColumnKind::Json, Err("is not JSON"));
+        check(&"[".repeat(100_000), ColumnKind::Json, Err("is not JSON"));
+        check("2026-11-20 12:00:03+00", ColumnKind::Timestamp, Ok("google.protobuf.Timestamp"));
         for text in ["infinity", "10000-01-01 00:00:00+00", "0044-03-15 00:00:00+00 BC", "2026-13-01 00:00:00+00", ""] {
-            check(text, Kind::Timestamp, Err("is not a moment between the years 1 and 9999"));
+            check(text, ColumnKind::Timestamp, Err("is not a moment between the years 1 and 9999"));
         }
-        check("", Kind::Text, Ok("string"));
+        check("", ColumnKind::Text, Ok("string"));
     }
 }

@@ -6,8 +6,9 @@
 use std::collections::BTreeSet;
 
 use super::super::rule::{Rule, Trigger};
-use super::super::template::{Image, Part, Reference, Template};
-use super::{Lint, spell, spell_reference};
+use super::super::spelling::{spell, spell_reference};
+use super::super::template::{Image, Reference, Template, TemplatePart};
+use super::finding::Lint;
 use crate::catalog::{Catalog, Table};
 use crate::change::TableName;
 use crate::config::Spanned;
@@ -16,7 +17,7 @@ use crate::config::Spanned;
 const HOPS_MAX: usize = 8;
 
 /// A template that names keys, and the rule it is in.
-struct Named<'a> {
+struct KeyTemplate<'a> {
     rule: &'a Rule,
     template: &'a Spanned<Template>,
     shape: Vec<Option<&'a [u8]>>,
@@ -24,11 +25,11 @@ struct Named<'a> {
 
 /// Templates whose keys look alike and are not.
 pub(super) fn ambiguous(rules: &[Rule], catalog: Option<&Catalog>) -> Vec<Lint> {
-    let mut seen: Vec<Named<'_>> = Vec::new();
+    let mut seen: Vec<KeyTemplate<'_>> = Vec::new();
     let mut lints = Vec::new();
     for rule in rules {
         for (_, template) in rule.actions().filter(|(kind, _)| kind.touches_keys()) {
-            let named = Named { rule, template, shape: shape(&template.value) };
+            let named = KeyTemplate { rule, template, shape: shape(&template.value) };
             let mut alike = seen.iter().filter(|other| other.shape == named.shape);
             lints.extend(alike.find_map(|other| compare(other, &named, catalog)));
             if named.shape.contains(&None) {
@@ -41,18 +42,18 @@ pub(super) fn ambiguous(rules: &[Rule], catalog: Option<&Catalog>) -> Vec<Lint> 
 
 /// The literals, and where the references are between them.
 fn shape(template: &Template) -> Vec<Option<&[u8]>> {
-    fn literal(part: &Part) -> Option<&[u8]> {
+    fn literal(part: &TemplatePart) -> Option<&[u8]> {
         match part {
-            Part::Literal(literal) => Some(literal),
-            Part::Any => Some(b"*"),
-            Part::Reference(_) => None,
+            TemplatePart::Literal(literal) => Some(literal),
+            TemplatePart::Any => Some(b"*"),
+            TemplatePart::Reference(_) => None,
         }
     }
     template.parts().iter().map(literal).collect()
 }
 
 /// What is suspicious about the second of two, if anything.
-fn compare(first: &Named<'_>, second: &Named<'_>, catalog: Option<&Catalog>) -> Option<Lint> {
+fn compare(first: &KeyTemplate<'_>, second: &KeyTemplate<'_>, catalog: Option<&Catalog>) -> Option<Lint> {
     let pairs = || first.template.value.references().zip(second.template.value.references());
     if let Some((one, other)) = pairs().find(|(one, other)| one.filters != other.filters) {
         return Some(other_filters(first, second, (one, other)));
@@ -60,7 +61,7 @@ fn compare(first: &Named<'_>, second: &Named<'_>, catalog: Option<&Catalog>) -> 
     pairs().find_map(|pair| other_columns(first, second, pair, catalog))
 }
 
-fn other_filters(first: &Named<'_>, second: &Named<'_>, (one, other): (&Reference, &Reference)) -> Lint {
+fn other_filters(first: &KeyTemplate<'_>, second: &KeyTemplate<'_>, (one, other): (&Reference, &Reference)) -> Lint {
     // What an event or a lookup hands in may have been through the filter already; and one rule shows both at once.
     let plain = !is_foreign(first.rule, one) && !is_foreign(second.rule, other);
     let certain = plain && !std::ptr::eq(first.rule, second.rule);
@@ -76,8 +77,8 @@ fn other_filters(first: &Named<'_>, second: &Named<'_>, (one, other): (&Referenc
 }
 
 fn other_columns(
-    first: &Named<'_>,
-    second: &Named<'_>,
+    first: &KeyTemplate<'_>,
+    second: &KeyTemplate<'_>,
     (one, other): (&Reference, &Reference),
     catalog: Option<&Catalog>,
 ) -> Option<Lint> {
@@ -159,13 +160,13 @@ mod tests {
     use super::super::tests::lints;
     use super::*;
     use crate::catalog::{CatalogColumn, ForeignKey, Identity};
-    use crate::change::Kind;
+    use crate::change::ColumnKind;
 
     fn table(name: &str, columns: &[(&str, &str)], foreign_keys: &[(&str, &str, &str)]) -> Table {
         let column = |&(name, type_name): &(&str, &str)| CatalogColumn {
             name: name.to_owned(),
             type_name: type_name.to_owned(),
-            kind: Kind::Text,
+            kind: ColumnKind::Text,
             not_null: true,
         };
         let foreign_key = |&(column, table, referenced): &(&str, &str, &str)| ForeignKey {

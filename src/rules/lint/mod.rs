@@ -3,48 +3,18 @@
 //! Owns the lints. It must not ask a server or a file; what the database is like is handed in, if it is known.
 //! Invariant: a lint that is certain holds for every row there may ever be.
 
+mod finding;
 mod keys;
 
-use std::ops::Range;
-
-use super::compile::RuleSet;
-use super::filter::Filter;
-use super::rule::{Action, Rule, Trigger};
-use super::template::{Image, Part, Reference, Template};
+pub use self::finding::Lint;
+use super::action::{Action, RuleAction};
+use super::rule::{Rule, Trigger};
+use super::rule_set::RuleSet;
+use super::spelling::spell;
+use super::template::Image;
 use crate::catalog::Catalog;
 use crate::change::Operation;
 use crate::config::{Spanned, Truncate};
-
-/// One thing that is suspicious.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Lint {
-    /// Stays the same between versions, for those who filter.
-    pub id: &'static str,
-    /// It cannot be meant so; otherwise there may be a reason.
-    pub certain: bool,
-    /// The bytes of the file that it is about.
-    pub span: Range<usize>,
-    /// What is suspicious.
-    pub message: String,
-    /// Why it matters.
-    pub why: String,
-    /// What to do.
-    pub fix: String,
-}
-
-impl Lint {
-    fn new(id: &'static str, certain: bool, span: &Range<usize>, message: String) -> Self {
-        Self { id, certain, span: span.clone(), message, why: String::new(), fix: String::new() }
-    }
-
-    fn why(self, why: impl Into<String>) -> Self {
-        Self { why: why.into(), ..self }
-    }
-
-    fn fix(self, fix: impl Into<String>) -> Self {
-        Self { fix: fix.into(), ..self }
-    }
-}
 
 /// Everything suspicious about a rule set, in the order of the file. With a catalog, types and foreign keys count.
 pub fn lint(rules: &RuleSet, catalog: Option<&Catalog>) -> Vec<Lint> {
@@ -111,7 +81,7 @@ fn leaves_names(rule: &Rule) -> Vec<Lint> {
                 continue;
             }
             let message = format!("rule `{}` names a key by `{}` and does not watch it", rule.name, reference.column);
-            let span = super::compile::part_of(&name.span, name.value.text_len(), &reference.span);
+            let span = name.place_of(reference);
             let lint = Lint::new("key-goes-stale", false, &span, message);
             lints.push(lint.why("when it changes, the key under the old value stays").fix("add it to `changed`"));
         }
@@ -206,8 +176,8 @@ fn covers(wide: &Rule, rule: &Rule) -> bool {
         && rule.actions.iter().all(|action| wide.actions.iter().any(|other| is_same(action, other)))
 }
 
-fn is_same(one: &Action, other: &Action) -> bool {
-    let data = |action: &Action| {
+fn is_same(one: &RuleAction, other: &RuleAction) -> bool {
+    let data = |action: &RuleAction| {
         let mut text = Vec::new();
         if let Some(data) = action.data() {
             data.write(&mut text, &mut |template, out| out.extend_from_slice(spell(&template.value).as_bytes()));
@@ -235,28 +205,6 @@ fn unused_lookups(rules: &RuleSet) -> Vec<Lint> {
         lint.why("every start compares it with the database all the same").fix("remove it, or use it in a `for_each`")
     });
     lints.collect()
-}
-
-/// A template as the file would say it, its namespace in front and without blanks.
-fn spell(template: &Template) -> String {
-    let part = |part: &Part| match part {
-        Part::Literal(literal) => String::from_utf8_lossy(literal).replace('{', "{{").replace('}', "}}"),
-        Part::Reference(reference) => spell_reference(reference),
-        Part::Any => "*".to_owned(),
-    };
-    template.parts().iter().map(part).collect()
-}
-
-fn spell_reference(reference: &Reference) -> String {
-    let image = match reference.image {
-        Image::Either => "",
-        Image::Old => "old.",
-        Image::New => "new.",
-        Image::Lookup => "lookup.",
-    };
-    let word = |filter: &Filter| Filter::WORDS.iter().find(|(_, known)| known == filter).map_or("", |&(word, _)| word);
-    let filters: String = reference.filters.iter().map(|filter| format!("|{}", word(filter))).collect();
-    format!("{{{image}{}{filters}}}", reference.column)
 }
 
 #[cfg(test)]

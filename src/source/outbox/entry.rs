@@ -13,7 +13,7 @@ use fallible_iterator::FallibleIterator as _;
 use tokio_postgres::types::{FromSql, Type};
 use tokio_postgres::{Client, Row as SqlRow};
 
-use crate::change::{Cell, Change, Column, Kind, Operation, Relation, RelationId, Row, TableName};
+use crate::change::{Cell, Change, Column, ColumnKind, Operation, Relation, RelationId, Row, TableName};
 use crate::postgres::StatementError;
 use crate::source::images::{Images, JsonImage};
 
@@ -103,7 +103,7 @@ impl Shapes {
         let Some(row) = client.query_opt(SHAPE, &[&shape]).await? else { return Ok(()) };
         let name = TableName::new(row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?);
         let (names, types): (Vec<String>, Vec<u32>) = (row.try_get(2)?, row.try_get(3)?);
-        let kinds = types.into_iter().map(Kind::of_type).chain(std::iter::repeat(Kind::Text));
+        let kinds = types.into_iter().map(ColumnKind::of_type).chain(std::iter::repeat(ColumnKind::Text));
         let column = |(name, kind)| Column { name, kind, in_identity: true };
         let columns = names.into_iter().zip(kinds).map(column).collect();
         let id = RelationId::new(FIRST_ID.wrapping_add(shape.unsigned_abs()));

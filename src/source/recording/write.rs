@@ -116,7 +116,7 @@ mod tests {
     use std::time::{Duration, SystemTime};
 
     use super::*;
-    use crate::change::{Column, Kind, Operation, Relation, RelationId, Row, Xid};
+    use crate::change::{Column, ColumnKind, Operation, Relation, RelationId, Row, Xid};
     use crate::config::Document;
     use crate::plan::Plan;
     use crate::rules::{Planner, RuleSet};
@@ -128,12 +128,12 @@ mod tests {
     }
 
     fn change(
-        columns: &[(&str, Kind)],
+        columns: &[(&str, ColumnKind)],
         operation: Operation,
         old: Option<Vec<Cell>>,
         new: Option<Vec<Cell>>,
     ) -> Change {
-        let column = |&(name, kind): &(&str, Kind)| Column { name: name.to_owned(), kind, in_identity: true };
+        let column = |&(name, kind): &(&str, ColumnKind)| Column { name: name.to_owned(), kind, in_identity: true };
         let columns = columns.iter().map(column).collect();
         let relation = Relation { id: RelationId::new(20_000), name: TableName::new("public", "t"), columns };
         Change { relation: Arc::new(relation), operation, old: old.map(Row::new), new: new.map(Row::new) }
@@ -152,14 +152,14 @@ mod tests {
         Recording::new(text.as_bytes()).map(Result::unwrap).collect()
     }
 
-    const COLUMNS: [(&str, Kind); 7] = [
-        ("id", Kind::Integer),
-        ("ok", Kind::Boolean),
-        ("f", Kind::Float),
-        ("n", Kind::Numeric),
-        ("j", Kind::Json),
-        ("at", Kind::Timestamp),
-        ("x", Kind::Text),
+    const COLUMNS: [(&str, ColumnKind); 7] = [
+        ("id", ColumnKind::Integer),
+        ("ok", ColumnKind::Boolean),
+        ("f", ColumnKind::Float),
+        ("n", ColumnKind::Numeric),
+        ("j", ColumnKind::Json),
+        ("at", ColumnKind::Timestamp),
+        ("x", ColumnKind::Text),
     ];
 
     fn row(cells: [&'static str; 7]) -> Option<Vec<Cell>> {
@@ -250,7 +250,7 @@ rules:
         let mut redaction = Redaction::new([7; 16]);
         redaction.add(TableName::new("public", "t"), "b");
         redaction.add(TableName::new("public", "other"), "a");
-        let columns = [("a", Kind::Text), ("b", Kind::Integer)];
+        let columns = [("a", ColumnKind::Text), ("b", ColumnKind::Integer)];
         let update = |old: &'static str, new: Cell| {
             let (old, new) = (vec![Cell::of("plain"), Cell::of(old)], vec![Cell::of("plain"), new]);
             change(&columns, Operation::Update, Some(old), Some(new))
@@ -276,7 +276,7 @@ rules:
     #[test]
     fn bytes_that_are_no_text_are_told() {
         let bytes = Cell::Value(bytes::Bytes::from_static(b"a\xffb"));
-        let insert = change(&[("x", Kind::Text)], Operation::Insert, None, Some(vec![bytes]));
+        let insert = change(&[("x", ColumnKind::Text)], Operation::Insert, None, Some(vec![bytes]));
         let (text, exact) = written(&[insert], &Redaction::default());
         assert!(!exact && text.contains("a\u{fffd}b"), "{text}");
     }
@@ -284,7 +284,7 @@ rules:
     #[test]
     fn a_large_transaction_waits_in_a_file() {
         let long = Cell::Value(bytes::Bytes::from("x".repeat(1 << 20)));
-        let insert = change(&[("x", Kind::Text)], Operation::Insert, None, Some(vec![long]));
+        let insert = change(&[("x", ColumnKind::Text)], Operation::Insert, None, Some(vec![long]));
         let mut transaction = RecordedTransaction::new(begin());
         for _ in 0..20 {
             transaction.push(&insert, &Redaction::default()).unwrap();

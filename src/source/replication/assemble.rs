@@ -10,7 +10,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::pgoutput::{Message, OldTuple, RelationBody, Tuple};
-use crate::change::{Begin, Cell, Change, Column, Kind, Operation, Relation, RelationId, Row, SourceEvent, TableName};
+use crate::change::{
+    Begin, Cell, Change, Column, ColumnKind, Operation, Relation, RelationId, Row, SourceEvent, TableName,
+};
 use crate::source::images::{Images, JsonImage};
 
 /// Why messages do not make a stream of transactions.
@@ -189,12 +191,12 @@ impl Assembler {
             .columns
             .iter()
             .enumerate()
-            .filter(|(_, c)| Kind::of_type(c.type_oid) == Kind::Boolean)
+            .filter(|(_, c)| ColumnKind::of_type(c.type_oid) == ColumnKind::Boolean)
             .map(|(at, _)| at)
             .collect();
         let columns = body.columns.into_iter().map(|column| Column {
             in_identity: column.in_identity || identity_is_full,
-            kind: Kind::of_type(column.type_oid),
+            kind: ColumnKind::of_type(column.type_oid),
             name: column.name,
         });
         let name = self.roots.get(&body.id).cloned().unwrap_or(name);

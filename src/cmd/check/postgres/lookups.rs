@@ -11,6 +11,7 @@ use crate::change::TableName;
 use crate::cmd::check::cost::AT_ONCE;
 use crate::cmd::check::finding::{Finding, Findings, Stage};
 use crate::config::Problems;
+use crate::lookups;
 use crate::rules::{Lookup, RuleSet};
 
 /// SQLSTATE: the role lacks a privilege.
@@ -28,7 +29,7 @@ const WHY: &str = "without its rows, every change deletes everything that the ru
 impl PostgresProbe<'_> {
     pub(super) async fn lookups(&self, rules: &RuleSet, findings: &mut Findings) -> Result<(), tokio_postgres::Error> {
         let mut problems = Problems::default();
-        rules.check_lookups(self.client, &mut problems).await?;
+        lookups::check(rules, self.client, &mut problems).await?;
         problems.sort();
         let mut forbidden = Vec::new();
         for lookup in rules.lookups() {

@@ -14,7 +14,7 @@ use crate::cmd::config_file::ConfigFile;
 use crate::cmd::display::{json_line, printable};
 use crate::cmd::failure::Failure;
 use crate::cmd::stdout::print;
-use crate::lookups::Runner;
+use crate::lookups::LookupRunner;
 use crate::nearest::nearest;
 use crate::postgres;
 use crate::rules::trace;
@@ -30,7 +30,7 @@ pub(super) async fn explain(file: &ConfigFile, given: &str, args: &ExplainArgs) 
         _ => Box::new(given.as_bytes()),
     };
     let mut runner = match args.lookups && !file.rules.lookups().is_empty() {
-        true => Some(Runner::new(postgres::connect(&file.settings.postgres).await?)),
+        true => Some(LookupRunner::new(postgres::connect(&file.settings.postgres).await?)),
         false => None,
     };
     let mut count = 0;
@@ -57,7 +57,7 @@ async fn reports<'a>(
     file: &'a ConfigFile,
     change: &'a Change,
     commit: &Commit,
-    mut runner: Option<&mut Runner>,
+    mut runner: Option<&mut LookupRunner>,
 ) -> Vec<RuleReport<'a>> {
     let mut reports = Vec::new();
     for verdict in trace(&file.rules, change, commit) {

@@ -10,9 +10,9 @@ use serde_json::{Map, Value, json};
 use crate::change::{Cell, Change, Operation};
 use crate::cmd::config_file::ConfigFile;
 use crate::cmd::display::{beginning, printable};
-use crate::lookups::Runner;
+use crate::lookups::LookupRunner;
 use crate::plan::{LookupCall, Op};
-use crate::rules::{Compared, Decision, Image, Made, Named, Rendered, Rule, Verdict};
+use crate::rules::{ComparedColumn, Decision, Image, Rendered, RenderedAction, RenderedName, Rule, Verdict};
 
 /// How many characters of a column's value are shown.
 const VALUE_SHOWN_MAX: usize = 60;
@@ -39,7 +39,7 @@ impl<'a> RuleReport<'a> {
     }
 
     /// Runs the lookup.
-    pub(super) async fn resolve(&mut self, runner: &mut Runner) {
+    pub(super) async fn resolve(&mut self, runner: &mut LookupRunner) {
         runner.resolve(&self.file.rules, &mut self.verdict.plan).await;
         self.asked = true;
     }
@@ -126,12 +126,12 @@ impl<'a> RuleReport<'a> {
     }
 
     /// What a template makes, each in words.
-    fn made(&self, named: &Named) -> Vec<String> {
+    fn made(&self, named: &RenderedAction) -> Vec<String> {
         if named.made.is_empty() {
             return vec!["nothing, because there is no row to take values from".to_owned()];
         }
         let both = self.change.old.is_some() && self.change.new.is_some();
-        let words = |made: &Made| {
+        let words = |made: &RenderedName| {
             let because = made.because.iter().map(|column| format!("`{}`", printable(column.as_bytes())));
             let because = because.collect::<Vec<_>>().join(", ");
             let row = match made.image {
@@ -216,7 +216,7 @@ impl<'a> RuleReport<'a> {
         Value::Object(object)
     }
 
-    fn named_in_json(&self, named: &Named) -> Value {
+    fn named_in_json(&self, named: &RenderedAction) -> Value {
         let made = named.made.iter().map(|made| {
             let image = made.image.map(|image| if image == Image::Old { "old" } else { "new" });
             let (form, name) = match &made.name {
@@ -231,8 +231,8 @@ impl<'a> RuleReport<'a> {
     }
 }
 
-fn shown_compared(compared: &Compared) -> String {
-    let Compared { column, old, new } = compared;
+fn shown_compared(compared: &ComparedColumn) -> String {
+    let ComparedColumn { column, old, new } = compared;
     let column = printable(column.as_bytes());
     match old == new && *old != Cell::Absent {
         true => format!("{column} is {} as before", shown_cell(new)),
