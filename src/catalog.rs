@@ -1,5 +1,4 @@
-//! The vocabulary of what PostgreSQL's catalog says of tables, and of the relations that a query
-//! reads.
+//! Tables as PostgreSQL's catalog describes them, and the relations that a query reads.
 //!
 //! Owns tables, their columns and replica identities. It must not ask a server or judge. Invariant:
 //! a partitioned table's identity is what every one of its partitions carries.
@@ -10,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::change::{ColumnKind, TableName};
 
-/// What a table's log entries carry of the row before.
+/// The columns of the old row that the log carries.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Identity {

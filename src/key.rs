@@ -1,17 +1,19 @@
-//! Names in Redis: keys and the globs that match them.
+//! Names in Redis: keys, and the globs that match them.
 //!
-//! Owns escaping, so that no value can widen a glob or leave its place in a terminal. It must not
-//! know templates or commands. Invariant: a [`Glob`] made from a literal matches that literal only.
+//! Owns escaping, so that no value can widen a glob or control a terminal. It must not know
+//! templates or commands. Invariant: a [`Glob`] made from a literal matches that literal only.
 
 use std::fmt;
 
-/// What the names of our own state in Redis begin with, after the namespace. No rule may name such a key.
+/// The prefix, after the namespace, of the keys in which unstale keeps its state. No rule may name
+/// such a key.
 pub const RESERVED: &str = "unstale:";
 
-/// What the name of a tag's set of keys begins with, after the namespace.
+/// The prefix, after the namespace, of the set of keys of a tag.
 pub const TAG: &str = "tag:";
 
-/// The name of our own channel, after the namespace. No rule may publish there.
+/// The channel, after the namespace, on which unstale announces invalidations. No rule may publish
+/// there.
 pub const INVALIDATIONS: &str = "invalidations";
 
 /// The full name of a key, a tag, a channel or a stream in Redis, namespace included. Any bytes.
@@ -78,7 +80,7 @@ impl Glob {
     /// Whether it matches a name, as Redis does.
     pub fn matches(&self, name: &[u8]) -> bool {
         let (mut pattern, mut rest) = (&*self.0, name);
-        // Where to go on when what follows the last star does not fit: one byte further.
+        // Where to continue if what follows the last star does not match: one byte further.
         let mut retry: Option<(&[u8], &[u8])> = None;
         loop {
             let literal = match pattern {
@@ -111,8 +113,8 @@ impl Glob {
     /// Whether there is a name that both match.
     pub fn intersects(&self, other: &Self) -> bool {
         let (ours, theirs) = (self.pieces(), other.pieces());
-        // Whether what is left of us and what is left of them have a name in common; by how much is left of them, and
-        // row by row by how much is left of us.
+        // Whether the rest of `self` and the rest of `other` have a name in common: one row for
+        // each rest of `self`, one column for each rest of `other`.
         let mut row = vec![true];
         for piece in theirs.iter().rev() {
             row.push(piece.is_none() && row.last() == Some(&true));
@@ -124,7 +126,7 @@ impl Glob {
                 let &[beyond_both, beyond_ours] = before else { continue };
                 last = match (our, their) {
                     (Some(our), Some(their)) => our == their && beyond_both,
-                    // A star takes one byte more of the other, or is done.
+                    // A star matches one more byte of the other, or ends.
                     _ => beyond_ours || last,
                 };
                 next.push(last);
@@ -134,7 +136,7 @@ impl Glob {
         row.last() == Some(&true)
     }
 
-    /// The bytes that stand for themselves; nothing is "anything".
+    /// The literal bytes; `None` for each star.
     fn pieces(&self) -> Vec<Option<u8>> {
         let mut pieces = Vec::with_capacity(self.0.len());
         let mut bytes = self.0.iter();
@@ -148,7 +150,8 @@ impl Glob {
         pieces
     }
 
-    /// A glob that matches what any of these match, and perhaps more: their common beginning, then anything.
+    /// A glob that matches what any of these match, and perhaps more: their common beginning, then
+    /// anything.
     pub fn covering(globs: &[&Self]) -> Self {
         let Some((first, others)) = globs.split_first() else { return Self::new() };
         if others.is_empty() {
@@ -185,8 +188,8 @@ impl fmt::Display for Glob {
     }
 }
 
-/// Writes bytes so that a terminal shows them and obeys none: control characters are escaped, bytes
-/// that are not UTF-8 read `\xNN`.
+/// Writes bytes so that a terminal shows them and obeys none: control characters are escaped, and
+/// bytes that are not UTF-8 become `\xNN`.
 pub fn write_printable(f: &mut impl fmt::Write, bytes: &[u8]) -> fmt::Result {
     for chunk in bytes.utf8_chunks() {
         for character in chunk.valid().chars() {
@@ -203,7 +206,7 @@ pub fn write_printable(f: &mut impl fmt::Write, bytes: &[u8]) -> fmt::Result {
     Ok(())
 }
 
-/// Control characters, and the invisible ones that reorder what stands around them.
+/// Control characters, and invisible characters that reorder the text around them.
 fn hides_in_terminals(character: char) -> bool {
     character.is_control()
         || matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')

@@ -1,8 +1,9 @@
-//! The known name that a misspelt one was probably meant to be.
+//! The known name that a misspelt name probably means.
 //!
-//! Owns how near counts as near. It must not know what is named. Invariant: it only advises; nothing is corrected.
+//! Owns the largest distance between the two. It must not know what is named. Invariant: it only
+//! advises; nothing is corrected.
 
-/// The known name that `name` was probably meant to be, if one is near enough to be worth suggesting.
+/// The known name that `name` probably means, if one is near enough.
 pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let lower = name.to_lowercase();
     known

@@ -1,18 +1,19 @@
-//! Changes and values as JSON, for people and programs that read them elsewhere.
+//! Changes and values as JSON: the lines of recordings, and values that rules send.
 //!
-//! Owns the line format of recordings, as far as writing goes. It must not read it. Invariants: what is not known is
-//! left out and NULL is `null`; a line has no line break inside; a value that JSON cannot hold as what it is becomes
-//! a string, lossily where it is not UTF-8.
+//! Owns the writing of the line format. It must not read it. Invariants: a value that is not known
+//! is omitted, and NULL is `null`; a line contains no line break; a value that JSON cannot
+//! represent becomes a string, lossily if it is not UTF-8.
 
 use serde_json::value::RawValue;
 
 use super::{Cell, Change, ColumnKind, Commit, Relation, Row};
 
-/// Writes a value as JSON of its kind. What is not known is written as null: leave it out before.
+/// Writes a value as JSON of its kind. A value that is not known is written as null: omit it
+/// before.
 pub fn write_value(cell: &Cell, kind: ColumnKind, out: &mut Vec<u8>) {
     let Cell::Value(value) = cell else { return out.extend_from_slice(b"null") };
     if kind == ColumnKind::Json && serde_json::from_slice::<&RawValue>(value).is_ok() {
-        // In valid JSON a line break stands between two words, where a blank says the same.
+        // In valid JSON a line break can only be white space, so a blank means the same.
         return out.extend(value.iter().map(|&byte| if matches!(byte, b'\n' | b'\r') { b' ' } else { byte }));
     }
     if is_json_of(kind, value) {
@@ -26,7 +27,7 @@ pub fn write_text(text: &str, out: &mut Vec<u8>) {
     serde_json::to_writer(out, text).expect("a text always serializes, and a Vec takes any bytes");
 }
 
-/// Whether a value, as it stands, is JSON on one line that says the same.
+/// Whether the text of a value is JSON on one line with the same meaning.
 fn is_json_of(kind: ColumnKind, value: &[u8]) -> bool {
     match kind {
         ColumnKind::Boolean | ColumnKind::Integer | ColumnKind::Float | ColumnKind::Numeric => {
@@ -37,8 +38,8 @@ fn is_json_of(kind: ColumnKind, value: &[u8]) -> bool {
 }
 
 impl Change {
-    /// The change as one line of a recording, without its break. `value` writes a column's value, or not: then the
-    /// line does not say it.
+    /// The change as one line of a recording, without the line break. `value` writes the value of a
+    /// column, or returns false to omit it.
     pub fn to_line(
         &self,
         commit: &Commit,
@@ -104,8 +105,9 @@ pub fn plainly(relation: &Relation, at: usize, cell: &Cell, out: &mut Vec<u8>) -
     true
 }
 
-/// Writes a value so that whoever reads the line finds it as it was: JSON that would be read as something else, a null
-/// as NULL, a text as its content, and blanks around it not at all, or that takes more than a line, becomes a string.
+/// Writes a value so that reading the line gives the same value: JSON becomes a string if it would
+/// be read differently (null as NULL, a string as its content, surrounding blanks not at all) or if
+/// it has a line break.
 pub fn write_column(cell: &Cell, kind: ColumnKind, out: &mut Vec<u8>) {
     let is_ambiguous = |json: &[u8]| {
         let is_broken = json.contains(&b'\n') || json.contains(&b'\r');

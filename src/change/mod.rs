@@ -1,8 +1,8 @@
 //! The vocabulary of what happened in PostgreSQL: positions, relations, rows, changes.
 //!
-//! Owns the words every source produces and every rule reads. It must not know where a change came
-//! from or what will be done about it. Invariant: a column is *three-valued* ([`Cell`]), and nothing
-//! here ever turns "not known" into NULL.
+//! Owns the types that every source produces and every rule reads. It must not know where a change
+//! comes from or what follows from it. Invariant: a column is *three-valued* ([`Cell`]); a value
+//! that is not known never becomes NULL.
 
 pub mod json;
 
@@ -159,11 +159,12 @@ impl fmt::Display for TableName {
 /// One column of one row.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Cell {
-    /// A value, in PostgreSQL's text format; a boolean reads `true` or `false`, as `::text` gives it.
+    /// A value, in PostgreSQL's text format; a boolean reads `true` or `false`, as `::text` gives
+    /// it.
     Value(Bytes),
     /// SQL NULL.
     Null,
-    /// Not carried: what the replica identity leaves out, or an unchanged TOAST value.
+    /// Not known: not in the replica identity, or an unchanged TOAST value.
     Absent,
 }
 
@@ -200,7 +201,7 @@ impl Row {
     }
 }
 
-/// What a column's values are, as far as conditions and JSON care. Everything else is text.
+/// The type of a column's values, as far as conditions and JSON distinguish it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ColumnKind {
@@ -258,19 +259,20 @@ pub struct Relation {
     pub columns: Vec<Column>,
 }
 
-/// What a statement did to a row, or to a whole table.
+/// What happened to a row or a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Operation {
-    /// A row came to be.
+    /// A row was inserted.
     Insert,
-    /// A row changed.
+    /// A row was updated.
     Update,
-    /// A row went.
+    /// A row was deleted.
     Delete,
-    /// Every row of the table went.
+    /// The table was truncated.
     Truncate,
-    /// An application said so, by `unstale.emit`: the relation is the event, the new row its fields.
+    /// An application emitted an event with `unstale.emit`: the relation is the event, the new row
+    /// its fields.
     Event,
 }
 
@@ -317,13 +319,14 @@ pub struct Begin {
 /// When and where the transaction of a change was committed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Commit {
-    /// A position that orders it among all others: the end of its commit record where that is known.
+    /// A position that orders it among all others: the end of its commit record where that is
+    /// known.
     pub lsn: Lsn,
     /// The time, by the database server's clock; a recording may not say.
     pub at: Option<SystemTime>,
 }
 
-/// What a source of transactions says, in order.
+/// What a source of transactions produces, in order.
 #[derive(Clone, Debug)]
 pub enum SourceEvent {
     /// A transaction begins.

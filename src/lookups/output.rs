@@ -26,7 +26,8 @@ impl LookupOutput<'_> {
                 piece.take_sweeps().into_iter().for_each(|(rule, removal)| sweeps.remove(rule, removal));
                 sweeps.limit_sweeps(|asked| rules.removals_of(asked));
                 if !piece.is_empty() {
-                    // Fails only if the receiver was dropped, and with it what waited for the piece.
+                    // Fails only if the receiver was dropped, and with it what waited for the
+                    // piece.
                     let _ = sender.send(piece).await;
                 }
             }

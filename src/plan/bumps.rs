@@ -31,7 +31,8 @@ impl Bumps {
         }
     }
 
-    /// Raises a key to `lsn`; of two positions of one key the later stays. How many bytes that takes.
+    /// Raises a key to `lsn`; of two positions of one key the later stays. How many bytes that
+    /// takes.
     pub(super) fn raise(&mut self, rule: RuleId, key: CacheKey, lsn: Lsn) -> usize {
         let bytes = key.as_bytes().len();
         let entry = self.keys.entry(key);

@@ -1,6 +1,7 @@
 //! The map of a plan's ops.
 //!
-//! Owns the choice of the map. Invariant: keys are unique, and iteration has their order of insertion.
+//! Owns the choice of the map. Invariant: keys are unique, and iteration has their order of
+//! insertion.
 
 use foldhash::fast::RandomState;
 use indexmap::IndexMap;

@@ -1,22 +1,22 @@
-//! Rules and one relation: where each of their columns lies.
+//! Rules bound to one relation: the position of each column that they read.
 //!
-//! Owns what is found once for each description of a table, so that planning a row looks nothing up by name. It must
-//! not decide anything. Invariant: a column that the relation does not have was dropped or renamed: its values are
-//! not known, never NULL.
+//! Owns what is found once for each description of a table, so that planning a row searches nothing
+//! by name. It must not decide anything. Invariant: if the relation does not have a column (it was
+//! dropped or renamed), its values are not known, never NULL.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::action::{Action, RuleAction};
-use super::condition::Operand;
+use super::condition::ColumnOperand;
 use super::rule::Rule;
 use super::rule_set::RuleSet;
 use super::template::{Image, Reference, Rendered, Resolved, Template};
 use crate::change::{Cell, Change, ColumnKind, Operation, Relation};
 use crate::config::Spanned;
 
-/// The rules of one relation, their columns found.
+/// The rules of one relation, bound to its columns.
 #[derive(Debug)]
 pub(super) struct BoundRules {
     pub(super) relation: Arc<Relation>,
@@ -28,15 +28,15 @@ pub(super) struct BoundRule {
     /// Where the rule is in its rule set.
     pub(super) position: usize,
     pub(super) changed: Vec<Option<usize>>,
-    /// What the condition reads, in its order.
+    /// The columns of the condition, in its order.
     operands: Vec<(Image, Option<usize>, ColumnKind)>,
-    /// The parameters of the lookup, if the rule asks one.
+    /// The parameters of the lookup, if the rule calls one.
     pub(super) arguments: Option<Vec<BoundTemplate>>,
-    /// What every template of the actions reads, in order, if the rule asks a lookup.
+    /// The references of all templates of the actions, in order, if the rule calls a lookup.
     pub(super) references: Vec<ColumnSource>,
-    /// Those among them that are part of a name: only these may say something else of the row before.
+    /// Those of them that are part of a name: only these can differ between the images.
     pub(super) naming: Vec<ColumnSource>,
-    /// The actions, if the rule asks none.
+    /// The actions, if the rule calls no lookup.
     pub(super) actions: Vec<BoundAction>,
 }
 
@@ -51,14 +51,14 @@ pub(super) struct BoundColumn {
     pub(super) kind: ColumnKind,
 }
 
-/// A template and where each of its references reads.
+/// A template, and the column of each of its references.
 #[derive(Clone, Debug)]
 pub(super) struct BoundTemplate {
     pub(super) template: Template,
     pub(super) sources: Vec<ColumnSource>,
 }
 
-/// The image a reference reads and the column's position in the row.
+/// The image that a reference reads, and the position of the column in the row.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ColumnSource(Image, Option<usize>);
 
@@ -101,15 +101,15 @@ impl BoundRule {
             || self.references.iter().any(|ColumnSource(_, position)| is(position))
     }
 
-    /// What the condition's n-th column stands for. An image that the change does not have is all NULL.
-    pub(super) fn operand<'a>(&self, at: usize, change: &'a Change) -> Operand<'a> {
-        let Some(&(image, position, kind)) = self.operands.get(at) else { return Operand::Absent };
+    /// The value of the condition's n-th column. If the change does not have the image, it is NULL.
+    pub(super) fn operand<'a>(&self, at: usize, change: &'a Change) -> ColumnOperand<'a> {
+        let Some(&(image, position, kind)) = self.operands.get(at) else { return ColumnOperand::Absent };
         let row = if image == Image::Old { &change.old } else { &change.new };
-        let Some(row) = row else { return Operand::Null };
+        let Some(row) = row else { return ColumnOperand::Null };
         match position.map_or(&Cell::Absent, |position| row.cell(position)) {
-            Cell::Value(value) => Operand::Value(value, kind),
-            Cell::Null => Operand::Null,
-            Cell::Absent => Operand::Absent,
+            Cell::Value(value) => ColumnOperand::Value(value, kind),
+            Cell::Null => ColumnOperand::Null,
+            Cell::Absent => ColumnOperand::Absent,
         }
     }
 }
@@ -179,10 +179,10 @@ impl ColumnSource {
         }
     }
 
-    /// The same, to keep. There is no such image: NULL.
+    /// The value, to keep. If the change does not have the image, it is NULL.
     pub(super) fn cell(self, change: &Change, rendering: Image) -> Cell {
         match self.find(change, rendering) {
-            // Not a piece of the message it came in, which would be kept with it.
+            // A copy: a slice would keep the whole message from PostgreSQL in memory.
             Some(Cell::Value(value)) => Cell::Value(Bytes::copy_from_slice(value)),
             Some(cell) => cell.clone(),
             None => Cell::Null,
@@ -200,7 +200,7 @@ impl ColumnSource {
     }
 }
 
-/// The images to render for: the new one first, and the old one where it may say something else.
+/// The images to render for: the new one first, then the old one if a column differs.
 pub(super) fn images(sources: &[ColumnSource], change: &Change) -> impl Iterator<Item = Image> + use<> {
     let new = change.new.is_some().then_some(Image::New);
     let differs = |&ColumnSource(image, position): &ColumnSource| match (&change.old, &change.new, position) {

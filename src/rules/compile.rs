@@ -52,7 +52,7 @@ fn check_ids(rules: &[Rule], problems: &mut Problems) {
 }
 
 fn compile_lookup(raw: RawLookup) -> Lookup {
-    /// As many keys as one transaction may name by default, divided among a few calls.
+    /// As many rows as one transaction may name keys by default.
     const ROWS_MAX: u64 = 10_000;
     const TIMEOUT: Duration = Duration::from_secs(1);
     Lookup {
@@ -63,7 +63,7 @@ fn compile_lookup(raw: RawLookup) -> Lookup {
     }
 }
 
-/// What rules are compiled against.
+/// Compiles rules against the namespace, the lookups and the default ttl of a file.
 struct RuleCompiler<'a> {
     namespace: &'a str,
     lookups: Vec<&'a str>,
@@ -79,7 +79,8 @@ impl RuleCompiler<'_> {
             let parsed = ForEach::parse(text, &self.lookups);
             parsed.map_err(|error| report(text, error, problems)).ok()
         });
-        // A call that is wrong is one problem; what its rows would be called may still be right.
+        // If the call is wrong, its alias may still be right, and templates that use it are no
+        // further problem.
         let named =
             raw.for_each.as_ref().and_then(|text| text.value.rsplit_once(" as ")).map(|(_, alias)| alias.trim());
         let alias = for_each.as_ref().map(|for_each| for_each.alias.clone()).or(named.map(ToOwned::to_owned));
@@ -141,7 +142,7 @@ impl RuleCompiler<'_> {
     }
 }
 
-/// The names and messages of one rule.
+/// Compiles the templates of one rule.
 struct RuleTemplates<'a> {
     alias: Option<&'a str>,
     namespace: &'a str,
@@ -168,7 +169,7 @@ impl RuleTemplates<'_> {
         if text.value == INVALIDATIONS {
             self.problems.push(
                 text.span.clone(),
-                format!("the channel `{INVALIDATIONS}` is kept for what this tool tells of every invalidation"),
+                format!("the channel `{INVALIDATIONS}` is reserved for the announcements of invalidations"),
                 "choose another name",
             );
         }
@@ -179,7 +180,7 @@ impl RuleTemplates<'_> {
         let kept = [(RESERVED, "the state of this tool"), (TAG, "the sets of `tags`")];
         for (_, what) in kept.iter().filter(|(beginning, _)| text.value.starts_with(beginning)) {
             let beginning = if text.value.starts_with(TAG) { TAG } else { RESERVED };
-            let message = format!("names that begin with `{beginning}` are kept for {what}");
+            let message = format!("names that begin with `{beginning}` are reserved for {what}");
             self.problems.push(text.span.clone(), message, "choose another beginning");
         }
         self.parse(text, parse)

@@ -5,16 +5,16 @@
 //! acting, unless the file says so.
 
 use super::bind::BoundRule;
-use super::condition::{ConditionError, Operand};
+use super::condition::{ColumnOperand, ConditionError};
 use super::rule::Rule;
 use super::rule_set::RuleSet;
 use crate::change::{Cell, Change, Commit, Operation, TableName};
 use crate::config::{Truncate, Unknown};
 
-/// Why a change cannot be planned: the file says to stop rather than go on.
+/// Why a change cannot be planned: the file says to stop.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
-    /// `truncate: fail`.
+    /// The table was truncated, with `truncate: fail`.
     #[error(
         "table {table} was truncated, and the file says `truncate: fail` (rule `{rule}`); flush what it caches, or choose `pattern`"
     )]
@@ -24,7 +24,7 @@ pub enum PlanError {
         /// The first rule of the table.
         rule: String,
     },
-    /// `unknown: fail`.
+    /// An old value is not known, with `unknown: fail`.
     #[error(
         "rule `{rule}` needs the old value of {table}.{column}, which the log does not carry, and the file says `unknown: fail`; widen the replica identity, or choose `match`"
     )]
@@ -38,26 +38,26 @@ pub enum PlanError {
     },
 }
 
-/// What a rule makes of a change, and why.
+/// Whether a rule acts on a change, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// It acts.
     Fires,
-    /// It acts, because a column that decides is not known.
+    /// It acts, because a value on which the decision depends is not known.
     FiresUnknown,
     /// It acts, because its condition could not be evaluated, for this reason.
     FiresFailed(String),
     /// The operation does not trigger it.
     OtherOperation,
-    /// None of the columns it watches changed.
+    /// None of the columns in `changed` differs.
     Unchanged,
-    /// Its condition does not hold.
+    /// Its condition is false.
     ConditionFalse,
     /// The table was truncated, and the file says to ignore that.
     TruncateIgnored,
 }
 
-/// Whether a rule acts on a change. The only place that decides it.
+/// Decides whether a rule acts on a change. Nothing else decides this.
 pub(super) fn decide(
     bound: &BoundRule,
     rule: &Rule,
@@ -93,7 +93,7 @@ pub(super) fn decide(
     }
     let Some(condition) = rule.condition.as_ref().map(|condition| &condition.value) else { return Ok(decision) };
     if change.operation == Operation::Truncate && !condition.columns().is_empty() {
-        // There is no row to look at, and all of them went.
+        // There is no row to read, and all rows are gone.
         return Ok(decision);
     }
     let operand = |at: usize| bound.operand(at, change);
@@ -107,7 +107,7 @@ pub(super) fn decide(
             Unknown::Skip => Ok(Decision::ConditionFalse),
             Unknown::Fail => {
                 let uses = condition.columns().iter().enumerate();
-                let mut absent = uses.filter(|(at, _)| matches!(operand(*at), Operand::Absent));
+                let mut absent = uses.filter(|(at, _)| matches!(operand(*at), ColumnOperand::Absent));
                 Err(unknown(absent.next().map_or("", |(_, column)| &column.column)))
             }
         },
@@ -120,8 +120,8 @@ enum Changed {
     Unknown,
 }
 
-/// Whether one of the columns differs between the images; the index of one that cannot be told is the
-/// error, if the file says so.
+/// Whether one of the columns differs between the images. The error is the index of a column whose
+/// value is not known, if the file says `unknown: fail`.
 fn any_changed(columns: &[Option<usize>], change: &Change, unknown: Unknown) -> Result<Changed, usize> {
     let mut unsure = false;
     for (at, column) in columns.iter().enumerate() {

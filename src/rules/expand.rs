@@ -1,7 +1,7 @@
-//! From a row that a lookup returned to ops.
+//! The ops of a rule with `for_each` for one row that its lookup returned.
 //!
-//! Owns what the actions of a rule with `for_each` make of one row. It must not ask the database. Invariant: what is
-//! asked for is what the rule's templates say of the change that asked and of the row, both as they were handed in.
+//! Owns how templates read both the change and the row. It must not ask the database. Invariant:
+//! the ops depend on the call and on the row only.
 
 use super::action::Action;
 use super::effect::{bump, remove, remove_pattern, remove_tagged};
@@ -13,8 +13,8 @@ use crate::config::Spanned;
 use crate::plan::{LookupCall, Plan, Publish};
 
 impl RuleSet {
-    /// Adds the ops that a call's rule asks for one returned row; bumps rise to `lsn`. A column that the row does not
-    /// have is not known.
+    /// Adds the ops of a call's rule for one returned row; version keys rise to `lsn`. A column
+    /// that the row does not have is not known.
     pub fn expand<'a>(&self, call: &'a LookupCall, lsn: Lsn, row: &dyn Fn(&str) -> Option<&'a Cell>, plan: &mut Plan) {
         let Some(rule) = self.rule(call.rule) else { return };
         let mut reader = RowReader { call, row, next: 0 };
@@ -37,14 +37,15 @@ impl RuleSet {
         }
     }
 
-    /// Adds everything that the rule of a call may ever have made: when the rows are not to be had.
+    /// Removes everything that the rule of a call may ever have made: for a call without an answer.
     pub fn expand_all(&self, call: &LookupCall, plan: &mut Plan) {
         let Some(rule) = self.rule(call.rule) else { return };
         rule.remove_all(plan);
     }
 }
 
-/// Reads the references of a rule's templates in their order, which is that of the call's cells.
+/// Reads the references of a rule's templates in order, which is also the order of the call's
+/// cells.
 struct RowReader<'a, 'r> {
     call: &'a LookupCall,
     row: &'r dyn Fn(&str) -> Option<&'a Cell>,

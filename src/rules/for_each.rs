@@ -1,7 +1,8 @@
-//! `for_each: org_members({id}) as m`: which lookup a rule asks, with what, and what it calls the rows.
+//! `for_each: org_members({id}) as m`: the lookup that a rule calls, its values, and the name of
+//! its rows.
 //!
-//! Owns that syntax. It must not ask the database; [`crate::lookups`] does. Invariant: a parsed call
-//! names a lookup that the file has.
+//! Owns that syntax. It must not ask the database; [`crate::lookups`] does. Invariant: a parsed
+//! call names a lookup that the file has.
 
 use std::ops::Range;
 
@@ -9,12 +10,12 @@ use super::template::{InvalidTemplate, Template};
 use crate::config::Spanned;
 use crate::nearest::nearest;
 
-/// A lookup that a rule asks for every row.
+/// The call of a lookup for every row.
 #[derive(Clone, Debug)]
 pub struct ForEach {
-    /// Which one: its position in the file.
+    /// The lookup's position in the file.
     pub lookup: usize,
-    /// What templates call a row.
+    /// The name of a row in templates.
     pub alias: String,
     /// The values of the query's parameters.
     pub arguments: Vec<Spanned<Template>>,
@@ -69,7 +70,8 @@ fn expected(span: Range<usize>, what: &str) -> InvalidTemplate {
     }
 }
 
-/// The places of the arguments, without the blanks around them. A comma inside of braces separates nothing.
+/// The places of the arguments, without the blanks around them. A comma in braces does not separate
+/// arguments.
 fn split_arguments(text: &str) -> Vec<Range<usize>> {
     let mut parts = Vec::new();
     let (mut start, mut depth) = (0, 0_usize);

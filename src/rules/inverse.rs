@@ -1,7 +1,7 @@
-//! From a name back to the values that a template makes it of.
+//! From a name back to the values from which a template renders it.
 //!
-//! Owns the search. It must not know rows. Invariants: a value is told only if no other value at its place would make
-//! the same name; a name that no row can make is not matched.
+//! Owns the search. It must not know rows. Invariants: a value is returned only if no other value
+//! at its place gives the same name; a name that no row can give is not matched.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -11,17 +11,17 @@ use percent_encoding::percent_decode;
 use super::filter::Filter;
 use super::template::{Reference, Template, TemplatePart};
 
-/// What a name tells of one reference of a template.
+/// The value of one reference of a template, as far as a name determines it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReferenceValue<'t> {
     /// The reference.
     pub reference: &'t Reference,
-    /// What it stands for, after its filters; nothing if there are several possibilities.
+    /// The value after the filters; `None` if several values are possible.
     pub value: Option<Vec<u8>>,
 }
 
 impl Template {
-    /// What each reference stands for when the template makes this name; nothing if it cannot.
+    /// The value of each reference if the template renders to this name; `None` if it cannot.
     pub fn invert(&self, name: &[u8]) -> Option<Vec<ReferenceValue<'_>>> {
         let first = earliest(self.parts(), name)?;
         let last = latest(self.parts(), name)?;
@@ -38,10 +38,10 @@ impl Template {
     }
 }
 
-/// Where each literal of the template lies in a name; nothing for other parts.
+/// The place of each literal of the template in a name; `None` for other parts.
 type Places = Vec<Option<Range<usize>>>;
 
-/// Every literal as far to the left as it goes.
+/// Places every literal as far to the left as possible.
 fn earliest(parts: &[TemplatePart], name: &[u8]) -> Option<Places> {
     let mut places = Vec::with_capacity(parts.len());
     let (mut from, mut floating) = (0, false);
@@ -63,7 +63,7 @@ fn earliest(parts: &[TemplatePart], name: &[u8]) -> Option<Places> {
     (floating || from == name.len()).then_some(places)
 }
 
-/// Every literal as far to the right as it goes.
+/// Places every literal as far to the right as possible.
 fn latest(parts: &[TemplatePart], name: &[u8]) -> Option<Places> {
     let reversed = |bytes: &[u8]| bytes.iter().rev().copied().collect::<Vec<_>>();
     let mirrored = parts.iter().rev().map(|part| match part {
@@ -81,7 +81,8 @@ fn find(text: &[u8], part: &[u8]) -> Option<usize> {
     text.windows(part.len().max(1)).position(|window| window == part)
 }
 
-/// Where the part at `at` lies between the literals, if it shares that room with no other part or the room is empty.
+/// The place of the part at `at` between the literals, if no other part is there or the place is
+/// empty.
 fn gap(parts: &[TemplatePart], places: &[Option<Range<usize>>], at: usize, end: usize) -> Option<Range<usize>> {
     let place = |at: usize| places.get(at).cloned().flatten();
     let before = (0..at).rev().find_map(|other| Some((other, place(other)?)));
@@ -93,7 +94,7 @@ fn gap(parts: &[TemplatePart], places: &[Option<Range<usize>>], at: usize, end: 
     (beyond - first == 1 || start == end).then_some(start..end)
 }
 
-/// Whether there can be a row that gives these values: filters leave their mark, and a column has one value.
+/// Whether a row can have these values: a filter restricts its results, and a column has one value.
 fn is_consistent(given: &[ReferenceValue<'_>]) -> bool {
     let mut known: HashMap<_, &[u8]> = HashMap::new();
     given.iter().all(|given| {
@@ -181,7 +182,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a template renders it is found to be made of, unless there are several possibilities.
+        /// Whatever a template renders it is found to be made of, unless there are several
+        /// possibilities.
         #[test]
         fn what_is_rendered_is_found_again(x in "[ab:]{0,4}", y in "[ab:]{0,4}") {
             use super::super::template::{Rendered, Resolved};

@@ -1,13 +1,13 @@
-//! The JSON a `publish` sends: any JSON in which each text is a template.
+//! The JSON that `publish` and `stream` send: any JSON in which each string is a template.
 //!
-//! Owns how a row fills it. Invariant: a text that is one lone reference to NULL, or to what is not
-//! known, becomes null; the message is always one valid JSON value.
+//! Owns how it is rendered. Invariants: a string that consists of one reference becomes null if the
+//! value is NULL or not known; a message is always one valid JSON value.
 
 use serde_json::Value;
 
 use super::template::{Rendered, Resolved, Template, TemplatePart};
 
-/// The shape of a message; `T` is what its templates are, from parsed to bound.
+/// The shape of a message. `T` is its templates: as the file has them, or bound to a table.
 #[derive(Clone, Debug)]
 pub(super) enum MessageTemplate<T> {
     Template(T),
@@ -80,7 +80,8 @@ impl<T> MessageTemplate<T> {
     }
 }
 
-/// Writes the text of one field: null where a lone reference has no value, else what can be said.
+/// Writes one string: null if it is a single reference without a value. In other strings, values
+/// that are NULL or not known are empty.
 pub(super) fn write_field<'a>(out: &mut Vec<u8>, template: &Template, mut resolve: impl FnMut(usize) -> Resolved<'a>) {
     if let [TemplatePart::Reference(_)] = template.parts()
         && !matches!(resolve(0), Resolved::Value(_))

@@ -1,7 +1,8 @@
-//! What the file says should happen: rules, compiled once, and the plans they make of changes.
+//! Rules, compiled once, and the plans that they make of changes.
 //!
-//! Owns templates and the deciding code, which every verb shares. It must not know sources, Redis
-//! commands, sockets or clocks. Invariant: what a rule cannot know it over-invalidates, never the reverse.
+//! Owns templates, conditions and the decision which rule acts; every verb shares them. It must not
+//! know sources, Redis commands, sockets or clocks. Invariant: if a value is not known, more is
+//! invalidated, never less.
 
 mod act;
 mod action;
@@ -25,7 +26,7 @@ mod spelling;
 mod template;
 mod trace;
 
-pub use condition::{ColumnUse, Condition, ConditionError, InvalidCondition, Operand};
+pub use condition::{ColumnOperand, ColumnUse, Condition, ConditionError, InvalidCondition};
 pub use decide::{Decision, PlanError};
 pub use filter::Filter;
 pub use for_each::ForEach;

@@ -38,8 +38,8 @@ impl Planner {
         !self.rules.of_table(table).is_empty()
     }
 
-    /// The columns that rules read and the table does not have, as `rule: column`: they were renamed
-    /// or dropped since the start.
+    /// The columns that rules read and the table does not have, as `rule: column`: they were
+    /// renamed or dropped since the start.
     pub fn missing(&self, relation: &Relation) -> Vec<String> {
         let exists = |name: &str| relation.columns.iter().any(|column| column.name == name);
         let mut missing = Vec::new();

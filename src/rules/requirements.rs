@@ -1,6 +1,7 @@
-//! What the rules need of the database, and whether it has it.
+//! What the rules require of the database.
 //!
-//! Owns the comparison of a rule set with a [`Catalog`]. It must not ask a server; sources do. Invariant: rules that pass never have to guess an old key because of the replica identity.
+//! Owns the comparison of a rule set with a [`Catalog`]. It must not ask a server. Invariant: if it
+//! finds no problem, the replica identities carry every old value that a key needs.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -21,7 +22,7 @@ pub struct Widening {
     pub table: TableName,
     /// The tables to alter: the partitions, or the table itself.
     pub leaves: Vec<TableName>,
-    /// The columns of a unique index that would do; empty if only FULL does.
+    /// The columns of a unique index that suffices; empty if only FULL does.
     pub columns: Vec<String>,
 }
 
@@ -31,7 +32,8 @@ impl Widening {
         self.leaves.iter().flat_map(|leaf| self.statements_for(leaf)).collect()
     }
 
-    /// The same for one of the tables to alter. CONCURRENTLY: writers go on while the index is built.
+    /// The same for one of the tables to alter. With CONCURRENTLY, writers are not blocked while
+    /// the index is built.
     pub fn statements_for(&self, leaf: &TableName) -> Vec<String> {
         let table = quote_table(leaf);
         if self.columns.is_empty() {
@@ -45,8 +47,8 @@ impl Widening {
         ]
     }
 
-    /// The name of the index on a leaf: other columns make another name, so that an identity in use is
-    /// never dropped to be made anew.
+    /// The name of the index on a leaf. It depends on the columns, so that an identity in use is
+    /// never dropped and created again.
     pub fn index(&self, leaf: &TableName) -> String {
         let digest = String::from_utf8_lossy(&Filter::Sha256.apply(self.columns.join(",").as_bytes())).into_owned();
         let suffix = format!("_unstale_{}", digest.get(..8).unwrap_or_default());
@@ -55,16 +57,16 @@ impl Widening {
     }
 }
 
-/// What the rules want to know of a table's changes, where triggers write them down.
+/// What triggers must record of a table's changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Capture {
     /// The table that rules name.
     pub table: TableName,
     /// The columns that its rules read, in the table's own order.
     pub columns: Vec<String>,
-    /// The operations that set a rule off, in the order of [`Operation::ALL`].
+    /// The operations that trigger a rule, in the order of [`Operation::ALL`].
     pub operations: Vec<Operation>,
-    /// An update sets a rule off only if one of `columns` changed.
+    /// Whether an update triggers a rule only if one of `columns` changed.
     pub only_changed: bool,
 }
 
@@ -86,7 +88,8 @@ impl RuleSet {
         self.with_schemas(|name| catalog.find(name).map_or_else(|| name.clone(), |table| table.name.clone()))
     }
 
-    /// The identities that are too narrow for the keys; each becomes a problem that prints its fix.
+    /// The replica identities that are too narrow for the keys. Each becomes a problem that shows
+    /// its fix.
     pub fn check_identities(&self, catalog: &Catalog, problems: &mut Problems) -> Vec<Widening> {
         let mut widenings = Vec::new();
         for name in self.tables() {
@@ -97,7 +100,7 @@ impl RuleSet {
                 of_table().flat_map(old_columns).map(|(_, reference)| reference.column.as_str()).collect();
             let exists = |column: &str| table.columns.iter().any(|known| known.name == column);
             let missing = needed.iter().any(|&column| exists(column) && !table.identity.carries(column));
-            // Whatever the rules are about: the publication is about everything.
+            // This concerns every table of the publication, whatever its rules are.
             let unusable = table.identity == Identity::Nothing;
             if !missing && !unusable {
                 continue;
@@ -128,7 +131,7 @@ impl RuleSet {
         widenings
     }
 
-    /// What has to be written down of each table, sorted by its name.
+    /// What triggers must record of each table, sorted by name.
     pub fn captures(&self, catalog: &Catalog) -> Vec<Capture> {
         let capture = |table: &Table| {
             let of_table =
@@ -176,7 +179,7 @@ fn widen(table: &Table, needed: &BTreeSet<&str>) -> Widening {
         Identity::Full | Identity::Nothing => Vec::new(),
     };
     let not_null = |name: &str| table.columns.iter().any(|column| column.name == name && column.not_null);
-    // Without a key of its own to begin with, no set of columns is known to be unique.
+    // Without a key to begin with, no set of columns is known to be unique.
     let indexable = !columns.is_empty() && needed.iter().all(|column| not_null(column));
     if indexable {
         let known: Vec<&str> = needed.iter().copied().filter(|column| !columns.iter().any(|c| c == column)).collect();

@@ -1,7 +1,7 @@
-//! One rule and what it may do, compiled.
+//! One rule, compiled.
 //!
-//! Owns the shape of a rule. It must not see YAML or changes. Invariant: what a rule may ever remove or write follows
-//! from its templates alone.
+//! Owns the shape of a rule. It must not see YAML or changes. Invariant: what a rule may ever
+//! remove or write follows from its templates alone.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -16,45 +16,47 @@ use crate::change::{Operation, TableName};
 use crate::config::Spanned;
 use crate::plan::{ActionKind, Plan, Removal, RuleId};
 
-/// What sets a rule off.
+/// What triggers a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trigger {
     /// A change of its table.
     Table,
-    /// An event, under whose name the rule's table is.
+    /// An event. Its name is the rule's table.
     Event,
 }
 
-/// When a table changes so, do these actions.
+/// Actions, and the changes of a table for which they are done.
 #[derive(Clone, Debug)]
 pub struct Rule {
     /// What identifies it, after a reload of the file too.
     pub id: RuleId,
     /// The name in the file.
     pub name: String,
-    /// Where the file says the name.
+    /// The place of the name in the file.
     pub span: Range<usize>,
-    /// All that the file says of it, as a text that tells it from any other.
+    /// Everything that the file says of it, as a text that only an equal rule has.
     pub canonical: String,
-    /// Whether a table or an event sets it off.
+    /// Whether a table or an event triggers it.
     pub trigger: Trigger,
-    /// The table that triggers it, or the event as a name without a schema, and where the file says so.
+    /// The table that triggers it, or the event as a name without a schema.
     pub table: Spanned<TableName>,
     /// The operations that trigger it.
     pub operations: Vec<Operation>,
-    /// If any: an update triggers it only when one of these columns changed.
+    /// If not empty, an update triggers it only if one of these columns changed.
     pub changed: Vec<Spanned<String>>,
-    /// If any: a change triggers it only when this holds.
+    /// If given, a change triggers it only if this is true.
     pub condition: Option<Spanned<Condition>>,
-    /// If any: what the actions are done for, instead of for the row itself.
+    /// If given, the actions are done for each row that this lookup returns, not for the row
+    /// itself.
     pub for_each: Option<ForEach>,
-    /// Deletes are repeated so long after.
+    /// If given, deletes are repeated this long after.
     pub again_after: Option<Duration>,
     pub(super) actions: Vec<RuleAction>,
 }
 
 impl Rule {
-    /// Whether an operation triggers it. A truncate deletes every row, so it triggers what a delete does.
+    /// Whether an operation triggers it. A truncate deletes every row, so it triggers what a delete
+    /// triggers.
     pub fn triggers_on(&self, operation: Operation) -> bool {
         match self.trigger {
             Trigger::Event => operation == Operation::Event,
@@ -75,12 +77,12 @@ impl Rule {
         }
     }
 
-    /// Everything it may ever remove or write, version keys included.
+    /// The removals of everything that it may ever remove or write, version keys included.
     pub fn removals(&self) -> Vec<Removal> {
         self.actions.iter().filter_map(RuleAction::removal).collect()
     }
 
-    /// Adds everything it may ever have made to what a plan removes, and removes again if it says so.
+    /// Removes everything that it may ever have made, and once more later if `again_after` says so.
     pub(super) fn remove_all(&self, plan: &mut Plan) {
         for removal in self.removals() {
             if let Some(after) = self.again_after {
@@ -120,7 +122,7 @@ impl Rule {
     }
 }
 
-/// A query that rules may ask.
+/// A query that rules may call.
 #[derive(Clone, Debug)]
 pub struct Lookup {
     /// The name in the file.
@@ -129,6 +131,6 @@ pub struct Lookup {
     pub sql: Spanned<String>,
     /// The most rows of one call.
     pub max: usize,
-    /// How long one statement may take.
+    /// The longest time for one statement.
     pub timeout: Duration,
 }

@@ -13,7 +13,7 @@ use crate::change::TableName;
 use crate::config::{Truncate, Unknown};
 use crate::plan::{Removal, RuleId};
 
-/// All rules of one file, ready to plan.
+/// All rules of one file.
 #[derive(Clone, Debug)]
 pub struct RuleSet {
     /// In the order of the file.
@@ -53,7 +53,8 @@ impl RuleSet {
         Self::of(rules.collect(), self.lookups, self.truncate, self.unknown)
     }
 
-    /// What every rule may ever remove or write, each once: what a new epoch empties.
+    /// The removals of everything that any rule may ever remove or write, each once. A new epoch
+    /// removes it.
     pub fn removals(&self) -> Vec<Removal> {
         self.rules.iter().flat_map(Rule::removals).collect::<IndexSet<_>>().into_iter().collect()
     }
@@ -64,23 +65,24 @@ impl RuleSet {
         asked.flat_map(|rule| rule.removals().into_iter().map(|removal| (rule.id, removal))).collect()
     }
 
-    /// The queries that rules may ask.
+    /// The queries that rules may call.
     pub fn lookups(&self) -> &[Lookup] {
         &self.lookups
     }
 
-    /// Whether any rule waits for an event.
+    /// Whether any rule is triggered by an event.
     pub fn has_events(&self) -> bool {
         !self.by_event.is_empty()
     }
 
-    /// Whether what some rule does depends on the order of transactions: values that are written through, streams.
+    /// Whether the actions of some rule depend on the order of transactions, as `set` and `stream`
+    /// do.
     pub fn needs_order(&self) -> bool {
         self.rules.iter().flat_map(Rule::actions).any(|(kind, _)| kind.needs_order())
     }
 
-    /// For each table, as `schema.table`, and each event, as `event:name`, what tells its rules, and what they look up,
-    /// from any others.
+    /// A digest of the rules of each table, as `schema.table`, and of each event, as `event:name`.
+    /// It changes with the rules and with the lookups that they call.
     pub fn versions(&self) -> BTreeMap<String, String> {
         let lookups: BTreeMap<_, _> = self.lookups.iter().map(|found| (&found.name.value, &found.sql.value)).collect();
         let mut parts: BTreeMap<String, BTreeMap<&str, String>> = BTreeMap::new();
@@ -98,7 +100,7 @@ impl RuleSet {
         parts.into_iter().map(|(subject, rules)| (subject, digest(rules))).collect()
     }
 
-    /// The names of the events that rules wait for, sorted.
+    /// The names of the events that trigger rules, sorted.
     pub fn events(&self) -> Vec<&str> {
         let mut events: Vec<_> = self.by_event.keys().map(String::as_str).collect();
         events.sort_unstable();
@@ -127,8 +129,9 @@ impl RuleSet {
         self.at(self.by_event.get(name).into_iter().flatten().copied().collect())
     }
 
-    /// The rules of a table, with their positions, in the order of the file. A name without a schema, in the rules or in the change, matches in any
-    /// schema: which one is meant is settled when the catalog is at hand.
+    /// The rules of a table, with their positions, in the order of the file. A name without a
+    /// schema, in the rules or in the change, matches in any schema; only the catalog can tell
+    /// which one is meant.
     pub(super) fn of_table(&self, name: &TableName) -> Vec<(usize, &Rule)> {
         let bare = TableName::new("", name.table.clone());
         let mut found = self.by_table.get(name).cloned().unwrap_or_default();

@@ -1,8 +1,8 @@
 //! Templates of keys and channels: `user-email:{email|lower}`.
 //!
-//! Owns their syntax and how they render. It must not know tables; [`super::planner`] binds columns.
-//! Invariants: a template begins with a literal, so that its glob cannot match every key; a value
-//! that is not known makes a glob, NULL makes nothing; no value can widen a pattern.
+//! Owns their syntax and how they render. It must not know tables; [`super::bind`] binds columns.
+//! Invariants: a template begins with a literal, so that its glob cannot match every key; with a
+//! value that is not known it renders a glob, with NULL nothing; no value can widen a pattern.
 
 use std::ops::Range;
 
@@ -14,7 +14,7 @@ use crate::nearest::nearest;
 /// Which image of the row a reference reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Image {
-    /// The one that is being rendered: the template renders for both.
+    /// The one that is being rendered: the template is rendered for both.
     Either,
     /// Always the row before: `{old.x}`.
     Old,
@@ -24,14 +24,14 @@ pub enum Image {
     Lookup,
 }
 
-/// A column and what is done to its value.
+/// A column, and the filters for its value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reference {
     /// The image it reads.
     pub image: Image,
     /// The column's name.
     pub column: String,
-    /// Applied from left to right.
+    /// The filters, applied from left to right.
     pub filters: Vec<Filter>,
     /// The bytes of the template between the braces, for messages.
     pub span: Range<usize>,
@@ -52,7 +52,7 @@ pub enum TemplatePart {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template {
     parts: Vec<TemplatePart>,
-    /// Bytes of the text it was parsed from, to find the text's place in the file again.
+    /// The length of the text that it was parsed from, in bytes.
     text_len: usize,
 }
 
@@ -60,7 +60,7 @@ pub struct Template {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct InvalidTemplate {
-    /// The bytes of the text that are at fault.
+    /// The wrong bytes of the text.
     pub span: Range<usize>,
     /// What is wrong.
     pub message: String,
@@ -68,23 +68,23 @@ pub struct InvalidTemplate {
     pub advice: String,
 }
 
-/// What a reference stands for in one row.
+/// The value of a reference in one row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resolved<'a> {
     /// These bytes.
     Value(&'a [u8]),
-    /// NULL, or there is no such image: nothing is rendered.
+    /// NULL, or the image does not exist: nothing is rendered.
     Nothing,
     /// Not carried by the log: any value.
     Unknown,
 }
 
-/// What came of rendering.
+/// The result of rendering.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rendered {
     /// One name.
     Key(CacheKey),
-    /// A value was not known: every name this may be.
+    /// A value was not known: every name that it may be.
     Glob(Glob),
     /// A value was NULL.
     Nothing,
@@ -106,7 +106,8 @@ impl Rendered {
 }
 
 impl Template {
-    /// Parses `text`; what it renders begins with `namespace`. References to `alias` read looked-up rows.
+    /// Parses `text`; what it renders begins with `namespace`. References to `alias` read looked-up
+    /// rows.
     pub fn parse(text: &str, namespace: &str, alias: Option<&str>) -> Result<Self, InvalidTemplate> {
         Self::with_prefix(parse_parts(text, alias)?, text, namespace)
     }
@@ -149,7 +150,7 @@ impl Template {
         }
     }
 
-    /// Parses text in which anything may come first: a field of a message.
+    /// Parses a string of a message, which need not begin with a literal.
     pub fn parse_value(text: &str, alias: Option<&str>) -> Result<Self, InvalidTemplate> {
         parse_parts(text, alias).map(|parts| Self { parts, text_len: text.len() })
     }
@@ -193,7 +194,8 @@ impl Template {
         Rendered::Key(CacheKey::new(name))
     }
 
-    /// Goes on as a glob from part `at` on, the first that is not known; `references` is the number of the next one.
+    /// Renders a glob from part `at` on, the first that is not known. `references` is the number of
+    /// the next reference.
     fn render_glob<'a>(
         &self,
         at: usize,
@@ -252,7 +254,7 @@ fn parse_parts(text: &str, alias: Option<&str>) -> Result<Vec<TemplatePart>, Inv
             literal.extend_from_slice(rest.as_bytes().get(..1).unwrap_or_default());
             at += 2;
         } else if rest.starts_with('}') {
-            return Err(invalid(at..at + 1, "a `}` that closes nothing", "write `}}` for a literal brace"));
+            return Err(invalid(at..at + 1, "a `}` without a `{`", "write `}}` for a literal brace"));
         } else if let Some(inner) = rest.strip_prefix('{') {
             let end = inner.find(['}', '{']).filter(|&end| inner.as_bytes().get(end) == Some(&b'}'));
             let Some(end) = end else {

@@ -1,7 +1,8 @@
-//! What every rule made of one change, and why: for people who ask.
+//! What each rule does on one change, and why, for `explain` and coverage.
 //!
-//! Owns the account. It must not decide anything: [`super::planner`] does, by the functions that this calls. Invariant:
-//! a rule is said to act exactly if it acts when the change is planned, and its plan is what it would add there.
+//! Owns the account. It must not decide anything: it calls the functions with which the planner
+//! decides. Invariant: a verdict says that a rule acts exactly if the planner lets it act, with the
+//! same ops.
 
 use std::ops::Range;
 
@@ -14,20 +15,20 @@ use super::template::{Image, Reference, Rendered};
 use crate::change::{Cell, Change, Commit, Operation, Row};
 use crate::plan::{ActionKind, Plan, RuleId};
 
-/// What one rule made of a change.
+/// What one rule does on a change.
 #[derive(Clone, Debug)]
 pub struct Verdict {
     /// The rule.
     pub rule: RuleId,
-    /// Whether it acts; an error stops everything, as the file asks.
+    /// Whether it acts. An error stops the daemon, as the file says.
     pub decision: Result<Decision, PlanError>,
     /// The columns of `changed`, before and after.
     pub changed: Vec<ComparedColumn>,
     /// The columns that `when` reads.
     pub read: Vec<ReadColumn>,
-    /// What each action's template says, if the rule acts and asks no lookup.
+    /// What each action's name renders to, if the rule acts and calls no lookup.
     pub named: Vec<RenderedAction>,
-    /// What it adds to the plan, as if it were the only rule.
+    /// What it adds to a plan, as if it were the only rule.
     pub plan: Plan,
 }
 
@@ -56,33 +57,33 @@ pub struct ReadColumn {
     pub image: Image,
     /// Its name.
     pub column: String,
-    /// Its value there; NULL also if there is no such image.
+    /// Its value there; NULL also if the image does not exist.
     pub cell: Cell,
 }
 
-/// What the template of one action says.
+/// What the name of one action renders to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RenderedAction {
     /// The kind of the action.
     pub kind: ActionKind,
     /// Where the file has the template.
     pub span: Range<usize>,
-    /// What it says for each image for which it says something of its own, the new one first.
+    /// The result for each image whose columns differ, the new one first.
     pub made: Vec<RenderedName>,
 }
 
-/// What a template says of one image.
+/// What a template renders to for one image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RenderedName {
-    /// The image; none of a truncate, which has no rows.
+    /// The image; `None` for a truncate, which has no rows.
     pub image: Option<Image>,
     /// The name.
     pub name: Rendered,
-    /// The columns because of which it is a glob, or nothing.
+    /// The columns that made it a glob, or nothing.
     pub because: Vec<String>,
 }
 
-/// What each rule of the change's table or event makes of it, in the order of the file.
+/// The verdict of each rule of the change's table or event, in the order of the file.
 pub fn trace(rules: &RuleSet, change: &Change, commit: &Commit) -> Vec<Verdict> {
     let bound = BoundRules::new(rules, &change.relation, change.operation);
     let verdicts = bound.with_definitions(rules).map(|(bound, rule)| {
@@ -161,7 +162,8 @@ fn made(template: &BoundTemplate, kind: ActionKind, change: &Change) -> Vec<Rend
     images.collect()
 }
 
-/// What a reference reads when the template is rendered for an image; nothing if there is no such row.
+/// What a reference reads when the template is rendered for an image; `None` if the row does not
+/// exist.
 fn value(change: &Change, reference: &Reference, rendering: Image) -> Option<Cell> {
     let image = if reference.image == Image::Either { rendering } else { reference.image };
     cell(change, row(change, image), &reference.column)

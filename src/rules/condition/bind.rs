@@ -1,7 +1,8 @@
 //! What the names of a condition stand for.
 //!
-//! Owns binding: every `old.x` becomes one flat variable that is found without building a map, and every other name
-//! is known or refused. It must not know types. Invariant: evaluation meets no name that has not been seen here.
+//! Owns binding: every `old.x` becomes one flat variable that is found without building a map, and
+//! every other name is known or refused. It must not know types. Invariant: evaluation meets no
+//! name that has not been seen here.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -22,7 +23,8 @@ use crate::rules::template::Image;
 pub(super) struct BoundExpression {
     /// The text that it was parsed from.
     pub(super) text: String,
-    /// The tree, in which columns and `commit.at` are variables by the names that `value` gives them.
+    /// The tree, in which columns and `commit.at` are variables by the names that `value` gives
+    /// them.
     pub(super) tree: IdedExpr,
     pub(super) columns: Vec<ColumnUse>,
     /// The place of each node of the tree, as far as the parser tells it.
@@ -191,7 +193,8 @@ impl ExpressionBinder<'_> {
         if call.target.is_some() || call.args.is_empty() || !call.args.iter().all(literal) {
             return Ok(());
         }
-        // What is the same for every row, such as `timestamp('2026-13-01')`, fails now rather than with every row.
+        // What is the same for every row, such as `timestamp('2026-13-01')`, fails now rather than
+        // with every row.
         let whole = IdedExpr { id, expr: Expr::Call(call.clone()) };
         engine::run(&whole, None).map(|_| ()).map_err(|error| {
             let span = call.args.iter().fold(span, |whole, argument| join(whole, self.token(argument.id)));
@@ -200,7 +203,8 @@ impl ExpressionBinder<'_> {
         })
     }
 
-    /// Checks what `matches` looks for. The expression is compiled anew for every row, so it had better be right.
+    /// Checks what `matches` looks for. The expression is compiled anew for every row, so it had
+    /// better be right.
     fn pattern(&self, call: &CallExpr) -> Result<(), InvalidCondition> {
         let Some(pattern) = call.args.last() else { return Ok(()) };
         let span = self.bound.spans.get(&pattern.id).cloned().unwrap_or(0..self.text.len());
@@ -246,7 +250,8 @@ impl ExpressionBinder<'_> {
         Ok(())
     }
 
-    /// The place of the token that a node was made of: of an operator or call, only the operator or bracket.
+    /// The place of the token that a node was made of: of an operator or call, only the operator or
+    /// bracket.
     fn token(&self, id: u64) -> Range<usize> {
         let whole = self.text.len();
         let Some((first, last)) = self.source.offset_for(id) else { return 0..whole };

@@ -1,8 +1,8 @@
 //! The types of a condition, as far as a table's columns tell them.
 //!
-//! Owns what is reported before any row is seen: the `cel` crate finds a wrong type only when it evaluates. It must
-//! not know catalogs. Invariant: what it reports fails, or decides nothing, for every row; NULL is no type, since any
-//! column may be it.
+//! Owns what is reported before any row is seen: the `cel` crate finds a wrong type only when it
+//! evaluates. It must not know catalogs. Invariant: what it reports fails, or decides nothing, for
+//! every row; NULL is no type, since any column may be it.
 
 use std::ops::Range;
 

@@ -1,7 +1,8 @@
 //! The interpreter of the `cel` crate.
 //!
-//! Owns the environment that all conditions share, since building its functions takes far longer than evaluating a
-//! condition, and the words for what fails in it. Invariant: no value of a row reaches those words.
+//! Owns the environment that all conditions share, since building its functions takes far longer
+//! than evaluating a condition, and the words for what fails in it. Invariant: no value of a row
+//! reaches those words.
 
 use std::sync::{Arc, LazyLock};
 

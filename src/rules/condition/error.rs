@@ -8,7 +8,7 @@ use std::ops::Range;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct InvalidCondition {
-    /// The bytes of the text that are at fault.
+    /// The wrong bytes of the text.
     pub span: Range<usize>,
     /// What is wrong.
     pub message: String,

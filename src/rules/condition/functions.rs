@@ -1,14 +1,16 @@
 //! The types of conditions, and the functions and operators over them.
 //!
-//! Owns the tables of what takes what, as the standard library of the `cel` crate declares it. It must not know
-//! syntax trees. Invariant: nothing stands here that the crate does not have, so what is not found is refused.
+//! Owns the tables of what takes what, as the standard library of the `cel` crate declares it. It
+//! must not know syntax trees. Invariant: nothing stands here that the crate does not have, so what
+//! is not found is refused.
 
 use cel::common::ast::operators::{ADD, DIVIDE, MODULO, MULTIPLY, SUBSTRACT};
 
 use self::CelType::{Any, Bool, Bytes, Double, Duration, Int, List, Map, Name, Null, Text, Timestamp, Uint};
 use crate::change::ColumnKind;
 
-/// What is known of a value before there is one. Any of them may be NULL when it comes from a column.
+/// What is known of a value before there is one. Any of them may be NULL when it comes from a
+/// column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum CelType {
     /// Not known: JSON, a column that is not in the catalog, an element of a list.
@@ -69,7 +71,8 @@ impl CelType {
         matches!(self, Double | Int | Uint)
     }
 
-    /// Whether `==` can ever hold. Numbers of all types compare by value, and everything compares with NULL.
+    /// Whether `==` can ever hold. Numbers of all types compare by value, and everything compares
+    /// with NULL.
     pub(super) fn may_equal(self, other: Self) -> bool {
         self.may_be(other) || self == Null || other == Null || self.is_numeric() && other.is_numeric()
     }
@@ -150,7 +153,8 @@ pub(super) const METHODS: &[CelFunction] = &[
 /// What the parser rewrites; one that is still a call afterwards has the wrong number of arguments.
 pub(super) const MACROS: &[&str] = &["all", "exists", "exists_one", "filter", "has", "map"];
 
-/// What each operator makes of what. Unlike comparisons, none of them mixes numbers of different types.
+/// What each operator makes of what. Unlike comparisons, none of them mixes numbers of different
+/// types.
 const ARITHMETIC: &[(&str, CelType, CelType, CelType)] = &[
     (ADD, Int, Int, Int),
     (ADD, Uint, Uint, Uint),

@@ -1,8 +1,9 @@
 //! Conditions: `when: old.name != new.name`, in CEL.
 //!
-//! Owns what a condition says of one change, and which columns that takes. It must not know tables, rules or what
-//! follows from a condition that fails. Invariants: only the columns it names are converted; a column that the log
-//! does not carry is never taken for NULL; no text and no row makes it panic or go on without end.
+//! Owns what a condition says of one change, and which columns that takes. It must not know tables,
+//! rules or what follows from a condition that fails. Invariants: only the columns it names are
+//! converted; a column that the log does not carry is never taken for NULL; no text and no row
+//! makes it panic or go on without end.
 
 mod bind;
 mod check;
@@ -22,15 +23,16 @@ use cel::{ExecutionError, Value};
 
 use self::bind::BoundExpression;
 pub use self::error::{ConditionError, InvalidCondition};
-pub use self::operand::{ColumnUse, Operand};
+pub use self::operand::{ColumnOperand, ColumnUse};
 use self::value::{ColumnValue, Variables};
 use super::template::Image;
 use crate::change::ColumnKind;
 
 /// A parsed `when:`.
 ///
-/// CEL over `old` and `new`, whose fields are the columns; `op` (`insert`, `update`, `delete`, `truncate` or `event`);
-/// `table`; and `commit.at`, a timestamp. In an image that a change does not have every column is NULL.
+/// CEL over `old` and `new`, whose fields are the columns; `op` (`insert`, `update`, `delete`,
+/// `truncate` or `event`); `table`; and `commit.at`, a timestamp. In an image that a change does
+/// not have every column is NULL.
 #[derive(Clone, Debug)]
 pub struct Condition {
     bound: BoundExpression,
@@ -62,8 +64,8 @@ impl Condition {
         &self.bound.columns
     }
 
-    /// What can never be as the columns' kinds are: a number compared with a text, a condition that is no bool. A
-    /// column without a kind may be anything.
+    /// What can never be as the columns' kinds are: a number compared with a text, a condition that
+    /// is no bool. A column without a kind may be anything.
     pub fn check(&self, kind_of: &dyn Fn(&str) -> Option<ColumnKind>) -> Vec<InvalidCondition> {
         check::check(&self.bound, kind_of)
     }
@@ -73,10 +75,11 @@ impl Condition {
         self.constant
     }
 
-    /// Whether it holds for a change; `resolve` says what the n-th of [`Condition::columns`] stands for.
+    /// Whether it holds for a change; `resolve` says what the n-th of [`Condition::columns`] stands
+    /// for.
     pub fn evaluate<'a>(
         &self,
-        resolve: impl Fn(usize) -> Operand<'a>,
+        resolve: impl Fn(usize) -> ColumnOperand<'a>,
         op: &str,
         table: &str,
         at: Option<SystemTime>,
@@ -148,20 +151,21 @@ mod tests {
         ColumnKind::Text,
     ];
 
-    /// Evaluates for an update of `users`, committed at 2027-01-15 08:00 UTC. Columns that are not given are absent.
-    fn evaluate(text: &str, columns: &[(&str, Operand<'_>)]) -> Result<bool, ConditionError> {
+    /// Evaluates for an update of `users`, committed at 2027-01-15 08:00 UTC. Columns that are not
+    /// given are absent.
+    fn evaluate(text: &str, columns: &[(&str, ColumnOperand<'_>)]) -> Result<bool, ConditionError> {
         let condition = Condition::parse(text).unwrap();
         let resolve = |at: usize| {
             let ColumnUse { image, column, .. } = &condition.columns()[at];
             let name = if *image == Image::Old { format!("old.{column}") } else { format!("new.{column}") };
-            columns.iter().find(|(known, _)| *known == name).map_or(Operand::Absent, |(_, operand)| *operand)
+            columns.iter().find(|(known, _)| *known == name).map_or(ColumnOperand::Absent, |(_, operand)| *operand)
         };
         let at = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
         condition.evaluate(resolve, "update", "users", Some(at))
     }
 
-    fn value(text: &str, kind: ColumnKind) -> Operand<'_> {
-        Operand::Value(text.as_bytes(), kind)
+    fn value(text: &str, kind: ColumnKind) -> ColumnOperand<'_> {
+        ColumnOperand::Value(text.as_bytes(), kind)
     }
 
     #[test]
@@ -195,20 +199,20 @@ mod tests {
 
     #[test]
     fn a_condition_holds_or_does_not() {
-        let check = |text: &str, columns: &[(&str, Operand<'_>)], expected: bool| {
+        let check = |text: &str, columns: &[(&str, ColumnOperand<'_>)], expected: bool| {
             assert_eq!(evaluate(text, columns), Ok(expected), "{text} {columns:?}");
         };
         let (a, b) = (value("a", ColumnKind::Text), value("b", ColumnKind::Text));
         check("old.x != new.x", &[("old.x", a), ("new.x", b)], true);
         check("old.x != new.x", &[("old.x", a), ("new.x", a)], false);
-        check("old.x != new.x", &[("old.x", Operand::Null), ("new.x", a)], true);
-        check("old.x == new.x", &[("old.x", Operand::Null), ("new.x", Operand::Null)], true);
-        check("new.x == null", &[("new.x", Operand::Null)], true);
+        check("old.x != new.x", &[("old.x", ColumnOperand::Null), ("new.x", a)], true);
+        check("old.x == new.x", &[("old.x", ColumnOperand::Null), ("new.x", ColumnOperand::Null)], true);
+        check("new.x == null", &[("new.x", ColumnOperand::Null)], true);
         check("old['odd name'] == \"a\"", &[("old.odd name", a)], true);
         check("op == 'update' && table == 'users'", &[], true);
         check("op in ['insert', 'delete']", &[], false);
         check("has(old.x)", &[], false);
-        check("has(old.x)", &[("old.x", Operand::Null)], true);
+        check("has(old.x)", &[("old.x", ColumnOperand::Null)], true);
         check("has(old.x) && old.x == 'a'", &[], false);
         check("has(commit.at) && commit.at > timestamp(0)", &[], true);
         check("new.x == 'a' ? true : false", &[("new.x", a)], true);
@@ -235,12 +239,12 @@ mod tests {
 
     #[test]
     fn what_fails_says_why_and_quotes_no_row() {
-        let check = |text: &str, operand: Operand<'_>, reason: &str| {
+        let check = |text: &str, operand: ColumnOperand<'_>, reason: &str| {
             let error = evaluate(text, &[("new.x", operand)]).unwrap_err();
             let ConditionError::Failed(found) = &error else { panic!("{text}: {error:?}") };
             assert!(found.contains(reason) && !found.contains("secret"), "{text}: {found}");
         };
-        check("new.x == 'a'", Operand::Value(b"secret\xff", ColumnKind::Text), "`new.x` is not UTF-8");
+        check("new.x == 'a'", ColumnOperand::Value(b"secret\xff", ColumnKind::Text), "`new.x` is not UTF-8");
         check("new.x < commit.at", value("infinity", ColumnKind::Timestamp), "`new.x` is not a moment");
         check("new.x == 1", value("secret", ColumnKind::Integer), "`new.x` is not a whole number");
         check("new.x.a == 1", value("secret", ColumnKind::Json), "`new.x` is not JSON");
@@ -251,9 +255,9 @@ mod tests {
         check("int(new.x) == 1", value("secret", ColumnKind::Text), "`int` cannot take");
         check("1 / new.x == 1", value("0", ColumnKind::Integer), "division by zero");
         check("new.x * 2 == 1", value("9223372036854775807", ColumnKind::Integer), "out of range");
-        check("new.x && true", Operand::Null, "`&&` does not take null_type");
+        check("new.x && true", ColumnOperand::Null, "`&&` does not take null_type");
         check("new.x", value("1", ColumnKind::Integer), "type int");
-        check("new.x", Operand::Null, "type null");
+        check("new.x", ColumnOperand::Null, "type null");
         let unread =
             evaluate("op == 'update' || new.x < commit.at", &[("new.x", value("infinity", ColumnKind::Timestamp))]);
         assert_eq!(unread, Ok(true), "what is not read cannot fail");
@@ -262,7 +266,7 @@ mod tests {
     #[test]
     fn an_unknown_commit_time_fails_what_reads_it() {
         let evaluate = |text: &str, at: Option<SystemTime>| {
-            Condition::parse(text).unwrap().evaluate(|_| Operand::Absent, "insert", "users", at)
+            Condition::parse(text).unwrap().evaluate(|_| ColumnOperand::Absent, "insert", "users", at)
         };
         let failed = ConditionError::Failed("the time of the commit is not known".to_owned());
         assert_eq!(evaluate("commit.at > timestamp(0)", None), Err(failed.clone()));
@@ -319,11 +323,11 @@ mod tests {
         (0..8_u8, proptest::collection::vec(any::<u8>(), 0..24), proptest::sample::select(KINDS.to_vec()))
     }
 
-    fn operand((choice, bytes, kind): &(u8, Vec<u8>, ColumnKind)) -> Operand<'_> {
+    fn operand((choice, bytes, kind): &(u8, Vec<u8>, ColumnKind)) -> ColumnOperand<'_> {
         match choice {
-            0 => Operand::Absent,
-            1 => Operand::Null,
-            _ => Operand::Value(bytes, *kind),
+            0 => ColumnOperand::Absent,
+            1 => ColumnOperand::Null,
+            _ => ColumnOperand::Value(bytes, *kind),
         }
     }
 

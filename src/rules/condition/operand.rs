@@ -20,7 +20,7 @@ pub struct ColumnUse {
 
 /// What a [`ColumnUse`] stands for in one change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Operand<'a> {
+pub enum ColumnOperand<'a> {
     /// A value, in PostgreSQL's text format, and what it is.
     Value(&'a [u8], ColumnKind),
     /// NULL, or the change has no such image.

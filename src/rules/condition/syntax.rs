@@ -1,8 +1,9 @@
 //! From text to CEL's syntax tree.
 //!
-//! Owns the guard in front of the `cel` crate's parser: what is too long, nested too deeply or not made of CEL's
-//! tokens never reaches it. It must not know what names mean. Invariant: no text makes it panic or recurse deeply,
-//! and what has passed can be walked, evaluated and dropped by recursion.
+//! Owns the guard in front of the `cel` crate's parser: what is too long, nested too deeply or not
+//! made of CEL's tokens never reaches it. It must not know what names mean. Invariant: no text
+//! makes it panic or recurse deeply, and what has passed can be walked, evaluated and dropped by
+//! recursion.
 
 use std::iter::repeat_n;
 use std::panic::catch_unwind;
@@ -16,7 +17,8 @@ use super::error::InvalidCondition;
 const BYTES_MAX: usize = 4096;
 /// Brackets and `? :` inside one another; each costs the parser about ten calls.
 const NESTING_MAX: usize = 24;
-/// The depth of the syntax tree, as `a.b + c + d` makes it: each operator lies above those to its left.
+/// The depth of the syntax tree, as `a.b + c + d` makes it: each operator lies above those to its
+/// left.
 const DEPTH_MAX: usize = 100;
 
 const SYNTAX: &str = "a condition is CEL, as in `op == 'insert' || old.name != new.name`";
@@ -25,8 +27,8 @@ const SPLIT: &str = "split it into several rules";
 /// The tree of a condition and the places of its nodes.
 pub(super) fn parse(text: &str) -> Result<(IdedExpr, SourceInfo), InvalidCondition> {
     let plain = outline(text)?;
-    // It stops at the first error: going on behind one is what a generated parser is least sure of. Nothing is known
-    // to make it panic; should something do so, then that is no condition either.
+    // It stops at the first error: going on behind one is what a generated parser is least sure of.
+    // Nothing is known to make it panic; should something do so, then that is no condition either.
     let parsed = catch_unwind(|| Parser::new().error_recovery_limit(0).parse_with_source_info(&plain));
     match parsed {
         Ok(Ok(tree)) => Ok(tree),
@@ -64,7 +66,8 @@ fn offset(text: &str, (line, column): (isize, isize)) -> usize {
     rest.char_indices().nth(before(column)).map_or(text.len(), |(at, _)| line_start + at)
 }
 
-/// Checks the text token by token. Gives it back, byte for byte as long, with blanks for comments and line ends.
+/// Checks the text token by token. Gives it back, byte for byte as long, with blanks for comments
+/// and line ends.
 fn outline(text: &str) -> Result<String, InvalidCondition> {
     if text.len() > BYTES_MAX {
         let message = format!("the condition is longer than {BYTES_MAX} bytes");
@@ -140,7 +143,8 @@ fn string_length(rest: &str, quote: char, raw: bool) -> Option<usize> {
     }
 }
 
-/// How deep the tree is at a place of the text: the open brackets, and what stands before the place in each.
+/// How deep the tree is at a place of the text: the open brackets, and what stands before the place
+/// in each.
 struct Nesting(Vec<Level>);
 
 /// One bracket, or the whole text.

@@ -1,8 +1,8 @@
 //! From columns to CEL values.
 //!
-//! Owns how PostgreSQL's text becomes a bool, a number, a timestamp, and the variables that one evaluation sees. It
-//! must not know expressions. Invariants: a value that cannot be converted fails only what reads it; what one
-//! evaluation reads is bounded, so no row can keep it busy.
+//! Owns how PostgreSQL's text becomes a bool, a number, a timestamp, and the variables that one
+//! evaluation sees. It must not know expressions. Invariants: a value that cannot be converted
+//! fails only what reads it; what one evaluation reads is bounded, so no row can keep it busy.
 
 use std::collections::HashMap;
 use std::str::{FromStr, from_utf8};
@@ -14,14 +14,15 @@ use cel::common::value::{CowVal, Val};
 use cel::context::VariableResolver;
 
 use super::engine;
-use super::operand::Operand;
+use super::operand::ColumnOperand;
 use crate::change::ColumnKind;
 
-/// What one evaluation may read, in units of eight bytes of column values. A macro over a JSON list may read the
-/// columns again for every element.
+/// What one evaluation may read, in units of eight bytes of column values. A macro over a JSON list
+/// may read the columns again for every element.
 const READ_UNITS_MAX: usize = 4 << 20;
 
-/// The variables of a condition. None of these names can be written in CEL, so none can be shadowed.
+/// The variables of a condition. None of these names can be written in CEL, so none can be
+/// shadowed.
 pub(super) const COMMIT_TIME: &str = "@at";
 pub(super) const COMMIT_TIME_IS_KNOWN: &str = "@?at";
 
@@ -52,11 +53,11 @@ pub(super) enum ColumnValue<'a> {
 }
 
 impl<'a> ColumnValue<'a> {
-    pub(super) fn new(operand: Operand<'a>) -> Self {
+    pub(super) fn new(operand: ColumnOperand<'a>) -> Self {
         match operand {
-            Operand::Absent => Self::Absent,
-            Operand::Null => Self::Known { value: Box::new(CelNull), units: 1 },
-            Operand::Value(bytes, kind) => match convert(bytes, kind) {
+            ColumnOperand::Absent => Self::Absent,
+            ColumnOperand::Null => Self::Known { value: Box::new(CelNull), units: 1 },
+            ColumnOperand::Value(bytes, kind) => match convert(bytes, kind) {
                 Ok(value) => Self::Known { value, units: 1 + bytes.len() / 8 },
                 Err(reason) => Self::Broken(reason),
             },
@@ -178,7 +179,8 @@ fn json(value: serde_json::Value) -> Box<dyn Val> {
     }
 }
 
-/// JSON does not tell whole numbers from others, and CEL's arithmetic does: `3` and `3.0` both become an int.
+/// JSON does not tell whole numbers from others, and CEL's arithmetic does: `3` and `3.0` both
+/// become an int.
 fn json_number(number: &serde_json::Number) -> Box<dyn Val> {
     const EXACT: f64 = (1_u64 << 53) as f64;
     if let Some(whole) = number.as_i64() {
@@ -204,8 +206,9 @@ fn timestamp(text: &str) -> Option<Box<dyn Val>> {
     from_text(arguments).ok().map(CowVal::into_owned)
 }
 
-/// What PostgreSQL writes, as RFC 3339: `2026-11-20 12:00:03.123+00`. Without a zone it counts as UTC. What is
-/// neither is left for the parser to refuse, but for a zone with seconds, which RFC 3339 does not have.
+/// What PostgreSQL writes, as RFC 3339: `2026-11-20 12:00:03.123+00`. Without a zone it counts as
+/// UTC. What is neither is left for the parser to refuse, but for a zone with seconds, which RFC
+/// 3339 does not have.
 fn rfc3339(text: &str) -> Option<String> {
     let (date, rest) = text.split_once([' ', 'T', 't'])?;
     let (time, zone) = rest.split_at_checked(rest.find(['+', '-', 'Z', 'z']).unwrap_or(rest.len()))?;

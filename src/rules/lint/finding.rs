@@ -4,16 +4,16 @@
 
 use std::ops::Range;
 
-/// One thing that is suspicious.
+/// One finding.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lint {
-    /// Stays the same between versions, for those who filter.
+    /// Identifies the kind of finding, to filter by.
     pub id: &'static str,
-    /// It cannot be meant so; otherwise there may be a reason.
+    /// Whether it is certainly a mistake.
     pub certain: bool,
-    /// The bytes of the file that it is about.
+    /// The place in the file.
     pub span: Range<usize>,
-    /// What is suspicious.
+    /// What was found.
     pub message: String,
     /// Why it matters.
     pub why: String,

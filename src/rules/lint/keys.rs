@@ -1,7 +1,6 @@
-//! Whether two templates that make keys of the same shape make the same keys.
+//! Whether two templates with keys of the same shape give the same keys.
 //!
-//! Owns that comparison. It must not know which actions there are beyond those that name keys. Invariant: without a
-//! catalog nothing is said that only a catalog could tell.
+//! Owns that comparison. Invariant: without a catalog it reports only what the file alone proves.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +12,7 @@ use crate::catalog::{Catalog, Table};
 use crate::change::TableName;
 use crate::config::Spanned;
 
-/// How many foreign keys are followed from a column.
+/// The most foreign keys that are followed from a column.
 const HOPS_MAX: usize = 8;
 
 /// A template that names keys, and the rule it is in.
@@ -40,7 +39,7 @@ pub(super) fn ambiguous(rules: &[Rule], catalog: Option<&Catalog>) -> Vec<Lint> 
     lints
 }
 
-/// The literals, and where the references are between them.
+/// The literals; `None` for each reference between them.
 fn shape(template: &Template) -> Vec<Option<&[u8]>> {
     fn literal(part: &TemplatePart) -> Option<&[u8]> {
         match part {
@@ -52,7 +51,7 @@ fn shape(template: &Template) -> Vec<Option<&[u8]>> {
     template.parts().iter().map(literal).collect()
 }
 
-/// What is suspicious about the second of two, if anything.
+/// The finding about the second of two templates, if any.
 fn compare(first: &KeyTemplate<'_>, second: &KeyTemplate<'_>, catalog: Option<&Catalog>) -> Option<Lint> {
     let pairs = || first.template.value.references().zip(second.template.value.references());
     if let Some((one, other)) = pairs().find(|(one, other)| one.filters != other.filters) {
@@ -62,7 +61,7 @@ fn compare(first: &KeyTemplate<'_>, second: &KeyTemplate<'_>, catalog: Option<&C
 }
 
 fn other_filters(first: &KeyTemplate<'_>, second: &KeyTemplate<'_>, (one, other): (&Reference, &Reference)) -> Lint {
-    // What an event or a lookup hands in may have been through the filter already; and one rule shows both at once.
+    // The value of an event or a lookup may be filtered already; and one rule may mean both keys.
     let plain = !is_foreign(first.rule, one) && !is_foreign(second.rule, other);
     let certain = plain && !std::ptr::eq(first.rule, second.rule);
     let message = format!(
@@ -72,7 +71,7 @@ fn other_filters(first: &KeyTemplate<'_>, second: &KeyTemplate<'_>, (one, other)
         first.rule.name
     );
     Lint::new("ambiguous-key", certain, &second.template.span, message)
-        .why("the two name the same cache and different keys in it, so one of them misses what is cached")
+        .why("both name keys of one cache, and for some values different keys, so one of them misses cached values")
         .fix(format!("write `{}` in both, as the application makes the key", spell_reference(one)))
 }
 

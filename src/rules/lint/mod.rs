@@ -1,7 +1,7 @@
-//! What is suspicious about rules that are each sound: some can never do anything, some contradict one another.
+//! Lints: valid rules that can never do anything, or that contradict one another.
 //!
-//! Owns the lints. It must not ask a server or a file; what the database is like is handed in, if it is known.
-//! Invariant: a lint that is certain holds for every row there may ever be.
+//! Owns the lints. It must not ask a server; the caller passes the catalog if it is known.
+//! Invariant: a certain lint is true for every possible row.
 
 mod finding;
 mod keys;
@@ -16,7 +16,8 @@ use crate::catalog::Catalog;
 use crate::change::Operation;
 use crate::config::{Spanned, Truncate};
 
-/// Everything suspicious about a rule set, in the order of the file. With a catalog, types and foreign keys count.
+/// All findings about a rule set, in the order of the file. With a catalog, types and foreign keys
+/// are compared too.
 pub fn lint(rules: &RuleSet, catalog: Option<&Catalog>) -> Vec<Lint> {
     let mut lints = Vec::new();
     for rule in rules.rules() {
@@ -33,23 +34,23 @@ pub fn lint(rules: &RuleSet, catalog: Option<&Catalog>) -> Vec<Lint> {
     lints
 }
 
-/// A value that is written through and not kept up.
+/// Values that `set` writes and that become stale.
 fn leaves_values(rule: &Rule) -> Vec<Lint> {
     const ID: &str = "set-goes-stale";
     let Some(set) = rule.actions.iter().find(|action| matches!(action, Action::Set { .. })) else { return Vec::new() };
     let place = &set.name().span;
     let mut lints = Vec::new();
     let watched = |column: &str| rule.changed.is_empty() || rule.changed.iter().any(|known| known.value == column);
-    // What names the value goes on to name it.
+    // A column in the key is not compared: another value gives another key.
     let names = |column: &str| set.name().value.references().any(|reference| reference.column == column);
     let unwatched = |column: &&Spanned<String>| !watched(&column.value) && !names(&column.value);
     for column in rule.set_columns().filter(unwatched) {
-        let message = format!("rule `{}` writes `{}` and does not watch it", rule.name, column.value);
+        let message = format!("rule `{}` writes `{}`, which is not in its `changed`", rule.name, column.value);
         let lint = Lint::new(ID, true, &column.span, message);
-        lints.push(lint.why("when it changes, the value stays as it was").fix("add it to `changed`"));
+        lints.push(lint.why("when it changes, the old value stays in the cache").fix("add it to `changed`"));
     }
     if rule.trigger == Trigger::Table && !rule.triggers_on(Operation::Delete) {
-        let message = format!("rule `{}` writes a value and does not see its row go", rule.name);
+        let message = format!("rule `{}` writes a value and is not triggered when the row is deleted", rule.name);
         let lint = Lint::new(ID, true, place, message);
         lints.push(lint.why("the value of a row that was deleted stays until its ttl").fix("add `delete` to `ops`"));
     }
@@ -57,22 +58,26 @@ fn leaves_values(rule: &Rule) -> Vec<Lint> {
         && condition.value.columns().iter().any(|column| column.image == Image::New)
         && condition.value.columns().iter().all(|column| column.image != Image::Old)
     {
-        let message = format!("rule `{}` writes a value while its `when` holds, and does not see it end", rule.name);
+        let message = format!(
+            "rule `{}` writes a value while its `when` is true, and is not triggered when it becomes false",
+            rule.name
+        );
         let lint = Lint::new(ID, false, &condition.span, message);
         lints.push(
-            lint.why("a row that `when` no longer takes leaves its value behind").fix("let `when` look at `old` too"),
+            lint.why("the value stays in the cache when `when` is no longer true for its row")
+                .fix("let `when` read `old` too"),
         );
     }
     lints
 }
 
-/// A name that changes with a column which the rule does not watch.
+/// Keys with a column that is not in `changed`.
 fn leaves_names(rule: &Rule) -> Vec<Lint> {
     if rule.changed.is_empty() || !rule.triggers_on(Operation::Update) {
         return Vec::new();
     }
     let watched = |column: &str| rule.changed.iter().any(|known| known.value == column);
-    // What identifies a row hardly ever changes, and nobody lists it.
+    // Identifying columns rarely change, so rules rarely list them.
     let is_key = |column: &str| column == "id" || column.ends_with("_id");
     let mut lints = Vec::new();
     for (_, name) in rule.actions() {
@@ -80,16 +85,19 @@ fn leaves_names(rule: &Rule) -> Vec<Lint> {
             if watched(&reference.column) || is_key(&reference.column) {
                 continue;
             }
-            let message = format!("rule `{}` names a key by `{}` and does not watch it", rule.name, reference.column);
+            let message =
+                format!("rule `{}` names a key by `{}`, which is not in its `changed`", rule.name, reference.column);
             let span = name.place_of(reference);
             let lint = Lint::new("key-goes-stale", false, &span, message);
-            lints.push(lint.why("when it changes, the key under the old value stays").fix("add it to `changed`"));
+            lints.push(
+                lint.why("when it changes, the key with the old value stays in the cache").fix("add it to `changed`"),
+            );
         }
     }
     lints
 }
 
-/// A rule that nothing sets off, or that says of itself that it is about something else.
+/// A rule that nothing triggers, or whose fields contradict each other.
 fn never_fires(rule: &Rule, truncate: Truncate) -> Option<Lint> {
     const ID: &str = "rule-never-fires";
     let constant = rule.condition.as_ref().and_then(|condition| condition.value.constant());
@@ -100,7 +108,8 @@ fn never_fires(rule: &Rule, truncate: Truncate) -> Option<Lint> {
     }
     let only = |operation| rule.operations.iter().all(|&known| known == operation);
     if rule.trigger == Trigger::Table && only(Operation::Truncate) && truncate == Truncate::Ignore {
-        let message = format!("rule `{}` waits for a truncate, and `defaults.truncate` is `ignore`", rule.name);
+        let message =
+            format!("rule `{}` is triggered by truncates only, and `defaults.truncate` is `ignore`", rule.name);
         let lint = Lint::new(ID, true, &rule.span, message);
         return Some(lint.why("the rule never does anything").fix("choose `truncate: pattern`, or remove the rule"));
     }
@@ -108,7 +117,7 @@ fn never_fires(rule: &Rule, truncate: Truncate) -> Option<Lint> {
     if rule.operations.contains(&Operation::Update) {
         return None;
     }
-    let message = format!("`changed` narrows updates, and rule `{}` does not fire on any", rule.name);
+    let message = format!("`changed` narrows updates, and rule `{}` is not triggered by updates", rule.name);
     let lint = Lint::new(ID, true, &changed.span, message);
     Some(lint.why("the two fields contradict each other").fix("add `update` to `ops`, or remove `changed`"))
 }
@@ -117,10 +126,10 @@ fn always_fires(rule: &Rule) -> Option<Lint> {
     let condition = rule.condition.as_ref().filter(|condition| condition.value.constant() == Some(true))?;
     let message = format!("the `when` of rule `{}` is always true", rule.name);
     let lint = Lint::new("when-always-true", false, &condition.span, message);
-    Some(lint.why("it is evaluated for every change and decides nothing").fix("correct the condition, or remove it"))
+    Some(lint.why("it is evaluated for every change and never matters").fix("correct the condition, or remove it"))
 }
 
-/// An action that reads the row before where there never is one.
+/// An action that reads the old row where there never is one.
 fn never_renders(rule: &Rule) -> Option<Lint> {
     let has_no_old = match rule.trigger {
         Trigger::Event => true,
@@ -130,17 +139,20 @@ fn never_renders(rule: &Rule) -> Option<Lint> {
         .names()
         .filter(|_| has_no_old)
         .find(|name| name.value.references().any(|reference| reference.image == Image::Old))?;
-    let message = format!("rule `{}` reads `old.`, and what it fires on has no row before", rule.name);
+    let message = format!("rule `{}` reads `old.`, but what triggers it has no old row", rule.name);
     let lint = Lint::new("action-never-applies", true, &name.span, message);
-    Some(lint.why("NULL in a name renders nothing, so the action never applies").fix("read the new row: `{column}`"))
+    Some(
+        lint.why("a name with NULL renders nothing, so the action never does anything")
+            .fix("read the new row: `{column}`"),
+    )
 }
 
-/// Rules that add nothing to another one.
+/// Rules that do nothing that another one does not do.
 fn duplicates(rules: &[Rule]) -> Vec<Lint> {
     let mut lints = Vec::new();
     for (at, rule) in rules.iter().enumerate() {
         let other = rules.iter().enumerate().find(|&(place, other)| {
-            // Of two that are the same, the later one adds nothing.
+            // Of two equal rules, the later one is reported.
             place != at && covers(other, rule) && (place < at || !covers(rule, other))
         });
         let Some((_, other)) = other else { continue };
@@ -150,12 +162,12 @@ fn duplicates(rules: &[Rule]) -> Vec<Lint> {
             false => format!("rule `{}` does nothing that rule `{}` does not do as well", rule.name, other.name),
         };
         let lint = Lint::new("duplicate-rule", same, &rule.span, message);
-        lints.push(lint.why("it costs time for every change, and one of the two will be forgotten").fix("remove it"));
+        lints.push(lint.why("it costs time for every change, and the two may diverge").fix("remove it"));
     }
     lints
 }
 
-/// Whether `wide` fires whenever `rule` does, and then does everything that `rule` does.
+/// Whether `wide` acts whenever `rule` does, and does everything that `rule` does.
 fn covers(wide: &Rule, rule: &Rule) -> bool {
     let changed = |rule: &Rule| {
         let mut columns: Vec<_> = rule.changed.iter().map(|column| column.value.clone()).collect();
@@ -200,9 +212,9 @@ fn unused_lookups(rules: &RuleSet) -> Vec<Lint> {
     let asks = |at: usize| calls().any(|call| call.lookup == at);
     let unused = rules.lookups().iter().enumerate().filter(|&(at, _)| !asks(at));
     let lints = unused.map(|(_, lookup)| {
-        let message = format!("no rule asks the lookup `{}`", lookup.name.value);
+        let message = format!("no rule calls the lookup `{}`", lookup.name.value);
         let lint = Lint::new("unused-lookup", false, &lookup.name.span, message);
-        lint.why("every start compares it with the database all the same").fix("remove it, or use it in a `for_each`")
+        lint.why("it is compared with the database at every start").fix("remove it, or use it in a `for_each`")
     });
     lints.collect()
 }
@@ -270,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lookup_that_nobody_asks() {
+    fn a_lookup_without_calls() {
         let lookups = "lookups: {members: {sql: select 1}, idle: {sql: select 2}}\n";
         check(
             &format!("{lookups}rules: {{r: {{table: t, for_each: 'members({{id}}) as m', delete: 'k:{{m.a}}'}}}}\n"),
