@@ -194,7 +194,10 @@ fn bad_input_says_where_and_what() {
     check("version: 1\nrules:\n  r: {table: t, delete: 'k:{a'}\n", &["invalidation.yaml:3:28", "never closed"]);
     check("version: 1\nrules:\n  r: {table: t, delete: '{a}'}\n", &["does not begin with a literal"]);
     check("version: 1\nrules:\n  r: {table: t, delete: 'unstale:{a}'}\n", &["reserved for the state of this tool"]);
-    check("version: 1\nrules:\n  r: {table: t, publish: {channel: invalidations}}\n", &["is reserved for the announcements"]);
+    check(
+        "version: 1\nrules:\n  r: {table: t, publish: {channel: invalidations}}\n",
+        &["is reserved for the announcements"],
+    );
     check(
         "version: 1\nrules:\n  r: {table: t, delete: \"k:{a|lowr}\"}\n",
         &["invalidation.yaml:3:29", "did you mean `lower`?"],
