@@ -12,7 +12,7 @@ use super::in_flight::SinkOutcome;
 use super::session::{Effect, Event, Session, SessionLimits};
 use super::slow_queue::SlowEvent;
 use crate::change::{
-    Begin, Cell, Change, Column, Kind, Lsn, Operation, Relation, RelationId, Row, SourceEvent, TableName, Xid,
+    Begin, Cell, Change, Column, ColumnKind, Lsn, Operation, Relation, RelationId, Row, SourceEvent, TableName, Xid,
 };
 use crate::coherence::gate::Snapshot;
 use crate::config::Document;
@@ -92,7 +92,7 @@ impl World {
     }
 
     fn insert(&mut self, table: &str, id: u64) {
-        let columns = vec![Column { name: "id".into(), kind: Kind::Text, in_identity: true }];
+        let columns = vec![Column { name: "id".into(), kind: ColumnKind::Text, in_identity: true }];
         let relation = Arc::new(Relation { id: RelationId::new(1), name: TableName::new("public", table), columns });
         let new = Some(Row::new(vec![Cell::Value(id.to_string().into())]));
         self.take(SourceEvent::Change(Change { relation, operation: Operation::Insert, old: None, new }));
