@@ -1,8 +1,10 @@
-//! What a hit costs by HTTP: the read API beside the usual recipe, and beside a handler that returns a constant.
+//! What a hit costs by HTTP: the read API beside the usual recipe, and beside a handler that
+//! returns a constant.
 //!
-//! Owns throwaway servers with 2,000 users, all of them cached. What is compared takes turns within every round, so
-//! what disturbs one disturbs all, and each is one process. Run it with `make bench-api`; `ARGS="--quick"` only shows
-//! that it runs, and `ARGS="--rounds 9 --seconds 10"` measures longer. Needs wrk, and npm for the recipe.
+//! Owns throwaway servers with 2,000 users, all of them cached. What is compared takes turns within
+//! every round, so what disturbs one disturbs all, and each is one process. Run it with `make
+//! bench-api`; `ARGS="--quick"` only shows that it runs, and `ARGS="--rounds 9 --seconds 10"`
+//! measures longer. Needs wrk, and npm for the recipe.
 
 #![allow(clippy::indexing_slicing, clippy::print_stdout, clippy::unwrap_used)]
 
@@ -25,7 +27,7 @@ const USERS: u32 = 2000;
 /// Connections of the load.
 const CONNECTIONS: u32 = 32;
 
-/// Clients who ask for a key that nobody has cached, all at once.
+/// Clients that ask at once for a key that is not cached.
 const WAITING: usize = 200;
 
 /// How long a server may take until it serves, or until everything is cached.
@@ -42,7 +44,7 @@ const SQL: &str = "select json_build_object(
       from memberships m join organizations o on o.id = m.organization_id where m.user_id = u.id), '[]'))
 from users u where u.id = $1";
 
-/// Takes long enough for everybody to come while it is read.
+/// Takes long enough for all clients to ask while it is read.
 const SLOW_SQL: &str = "select json_build_object('id', u.id) from users u cross join pg_sleep(0.05) where u.id = $1";
 
 const RULES: &str = r#"
@@ -372,7 +374,7 @@ impl Bench {
         println!("our database reads meanwhile: {reads}");
     }
 
-    /// A cold key for which everybody asks at once, at two instances.
+    /// A cold key that all clients ask for at once, at two instances.
     async fn stampede(&self, ours: &Server) {
         let other = self.serve(&["serve"]);
         let instances = [ours, &other];

@@ -1,7 +1,8 @@
 //! How fast a backlog drains, beside PostgreSQL's own walsender; and how soon a commit is heard.
 //!
-//! `pg_recvlogical -f /dev/null` reads a copy of the same slot in the same run and does nothing with it:
-//! that is the limit. Each row makes two deletes and one publish. Run it with `make bench`.
+//! `pg_recvlogical -f /dev/null` reads a copy of the same slot in the same run and does nothing
+//! with it: that is the limit. Each row makes two deletes and one publish. Run it with `make
+//! bench`.
 
 #![allow(clippy::indexing_slicing, clippy::print_stdout, clippy::unwrap_used)]
 
@@ -151,7 +152,8 @@ impl Bench {
         time
     }
 
-    /// Seconds from the start of the process to the end of the backlog, and the peak of its memory in MB.
+    /// Seconds from the start of the process to the end of the backlog, and the peak of its memory
+    /// in MB.
     async fn daemon(&self, end: &str, rows: u32) -> (f64, f64) {
         self.drop_slot("unstale").await;
         self.copy_slot("unstale").await;
@@ -179,7 +181,8 @@ impl Bench {
         (time, memory)
     }
 
-    /// From the moment a commit returned to the moment a subscriber heard of it, on an idle machine.
+    /// From the moment a commit returned to the moment a subscriber heard of it, on an idle
+    /// machine.
     async fn latency(&self) {
         const COMMITS: u32 = 500;
         self.client.batch_execute("set synchronous_commit = on").await.unwrap();

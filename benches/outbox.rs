@@ -1,8 +1,8 @@
 //! What the outbox costs: the writers, the table it is, and the time until a commit is heard.
 //!
-//! Owns throwaway servers that differ in `wal_level` alone. The ways to invalidate take turns within every round, so
-//! what disturbs one disturbs all. Run it with `make bench-outbox`; `ARGS="--quick"` only shows that it runs, and
-//! `ARGS="--rounds 5 --seconds 4"` measures longer.
+//! Owns throwaway servers that differ in `wal_level` alone. The ways to invalidate take turns
+//! within every round, so what disturbs one disturbs all. Run it with `make bench-outbox`;
+//! `ARGS="--quick"` only shows that it runs, and `ARGS="--rounds 5 --seconds 4"` measures longer.
 
 #![allow(clippy::indexing_slicing, clippy::print_stdout, clippy::unwrap_used)]
 
@@ -26,8 +26,8 @@ const CLIENTS: [u32; 3] = [1, 8, 64];
 /// How long anything may take to be in force before the bench gives up.
 const IN_FORCE_MAX: Duration = Duration::from_secs(120);
 
-/// As on a server that is not to lose commits. The table's size depends on how often autovacuum looks: by
-/// default once a minute, which no short run can show.
+/// As on a server that is not to lose commits. The table's size depends on how often autovacuum
+/// looks: by default once a minute, which no short run can show.
 const SETTINGS: &[&str] = &[
     "fsync=on",
     "synchronous_commit=on",
@@ -67,10 +67,10 @@ end $$;";
 enum Way {
     /// Not at all.
     Nothing,
-    /// Triggers, and nobody who reads the outbox.
+    /// Triggers, and no daemon that reads the outbox.
     Triggers,
     /// Triggers that ring for a daemon at work.
-    Doorbell,
+    Wakeup,
     /// A replication slot, and a daemon at work.
     Slot,
     /// Triggers and one NOTIFY a row, a listener, and a daemon at work.
@@ -78,13 +78,13 @@ enum Way {
 }
 
 impl Way {
-    const ALL: [Self; 5] = [Self::Nothing, Self::Triggers, Self::Doorbell, Self::Slot, Self::Naive];
+    const ALL: [Self; 5] = [Self::Nothing, Self::Triggers, Self::Wakeup, Self::Slot, Self::Naive];
 
     fn name(self) -> &'static str {
         match self {
             Self::Nothing => "no triggers",
             Self::Triggers => "triggers",
-            Self::Doorbell => "doorbell, daemon",
+            Self::Wakeup => "wakeup, daemon",
             Self::Slot => "slot, daemon",
             Self::Naive => "NOTIFY a row",
         }
@@ -94,7 +94,7 @@ impl Way {
 /// What one run of pgbench tells.
 struct Run {
     tps: f64,
-    /// Seconds from the last commit until all of it was in force; zero where nobody reads.
+    /// Seconds from the last commit until all of it was in force; zero if no daemon reads.
     behind: f64,
 }
 
@@ -160,8 +160,8 @@ struct Side {
 struct Bench {
     outbox: Side,
     slot: Side,
-    with_bell: NamedTempFile,
-    without_bell: NamedTempFile,
+    with_wakeup: NamedTempFile,
+    without_wakeup: NamedTempFile,
     streaming: NamedTempFile,
     options: Options,
 }
@@ -176,8 +176,8 @@ async fn main() {
     let bench = Bench {
         outbox: Side::start("wal_level=replica").await,
         slot: Side::start("wal_level=logical").await,
-        with_bell: rules("mode: outbox, outbox: {notify: true}"),
-        without_bell: rules("mode: outbox, outbox: {notify: false}"),
+        with_wakeup: rules("mode: outbox, outbox: {notify: true}"),
+        without_wakeup: rules("mode: outbox, outbox: {notify: false}"),
         streaming: rules("mode: slot"),
         options: Options::read(),
     };
@@ -316,14 +316,14 @@ impl Bench {
     /// One run of pgbench, with everything in place that this way needs.
     async fn write(&self, way: Way, clients: u32) -> Run {
         let (side, config) = match way {
-            Way::Nothing | Way::Triggers | Way::Naive => (&self.outbox, &self.without_bell),
-            Way::Doorbell => (&self.outbox, &self.with_bell),
+            Way::Nothing | Way::Triggers | Way::Naive => (&self.outbox, &self.without_wakeup),
+            Way::Wakeup => (&self.outbox, &self.with_wakeup),
             Way::Slot => (&self.slot, &self.streaming),
         };
         if way != Way::Nothing && way != Way::Slot {
             side.setup(config);
-            assert_eq!(self.rings().await, way == Way::Doorbell, "setup installs what the file says");
-            // What nobody read in the last run is not the next one's.
+            assert_eq!(self.wakes().await, way == Way::Wakeup, "setup installs what the file says");
+            // Entries that were not read in the last run must not count in the next one.
             side.client.batch_execute("truncate unstale.outbox").await.unwrap();
         }
         let table = if way == Way::Nothing { "plain" } else { "items" };
@@ -336,7 +336,7 @@ impl Bench {
         }
         let daemon = match way {
             Way::Nothing | Way::Triggers => None,
-            Way::Doorbell | Way::Slot | Way::Naive => Some(side.daemon(config).await),
+            Way::Wakeup | Way::Slot | Way::Naive => Some(side.daemon(config).await),
         };
 
         let script = script(table);
@@ -360,19 +360,20 @@ impl Bench {
         Run { tps: tps.expect("pgbench says its tps"), behind }
     }
 
-    /// Whether the installed triggers know the doorbell.
-    async fn rings(&self) -> bool {
+    /// Whether the installed triggers wake the daemon.
+    async fn wakes(&self) -> bool {
         let query = "select coalesce(bool_or(prosrc ~ 'unstale.bell'), false) from pg_proc
                       where pronamespace = 'unstale'::regnamespace and prorettype = 'trigger'::regtype";
         self.outbox.client.query_one(query, &[]).await.unwrap().get(0)
     }
 
-    /// One statement that writes many entries, again and again: how fast they go, and what stays of the table.
+    /// One statement that writes many entries, again and again: how fast they go, and what stays of
+    /// the table.
     async fn bursts(&self) {
         let side = &self.outbox;
-        side.setup(&self.with_bell);
+        side.setup(&self.with_wakeup);
         side.client.batch_execute("truncate unstale.outbox").await.unwrap();
-        let daemon = side.daemon(&self.with_bell).await;
+        let daemon = side.daemon(&self.with_wakeup).await;
         let mut speeds = Vec::new();
         let mut sizes = Vec::new();
         for _ in 0..self.options.bursts {
@@ -433,9 +434,9 @@ impl Bench {
         // Long enough for the daemon to have gone to sleep, and never in step with its poll.
         let asleep = |n: usize| Duration::from_millis(25 + (n as u64 * 37) % 20);
         let any_time = |n: usize| Duration::from_millis((n as u64 * 37) % 100);
-        self.latency("doorbell", &self.with_bell, asleep, false).await;
-        self.latency("doorbell, 200 other commits a second", &self.with_bell, asleep, true).await;
-        self.latency("no doorbell", &self.without_bell, any_time, false).await;
+        self.latency("wakeup", &self.with_wakeup, asleep, false).await;
+        self.latency("wakeup, 200 other commits a second", &self.with_wakeup, asleep, true).await;
+        self.latency("no wakeup", &self.without_wakeup, any_time, false).await;
     }
 
     async fn latency(&self, what: &str, config: &NamedTempFile, pause: impl Fn(usize) -> Duration, beside: bool) {

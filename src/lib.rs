@@ -1,7 +1,7 @@
 //! `unstale` keeps Redis coherent with PostgreSQL.
 //!
-//! Change a row by any means and every cached key derived from it is gone about a millisecond after the
-//! commit. Rules in one file say which keys those are.
+//! Change a row by any means and every cached key derived from it is gone about a millisecond after
+//! the commit. Rules in one file say which keys those are.
 //!
 //! # Layout
 //!
@@ -20,17 +20,21 @@
 //! - [`backoff`]: when to try again, and when to say so.
 //! - [`redis`]: how to reach Redis.
 //! - [`postgres`]: how to reach PostgreSQL; knows nothing above it.
-//! - [`config`]: `invalidation.yaml`, from text to settings and raw rules, every problem at its place.
+//! - [`config`]: `invalidation.yaml`, from text to settings and raw rules, every problem at its
+//!   place.
 //! - [`draft`]: writes a first `invalidation.yaml`, for `init`.
-//! - [`coherence`]: the protocol: visibility, the ledger of what is in force, proven history, the lease.
+//! - [`coherence`]: the protocol: visibility, the ledger of what is in force, proven history, the
+//!   lease.
 //! - [`rules`]: the rules, compiled; the planner that turns changes into plans. Pure.
 //! - [`lookups`]: asks the database for `for_each`.
 //! - [`reads`]: the reads of the API, compiled; which rules keep each of them true. Pure.
 //! - [`query`]: what a SQL query reads and joins.
-//! - [`install`]: what `setup` installs in PostgreSQL and `teardown` removes; `sql/` holds its statements.
+//! - [`install`]: what `setup` installs in PostgreSQL and `teardown` removes; `sql/` holds its
+//!   statements.
 //! - [`sink`]: Redis, where plans take effect.
 //! - [`source`]: where changes come from: the replication slot, the outbox, recordings, tables.
-//! - [`pipeline`]: the owner loop that joins them. `source`, `rules` and `sink` never name one another.
+//! - [`pipeline`]: the owner loop that joins them. `source`, `rules` and `sink` never name one
+//!   another.
 //! - [`api`]: the read API: axum, the lease protocol, limits, sessions, events.
 //! - [`mutant`]: the protocol broken on purpose, in test builds only.
 //! - [`sandbox`]: throwaway PostgreSQL and Redis, for the demo and the tests.

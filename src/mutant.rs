@@ -1,7 +1,7 @@
 //! Switches that break the protocol on purpose, so that the tests can show that they would notice.
 //!
-//! Owns their names. For each, `tests/it/mutants` has a script that finds it. Invariant: a release build contains none
-//! of them; there [`is`] is the constant `false`.
+//! Owns their names. For each, `tests/it/mutants` has a script that finds it. Invariant: a release
+//! build contains none of them; there [`is`] is the constant `false`.
 
 /// One rule of the protocol, broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,7 +16,8 @@ pub enum Mutant {
     EagerKeepalive,
     /// A claim is committed before Redis has what it asks for.
     CommitBeforeRedis,
-    /// Entries are taken for done by their number: what was committed late under a lower one is lost.
+    /// Entries are taken for done by their number: what was committed late under a lower one is
+    /// lost.
     CursorOverIds,
     /// The watermark follows the log although entries are left.
     EagerWatermark,

@@ -88,7 +88,7 @@ fn setup_twice_changes_nothing_and_teardown_leaves_nothing() {
     );
     world.sql("select unstale.emit('product.updated', '{\"id\": 7}')");
     let said = world.run_ok(&["teardown"]);
-    assert!(said.contains("2 entries that nobody had read"), "{said}");
+    assert!(said.contains("2 entries that were not read"), "{said}");
     assert_eq!(world.value(CATALOG), before);
     world.run_ok(&["teardown"]);
 }
@@ -502,9 +502,9 @@ fn a_role_is_told_what_it_lacks() {
 }
 
 #[test]
-fn the_bell_is_rung_once_for_each_sleep() {
+fn one_writer_wakes_a_daemon_that_sleeps() {
     let world = installed(RULES, "");
-    check(&world, 0, &["ok  doorbell"]);
+    check(&world, 0, &["ok  wakeups"]);
     let bell = "select last_value::text from unstale.bell";
     world.sql("select setval('unstale.bell', 2)");
     world.sql("update users set name = 'x' where id = 'u1'");
@@ -514,7 +514,7 @@ fn the_bell_is_rung_once_for_each_sleep() {
     world.sql("select setval('unstale.bell', 2)");
     world.sql("update users set name = 'y' where id = 'u1'");
     assert_eq!(world.value(bell), "2");
-    check(&world, 0, &["ok  doorbell: off"]);
+    check(&world, 0, &["ok  wakeups: off"]);
 }
 
 #[test]

@@ -424,17 +424,17 @@ fn a_recording_ends_when_told_to() {
 fn dead_letters_are_replayed_and_removed() {
     let world = world();
     let stream = "v1:unstale:{unstale}:dead";
-    let bury = |rule: &str, change: &str| {
+    let add_dead_letter = |rule: &str, change: &str| {
         let mut add = redis::cmd("XADD");
         add.arg(stream).arg("*").arg("rule").arg(rule).arg("reason").arg("it failed");
         add.arg("at").arg("2026-11-20T12:00:03Z").arg("change").arg(change);
         add.query::<String>(&mut world.redis()).unwrap();
     };
     let mut changes = CHANGES.lines();
-    bury("user", changes.next().unwrap());
-    bury("gone", changes.next().unwrap());
-    bury("product", changes.next().unwrap());
-    bury("user", "not a change");
+    add_dead_letter("user", changes.next().unwrap());
+    add_dead_letter("gone", changes.next().unwrap());
+    add_dead_letter("product", changes.next().unwrap());
+    add_dead_letter("user", "not a change");
     let output = world.run(&["dry-run", "--dead", "--json"]);
     let said = text(&output);
     assert!(output.status.success(), "{said}");

@@ -1,7 +1,8 @@
 //! Mutants of the daemon that reads a slot: the gate, the keepalive, the acknowledgement.
 //!
-//! All three use a commit that is stuck: `synchronous_standby_names = 'missing'` keeps a commit that
-//! is in the log, and on the slot, invisible to every snapshot for as long as the script wants.
+//! All three use a commit that is stuck: `synchronous_standby_names = 'missing'` keeps a commit
+//! that is in the log, and on the slot, invisible to every snapshot for as long as the script
+//! wants.
 
 use unstale::mutant::Mutant;
 

@@ -1,7 +1,7 @@
 //! The source files, parsed: what each defines, and which other file each name in it comes from.
 //!
-//! Owns the resolution of paths, through `use` and re-exports. It must not judge. Limit: what stands inside the
-//! arguments of a macro is not seen.
+//! Owns the resolution of paths, through `use` and re-exports. It must not judge. Limit: what
+//! stands inside the arguments of a macro is not seen.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

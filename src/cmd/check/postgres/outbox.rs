@@ -158,7 +158,7 @@ impl PostgresProbe<'_> {
                 "{} runs with max_prepared_transactions = {prepared}, so writers do not wake the daemon",
                 self.name
             );
-            let finding = Finding::warning("outbox-doorbell", message)
+            let finding = Finding::warning("outbox-wakeup", message)
                 .why("a transaction that notifies cannot be prepared; without a wakeup, an entry waits for up to 100 ms")
                 .fix("set source.outbox.notify: false; or, if no application prepares transactions, run this and restart PostgreSQL:")
                 .statement(Stage::Settings, "ALTER SYSTEM SET max_prepared_transactions = 0;", RESTART);
