@@ -210,7 +210,7 @@ fn bad_input_says_where_and_what() {
     );
     check("version: 1\nrules:\n  r: {table: t, when: 'nwe.a == 1', delete: 'k:{a}'}\n", &["did you mean `new`?"]);
     check("version: 1\nrules:\n  r: {table: t, event: e, delete: 'k:{a}'}\n", &["both `table` and `event`"]);
-    check("version: 1\nrules:\n  r: {event: e, ops: insert, delete: 'k:{a}'}\n", &["are about tables"]);
+    check("version: 1\nrules:\n  r: {event: e, ops: insert, delete: 'k:{a}'}\n", &["apply to tables"]);
     check("version: 1\nrules:\n  r: {table: t, for_each: 'm({a}) as m', delete: 'k:{m.b}'}\n", &["no lookup `m`"]);
     check("version: 1\nrules:\n  r: {table: t, delete: 'k:{m.b}'}\n", &["neither an image of the row"]);
     check("version: 1\nlookups: {m: {max: 5}}\nrules:\n  r: {table: t, delete: 'k'}\n", &["lookup `m` has no `sql`"]);

@@ -190,7 +190,7 @@ fn a_second_daemon_stands_by_and_takes_over() {
     let world = World::shipped();
     let first = world.daemon();
     let second = world.daemon_unready();
-    second.wait_for_log("another process reads this slot");
+    second.wait_for_log("another process is reading this slot");
     first.signal("KILL");
     drop(first);
     second.wait_for_log("streaming");

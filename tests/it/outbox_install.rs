@@ -429,7 +429,7 @@ fn a_database_has_one_outbox() {
         let said = text(&output);
         assert!(output.status.code() == Some(78) && said.contains("belongs to `unstale`"), "{command}: {said}");
     }
-    check(&world, 78, &["belongs to `unstale`", "each miss what the other took"]);
+    check(&world, 78, &["belongs to `unstale`", "each of two consumers would miss what the other removes"]);
     let said = world.run_ok(&["teardown"]);
     assert!(said.contains("kept the outbox"), "{said}");
     world.write_rules(&in_outbox_mode(RULES));
@@ -498,7 +498,7 @@ fn a_role_is_told_what_it_lacks() {
     world.sql("create role maker");
     let function = world.value("select proname::text from pg_proc where proname like 'capture_users_%'");
     world.sql(&format!("alter function unstale.{function}() owner to maker"));
-    check(&world, 1, &["the role maker made triggers", "GRANT INSERT ON unstale.outbox TO maker;"]);
+    check(&world, 1, &["the role maker owns triggers", "GRANT INSERT ON unstale.outbox TO maker;"]);
 }
 
 #[test]

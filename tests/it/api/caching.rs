@@ -88,16 +88,14 @@ fn what_is_compressed_has_an_etag_of_its_own() {
     api.world.settle();
     let plain = api.warm("/users/u1");
     assert_eq!(plain.header("content-encoding"), None);
-    for encoding in ["gzip", "br"] {
-        let packed = api.get_with("/users/u1", &[("Accept-Encoding", encoding)]);
-        assert_eq!((packed.status, packed.header("content-encoding")), (200, Some(encoding)));
-        assert!(packed.body.len() < plain.body.len() / 2, "{encoding}: {} bytes", packed.body.len());
-        assert!(packed.all_of("vary").to_ascii_lowercase().contains("accept-encoding"), "{packed:?}");
-        let etag = packed.etag();
-        assert_eq!(etag, format!("{}-{encoding}\"", plain.etag().trim_end_matches('"')));
-        let spared = api.get_with("/users/u1", &[("Accept-Encoding", encoding), ("If-None-Match", etag)]);
-        assert_eq!((spared.status, spared.body.len(), spared.etag()), (304, 0, etag));
-    }
+    let packed = api.get_with("/users/u1", &[("Accept-Encoding", "br, gzip")]);
+    assert_eq!((packed.status, packed.header("content-encoding")), (200, Some("gzip")));
+    assert!(packed.body.len() < plain.body.len() / 2, "{} bytes", packed.body.len());
+    assert!(packed.all_of("vary").to_ascii_lowercase().contains("accept-encoding"), "{packed:?}");
+    let etag = packed.etag();
+    assert_eq!(etag, format!("{}-gzip\"", plain.etag().trim_end_matches('"')));
+    let spared = api.get_with("/users/u1", &[("Accept-Encoding", "gzip"), ("If-None-Match", etag)]);
+    assert_eq!((spared.status, spared.body.len(), spared.etag()), (304, 0, etag));
     assert_eq!(api.get("/users/u1").body, plain.body);
 }
 
