@@ -1,5 +1,5 @@
-//! What HTTP and the lease protocol make of a value: hits, conditions, one reader of the database
-//! for many clients.
+//! HTTP caching by the lease protocol: hits, conditional requests, one database read for many
+//! clients.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -30,14 +30,14 @@ fn the_first_answer_is_stored_and_the_next_comes_from_the_cache() {
 }
 
 #[test]
-fn x_cache_says_the_same_where_it_is_wanted() {
+fn x_cache_is_sent_if_configured() {
     let api = File { api: "  x_cache: true\n", ..File::default() }.start();
     assert_eq!(api.get("/users/u1").header("x-cache"), Some("MISS"));
     assert_eq!(api.get("/users/u1").header("x-cache"), Some("HIT"));
 }
 
 #[test]
-fn an_etag_is_of_the_body_and_spares_it() {
+fn a_matching_etag_gets_304_without_a_body() {
     let api = File::default().start();
     let sql =
         "select left(encode(sha256(convert_to(json_build_object('id', id, 'name', name)::text, 'UTF8')), 'hex'), 32)
@@ -82,7 +82,7 @@ fn head_has_the_headers_and_no_body() {
 }
 
 #[test]
-fn what_is_compressed_has_an_etag_of_its_own() {
+fn a_compressed_body_has_its_own_etag() {
     let api = File::default().start();
     api.world.sql("update users set name = repeat('long ', 2000) where id = 'u1'");
     api.world.settle();
@@ -100,7 +100,7 @@ fn what_is_compressed_has_an_etag_of_its_own() {
 }
 
 #[test]
-fn what_is_in_force_is_in_the_next_answer() {
+fn the_next_answer_contains_what_is_in_force() {
     let api = File::default().start();
     for round in 0..200 {
         let user = round % 3 + 1;
@@ -113,8 +113,8 @@ fn what_is_in_force_is_in_the_next_answer() {
     assert!(api.stat("user", "hits") > 0, "the cache was in use");
 }
 
-/// Many clients ask for the same at once; the query of the first is held up until all have. What
-/// they were told.
+/// Many clients request the same key at once; the leader's query is held until all have asked.
+/// Returns their answers.
 fn crowd(clients: &[Client], path: &str, hold: Hold<'_>) -> Vec<Answer> {
     let sent = AtomicUsize::new(0);
     let ask = &|client: Client| {
@@ -146,13 +146,13 @@ fn assert_one_read(instances: &[Client], world: &World) {
 }
 
 #[test]
-fn a_cold_key_with_many_clients_is_one_read_of_the_database() {
+fn a_cold_key_with_many_clients_costs_one_database_read() {
     let api = File { api: "  fill_wait: 20s\n", ..File::default() }.start();
     assert_one_read(&[api.client()], &api.world);
 }
 
 #[test]
-fn a_cold_key_with_many_clients_of_two_instances_is_one_read_of_the_database() {
+fn a_cold_key_at_two_instances_costs_one_database_read() {
     let api = File { api: "  fill_wait: 20s\n", ..File::default() }.start();
     let other = Api::serve_alone(&api.world, "");
     other.warm("/probe/1");
@@ -160,7 +160,7 @@ fn a_cold_key_with_many_clients_of_two_instances_is_one_read_of_the_database() {
 }
 
 #[test]
-fn who_does_not_get_to_wait_for_a_fill_any_longer_reads_for_himself() {
+fn a_request_that_waited_too_long_for_a_fill_reads_the_database() {
     let api = File { api: "  fill_wait: 50ms\n", ..File::default() }.start();
     let hold = Hold::new(&api.world);
     thread::scope(|scope| {
@@ -176,7 +176,7 @@ fn who_does_not_get_to_wait_for_a_fill_any_longer_reads_for_himself() {
 }
 
 #[test]
-fn a_value_that_was_read_before_its_invalidation_is_not_stored() {
+fn a_value_read_before_its_invalidation_is_not_stored() {
     let api = File::default().start();
     for round in 0..5 {
         let old = api.world.value("select name from users where id = 'u1'");
@@ -188,8 +188,8 @@ fn a_value_that_was_read_before_its_invalidation_is_not_stored() {
             api.world.settle();
             hold.release();
             let slow = slow.join().unwrap();
-            // It began before the commit, so it may give the value of then, but only to its own
-            // client.
+            // The query began before the commit, so its own client, and only that one, may get the
+            // old value.
             let text = slow.json().as_str().unwrap().to_owned();
             assert!(slow.status == 200 && [old, format!("round {round}")].contains(&text), "{slow:?}");
             assert!(!slow.is_stored() || text == format!("round {round}"), "{slow:?}");
@@ -260,7 +260,7 @@ fn a_soft_expired_value_is_served_while_it_is_refreshed() {
     let number = |answer: &Answer| answer.json().as_u64().unwrap();
     let first = number(&api.get("/refreshed/u1"));
     let hold = Hold::new(&api.world);
-    // However often it is asked for, no request waits for the query that is held up.
+    // No request waits for the query that is held, however often the key is requested.
     let stale = |api: &Api| {
         assert_eq!(api.get("/refreshed/u1").status, 200);
         api.stat("refreshed", "stale_hits") >= 10
@@ -272,7 +272,7 @@ fn a_soft_expired_value_is_served_while_it_is_refreshed() {
 }
 
 #[test]
-fn a_soft_expired_value_goes_with_its_invalidation_too() {
+fn a_soft_expired_value_is_deleted_by_its_invalidation() {
     let api = REFRESHED.start();
     let first = api.get("/refreshed/u1").json().as_u64().unwrap();
     let hold = Hold::new(&api.world);
@@ -281,7 +281,7 @@ fn a_soft_expired_value_goes_with_its_invalidation_too() {
         api.stat("refreshed", "stale_hits") > 0
     };
     wait_until(EVENT_MAX, "the value is served though its time is over", stale);
-    // The refresh has read, and may not store what it read.
+    // The refresh has read the value and must not store it.
     hold.wait_for(1);
     api.world.sql("update users set name = 'New' where id = 'u1'");
     api.world.settle();
@@ -291,7 +291,7 @@ fn a_soft_expired_value_goes_with_its_invalidation_too() {
 }
 
 #[test]
-fn a_client_may_insist_on_the_database() {
+fn a_client_can_bypass_the_cache() {
     let api = File::default().start();
     let number = |headers: &[(&str, &str)]| {
         let answer = api.get_with("/counted/u1", headers);
@@ -306,7 +306,7 @@ fn a_client_may_insist_on_the_database() {
 }
 
 #[test]
-fn a_client_may_keep_its_answer_out_of_the_cache() {
+fn a_client_can_prevent_storing() {
     let api = File::default().start();
     let unstored = api.get_with("/counted/u1", &[("Cache-Control", "no-store")]);
     assert!(unstored.status == 200 && !unstored.is_stored(), "{unstored:?}");
@@ -317,7 +317,7 @@ fn a_client_may_keep_its_answer_out_of_the_cache() {
 }
 
 #[test]
-fn what_another_program_put_under_the_key_is_neither_served_nor_replaced() {
+fn a_foreign_value_is_neither_served_nor_replaced() {
     let api = File::default().start();
     for held in ["cached", "", "{\"id\":\"u1\",\"name\":\"Forged\"}", "V:x", "L:x"] {
         let _: () = api.world.redis().set("v1:user:u1", held).unwrap();

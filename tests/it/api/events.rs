@@ -1,4 +1,4 @@
-//! `GET /events`: what followers are told, and that none misses anything without being told so.
+//! `GET /events`: what clients receive, and that none misses an event without a flush.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -12,12 +12,12 @@ use crate::support::{EVENT_MAX, wait_until};
 const CHANNEL: &str = "v1:invalidations";
 const LAST: &str = "v1:unstale:{unstale}:last";
 
-/// One client of `/events`. HTTP/1.0 has no chunks: what comes is the events and nothing else.
+/// One client of `/events`. HTTP/1.0 has no chunks, so the body is the events and nothing else.
 struct Follower {
     reader: BufReader<TcpStream>,
 }
 
-/// What stands between two empty lines.
+/// The text between two empty lines.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Event {
     name: String,
@@ -30,7 +30,7 @@ impl Event {
         serde_json::from_str(&self.data).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
-    /// What it says was deleted.
+    /// The keys that the event reports as deleted.
     fn deletes(&self, key: &str) -> bool {
         let ops = self.json()["ops"].as_array().cloned().unwrap_or_default();
         self.name == "invalidation" && ops.contains(&json!({"op": "delete", "key": key}))
@@ -49,7 +49,7 @@ fn address(instance: &Instance) -> SocketAddr {
 }
 
 impl Follower {
-    /// Connects and reads the hello, which may say where the client is.
+    /// Connects and reads the hello, which may contain an event id.
     fn open(instance: &Instance, path: &str, last: Option<&[u8]>) -> (Self, Option<String>) {
         let stream = TcpStream::connect(address(instance)).unwrap();
         stream.set_read_timeout(Some(EVENT_MAX)).unwrap();
@@ -69,7 +69,7 @@ impl Follower {
         (follower, hello.id)
     }
 
-    /// Follows from now on, once the instance knows where it is.
+    /// Follows from now on, once the instance has a position.
     fn new(instance: &Instance) -> (Self, String) {
         let mut found = None;
         wait_until(EVENT_MAX, "the instance listens to Redis", || {
@@ -80,7 +80,7 @@ impl Follower {
         found.unwrap()
     }
 
-    /// Goes on after this event.
+    /// Resumes after this event.
     fn resume(instance: &Instance, last: &str) -> Self {
         Self::open(instance, "/events", Some(last.as_bytes())).0
     }
@@ -91,7 +91,7 @@ impl Follower {
         line.ends_with('\n').then(|| line.trim_end_matches(['\r', '\n']).to_owned())
     }
 
-    /// The next block, be it only a comment; None at the end of the stream.
+    /// The next block, even if it is only a comment; None at the end of the stream.
     fn block(&mut self) -> Option<Event> {
         let mut event = Event::default();
         loop {
@@ -124,7 +124,7 @@ fn change(api: &Api, user: &str) {
     api.world.sql(&format!("update users set name = name || '!' where id = '{user}'"));
 }
 
-/// Changes a user; the event that tells it must be the next.
+/// Changes a user; the event for that must be the next.
 fn changed(api: &Api, follower: &mut Follower, user: &str) -> Event {
     change(api, user);
     let event = follower.next();
@@ -133,7 +133,7 @@ fn changed(api: &Api, follower: &mut Follower, user: &str) -> Event {
 }
 
 #[test]
-fn a_change_is_told_as_it_was_broadcast() {
+fn a_client_receives_events_as_they_were_broadcast() {
     let api = File::default().start();
     let (mut follower, before) = Follower::new(&api);
     let first = changed(&api, &mut follower, "u1");
@@ -150,18 +150,18 @@ fn a_change_is_told_as_it_was_broadcast() {
 }
 
 #[test]
-fn who_comes_back_is_told_what_it_missed() {
+fn a_client_that_resumes_receives_what_it_missed() {
     let api = File::default().start();
     let (mut follower, start) = Follower::new(&api);
     let first = changed(&api, &mut follower, "u1").id.unwrap();
     drop(follower);
-    // One by one: what is committed together is told together.
+    // One by one: changes that are committed together make one event.
     for user in ["u2", "u3"] {
         change(&api, user);
         api.world.settle();
     }
     for path in ["/events".to_owned(), format!("/events?last_event_id={start}")] {
-        // The header is the newer of the two: a browser sends it when it connects again by itself.
+        // The header is newer than the query: a browser sends it when it reconnects by itself.
         let (mut follower, _) = Follower::open(&api, &path, Some(first.as_bytes()));
         assert!(follower.next().deletes("v1:user:u2") && follower.next().deletes("v1:user:u3"), "{path}");
     }
@@ -173,7 +173,7 @@ fn who_comes_back_is_told_what_it_missed() {
 }
 
 #[test]
-fn who_names_an_event_that_is_not_known_has_to_forget_everything() {
+fn an_unknown_last_event_id_gets_a_flush() {
     let api = File::default().start();
     let (mut follower, _) = Follower::new(&api);
     let newest = changed(&api, &mut follower, "u1").id.unwrap();
@@ -195,7 +195,7 @@ fn who_names_an_event_that_is_not_known_has_to_forget_everything() {
 }
 
 #[test]
-fn another_instance_goes_on_where_the_first_one_was() {
+fn a_client_can_resume_at_another_instance() {
     let api = File::default().start();
     let (mut follower, _) = Follower::new(&api);
     let first = changed(&api, &mut follower, "u1").id.unwrap();
@@ -208,7 +208,7 @@ fn another_instance_goes_on_where_the_first_one_was() {
 }
 
 #[test]
-fn a_message_that_does_not_follow_is_a_flush() {
+fn a_gap_in_the_chain_is_a_flush() {
     let api = File::default().start();
     let (mut follower, _) = Follower::new(&api);
     changed(&api, &mut follower, "u1");
@@ -225,7 +225,7 @@ fn a_message_that_does_not_follow_is_a_flush() {
     assert!(follower.next().name == "flush" && follower.next().deletes("v1:user:u2"));
 }
 
-/// Ends the instance's subscription; it makes a new one by itself.
+/// Ends the instance's subscription; it subscribes again by itself.
 fn cut(api: &Api) {
     let mut redis = api.world.redis();
     let killed: u64 = redis::cmd("CLIENT").arg(&["KILL", "TYPE", "pubsub"]).query(&mut redis).unwrap();
@@ -243,7 +243,7 @@ fn a_broken_subscription_is_a_flush_only_if_something_was_missed() {
     changed(&api, &mut follower, "u1");
     cut(&api);
     changed(&api, &mut follower, "u2");
-    // As if another daemon had spoken meanwhile.
+    // As if another daemon had broadcast meanwhile.
     let _: () = api.world.redis().set(LAST, "missed-1").unwrap();
     cut(&api);
     let flush = follower.next();
@@ -253,14 +253,14 @@ fn a_broken_subscription_is_a_flush_only_if_something_was_missed() {
 }
 
 #[test]
-fn a_redis_that_forgot_is_a_flush() {
+fn a_redis_that_lost_its_data_is_a_flush() {
     let mut api = File::default().start();
     let (mut follower, _) = Follower::new(&api);
     changed(&api, &mut follower, "u1");
     api.world.redis.stop();
     api.world.redis.restart().unwrap();
     let flush = follower.next();
-    // The daemon begins a new epoch, and says so before or after the instance listens again.
+    // The daemon begins a new epoch, and announces it before or after the instance listens again.
     assert!(flush.name == "flush" && flush.json()["reason"] != "slow", "{flush:?}");
     api.world.settle();
     change(&api, "u2");
@@ -268,7 +268,7 @@ fn a_redis_that_forgot_is_a_flush() {
 }
 
 #[test]
-fn told_to_stop_the_instance_ends_its_streams() {
+fn a_stopped_instance_ends_its_streams() {
     let mut api = File::default().start();
     let (mut follower, _) = Follower::new(&api);
     let last = changed(&api, &mut follower, "u1").id.unwrap();

@@ -1,4 +1,4 @@
-//! What goes on when Redis, PostgreSQL or the process itself goes away.
+//! What still works when Redis, PostgreSQL or the process itself is unavailable.
 
 use std::net::Shutdown;
 use std::thread;
@@ -17,7 +17,7 @@ fn assert_unavailable(answer: &Answer) {
     assert_eq!(answer.header("cache-control"), Some("no-store"));
 }
 
-/// Every client gets what the database has, though there is no cache.
+/// Every client gets the database's value, although there is no cache.
 fn assert_reads_from_the_database(api: &Api, round: usize) {
     for user in ["u1", "u2"] {
         let name = format!("round {round}");
@@ -29,7 +29,7 @@ fn assert_reads_from_the_database(api: &Api, round: usize) {
 }
 
 #[test]
-fn without_redis_reads_go_on_and_with_it_hits_come_back() {
+fn without_redis_reads_continue_and_hits_return_with_it() {
     let mut api = File::default().start();
     for round in 0..3 {
         api.warm("/users/u1");
@@ -45,7 +45,7 @@ fn without_redis_reads_go_on_and_with_it_hits_come_back() {
 }
 
 #[test]
-fn a_redis_that_hangs_is_one_that_is_away() {
+fn a_redis_that_hangs_counts_as_unavailable() {
     let api = File::default().start();
     api.warm("/users/u1");
     let redis = api.world.redis.pid().unwrap();
@@ -53,14 +53,14 @@ fn a_redis_that_hangs_is_one_that_is_away() {
     (0..5).for_each(|_| assert_reads_from_the_database(&api, 1));
     assert!(signal(redis, "CONT"));
     api.world.settle();
-    // The old value was in it all the time.
+    // The old value was in Redis all the time.
     for user in ["u1", "u2"] {
         assert_eq!(api.warm(&format!("/users/{user}")).json()["name"], "round 1");
     }
 }
 
 #[test]
-fn a_full_redis_serves_what_it_has_and_stores_no_more() {
+fn a_full_redis_serves_hits_and_stores_nothing() {
     let api = File::default().start();
     api.warm("/users/u1");
     let mut redis = api.world.redis();
@@ -83,8 +83,9 @@ fn a_full_redis_serves_what_it_has_and_stores_no_more() {
 }
 
 #[test]
-fn without_postgresql_hits_go_on_and_misses_are_told_to_come_back() {
-    // Nothing is proven fresh for long without PostgreSQL, and no write can have happened there.
+fn without_postgresql_hits_continue_and_misses_get_503() {
+    // Without PostgreSQL no value can be proven fresh for long, although nothing can be written
+    // either.
     let mut api = File { api: "  max_staleness: 1s\n", ..File::default() }.start();
     let before = api.warm("/users/u1");
     api.world.postgres.stop();
@@ -109,7 +110,7 @@ fn without_postgresql_hits_go_on_and_misses_are_told_to_come_back() {
 }
 
 #[test]
-fn what_is_too_old_even_for_an_emergency_is_not_served() {
+fn a_value_older_than_stale_if_error_is_not_served() {
     let mut api = File { api: "  max_staleness: 1s\n  stale_if_error: 1s\n", ..File::default() }.start();
     api.warm("/users/u1");
     api.world.postgres.stop();
@@ -118,7 +119,7 @@ fn what_is_too_old_even_for_an_emergency_is_not_served() {
 }
 
 #[test]
-fn a_reader_that_insists_on_the_database_gets_no_hit_instead() {
+fn a_hit_from_before_the_named_position_is_not_served_instead() {
     let mut api = File::default().start();
     api.warm("/users/u1");
     let token = api.world.token().to_string();
@@ -130,14 +131,14 @@ fn a_reader_that_insists_on_the_database_gets_no_hit_instead() {
     assert_eq!(api.get_with("/users/u1", &[("Consistency-Token", &token)]).status, 200);
     let answer = api.get_with("/users/u1", &[("Consistency-Token", &later)]);
     assert!(answer.status == 503 || answer.json()["name"] == "Unseen", "{answer:?}");
-    // It may be ahead; that cannot be known now.
+    // The position may be past the end of the log; that cannot be known now.
     let unknown = api.get_with("/users/u1", &[("Consistency-Token", "FFFFFFFF/0")]);
     assert!([400, 503].contains(&unknown.status), "{unknown:?}");
     assert_eq!(api.get("/users/u1").status, 200);
 }
 
 #[test]
-fn without_both_every_read_is_told_to_come_back() {
+fn without_both_every_read_gets_503() {
     let mut api = File::default().start();
     api.warm("/users/u1");
     api.world.postgres.stop();
@@ -155,7 +156,7 @@ fn without_both_every_read_is_told_to_come_back() {
 }
 
 #[test]
-fn a_broken_session_of_the_database_is_replaced() {
+fn a_broken_database_connection_is_replaced() {
     let api = File::default().start();
     for round in 0..5 {
         api.world.sql(
@@ -171,7 +172,7 @@ fn a_broken_session_of_the_database_is_replaced() {
 }
 
 #[test]
-fn a_query_that_takes_too_long_is_given_up_and_leaves_nothing_behind() {
+fn a_query_over_its_timeout_is_cancelled_and_releases_its_lease() {
     let file = File {
         rules: "  brief: {table: users, delete: \"brief:{id}\"}\n",
         reads: r#"
@@ -198,7 +199,7 @@ fn a_query_that_takes_too_long_is_given_up_and_leaves_nothing_behind() {
 }
 
 #[test]
-fn told_to_stop_it_answers_who_has_asked_and_closes_what_is_idle() {
+fn a_stopped_server_finishes_requests_and_closes_idle_connections() {
     for alone in [false, true] {
         let mut api = File::default().start();
         let mut other = alone.then(|| Api::serve_alone(&api.world, ""));
@@ -221,9 +222,10 @@ fn told_to_stop_it_answers_who_has_asked_and_closes_what_is_idle() {
     }
 }
 
-/// As many as the database is asked at once: if each took a turn, other reads would never have one.
+/// As many requests as the database has connections: if each waited in turn, other reads would get
+/// none.
 #[test]
-fn clients_that_leave_in_the_middle_take_no_connection_of_the_database_with_them() {
+fn clients_that_disconnect_do_not_exhaust_database_connections() {
     let api = File { api: "  database_connections: 4\n", ..File::default() }.start();
     let hold = Hold::new(&api.world);
     let leaving: Vec<_> = (1..=4)
@@ -241,7 +243,7 @@ fn clients_that_leave_in_the_middle_take_no_connection_of_the_database_with_them
 }
 
 #[test]
-fn a_client_that_leaves_in_the_middle_leaves_the_others_their_answer() {
+fn a_leader_that_disconnects_does_not_fail_its_followers() {
     let api = File::default().start();
     let hold = Hold::new(&api.world);
     let mut leaving = api.connect();

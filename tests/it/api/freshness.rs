@@ -1,4 +1,4 @@
-//! Who names a position gets nothing older; who names none gets nothing older than is allowed.
+//! A request that names a position gets nothing older; any other gets nothing older than the limit.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ fn rename(world: &World, user: &str, name: &str) -> String {
 }
 
 #[test]
-fn a_reader_sees_its_own_write_though_no_daemon_runs() {
+fn a_reader_sees_its_own_write_without_a_daemon() {
     let world = PATIENT.world();
     let daemon = world.daemon();
     let api = Api::serve_alone(&world, "");
@@ -40,7 +40,7 @@ fn a_reader_sees_its_own_write_though_no_daemon_runs() {
 }
 
 #[test]
-fn a_reader_sees_its_own_write_while_the_daemon_is_at_it() {
+fn a_reader_sees_its_own_write_while_the_daemon_applies_it() {
     let api = File::default().start();
     let other = Api::serve_alone(&api.world, "");
     for round in 0..200 {
@@ -56,7 +56,7 @@ fn a_reader_sees_its_own_write_while_the_daemon_is_at_it() {
 }
 
 #[test]
-fn the_token_of_an_answer_may_be_shown_anywhere() {
+fn a_consistency_token_is_valid_at_every_instance() {
     let api = File::default().start();
     let other = Api::serve_alone(&api.world, "");
     other.warm("/probe/1");
@@ -72,7 +72,7 @@ fn the_token_of_an_answer_may_be_shown_anywhere() {
             }
         }
     }
-    // The last change is in force, or the value may still be the one before.
+    // The last change must be in force, otherwise the value may still be the one before.
     api.world.settle();
     let etag = api.get("/users/u1").etag().to_owned();
     let spared = api.get_with("/users/u1", &[("If-None-Match", &etag), ("Consistency-Token", &token.to_string())]);
@@ -81,7 +81,7 @@ fn the_token_of_an_answer_may_be_shown_anywhere() {
 }
 
 #[test]
-fn a_token_that_is_none_or_of_another_server_is_refused() {
+fn a_malformed_token_or_one_of_another_server_is_refused() {
     let api = File::default().start();
     api.warm("/users/u1");
     for token in ["x", "0", "/", "0/", "/0", "0/G", "0/16B3748x", "0/1/2", "-1/0", "0/123456789", "0x0/1", "é/0"] {
@@ -101,7 +101,7 @@ fn a_token_that_is_none_or_of_another_server_is_refused() {
 }
 
 #[test]
-fn without_a_daemon_hits_end_and_with_it_they_begin_again() {
+fn without_a_daemon_hits_stop_and_with_it_they_resume() {
     let file = File { api: "  max_staleness: 2s\n", ..File::default() };
     let world = file.world();
     let daemon = world.daemon();
@@ -122,7 +122,7 @@ fn without_a_daemon_hits_end_and_with_it_they_begin_again() {
 }
 
 #[test]
-fn a_read_may_ask_for_fresher_hits_than_the_others() {
+fn a_read_can_require_fresher_hits() {
     let file = File {
         rules: "  hasty: {table: users, delete: \"hasty:{id}\"}\n",
         reads: r#"
@@ -148,7 +148,7 @@ fn a_read_may_ask_for_fresher_hits_than_the_others() {
 }
 
 #[test]
-fn an_api_that_never_saw_a_daemon_answers_from_the_database() {
+fn without_any_progress_in_redis_the_database_answers() {
     let world = File::default().world();
     let api = Api::serve_alone(&world, "");
     for round in 0..3 {
@@ -161,7 +161,7 @@ fn an_api_that_never_saw_a_daemon_answers_from_the_database() {
     }
 }
 
-/// A standby whose replay can be stopped.
+/// A standby whose replay can be paused.
 struct Replica {
     session: tokio_postgres::Client,
     runtime: tokio::runtime::Runtime,
@@ -169,7 +169,7 @@ struct Replica {
 }
 
 impl Replica {
-    /// Restarts the world's primary on the way.
+    /// Restarts the world's primary.
     fn of(world: &mut World) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let server = world.postgres.standby(&["hot_standby=on", "max_standby_streaming_delay=-1"]).unwrap();
@@ -192,7 +192,7 @@ impl Replica {
         wait_until(EVENT_MAX, "replay stops", || self.value(state) == "paused");
     }
 
-    /// Waits until it has everything that is committed on the primary.
+    /// Waits until it has replayed everything that is committed on the primary.
     fn catch_up(&self, world: &World) {
         let end = world.value("select pg_current_wal_lsn()::text");
         let sql = format!("select (pg_last_wal_replay_lsn() >= '{end}')::text");
@@ -218,7 +218,7 @@ const WHERE: File<'static> = File {
 };
 
 #[test]
-fn a_replica_is_read_only_where_it_has_everything() {
+fn a_replica_is_read_only_if_it_has_replayed_enough() {
     let mut world = World::with_rules(&WHERE.text());
     let replica = Replica::of(&mut world);
     let api = format!("  replica_url: {}\n  consistency_wait: 50ms\n", replica.server.url("postgres"));
@@ -239,8 +239,7 @@ fn a_replica_is_read_only_where_it_has_everything() {
         }
         replica.sql("select pg_wal_replay_resume()");
         replica.catch_up(&api.world);
-        // What is in force rises with the primary's log, so the replica may be behind once more,
-        // for a moment.
+        // The watermark rises with the primary's log, so the replica may briefly be behind again.
         let from_replica = || {
             let _: () = api.world.redis().del("v1:where:u1").unwrap();
             let answer = api.get("/where/u1").json();
@@ -276,7 +275,7 @@ fn without_its_replica_the_api_reads_the_primary() {
     wait_until(EVENT_MAX + Duration::from_secs(30), "the replica is read again", from_replica);
 }
 
-/// A server may not cache what a daemon with other rules does not remove.
+/// A server must not cache what a daemon with other rules does not delete.
 #[test]
 fn an_api_with_other_rules_than_the_daemon_serves_nothing_from_redis() {
     let world = File::default().world();
@@ -296,7 +295,7 @@ fn an_api_with_other_rules_than_the_daemon_serves_nothing_from_redis() {
     world.write_rules(&newer.text());
     let other = Api::serve_alone(&world, "");
     let is_past = |answer: &Answer| answer.cache_status().contains("detail=other-rules");
-    // At first it has not reached Redis yet.
+    // At first the API may not have reached Redis yet.
     other.wait_for("/titled/u1", "it is read past Redis", is_past);
     for path in ["/titled/u1", "/users/u1"] {
         let answer = other.get(path);

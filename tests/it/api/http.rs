@@ -1,7 +1,7 @@
-//! A client of the API, over plain sockets, that can also be a bad one.
+//! An HTTP client for the API over plain sockets. It can also misbehave.
 //!
-//! Owns sockets and the reading of answers. It must not know what is asked. Invariant: it does not
-//! wait for ever for an answer, or for the end of the connection.
+//! Owns sockets and the parsing of answers. It must not know what is requested. Invariant: it never
+//! waits forever for an answer or for the end of the connection.
 
 use std::io::{self, BufRead, BufReader, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -11,7 +11,7 @@ use unstale::change::Lsn;
 
 use crate::support::{EVENT_MAX, wait_until};
 
-/// Where to ask. Each request has a connection of its own.
+/// The address of the server. Each request has a connection of its own.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Client {
     address: SocketAddr,
@@ -22,7 +22,7 @@ impl Client {
         Self { address }
     }
 
-    /// The same, for a thread.
+    /// The same, for another thread.
     pub(crate) fn client(&self) -> Self {
         *self
     }
@@ -33,7 +33,7 @@ impl Client {
 
     pub(crate) fn try_connect(&self) -> io::Result<Connection> {
         let stream = TcpStream::connect(self.address)?;
-        // A client that says nothing is borne with for as long as that; its end is an event, too.
+        // Long enough to see the server disconnect an idle client.
         stream.set_read_timeout(Some(2 * EVENT_MAX))?;
         stream.set_write_timeout(Some(EVENT_MAX))?;
         stream.set_nodelay(true)?;
@@ -58,19 +58,19 @@ impl Client {
         connection.answer(method).unwrap_or_else(|| panic!("{method} {path}: the connection ended without an answer"))
     }
 
-    /// Everything that comes back for these bytes, until the server ends the connection.
+    /// Everything the server sends in return for these bytes, until it closes the connection.
     pub(crate) fn raw(&self, bytes: &[u8]) -> Vec<u8> {
         let mut connection = self.connect();
         connection.send(bytes);
         connection.rest()
     }
 
-    /// Asks until the answer comes from the cache.
+    /// Repeats the request until the answer comes from the cache.
     pub(crate) fn warm(&self, path: &str) -> Answer {
         self.wait_for(path, "it comes from the cache", Answer::is_hit)
     }
 
-    /// Asks until the answer is as described.
+    /// Repeats the request until the answer is as expected.
     pub(crate) fn wait_for(&self, path: &str, what: &str, mut is_so: impl FnMut(&Answer) -> bool) -> Answer {
         let mut last = self.get(path);
         wait_until(EVENT_MAX, &format!("{path}: {what}"), || {
@@ -83,7 +83,7 @@ impl Client {
         last
     }
 
-    /// A number of a read in `/stats`.
+    /// A counter of a read in `/stats`.
     pub(crate) fn stat(&self, read: &str, word: &str) -> u64 {
         let stats = self.get("/stats").json();
         stats["reads"][read][word].as_u64().unwrap_or_else(|| panic!("no {word} of {read} in {stats:#}"))
@@ -97,18 +97,19 @@ pub(crate) fn request(method: &str, path: &str, headers: &[(&str, &str)]) -> Vec
     (text + "\r\n").into_bytes()
 }
 
-/// One connection, kept as long as the server lets us.
+/// One connection, kept as long as the server keeps it.
 pub(crate) struct Connection {
     reader: BufReader<TcpStream>,
 }
 
 impl Connection {
-    /// A server that has answered already may have left, and not read all of it.
+    /// Write errors are ignored: a server that has answered already may close without reading the
+    /// rest.
     pub(crate) fn send(&mut self, bytes: &[u8]) {
         let _ = self.reader.get_mut().write_all(bytes);
     }
 
-    /// Ends one direction or both.
+    /// Shuts down one direction or both.
     pub(crate) fn shut(&mut self, how: Shutdown) {
         let _ = self.reader.get_mut().shutdown(how);
     }
@@ -128,7 +129,7 @@ impl Connection {
     }
 }
 
-/// A reset, as it comes from a server that leaves what was sent unread.
+/// A reset, which a server causes by closing with unread input.
 fn is_end(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
 }
@@ -212,7 +213,7 @@ impl Answer {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
-    /// The word for what went wrong; everything else that a problem must have is checked.
+    /// The problem type; everything else that a problem must have is checked.
     pub(crate) fn problem(&self) -> String {
         assert_eq!(self.header("content-type"), Some("application/problem+json"), "{self:?}");
         let problem = self.json();
@@ -223,7 +224,7 @@ impl Answer {
         problem["type"].as_str().unwrap().strip_prefix("urn:unstale:").unwrap().to_owned()
     }
 
-    /// What the cache did.
+    /// The `Cache-Status`.
     pub(crate) fn cache_status(&self) -> &str {
         self.header("cache-status").unwrap_or_default()
     }
@@ -240,7 +241,7 @@ impl Answer {
         self.header("etag").unwrap_or_else(|| panic!("no ETag: {self:?}"))
     }
 
-    /// The position that the answer says it contains.
+    /// The position in the Consistency-Token.
     pub(crate) fn token(&self) -> Lsn {
         let token = self.header("consistency-token").unwrap_or_else(|| panic!("no token: {self:?}"));
         token.parse().unwrap()

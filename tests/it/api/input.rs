@@ -1,4 +1,4 @@
-//! Whatever bytes come, the answer is the client's fault or right, and the next client is served.
+//! For any bytes, the answer is correct or a client error, and the next client is served.
 
 use std::net::Shutdown;
 use std::thread;
@@ -43,7 +43,7 @@ fn start() -> Api {
     api
 }
 
-/// It still serves, did not panic, and its log holds no secret that it was sent.
+/// The server still works, has not panicked, and its log contains no secret that was sent.
 fn assert_unharmed(mut api: Api) {
     assert_eq!(api.get("/healthz").status, 204);
     assert_eq!(api.get("/users/u1").status, 200);
@@ -58,12 +58,12 @@ fn assert_unharmed(mut api: Api) {
     }
 }
 
-/// A request as it stands; the connection is closed after the answer.
+/// A request as given; the connection is closed after the answer.
 fn close(text: &str) -> Vec<u8> {
     format!("{text}\r\nHost: x\r\nConnection: close\r\n\r\n").into_bytes()
 }
 
-/// The answers to these bytes are of these kinds; no answer, if that is one of them, is written 0.
+/// The status of each answer must be among the expected ones; 0 allows no answer.
 fn check(api: &Api, bytes: &[u8], expected: &[u16]) -> Vec<Answer> {
     let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(200)]).into_owned();
     let answers = Answer::all(&api.raw(bytes), "GET");
@@ -82,7 +82,7 @@ fn check_problem(api: &Api, bytes: &[u8], status: u16, word: &str) {
 }
 
 #[test]
-fn a_path_may_hold_anything() {
+fn a_path_of_any_bytes_is_handled() {
     let api = start();
     let not_found = [
         "/users/missing",
@@ -146,7 +146,7 @@ fn a_path_may_hold_anything() {
     }
     for byte in 0..=u8::MAX {
         let bytes = [b"GET /users/".as_slice(), &[byte], b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"].concat();
-        // A request line that ends too early is none.
+        // A request line that ends too early is not one.
         check(&api, &bytes, &[400, 404, 0]);
     }
     for target in ["users/u1", "*", "http://", "?", "#", "http:///users/u1", ""] {
@@ -159,7 +159,7 @@ fn a_path_may_hold_anything() {
 }
 
 #[test]
-fn an_id_of_any_length_is_not_found_or_too_long() {
+fn an_id_of_any_length_gets_404_or_414() {
     let api = start();
     for length in [1000, 4000, 7000] {
         let path = format!("/users/{}", "x".repeat(length));
@@ -177,7 +177,7 @@ fn an_id_of_any_length_is_not_found_or_too_long() {
 }
 
 #[test]
-fn a_value_that_is_none_of_its_type_is_the_clients_mistake() {
+fn a_parameter_of_the_wrong_type_is_a_client_error() {
     let api = start();
     let invalid = [
         "/numbers/x",
@@ -213,7 +213,7 @@ fn a_value_that_is_none_of_its_type_is_the_clients_mistake() {
     {
         check_problem(&api, &close(&format!("GET {path} HTTP/1.1")), 404, "not-found");
     }
-    // PostgreSQL knows these words; they mean another time at every read.
+    // PostgreSQL accepts these words as timestamps, and they mean another time at every read.
     for path in ["/at/now", "/at/infinity", "/at/epoch", "/at/tomorrow"] {
         check(&api, &close(&format!("GET {path} HTTP/1.1")), &[400, 404]);
     }
@@ -222,7 +222,7 @@ fn a_value_that_is_none_of_its_type_is_the_clients_mistake() {
 }
 
 #[test]
-fn a_query_may_hold_anything() {
+fn a_query_string_of_any_bytes_is_handled() {
     let api = start();
     check_problem(&api, &close("GET /varied/1?page=%00 HTTP/1.1"), 400, "invalid-parameter");
     let odd = [
@@ -267,7 +267,7 @@ fn a_query_may_hold_anything() {
 }
 
 #[test]
-fn a_header_may_hold_anything() {
+fn a_header_of_any_bytes_is_handled() {
     let api = start();
     let with = |name: &[u8], value: &[u8]| {
         [b"GET /varied/1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n".as_slice(), name, b": ", value, b"\r\n\r\n"]
@@ -323,7 +323,7 @@ fn a_header_may_hold_anything() {
 }
 
 #[test]
-fn too_many_or_too_long_headers_are_too_large() {
+fn too_many_or_too_long_headers_get_431() {
     let api = start();
     let lines = |count: usize| (0..count).map(|n| format!("X-{n}: {SECRET}\r\n")).collect::<String>();
     let with =
@@ -339,7 +339,7 @@ fn too_many_or_too_long_headers_are_too_large() {
 }
 
 #[test]
-fn only_get_and_head_are_understood() {
+fn only_get_and_head_are_allowed() {
     let api = start();
     for path in ["/users/u1", "/numbers/x", "/stats", "/session"] {
         for method in ["POST", "PUT", "DELETE", "PATCH", "TRACE", "PURGE", "get", "PROPFIND"] {
@@ -364,7 +364,7 @@ fn only_get_and_head_are_understood() {
 }
 
 #[test]
-fn a_body_is_ignored_or_too_large_and_never_a_second_request() {
+fn a_body_is_ignored_or_refused_and_never_read_as_a_request() {
     let api = start();
     let with = |headers: &str, body: &str| {
         format!("GET /users/u1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\r\n\r\n{body}").into_bytes()
@@ -408,7 +408,7 @@ fn a_body_is_ignored_or_too_large_and_never_a_second_request() {
 }
 
 #[test]
-fn requests_sent_at_once_are_answered_in_their_order() {
+fn pipelined_requests_are_answered_in_order() {
     let api = start();
     let mut bytes = Vec::new();
     for number in 1..=9 {
@@ -431,7 +431,7 @@ fn requests_sent_at_once_are_answered_in_their_order() {
 }
 
 #[test]
-fn slow_clients_do_not_hold_up_others() {
+fn slow_clients_do_not_delay_others() {
     let api = start();
     let half = request("GET", "/users/u1", &[("Authorization", &format!("Basic {SECRET}"))]);
     let (beginning, end) = half.split_at(half.len() - 3);
@@ -457,7 +457,7 @@ fn slow_clients_do_not_hold_up_others() {
     let mut late = slow.pop().unwrap();
     late.send(end);
     assert!([200, 401].contains(&late.answer("GET").unwrap().status));
-    // Who never says the rest is sent away; who reads nothing is, too.
+    // A client that never sends the rest is disconnected, and so is one that reads nothing.
     let mut never = slow.pop().unwrap();
     assert!(never.answer("GET").is_none_or(|answer| (400..500).contains(&answer.status)), "its time is over");
     for connection in slow.iter_mut().chain(&mut silent) {
@@ -468,10 +468,10 @@ fn slow_clients_do_not_hold_up_others() {
     assert_unharmed(api);
 }
 
-/// A good request with bytes changed, inserted and left out: always the same ones, so that a
-/// failure comes again.
+/// A valid request with bytes changed, inserted and removed. The sequence is fixed, so failures can
+/// be reproduced.
 #[test]
-fn any_bytes_at_all_are_a_bad_request_at_worst() {
+fn random_bytes_cause_at_most_a_client_error() {
     let api = start();
     let good = request(
         "GET",
@@ -498,7 +498,7 @@ fn any_bytes_at_all_are_a_bad_request_at_worst() {
         }
         let mut connection = api.connect();
         connection.send(&bytes);
-        // What is left out may be the end of the request: it is not waited for.
+        // The end of the request may be among the removed bytes, so do not wait for an answer.
         connection.shut(Shutdown::Write);
         for answer in Answer::all(&connection.rest(), "GET") {
             assert!(answer.status < 500, "{:?}: {answer:?}", String::from_utf8_lossy(&bytes));
@@ -508,7 +508,7 @@ fn any_bytes_at_all_are_a_bad_request_at_worst() {
 }
 
 #[test]
-fn other_origins_read_what_they_are_allowed_to_and_refusals_too() {
+fn cors_covers_answers_and_refusals() {
     let file = File {
         reads: "
   tenanted:

@@ -1,12 +1,12 @@
-//! Rate limits, over HTTP: whom they count, how exactly, and what happens when they cannot be
-//! asked.
+//! Rate limits over HTTP: which caller they count, how exactly, and what happens when Redis cannot
+//! be asked.
 
 use redis::Commands as _;
 
 use super::{Answer, Api};
 use crate::support::{EVENT_MAX, wait_until};
 
-/// Users and sessions; what follows is the `api:` section.
+/// Users and sessions; the `api:` section follows.
 const READS: &str = r#"version: 1
 source: {url: "${DATABASE_URL}"}
 target: {url: "${REDIS_URL}", namespace: "v1:"}
@@ -26,10 +26,10 @@ reads:
        where token_hash = $1 and expires_at > now()
 "#;
 
-/// Where the counts are.
+/// The keys of the counts.
 const COUNTS: &str = "v1:unstale:{unstale}:limit:*";
 
-/// An API with this section, which says what to limit.
+/// An API with this section, which contains the limits.
 fn limited(section: &str) -> Api {
     Api::start(&format!("{READS}api:\n  session: session\n{section}"))
 }
@@ -58,7 +58,7 @@ fn check_refusal(answer: &Answer) {
     assert!(answer.header("retry-after").unwrap().parse::<u64>().unwrap() >= 1);
 }
 
-/// Of `limit` requests in a long window so many pass, and no more.
+/// In a long window exactly `limit` requests pass.
 fn check_exact(algorithm: &str) {
     let section = format!("  rate_limits: {{hourly: {{path: '/**', limit: 5, window: 1h, algorithm: {algorithm}}}}}\n");
     let api = limited(&section);
@@ -90,8 +90,7 @@ fn a_fixed_window_is_exact() {
     check_exact("fixed");
 }
 
-/// When the window has passed requests pass again; what was refused did not count, and nothing is
-/// left behind.
+/// Requests pass again after the window; refused ones do not count, and no key remains.
 fn check_passing(algorithm: &str) {
     let section = format!("  rate_limits: {{short: {{path: '/**', limit: 2, window: 3s, algorithm: {algorithm}}}}}\n");
     let api = limited(&section);
@@ -103,17 +102,17 @@ fn check_passing(algorithm: &str) {
 }
 
 #[test]
-fn a_sliding_window_passes() {
+fn requests_pass_again_after_a_sliding_window() {
     check_passing("sliding");
 }
 
 #[test]
-fn a_fixed_window_passes() {
+fn requests_pass_again_after_a_fixed_window() {
     check_passing("fixed");
 }
 
 #[test]
-fn what_is_refused_takes_no_memory() {
+fn refused_requests_take_no_memory() {
     let api = limited("  rate_limits: {hourly: {path: '/**', limit: 3, window: 1h}}\n");
     for _ in 0..20 {
         api.get("/users/u1");
@@ -124,7 +123,7 @@ fn what_is_refused_takes_no_memory() {
 }
 
 #[test]
-fn fifty_at_once_are_counted_one_by_one() {
+fn concurrent_requests_are_counted_exactly() {
     for algorithm in ["sliding", "fixed"] {
         let section =
             format!("  rate_limits: {{burst: {{path: '/**', limit: 20, window: 1h, algorithm: {algorithm}}}}}\n");
@@ -139,7 +138,7 @@ fn fifty_at_once_are_counted_one_by_one() {
 }
 
 #[test]
-fn sessions_do_not_share() {
+fn each_session_has_its_own_count() {
     let api = limited("  rate_limits: {each: {path: '/users/*', limit: 2, window: 1h, by: session}}\n");
     let statuses: Vec<_> = (0..3).map(|_| bearing(&api, "/users/u1", "token-1").status).collect();
     assert_eq!(statuses, [200, 200, 429]);
@@ -147,9 +146,9 @@ fn sessions_do_not_share() {
     assert_eq!(api.get("/users/u1").status, 200, "without a session it is the address that counts");
 }
 
-/// A client that guesses tokens, or invents them to escape the limit, is counted by its address.
+/// A client that guesses tokens, or invents them to evade the limit, is counted by its address.
 #[test]
-fn a_token_that_is_none_has_no_window_of_its_own() {
+fn an_invalid_token_is_counted_by_its_address() {
     let api = limited("  rate_limits: {each: {path: '/users/*', limit: 2, window: 1h, by: session}}\n");
     for guess in ["a", "b"] {
         assert_ne!(bearing(&api, "/users/u1", guess).status, 429);
@@ -158,9 +157,9 @@ fn a_token_that_is_none_has_no_window_of_its_own() {
     assert_eq!(bearing(&api, "/users/u1", "token-1").status, 200);
 }
 
-/// A limit by address is asked before anybody looks for the session.
+/// A limit by address is checked before the session is resolved.
 #[test]
-fn who_is_over_the_limit_of_his_address_costs_no_look_at_the_database() {
+fn a_request_over_its_address_limit_costs_no_database_read() {
     let api = limited(
         "  rate_limits:
     all: {path: '/users/**', limit: 3, window: 1h}
@@ -177,7 +176,7 @@ fn who_is_over_the_limit_of_his_address_costs_no_look_at_the_database() {
 }
 
 #[test]
-fn the_sessions_of_a_user_share() {
+fn the_sessions_of_a_user_share_one_count() {
     let api = limited("  rate_limits: {each: {path: '/users/*', limit: 2, window: 1h, by: user_or_ip}}\n");
     let hash = "encode(sha256('another'::bytea), 'hex')";
     api.world.sql(&format!("insert into sessions (id, user_id, token_hash) values ('another', 'u1', {hash})"));
@@ -188,7 +187,7 @@ fn the_sessions_of_a_user_share() {
 }
 
 #[test]
-fn a_stranger_does_not_choose_an_address() {
+fn an_untrusted_peer_cannot_choose_its_address() {
     let api = limited("  rate_limits: {each: {path: '/**', limit: 1, window: 1h}}\n");
     assert_eq!(forwarded(&api, "203.0.113.1"), 200);
     assert_eq!(forwarded(&api, "203.0.113.2"), 429);
@@ -196,7 +195,7 @@ fn a_stranger_does_not_choose_an_address() {
 }
 
 #[test]
-fn a_trusted_proxy_says_for_whom_it_asks() {
+fn a_trusted_proxy_names_the_client_address() {
     let api = limited(
         "  trusted_proxies: [127.0.0.1, 10.0.0.0/8]\n  rate_limits: {each: {path: '/**', limit: 1, window: 1h}}\n",
     );
@@ -212,7 +211,7 @@ fn a_trusted_proxy_says_for_whom_it_asks() {
 }
 
 #[test]
-fn a_stricter_limit_holds_for_its_paths_and_what_it_refuses_counts_nowhere() {
+fn a_request_refused_by_one_limit_is_not_counted_by_others() {
     let api = limited(
         "  x_ratelimit: true
   rate_limits:
@@ -266,9 +265,9 @@ fn without_redis_a_closed_limit_lets_nothing_pass() {
     wait_until(EVENT_MAX, "it counts again", || api.get("/users/u1").status == 200);
 }
 
-/// Nothing was counted while it was full, and each limit's setting decided.
+/// Nothing was counted while Redis was full; each limit's `on_error` decided.
 #[test]
-fn a_full_redis_is_one_that_cannot_be_asked() {
+fn on_error_decides_if_redis_is_full() {
     let api = limited(
         "  rate_limits:
     all: {path: '/**', limit: 1, window: 1h}
@@ -286,7 +285,7 @@ fn a_full_redis_is_one_that_cannot_be_asked() {
 }
 
 #[test]
-fn the_counts_do_not_say_who_asked_and_go_by_themselves() {
+fn the_counts_reveal_no_caller_and_expire() {
     let api = limited(
         "  trusted_proxies: [127.0.0.1]
   rate_limits:

@@ -1,8 +1,7 @@
-//! The read API through HTTP: the binary, real servers, and clients that may be bad ones.
+//! The read API over HTTP: the binary, real servers, and clients that may misbehave.
 //!
-//! Owns what its parts share: a file with reads, starting instances, and holding up a query at a
-//! known place. The reads of [`File`] are covered by its rules, so that what is served is never
-//! older than what is in force.
+//! Owns what its parts share: a file with reads, starting instances, and holding a query at a known
+//! point. The rules of [`File`] cover its reads, so no served value is older than what is in force.
 
 mod caching;
 mod events;
@@ -22,7 +21,7 @@ pub(crate) use http::{Answer, Client};
 
 use crate::support::{Daemon, EVENT_MAX, World, wait_until};
 
-/// The order of the parts of a file, and what every file of these tests has.
+/// The order of the sections, and what every file of these tests has.
 const HEAD: &str = r#"
 version: 1
 source: {url: "${DATABASE_URL}"}
@@ -32,8 +31,8 @@ rules:
   probe: {table: probes, delete: "probe:{id}"}
 "#;
 
-/// `slow` waits while a [`Hold`] exists, after its snapshot was taken; `counted` gives a higher
-/// number at every read of the database, so that an answer tells whether there was one.
+/// `slow` waits while a [`Hold`] exists, after its snapshot was taken. `counted` returns a higher
+/// number at every database read, so an answer shows whether there was one.
 const READS: &str = r#"
 reads:
   user:
@@ -66,7 +65,7 @@ create table probes (id text primary key);
 insert into probes values ('1');
 ";
 
-/// A configuration: what a test adds to the one that all share. Each part is YAML, indented by two.
+/// A configuration: what a test adds to the shared one. Each part is YAML, indented by two.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct File<'a> {
     pub(crate) tables: &'a str,
@@ -80,7 +79,7 @@ impl File<'_> {
         [HEAD, self.rules, READS, self.reads, API, self.api].join("\n")
     }
 
-    /// The example domain, these tables, and everything set up; nothing runs.
+    /// The example domain with these tables, set up; no process runs.
     pub(crate) fn world(&self) -> World {
         let world = World::with_rules(&self.text());
         self.set_up(&world);
@@ -93,7 +92,7 @@ impl File<'_> {
         world.run_ok(&["setup"]);
     }
 
-    /// The daemon and the API in one process; it serves hits.
+    /// The daemon and the API in one process; hits are served.
     pub(crate) fn start(&self) -> Api {
         let api = Api::run(self.world(), &[]);
         api.warm("/probe/1");
@@ -115,17 +114,17 @@ impl Api {
         Self::run(world, &[])
     }
 
-    /// The same in a world that is set up, with these variables in the environment.
+    /// The same in a world that is set up already, with these environment variables.
     pub(crate) fn run(world: World, environment: &[(&str, &str)]) -> Self {
         let mut command = world.command(&["run", "--serve", "--listen", "127.0.0.1:0"]);
         command.envs(environment.iter().copied());
         let instance = Instance::start(command);
-        // Until then no hit is served, because it is not known how far invalidations have come.
+        // Until then no hit is served, because it is unknown which invalidations are in force.
         wait_until(EVENT_MAX, "the daemon is up to date", || world.holds("v1:unstale:{unstale}:asof"));
         Self { instance, world }
     }
 
-    /// `unstale serve`: the API without a daemon. `extra` goes to the end of the file.
+    /// `unstale serve`: the API without a daemon. `extra` is appended to the file.
     pub(crate) fn serve_alone(world: &World, extra: &str) -> Instance {
         let directory = world.directory.path();
         let text = std::fs::read_to_string(directory.join("invalidation.yaml")).unwrap();
@@ -148,7 +147,7 @@ impl DerefMut for Api {
     }
 }
 
-/// A process that serves.
+/// A process that serves the API.
 pub(crate) struct Instance {
     pub(crate) process: Daemon,
     client: Client,
@@ -172,7 +171,7 @@ impl Deref for Instance {
     }
 }
 
-/// Keeps every query of the read `slow` from ending: each has its snapshot and waits.
+/// Holds every query of the read `slow`: each takes its snapshot and waits.
 pub(crate) struct Hold<'a> {
     world: &'a World,
     session: tokio_postgres::Client,
@@ -185,14 +184,14 @@ impl<'a> Hold<'a> {
         Self { world, session }
     }
 
-    /// Waits until so many queries, or more, are held up.
+    /// Waits until at least so many queries are held.
     pub(crate) fn wait_for(&self, queries: usize) {
         let sql = format!("select count(*) >= {queries} from pg_locks where locktype = 'advisory' and not granted");
         let sql = format!("select ({sql})::text");
         wait_until(EVENT_MAX, "queries are held up", || self.world.value(&sql) == "true");
     }
 
-    /// They go on.
+    /// Lets the queries continue.
     pub(crate) fn release(self) {
         self.world.sql_on(&self.session, "select pg_advisory_unlock(7)");
     }

@@ -1,5 +1,4 @@
-//! The API's description of itself, held against what the API does. It is served for the shipped
-//! reads.
+//! The API's OpenAPI document, compared with what the API does, for the shipped reads.
 
 use std::collections::BTreeSet;
 
@@ -8,8 +7,7 @@ use serde_json::Value;
 use super::{Answer, Api};
 use crate::support::{SHIPPED, World};
 
-/// What a parameter of a path is tried with: what there is, what there is not, and what no client
-/// should send.
+/// Values to try for a path parameter: existing, missing, and invalid ones.
 const VALUES: &[&str] =
     &["u1", "o1", "missing", "user1@example.com", "a%20b", "%00", "%ff", "'%3B--", "*", "%F0%9F%90%98"];
 
@@ -17,8 +15,7 @@ fn resolve<'a>(document: &'a Value, value: &'a Value) -> &'a Value {
     value["$ref"].as_str().map_or(value, |link| document.pointer(&link[1..]).unwrap())
 }
 
-/// What was answered is in the document: the status, the media type, the headers that must be
-/// there.
+/// Checks that the document describes the answer: status, media type and required headers.
 fn assert_described(document: &Value, operation: &Value, asked: &str, answer: &Answer) {
     let response = &operation["responses"][answer.status.to_string()];
     assert!(!response.is_null(), "{asked}: {} is not described: {answer:?}", answer.status);
@@ -48,7 +45,7 @@ fn document(api: &Api) -> Value {
 }
 
 #[test]
-fn every_read_of_the_file_is_in_the_document() {
+fn every_read_is_in_the_document() {
     let api = Api::run(World::shipped(), &[]);
     let document = document(&api);
     assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
@@ -67,7 +64,7 @@ fn every_read_of_the_file_is_in_the_document() {
 }
 
 #[test]
-fn what_is_answered_is_described() {
+fn every_answer_is_described() {
     let api = Api::run(World::shipped(), &[]);
     let document = document(&api);
     let mut statuses = BTreeSet::new();
@@ -92,7 +89,7 @@ fn what_is_answered_is_described() {
 }
 
 #[test]
-fn what_headers_lead_to_is_described() {
+fn answers_to_request_headers_are_described() {
     let api = Api::run(World::shipped(), &[]);
     let document = document(&api);
     let read = &document["paths"]["/users/{id}"]["get"];

@@ -1,8 +1,8 @@
-//! What a read answers: the bytes of its SQL for every kind of parameter, and how long that is
-//! kept.
+//! What a read answers: the bytes of its SQL for every type of parameter, and how long they are
+//! cached.
 //!
-//! A key is made of what the request says, and deleted by what the row says: what is the same to
-//! PostgreSQL and not the same text is where a stale value could hide.
+//! A key is made from the request, and deleted from the row. Where PostgreSQL considers two texts
+//! equal, a stale value could remain.
 
 use redis::Commands as _;
 use serde_json::Value;
@@ -10,10 +10,10 @@ use serde_json::Value;
 use super::{Answer, Api, File};
 use crate::support::{SHIPPED, World};
 
-/// What the example's parameters may be called with: an organization, a user, and so on.
+/// Values for the example's parameters: an organization, a user, and so on.
 const VALUES: &[&str] = &["u3", "o1", "user3@example.com", "feature-2", "org-1", "m3-0", "nothing"];
 
-/// The SQL with its parameters put in, its first column as text; NULL and no row are the same.
+/// The SQL with its parameters filled in, its first column as text. NULL and no row are the same.
 fn answer_of(world: &World, sql: &str, parameters: &[String]) -> Option<Vec<u8>> {
     let mut sql = sql.trim().trim_end_matches(';').to_owned();
     for (position, value) in parameters.iter().enumerate().rev() {
@@ -23,7 +23,7 @@ fn answer_of(world: &World, sql: &str, parameters: &[String]) -> Option<Vec<u8>>
     (!value.is_empty()).then(|| value.into_bytes())
 }
 
-/// Every choice of a value for each of so many parameters.
+/// Every combination of values for this number of parameters.
 fn choices(parameters: usize) -> Vec<Vec<&'static str>> {
     (0..parameters).fold(vec![vec![]], |shorter, _| {
         let longer =
@@ -33,7 +33,7 @@ fn choices(parameters: usize) -> Vec<Vec<&'static str>> {
 }
 
 #[test]
-fn every_shipped_read_answers_what_its_sql_says() {
+fn every_shipped_read_answers_the_result_of_its_sql() {
     let api = Api::start(SHIPPED);
     let file: Value = serde_saphyr::from_str(SHIPPED).unwrap();
     let session = &file["api"]["session"];
@@ -79,7 +79,7 @@ fn assert_both_ways(api: &Api, path: &str, expected: Option<&[u8]>) {
     }
 }
 
-/// A table with a column of every kind that a parameter may be compared with, and a read by each.
+/// A table with a column of every type that a parameter may be compared with, and a read by each.
 const KINDS: File<'static> = File {
     tables: "
 create type colour as enum ('red', 'green');
@@ -121,7 +121,7 @@ insert into kinds values (7, 7000000000, '0a0b0c0d-0000-4000-8000-00000000abcd',
     api: "",
 };
 
-/// A value as PostgreSQL prints it, and others that it takes for the same.
+/// A value as PostgreSQL prints it, and other notations of the same value.
 const NOTATIONS: &[(&str, &[&str])] = &[
     ("/id/7", &["/id/07", "/id/+7", "/id/%207%20"]),
     ("/big/7000000000", &["/big/07000000000", "/big/%2B7000000000"]),
@@ -158,11 +158,11 @@ fn a_parameter_is_bound_as_the_type_it_is_compared_with() {
 }
 
 #[test]
-fn a_value_asked_for_in_another_notation_never_stays_stale() {
+fn a_value_requested_in_another_notation_never_stays_stale() {
     let api = KINDS.start();
     let paths: Vec<_> = NOTATIONS.iter().flat_map(|(plain, others)| [&[*plain], *others].concat()).collect();
     for round in 0..3 {
-        // Twice: if this notation is cached, the second time it is there.
+        // Twice: if this notation is cached, the second request is a hit.
         paths.iter().chain(&paths).for_each(|path| drop(api.get(path)));
         let name = format!("round {round}");
         api.world.sql(&format!("update kinds set name = '{name}'"));
@@ -176,7 +176,7 @@ fn a_value_asked_for_in_another_notation_never_stays_stale() {
 }
 
 #[test]
-fn what_varies_is_kept_apart_and_reaches_the_sql_and_absent_is_null() {
+fn varying_headers_separate_values_and_are_null_if_absent() {
     let file = File {
         tables: "create table varied (id text primary key, n int); insert into varied values ('a', 1), ('a?page=1', 2)",
         rules: "  varied: {table: varied, pattern: \"varied:{id}*\"}\n",
@@ -190,7 +190,7 @@ fn what_varies_is_kept_apart_and_reaches_the_sql_and_absent_is_null() {
         ..File::default()
     };
     let api = file.start();
-    /// A path, a tenant, and what the SQL is given.
+    /// A path, a tenant, and the values that the SQL gets.
     type Case = (&'static str, Option<&'static str>, [Option<&'static str>; 3]);
     let table: &[Case] = &[
         ("/varied/a", None, [None, None, None]),
@@ -219,9 +219,9 @@ fn what_varies_is_kept_apart_and_reaches_the_sql_and_absent_is_null() {
     }
 }
 
-/// Templates join values with a literal: two requests can mean one name.
+/// Templates join values with a literal, so two requests can produce one name.
 #[test]
-fn names_that_two_requests_could_mean_never_serve_one_for_the_other() {
+fn two_requests_with_one_key_never_get_each_others_value() {
     let file = File {
         tables: "
 create table pairs (a text, b text, primary key (a, b));
@@ -277,7 +277,7 @@ insert into documents values
 };
 
 #[test]
-fn json_and_jsonb_come_as_postgresql_writes_them() {
+fn json_and_jsonb_are_served_as_postgresql_writes_them() {
     let api = JSON.start();
     for (id, path) in [("spaced", "spaced"), ("text", "text"), ("number", "number"), ("null", "null"), ("é", "%C3%A9")]
     {
@@ -303,7 +303,7 @@ fn null_and_no_row_are_not_found() {
 }
 
 #[test]
-fn that_there_is_none_is_cached_until_there_is_one() {
+fn absence_is_cached_until_the_row_is_inserted() {
     let api = JSON.start();
     let ask = |path: &str, times: usize| (0..times).for_each(|_| assert_eq!(api.get(path).status, 404));
     ask("/plain/late", 5);
@@ -321,7 +321,7 @@ fn that_there_is_none_is_cached_until_there_is_one() {
     assert_eq!(api.get("/plain/late").status, 404);
 }
 
-/// Milliseconds until Redis forgets a key; it must be there.
+/// Milliseconds until the key expires; it must exist.
 fn pttl(api: &Api, key: &str) -> u64 {
     let left: i64 = api.world.redis().pttl(key).unwrap();
     u64::try_from(left).unwrap_or_else(|_| panic!("{key}: {left}"))
@@ -357,7 +357,7 @@ insert into timed select n::text, null from generate_series(1, 20) n",
 };
 
 #[test]
-fn a_value_is_kept_for_its_ttl_give_or_take_the_jitter() {
+fn a_value_is_cached_for_its_ttl_plus_or_minus_the_jitter() {
     let api = TIMED.start();
     let kept = |read: &str| -> Vec<u64> {
         let ids = 1..=20;
@@ -368,14 +368,14 @@ fn a_value_is_kept_for_its_ttl_give_or_take_the_jitter() {
         .collect()
     };
     let (spread, exact) = (kept("spread"), kept("exact"));
-    // A slow machine has a minute between storing and looking.
+    // Allows a slow machine one minute between storing and looking.
     assert!(spread.iter().all(|left| (840_000..=1_100_000).contains(left)), "{spread:?}");
     assert!(spread.iter().max().unwrap() - spread.iter().min().unwrap() > 10_000, "{spread:?}");
     assert!(exact.iter().all(|left| (940_000..=1_000_000).contains(left)), "{exact:?}");
 }
 
 #[test]
-fn a_second_column_says_until_when_a_value_may_be_kept() {
+fn a_second_column_sets_when_a_value_expires() {
     let api = TIMED.start();
     let texts: Vec<_> = ["soon", "open"].iter().map(|id| api.get(&format!("/until/{id}")).text()).collect();
     assert_eq!(texts, [r#""soon""#, r#""open""#]);
@@ -386,7 +386,7 @@ fn a_second_column_says_until_when_a_value_may_be_kept() {
 }
 
 #[test]
-fn values_go_with_their_tag_and_with_their_version() {
+fn values_are_invalidated_by_tag_and_by_version() {
     let file = File {
         tables: "
 create table paints (colour text primary key, label text not null);
@@ -434,7 +434,7 @@ insert into walls values ('w1', 'hall', 'red'), ('w2', 'hall', 'green')",
 }
 
 #[test]
-fn a_value_of_megabytes_goes_through_whole() {
+fn a_value_of_megabytes_is_served_whole() {
     let file = File {
         tables: "create table heavy (id text primary key, body text not null);
                  insert into heavy values ('1', repeat('0123456789', 300000))",

@@ -1,4 +1,4 @@
-//! A token is a session as long as the database says so, and the token is never shown to others.
+//! A token is valid as long as the database says so, and is never revealed.
 
 use redis::Commands as _;
 
@@ -37,7 +37,7 @@ fn assert_unauthorized(answer: &Answer) {
     assert_eq!(answer.header("cache-control"), Some("no-store"));
 }
 
-/// Asks until it comes from the cache.
+/// Repeats the request until it is a hit.
 fn warm(api: &Api, number: usize) {
     wait_until(EVENT_MAX, "the session comes from the cache", || {
         let answer = session(api, number);
@@ -47,7 +47,7 @@ fn warm(api: &Api, number: usize) {
 }
 
 #[test]
-fn a_token_stands_for_its_user() {
+fn a_token_identifies_its_user() {
     let api = SESSIONS.start();
     for number in 1..=3 {
         for _ in 0..2 {
@@ -65,7 +65,7 @@ fn a_token_stands_for_its_user() {
 }
 
 #[test]
-fn without_a_good_token_there_is_no_session() {
+fn without_a_valid_token_there_is_no_session() {
     let api = SESSIONS.start();
     api.world.sql("update sessions set expires_at = now() - interval '1 second' where user_id = 'u9'");
     api.world.settle();
@@ -108,7 +108,7 @@ fn without_a_good_token_there_is_no_session() {
 }
 
 #[test]
-fn a_session_that_is_revoked_is_over_once_that_is_in_force() {
+fn a_revoked_session_ends_once_that_is_in_force() {
     let api = SESSIONS.start();
     for number in 1..=5 {
         warm(&api, number);
@@ -120,7 +120,7 @@ fn a_session_that_is_revoked_is_over_once_that_is_in_force() {
 }
 
 #[test]
-fn a_user_that_is_deleted_is_logged_out_everywhere() {
+fn deleting_a_user_ends_all_its_sessions() {
     let api = SESSIONS.start();
     api.world.sql(
         "insert into sessions (id, user_id, token_hash)
@@ -136,7 +136,7 @@ fn a_user_that_is_deleted_is_logged_out_everywhere() {
 }
 
 #[test]
-fn a_session_ends_by_time_without_any_change() {
+fn a_session_expires_without_any_change() {
     let api = SESSIONS.start();
     warm(&api, 1);
     api.world.sql("update sessions set expires_at = now() + interval '1 second' where id = 's1'");
@@ -148,7 +148,7 @@ fn a_session_ends_by_time_without_any_change() {
 }
 
 #[test]
-fn a_new_session_is_good_although_its_token_was_tried_before() {
+fn a_new_session_is_valid_although_its_token_was_tried_before() {
     let api = SESSIONS.start();
     (0..3).for_each(|_| assert_unauthorized(&session(&api, 77)));
     api.world
@@ -158,7 +158,7 @@ fn a_new_session_is_good_although_its_token_was_tried_before() {
 }
 
 #[test]
-fn a_path_that_requires_a_session_gives_nothing_without() {
+fn a_path_that_requires_a_session_refuses_requests_without() {
     let api = "  session: {read: session, required: [\"/users/**\", \"/slow/*\", \"/nothing/**\"]}\n";
     let api = File { api, ..SESSIONS }.start();
     for path in ["/users/u1", "/users/missing", "/slow/u1"] {
@@ -176,7 +176,7 @@ fn a_path_that_requires_a_session_gives_nothing_without() {
     }
     let etag = with_token(&api, "/users/u1", "token-1").etag().to_owned();
     assert_unauthorized(&api.get_with("/users/u1", &[("If-None-Match", &etag)]));
-    // However the path is written.
+    // For every notation of the path.
     for path in ["/users/%75%31", "/%75sers/u1", "/users//u1", "//users/u1", "/users/./u1", "/users/u1/", "/users/u1?x"]
     {
         assert_ne!(api.get(path).status, 200, "{path}");
@@ -187,7 +187,7 @@ fn a_path_that_requires_a_session_gives_nothing_without() {
 }
 
 #[test]
-fn a_session_may_be_required_everywhere() {
+fn a_session_can_be_required_everywhere() {
     let api = File { api: "  session: {read: session, required: [\"/**\"]}\n", ..SESSIONS };
     let api = Api::run(api.world(), &[]);
     for path in ["/users/u1", "/probe/1", "/session", "/counted/u1"] {
@@ -214,7 +214,7 @@ fn without_redis_the_database_resolves_sessions_and_without_both_there_are_none(
 }
 
 #[test]
-fn a_token_is_in_no_key_no_value_and_no_line_of_the_log() {
+fn a_token_appears_in_no_key_value_or_log_line() {
     let world = SESSIONS.world();
     let secret = "q7Zk-secret-token-XyW9";
     world.sql(&format!(
@@ -237,7 +237,7 @@ fn a_token_is_in_no_key_no_value_and_no_line_of_the_log() {
     for answer in answers {
         assert!(!format!("{:?} {}", answer.headers, answer.text()).contains(secret), "{answer:?}");
     }
-    // What is compressed would not be found.
+    // Compressed strings would not be found in the dump.
     redis::cmd("CONFIG").arg(&["SET", "rdbcompression", "no"]).exec(&mut api.world.redis()).unwrap();
     let keys: Vec<String> = api.world.redis().keys("*").unwrap();
     let hash = api.world.value("select token_hash from sessions where id = 'x'");
@@ -256,7 +256,7 @@ fn a_token_is_in_no_key_no_value_and_no_line_of_the_log() {
 }
 
 #[test]
-fn the_end_of_a_session_moves_on_use_and_not_too_often() {
+fn a_session_in_use_is_prolonged_and_not_too_often() {
     let api = r#"
   session:
     read: session
@@ -283,14 +283,14 @@ fn the_end_of_a_session_moves_on_use_and_not_too_often() {
         assert_eq!(session(&api, 1).status, 200);
     }
     assert_unauthorized(&session(&api, 77));
-    // What another session does afterwards shows that nothing of the twenty is still under way.
+    // A later use by another session shows that none of the twenty is still in progress.
     assert_eq!(session(&api, 3).status, 200);
     wait_until(EVENT_MAX, "its end moves", || moves(3) > 0);
     assert_eq!((moves(1), moves(2), moves(3)), (1, 1, 1));
 }
 
 #[test]
-fn many_unknown_tokens_take_little_memory_and_keep_no_client_out() {
+fn many_unknown_tokens_take_little_memory_and_block_no_client() {
     let api = SESSIONS.start();
     for number in 0..300 {
         let mut connection = api.connect();
