@@ -1,4 +1,4 @@
-//! `check` against real servers: what it finds, what it prints, and that its script mends what it
+//! `check` against real servers: what it finds, what it prints, and that its script fixes what it
 //! found.
 
 use redis::Commands as _;
@@ -24,7 +24,7 @@ rules:
     delete: "product:{id}"
 "#;
 
-/// The statements of a script: at each `;` outside of comments and quotes.
+/// The statements of a script: split at each `;` outside of comments and quotes.
 fn statements(script: &str) -> Vec<String> {
     let mut statements = Vec::new();
     let (mut start, mut at) = (0, 0);
@@ -59,14 +59,14 @@ fn is_word(byte: u8) -> bool {
 }
 
 #[test]
-fn a_script_is_taken_apart() {
+fn a_script_is_split_into_statements() {
     let script = "-- a; b\nselect ';', \"x;\", $1;\ndo $$ begin; end $$;\nselect $t$;$$;$t$ ;\n-- end;\n";
     let found = statements(script);
     let expected = ["-- a; b\nselect ';', \"x;\", $1;", "\ndo $$ begin; end $$;", "\nselect $t$;$$;$t$ ;"];
     assert_eq!(found, expected);
 }
 
-/// Runs the script that `check` prints, as superuser; it.
+/// Runs the script that `check` prints as superuser, and returns it.
 fn apply(world: &World) -> String {
     let script = world.run_ok(&["check", "--sql"]);
     for statement in statements(&script) {
@@ -75,7 +75,7 @@ fn apply(world: &World) -> String {
     script
 }
 
-/// Runs `check` and compares its exit code; everything it printed.
+/// Runs `check`, compares its exit code, and returns everything it printed.
 fn check(world: &World, arguments: &[&str], code: i32, words: &[&str]) -> String {
     let output = world.run(&[&["check"][..], arguments].concat());
     let said = text(&output);
@@ -87,7 +87,7 @@ fn check(world: &World, arguments: &[&str], code: i32, words: &[&str]) -> String
 }
 
 #[test]
-fn the_script_makes_everything_that_is_missing_and_then_nothing() {
+fn the_script_fixes_everything_and_a_second_run_changes_nothing() {
     let world = World::with_rules(RULES);
     check(
         &world,
@@ -118,7 +118,7 @@ fn the_script_makes_everything_that_is_missing_and_then_nothing() {
 }
 
 #[test]
-fn a_role_is_told_what_it_lacks() {
+fn missing_privileges_of_a_role_are_listed() {
     let mut world = World::with_rules(RULES);
     world.run_ok(&["setup"]);
     world.sql("create role plain login");
@@ -146,7 +146,7 @@ fn a_role_is_told_what_it_lacks() {
 }
 
 #[test]
-fn a_lookup_that_does_not_fit_is_shown_in_the_file() {
+fn a_lookup_that_does_not_fit_is_shown_at_its_place() {
     let world = World::with_rules(&RULES.replace("from memberships", "from membership"));
     world.run(&["setup"]);
     check(&world, &[], 78, &["invalidation.yaml:5:", "membership"]);
@@ -155,7 +155,7 @@ fn a_lookup_that_does_not_fit_is_shown_in_the_file() {
 }
 
 #[test]
-fn a_publication_that_hides_changes_is_mended() {
+fn a_publication_that_hides_changes_is_fixed() {
     let world = World::with_rules(RULES);
     world.run_ok(&["setup"]);
     let broken = |sql: &str, words: &[&str]| {
@@ -175,7 +175,7 @@ fn a_publication_that_hides_changes_is_mended() {
 }
 
 #[test]
-fn partitions_are_looked_through() {
+fn every_partition_is_checked() {
     let rules = RULES.replace("table: users", "table: parts").replace("{email|lower}", "{id}-{note}");
     let world = World::with_rules(&rules);
     world.sql(
@@ -193,7 +193,7 @@ fn partitions_are_looked_through() {
 }
 
 #[test]
-fn a_server_without_room_or_logical_wal_says_what_to_set() {
+fn a_server_without_free_slots_or_logical_wal_gets_the_settings() {
     let world = World::with(RULES, &["wal_level=replica", "max_replication_slots=1"], &[]);
     world.sql("select pg_create_physical_replication_slot('other')");
     check(
@@ -209,7 +209,7 @@ fn a_server_without_room_or_logical_wal_says_what_to_set() {
 }
 
 #[test]
-fn a_table_without_a_key_and_a_slot_without_a_limit_are_worth_a_word() {
+fn a_table_without_a_key_and_a_slot_without_a_limit_are_warnings() {
     let world = World::with_rules(&RULES.replace("table: organizations", "table: keyless"));
     world.sql("create table keyless (id text not null)");
     apply(&world);
@@ -225,7 +225,7 @@ fn a_table_without_a_key_and_a_slot_without_a_limit_are_worth_a_word() {
 }
 
 #[test]
-fn a_redis_user_is_told_what_it_lacks() {
+fn missing_permissions_of_a_redis_user_are_listed() {
     let mut world = World::with_rules(RULES);
     world.run_ok(&["setup"]);
     let admin_url = world.redis_url.clone();
@@ -250,7 +250,7 @@ fn a_redis_user_is_told_what_it_lacks() {
     assert!(script.contains("-- ACL SETUSER app +type +xadd") && script.contains("lacks +type, +xadd"), "{script}");
     acl("~v1:user:* &other:* +@all");
     check(&world, &[], 1, &["lacks &v1:*, ~v1:*"]);
-    // A user who may not ask: what can be tried is tried, and leaves nothing behind.
+    // The user may not ask about permissions, so `check` tries commands, and leaves nothing behind.
     acl("~v1:* &v1:* +@all -acl -xadd");
     check(&world, &[], 1, &["lacks +xadd", "HINCRBY, RPUSH, PUBLISH", "could not be determined"]);
     acl("~v1:* &v1:* +@all -acl");
@@ -269,7 +269,7 @@ fn world_redis(url: &str) -> redis::Connection {
 }
 
 #[test]
-fn what_redis_evicts_is_held_against_the_rules() {
+fn the_eviction_policy_is_compared_with_the_rules() {
     let tags = RULES.replace("delete: \"product:{id}\"", "tags: \"product:{id}\"");
     let world = World::with(&tags, &[], &["--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"]);
     world.run_ok(&["setup"]);
@@ -280,7 +280,7 @@ fn what_redis_evicts_is_held_against_the_rules() {
 }
 
 #[test]
-fn a_server_that_is_away_does_not_keep_the_other_from_being_asked() {
+fn an_unavailable_server_does_not_prevent_checking_the_other() {
     let mut world = World::with_rules(&RULES.replace("table: users", "table: usres"));
     world.redis.stop();
     let redis = format!("127.0.0.1:{}", world.redis.port());
@@ -296,7 +296,7 @@ fn a_server_that_is_away_does_not_keep_the_other_from_being_asked() {
 }
 
 #[test]
-fn programs_and_github_see_the_same_findings() {
+fn json_and_github_formats_show_the_same_findings() {
     let world = World::with_rules(&RULES.replace("{email|lower}", "{emial|lower}"));
     let output = world.run(&["check", "--json"]);
     assert_eq!((output.status.code(), output.stderr.len()), (Some(78), 0), "{}", text(&output));
@@ -323,7 +323,7 @@ fn programs_and_github_see_the_same_findings() {
     assert_eq!(lines.lines().count(), findings.len());
     assert!(lines.lines().all(|line| line.starts_with("::error ") || line.starts_with("::warning ")), "{lines}");
 
-    // A file that cannot be read at all is shown in the same way.
+    // A file that cannot be parsed is shown in the same way.
     world.write_rules("version: 1\nrules: {r: {table: t, delte: 'k:{a}'}}\n");
     let output = world.run(&["check", "--json", "--offline"]);
     let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -332,7 +332,7 @@ fn programs_and_github_see_the_same_findings() {
 }
 
 #[test]
-fn the_lock_file_stands_in_for_the_database() {
+fn the_lock_file_replaces_the_database() {
     let world = World::with_rules(RULES);
     world.run_ok(&["setup"]);
     let lock = world.directory.path().join("invalidation.yaml.lock");
@@ -364,7 +364,7 @@ fn the_lock_file_stands_in_for_the_database() {
 }
 
 #[test]
-fn lints_need_no_server() {
+fn lints_run_without_a_server() {
     let lint = |rules: &str, code: i32, words: &[&str]| {
         let directory = TempDir::new().unwrap();
         std::fs::write(directory.path().join("invalidation.yaml"), format!("version: 1\n{rules}")).unwrap();
@@ -395,7 +395,7 @@ fn lints_need_no_server() {
 }
 
 #[test]
-fn arguments_that_contradict_each_other() {
+fn contradictory_arguments_are_refused() {
     let directory = TempDir::new().unwrap();
     std::fs::write(directory.path().join("invalidation.yaml"), RULES).unwrap();
     for arguments in [["--offline", "--sql"], ["--offline", "--lock"], ["--lock", "--json"], ["--sql", "--json"]] {

@@ -1,4 +1,4 @@
-//! `check` of reads against real servers: every table that a query reads is found, and held against
+//! `check` of reads against real servers: every table that a query reads is found and compared with
 //! the rules.
 
 use serde_json::Value;
@@ -10,10 +10,10 @@ source: {url: "${DATABASE_URL:-postgres://127.0.0.1:1/d}"}
 target: {url: "${REDIS_URL:-redis://127.0.0.1:1}", namespace: "v1:"}
 "#;
 
-/// A rule that has nothing to do with any read.
+/// A rule that is unrelated to every read.
 const NO_RULE: &str = "  other: {table: users, delete: \"other:{id}\"}\n";
 
-/// What there is beside the example's tables.
+/// Tables in addition to those of the example.
 const TABLES: &str = "alter table users add settings jsonb; \
      create schema app; create table app.\"Odd name\" (id text primary key, note text); \
      create view people as \
@@ -34,14 +34,14 @@ const TABLES: &str = "alter table users add settings jsonb; \
        begin atomic select role from memberships where id = $1; end; \
      create function pure(text) returns text immutable language plpgsql as 'begin return $1; end'";
 
-/// A read `r` of this SQL, and whatever else.
+/// A read `r` with this SQL and further settings.
 fn read(sql: &str, more: &str) -> String {
     let quoted = serde_json::to_string(sql).unwrap();
     let (path, key) = if sql.contains("$1") { ("/r/{id}", "r:{id}") } else { ("/r", "r") };
     format!("  r: {{path: \"{path}\", key: \"{key}\", sql: {quoted}{more}}}\n")
 }
 
-/// What `check` finds of the reads, as `id severity: message; why; fix`.
+/// The findings of `check` about reads, as `id severity: message; why; fix`.
 fn found(world: &World, rules: &str, reads: &str) -> Vec<String> {
     world.write_rules(&format!("{HEAD}rules:\n{rules}reads:\n{reads}"));
     findings(world)
@@ -61,7 +61,7 @@ fn findings(world: &World) -> Vec<String> {
     ours.map(show).collect()
 }
 
-/// Compares what is found of a read `r` of this SQL: the words in each finding, in order.
+/// Compares the findings about a read `r` with this SQL: the words in each finding, in order.
 fn check(world: &World, rules: &str, (sql, more): (&str, &str), expected: &[&[&str]]) {
     let found = found(world, rules, &read(sql, more));
     let matches = found.iter().zip(expected).all(|(found, words)| words.iter().all(|word| found.contains(word)));
@@ -112,7 +112,7 @@ fn every_table_is_found() {
     );
     check("select to_json(name) from users union all select to_json(name) from organizations", &[organizations, users]);
     check("select to_json(count(*)) from users", &[users]);
-    // What the planner does away with, now: after the next migration it may not.
+    // The planner eliminates these now, but may not after the next migration.
     check(
         "select to_json(u) from users u left join organizations o on o.id = u.name where u.id = $1",
         &[organizations, users],
@@ -143,7 +143,7 @@ fn a_read_whose_tables_have_rules_is_sound() {
     let output = world.run(&["check"]);
     assert!(output.status.success(), "{}", text(&output));
     assert!(text(&output).contains("ok  reads: 1 read, every table they read has a rule"), "{}", text(&output));
-    // Rules of a root fire for its partitions, and those of a parent for its heirs.
+    // Rules of a root fire for its partitions, and those of a parent for its children.
     let parts = "  p: {table: parts, delete: \"r:{id}\"}\n  a: {table: animals, delete: \"r:{id}\"}\n";
     check(&world, parts, ("select to_json(p) from parts_2a p where id = $1", ""), &[]);
     check(&world, parts, ("select to_json(d) from dogs d where id = $1", ""), &[]);
@@ -192,7 +192,7 @@ fn columns_that_no_rule_lists_are_found() {
         ]],
     );
     check("select to_json(u.email) from users u where u.id = $1 and settings is null", &[&["public.users.settings,"]]);
-    // A whole row names no column, and so has all of them.
+    // A whole-row reference names no column, so it reads all of them.
     for whole in ["to_json(u)", "json_agg(u)", "to_json(u.*)", "to_json(u::text)"] {
         let sql = format!("select {whole} from users u where u.id = $1");
         let all = "public.users.avatar_url, public.users.created_at, public.users.settings, public.users.updated_at, ";
@@ -200,7 +200,7 @@ fn columns_that_no_rule_lists_are_found() {
     }
     check("select to_json(count(*)) from users u where u.id = $1", &[]);
     check("select to_json(x) from (select u.name from users u where u.id = $1) x", &[]);
-    // Of a view it is known what the view uses, not what of that the query does.
+    // For a view it is known what the view uses, not which part of that the query uses.
     check(
         "select to_json(p.email) from people p where p.id = $1",
         &[&["read-column warning", "public.users.settings"]],
@@ -210,7 +210,7 @@ fn columns_that_no_rule_lists_are_found() {
     self::check(&world, conditional, (sql, ""), &[&["read-column warning"]]);
     let update = "  user: {table: users, ops: update, delete: \"r:{id}\"}\n";
     self::check(&world, update, (sql, ""), &[&["read-uncovered warning", "is deleted", "add `delete` to `ops`"]]);
-    // Members go with their organization, and their rules fire.
+    // Members are deleted with their organization, and their rules fire.
     let organization =
         format!("{rules}  name: {{table: organizations, ops: update, changed: name, delete: \"r:{{id}}\"}}\n");
     let sql = "select json_agg(o.name) from memberships m join organizations o on o.id = organization_id \
@@ -219,7 +219,7 @@ fn columns_that_no_rule_lists_are_found() {
 }
 
 #[test]
-fn sql_that_cannot_be_asked_is_shown() {
+fn sql_that_cannot_be_prepared_is_shown() {
     let world = World::with_rules(NO_RULE);
     world.sql(TABLES);
     let rules = "  user: {table: users, delete: [\"r:{id}\", r]}\n";
@@ -267,7 +267,7 @@ fn sql_that_cannot_be_asked_is_shown() {
 }
 
 #[test]
-fn what_no_rule_can_see_is_told() {
+fn dependencies_that_no_rule_can_see_are_reported() {
     let world = World::with_rules(NO_RULE);
     world.sql(TABLES);
     let rules = "  user: {table: users, delete: [\"r:{id}\", r]}\n";
@@ -304,7 +304,7 @@ fn what_no_rule_can_see_is_told() {
 }
 
 #[test]
-fn a_role_that_may_less_is_told_what_is_not_known() {
+fn a_role_with_fewer_privileges_is_shown_what_is_unknown() {
     let mut world = World::with_rules(NO_RULE);
     world.sql(TABLES);
     world.sql("create role plain login; revoke temporary on database postgres from public");
@@ -321,10 +321,10 @@ fn a_role_that_may_less_is_told_what_is_not_known() {
 }
 
 #[test]
-fn the_shipped_reads_have_no_gap() {
+fn the_shipped_reads_are_covered() {
     let world = World::with_rules(SHIPPED);
     assert_eq!(findings(&world), Vec::<String>::new());
-    // A cached absence of permission has to go when a membership comes.
+    // A cached absence of permission has to be deleted when a membership is inserted.
     let gap = SHIPPED.replace("    table: memberships\n", "    table: memberships\n    ops: [update, delete]\n");
     world.write_rules(&gap);
     let found = findings(&world);
@@ -335,14 +335,14 @@ fn the_shipped_reads_have_no_gap() {
 }
 
 #[test]
-fn what_an_insert_would_change_is_told() {
+fn effects_of_an_insert_are_reported() {
     let world = World::with_rules(NO_RULE);
     world.sql(TABLES);
     let rules = "  user: {table: users, ops: [update, delete], delete: \"r:{id}\"}\n";
     let inserted: &[&str] = &["read-uncovered warning", "a row of public.users is inserted", "add `insert` to `ops`"];
     let check = |sql: &str, more: &str, expected: &[&[&str]]| check(&world, rules, (sql, more), expected);
-    // What is looked up by its primary key was not there, and that is not cached unless the read
-    // says so.
+    // A row looked up by its primary key did not exist before its insert, and absence is only
+    // cached if the read says so.
     check("select to_json(u) from users u where u.id = $1", "", &[]);
     check("select to_json(u) from users u where u.id = $1 and u.name is not null limit 1", "", &[]);
     check("select to_json(u) from users u left join pg_class c on c.relname = u.name where $1 = u.id", "", &[]);
@@ -365,7 +365,7 @@ fn what_an_insert_would_change_is_told() {
 }
 
 #[test]
-fn rows_that_an_outer_join_keeps_go_alone() {
+fn inserts_and_deletes_need_rules_where_a_join_keeps_unmatched_rows() {
     let world = World::with_rules(NO_RULE);
     world.sql(TABLES);
     world.sql(
@@ -405,7 +405,7 @@ fn rows_that_an_outer_join_keeps_go_alone() {
 }
 
 #[test]
-fn a_rule_that_writes_what_a_read_caches_is_told() {
+fn a_rule_that_writes_what_a_read_caches_is_reported() {
     let world = World::with_rules(NO_RULE);
     let rules = "  user: {table: users, set: {key: \"r:{id}\", columns: [id, email]}}\n";
     let words: &[&str] = &["read-set warning; rule `user` itself writes `r:{id}`", "than read `r`", "`delete` the key"];
@@ -413,7 +413,7 @@ fn a_rule_that_writes_what_a_read_caches_is_told() {
 }
 
 #[test]
-fn values_that_have_several_notations_are_told() {
+fn values_with_several_notations_are_reported() {
     let world = World::with_rules(NO_RULE);
     world.sql("create domain price as numeric; create type mood as enum ('sad'); create domain code as text");
     let rules = "  user: {table: users, delete: \"r:{id}\"}\n";
@@ -440,14 +440,14 @@ fn values_that_have_several_notations_are_told() {
     check("u.id ilike $1", &[several]);
     check("length(u.id) = $1::text::int", &[several]);
     check("lower(u.id) = $1", &[several]);
-    // A version is what a rule raises, whatever the keys under it are called.
+    // A version is what a rule bumps, whatever the name of the keys under it.
     let versions = "  user: {table: users, bump: users}\n";
     let (sql, version) = ("select json_agg(u) from users u where name ilike $1", ", version: users");
     self::check(&world, versions, (sql, version), &[]);
 }
 
 #[test]
-fn one_name_for_two_values_is_told() {
+fn one_name_for_two_values_is_reported() {
     let world = World::with_rules(NO_RULE);
     let read = |sql: &str| format!("  r: {{path: \"/r/{{mail}}\", key: \"r:{{mail|lower}}\", sql: \"{sql}\"}}\n");
     let rules = "  user: {table: users, delete: \"r:{email|lower}\"}\n";

@@ -1,4 +1,4 @@
-//! The commands as a user types them: output, exit codes, and every kind of bad input.
+//! The commands as a user types them: output, exit codes, and every kind of invalid input.
 
 use tempfile::TempDir;
 
@@ -17,7 +17,7 @@ fn dry_run(rules: &str, changes: &str) -> String {
 }
 
 #[test]
-fn the_shipped_file_is_sound() {
+fn the_shipped_file_has_no_problems() {
     let output = unstale(&directory(SHIPPED), &["check", "--offline"], b"");
     assert!(output.status.success(), "{}", text(&output));
 }
@@ -47,9 +47,9 @@ fn dry_run_prints_one_op_a_line() {
     assert_eq!(dry_run(SHIPPED, changes), expected);
 }
 
-/// One rule on table `t`, one change, the ops as `op key`.
+/// Plans one change with one rule on table `t`; the ops as `op key`.
 #[test]
-fn rules_mean_what_they_say() {
+fn each_rule_plans_the_documented_ops() {
     let check = |rule: &str, change: &str, expected: &[&str]| {
         let rules = format!("version: 1\nrules:\n  r: {{table: t, {rule}}}\n");
         let printed = dry_run(&rules, change);
@@ -103,7 +103,7 @@ fn rules_mean_what_they_say() {
 }
 
 #[test]
-fn defaults_decide_in_doubt() {
+fn defaults_decide_about_unknown_values_and_truncates() {
     let run = |defaults: &str, change: &str| {
         let rules =
             format!("version: 1\ndefaults: {{{defaults}}}\nrules:\n  r: {{table: t, changed: b, delete: 'k:{{a}}'}}\n");
@@ -125,7 +125,7 @@ fn defaults_decide_in_doubt() {
 }
 
 #[test]
-fn lines_of_one_transaction_make_one_plan() {
+fn changes_of_one_transaction_make_one_plan() {
     let rules = "version: 1\nrules:\n  r: {table: t, delete: 'k:{a}', publish: {channel: c}}\n";
     let line =
         |xid: u32| format!("{{\"xid\":{xid},\"lsn\":\"0/1\",\"table\":\"t\",\"op\":\"insert\",\"new\":{{\"a\":1}}}}\n");
@@ -134,7 +134,7 @@ fn lines_of_one_transaction_make_one_plan() {
 }
 
 #[test]
-fn a_table_of_rules_for_people() {
+fn dry_run_prints_a_table_of_rules() {
     let long = "x".repeat(2000);
     let changes = format!(
         "{{\"table\":\"users\",\"op\":\"insert\",\"new\":{{\"id\":\"{long}\\u001b[31m\",\"email\":\"e\"}}}}\n{{\"table\":\"sessions\",\"op\":\"truncate\"}}\n"
@@ -149,7 +149,7 @@ fn a_table_of_rules_for_people() {
 }
 
 #[test]
-fn a_reader_that_leaves_early_is_no_error() {
+fn a_closed_pipe_is_not_an_error() {
     let directory = directory(SHIPPED);
     let line = "{\"table\":\"users\",\"op\":\"insert\",\"new\":{\"id\":\"u1\",\"email\":\"e\"}}\n";
     std::fs::write(directory.path().join("changes"), line.repeat(20_000)).unwrap();
@@ -163,7 +163,7 @@ fn a_reader_that_leaves_early_is_no_error() {
 }
 
 #[test]
-fn bad_input_says_where_and_what() {
+fn invalid_input_is_shown_with_its_place_and_reason() {
     let rule = "rules:\n  r: {table: t, delete: 'k:{a}'}\n";
     let check = |rules: &str, words: &[&str]| {
         let output = unstale(&directory(rules), &["check", "--offline"], b"");
@@ -242,7 +242,7 @@ fn bad_input_says_where_and_what() {
 }
 
 #[test]
-fn a_server_that_is_away_is_named_without_its_password() {
+fn an_unavailable_postgresql_is_named_without_its_password() {
     let port = unstale::sandbox::free_port().unwrap();
     let rules = SHIPPED.replace(
         "${DATABASE_URL:-postgres://postgres@127.0.0.1:5432/postgres}",
@@ -257,7 +257,7 @@ fn a_server_that_is_away_is_named_without_its_password() {
 }
 
 #[test]
-fn a_redis_that_is_away_is_named_without_its_password() {
+fn an_unavailable_redis_is_named_without_its_password() {
     let mut world = crate::support::World::shipped();
     world.redis.stop();
     world.redis_url = world.redis_url.replace("redis://", "redis://:hunter2@");
@@ -268,7 +268,7 @@ fn a_redis_that_is_away_is_named_without_its_password() {
 }
 
 #[test]
-fn the_demo_ends_by_itself_and_agrees() {
+fn the_demo_finishes_with_cache_and_database_in_agreement() {
     let output = unstale(&TempDir::new().unwrap(), &["demo", "--for", "2s"], b"");
     let said = text(&output);
     assert!(output.status.success(), "{said}");

@@ -1,4 +1,4 @@
-//! `unstale explain`: where a key comes from, what it holds, and what each rule makes of a change.
+//! `unstale explain`: where a key comes from, what it holds, and what each rule does with a change.
 
 use redis::Commands as _;
 use serde_json::Value;
@@ -64,7 +64,7 @@ made by
 }
 
 #[test]
-fn with_redis_away_the_file_is_still_asked() {
+fn without_redis_a_key_is_explained_by_the_file() {
     let directory = directory();
     let port = unstale::sandbox::free_port().unwrap();
     let rules = RULES.replace("namespace:", &format!("url: 'redis://:hunter2@127.0.0.1:{port}', namespace:"));
@@ -78,7 +78,7 @@ fn with_redis_away_the_file_is_still_asked() {
 }
 
 #[test]
-fn a_key_tells_what_it_holds() {
+fn the_content_of_a_key_is_explained() {
     let world = World::with_rules(SHIPPED);
     let check = |key: &str, value: &[u8], expected: &[&str], hidden: &str| {
         let _: () = world.redis().set(key, value).unwrap();
@@ -104,7 +104,7 @@ fn a_key_tells_what_it_holds() {
 }
 
 #[test]
-fn a_key_tells_what_touched_it_last() {
+fn the_last_ops_on_a_key_are_listed() {
     let world = World::shipped();
     let _daemon = world.daemon();
     assert!(world.run_ok(&["explain", "user:u1"]).contains("last touched"));
@@ -158,7 +158,7 @@ rule `joined` (invalidation.yaml:15:3) does not act: `update` is not among its `
 }
 
 #[test]
-fn what_does_not_fire_and_what_makes_nothing_says_why() {
+fn rules_without_ops_are_explained() {
     let check = |change: &str, expected: &[&str]| {
         let (code, said) = explain(&["--change", change], "");
         assert_eq!(code, Some(0), "{said}");
@@ -192,7 +192,7 @@ fn what_does_not_fire_and_what_makes_nothing_says_why() {
 }
 
 #[test]
-fn a_change_as_objects() {
+fn a_change_is_explained_as_json() {
     let (code, said) = explain(&["--json", "--change", UPDATE], "");
     let objects: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!((code, objects.len()), (Some(0), 3));
@@ -205,7 +205,7 @@ fn a_change_as_objects() {
 }
 
 #[test]
-fn a_lookup_is_asked_if_that_is_wanted() {
+fn a_lookup_is_run_only_if_requested() {
     let rules = RULES.replace("target:", "source: {url: '${DATABASE_URL}'}\ntarget:");
     let world = World::with_rules(&rules);
     world.sql("insert into organizations (id, name, slug) values ('new', 'New', 'new')");
@@ -216,7 +216,7 @@ fn a_lookup_is_asked_if_that_is_wanted() {
 }
 
 #[test]
-fn what_cannot_be_explained_says_why() {
+fn input_that_cannot_be_explained_is_refused() {
     let check = |arguments: &[&str], word: &str| {
         let (code, said) = explain(arguments, "");
         assert!(code == Some(2) && said.contains(word), "{arguments:?}: {said}");

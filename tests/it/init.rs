@@ -1,4 +1,4 @@
-//! `init`, `schema`, `completions` and `man`: what a new user meets before there are rules.
+//! `init`, `schema`, `completions` and `man`: the commands that need no rules yet.
 
 use std::collections::BTreeSet;
 
@@ -11,8 +11,7 @@ fn rules_of(file: &str) -> &str {
     file.split("\n# What `unstale setup` will run").next().unwrap()
 }
 
-/// Drafts rules for the world's database, and takes them through everything that a user would do
-/// next.
+/// Drafts rules for the world's database, then runs the commands that a user would run next.
 fn draft_and_set_up(world: &World) -> String {
     let path = world.directory.path().join("invalidation.yaml");
     std::fs::remove_file(&path).unwrap();
@@ -53,7 +52,7 @@ fn the_example_domain_is_drafted() {
     }
     assert!(!drafted.to_uppercase().contains("ALL TABLES"), "{drafted}");
 
-    // What was drafted keeps a cache coherent as it is.
+    // The draft keeps a cache coherent without any edit.
     let daemon = world.daemon();
     let keys = ["user:u1", "user-by-email:user1@example.com", "user-by-email:new@x.io", "user:u2"];
     keys.iter().for_each(|key| world.cache(&format!("v1:{key}")));
@@ -119,7 +118,7 @@ break" text unique, "größe 🦀" text, unique ("null", "<<"));
 }
 
 #[test]
-fn a_file_that_is_there_stays() {
+fn an_existing_file_is_not_overwritten() {
     let world = World::with_rules(SHIPPED);
     let path = world.directory.path().join("invalidation.yaml");
     let output = world.run(&["init"]);
@@ -135,7 +134,7 @@ fn a_file_that_is_there_stays() {
 }
 
 #[test]
-fn what_cannot_be_drafted_says_why() {
+fn input_that_cannot_be_drafted_is_refused() {
     let world = World::with_rules(SHIPPED);
     let check = |arguments: &[&str], code: i32, word: &str| {
         let output = world.run(&[&["init", "--output", "-"][..], arguments].concat());
@@ -155,7 +154,7 @@ fn what_cannot_be_drafted_says_why() {
 }
 
 #[test]
-fn a_draft_holds_no_credentials() {
+fn a_draft_contains_no_credentials() {
     let world = World::with_rules(SHIPPED);
     let url = world.database_url.replace("postgres@", "postgres:hunter2@");
     assert_ne!(url, world.database_url);
@@ -183,7 +182,7 @@ fn commands() -> BTreeSet<String> {
 }
 
 #[test]
-fn every_shell_can_complete_every_command() {
+fn every_shell_completes_every_command() {
     let directory = TempDir::new().unwrap();
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let output = unstale(&directory, &["completions", shell], b"");
@@ -203,7 +202,7 @@ fn every_shell_can_complete_every_command() {
 }
 
 #[test]
-fn every_command_has_a_page() {
+fn every_command_has_a_manual_page() {
     let directory = TempDir::new().unwrap();
     let output = unstale(&directory, &["man"], b"");
     let page = String::from_utf8(output.stdout).unwrap();

@@ -1,9 +1,9 @@
-//! `setup`, `teardown` and what `run` refuses to start without.
+//! `setup`, `teardown`, and what `run` requires before it starts.
 
 use crate::support::{SHIPPED, World, text};
 
 #[test]
-fn setup_twice_changes_nothing_and_teardown_leaves_nothing() {
+fn a_second_setup_changes_nothing_and_teardown_leaves_nothing() {
     let world = World::with_rules(SHIPPED);
     let state = "select coalesce((select string_agg(pubname || ' ' || tablename, ',' order by tablename) from pg_publication_tables), '')
                  || ' slots ' || (select count(*) from pg_replication_slots)
@@ -38,9 +38,9 @@ fn setup_follows_the_rules_when_they_change() {
     assert_eq!(world.value("select count(*)::text from pg_publication_rel where prqual is not null"), "0");
 }
 
-/// Each with the exit code and the words that tell what to do.
+/// Each with the exit code and the words of the advice.
 #[test]
-fn run_refuses_what_would_go_stale() {
+fn run_refuses_to_start_if_keys_would_go_stale() {
     let world = World::with_rules(SHIPPED);
     let check = |code: i32, words: &[&str]| {
         let output = world.run(&["run"]);
@@ -69,7 +69,7 @@ fn run_refuses_what_would_go_stale() {
 }
 
 #[test]
-fn names_that_the_database_does_not_have_are_shown_with_the_nearest() {
+fn unknown_names_are_shown_with_the_nearest_ones() {
     let world = World::with_rules(SHIPPED);
     let check = |from: &str, to: &str, words: &[&str]| {
         world.write_rules(&SHIPPED.replace(from, to));
@@ -92,7 +92,7 @@ fn names_that_the_database_does_not_have_are_shown_with_the_nearest() {
 }
 
 #[test]
-fn unlogged_tables_and_full_identities() {
+fn unlogged_tables_and_tables_without_a_key_are_handled() {
     let world = World::with_rules(SHIPPED);
     world.sql("create unlogged table fast (id int primary key)");
     world.write_rules(&SHIPPED.replace("\nrules:\n", "\nrules:\n  fast: {table: fast, delete: 'fast:{id}'}\n"));
@@ -108,7 +108,7 @@ fn unlogged_tables_and_full_identities() {
 }
 
 #[test]
-fn a_server_without_logical_wal_says_what_to_set() {
+fn without_logical_wal_setup_names_the_setting() {
     let world = World::with(SHIPPED, &["wal_level=replica"], &[]);
     for command in ["setup", "check"] {
         let output = world.run(&[command]);
@@ -118,7 +118,7 @@ fn a_server_without_logical_wal_says_what_to_set() {
 }
 
 #[test]
-fn a_role_without_the_privilege_is_told_which() {
+fn a_missing_privilege_is_named() {
     let mut world = World::shipped();
     world.sql("create role plain login; grant select on all tables in schema public to plain");
     world.database_url = world.database_url.replace("postgres@", "plain@");

@@ -1,5 +1,5 @@
-//! The commands that look at an outbox: what waits there is previewed, replayed and recorded, and
-//! stays.
+//! The commands that read an outbox: pending entries are previewed, replayed and recorded, and
+//! stay.
 
 use std::collections::BTreeSet;
 
@@ -27,11 +27,11 @@ rules:
   product: {event: product.updated, delete: \"product:{id}\"}
 ";
 
-/// Everything that the rules of tables match.
+/// Everything that the rules of the tables can delete.
 const ALL: [&str; 6] =
     ["v1:user:*", "v1:user-email:*", "v1:newest-user", "v1:flags:*", "v1:flags-version:*", "v1:session:*"];
 
-/// Set up, and nothing waits.
+/// Set up, with an empty outbox.
 fn world() -> World {
     let world = World::outbox(RULES, "");
     world.sql("delete from unstale.outbox");
@@ -46,19 +46,19 @@ fn recorded(world: &World) -> String {
     std::fs::read_to_string(world.directory.path().join("changes.ndjson")).unwrap_or_default()
 }
 
-/// Records so many changes of what waits and comes.
+/// Records this number of changes, pending ones first.
 fn recorder(world: &World, count: &str, arguments: &[&str]) -> Daemon {
     let fixed = ["record", "--output", "changes.ndjson", "--count", count];
     Daemon::start(world.command(&[&fixed[..], arguments].concat()))
 }
 
-/// What these lines say of a column.
+/// The values of a column in these lines.
 fn values(lines: &[Value], image: &str, column: &str) -> Vec<String> {
     lines.iter().map(|line| line[image][column].as_str().unwrap().to_owned()).collect()
 }
 
 #[test]
-fn what_waits_in_the_outbox_is_looked_at_and_stays() {
+fn pending_entries_are_previewed_and_stay() {
     let world = world();
     assert_eq!(world.run_ok(&["dry-run", "--slot", "--json"]), "");
     world.sql("update users set name = 'x' where id = 'u1'");
@@ -84,7 +84,7 @@ fn what_waits_in_the_outbox_is_looked_at_and_stays() {
 }
 
 #[test]
-fn who_commits_late_is_recorded_after_who_did_not() {
+fn changes_are_recorded_in_commit_order() {
     let world = world();
     let late = world.another_client();
     world.sql_on(&late, "begin; update users set name = 'late' where id = 'u1'");
@@ -101,7 +101,7 @@ fn who_commits_late_is_recorded_after_who_did_not() {
 }
 
 #[test]
-fn transactions_that_wrote_in_turns_come_whole() {
+fn interleaved_transactions_are_recorded_whole() {
     let world = world();
     let [one, other] = [world.another_client(), world.another_client()];
     world.sql_on(&one, "begin; update users set name = 'a1' where id = 'u1'");
@@ -134,7 +134,7 @@ fn many_entries_are_read_page_by_page() {
 }
 
 #[test]
-fn a_recording_makes_the_ops_of_what_waits_and_is_redacted() {
+fn a_recording_gives_the_ops_of_pending_entries_and_is_redacted() {
     let world = world();
     world.sql("update users set email = 'Secret@example.com' where id = 'u1'");
     world.sql("update feature_flags set enabled = not enabled where id = 'f1-1'");
@@ -153,10 +153,10 @@ fn a_recording_makes_the_ops_of_what_waits_and_is_redacted() {
     assert_eq!(world.entries(), 4, "nothing was consumed");
 }
 
-/// What happened before the trigger existed is not known: every rule of the table acts, whatever
+/// Changes from before the trigger existed are unknown, so every rule of the table acts, whatever
 /// its `ops`.
 #[test]
-fn an_unknown_change_touches_all_that_the_rules_match() {
+fn an_unknown_change_deletes_everything_its_rules_match() {
     let world = World::outbox(RULES, "");
     world.sql(
         "do $$ declare t record; begin for t in select tgrelid::regclass, tgname from pg_trigger \
@@ -185,7 +185,7 @@ fn an_unknown_change_touches_all_that_the_rules_match() {
 }
 
 #[test]
-fn a_recording_beside_a_daemon_says_what_it_may_miss() {
+fn a_recording_beside_a_daemon_warns_of_missed_changes() {
     let world = world();
     let daemon = world.daemon();
     let recorder = Daemon::start(world.command(&["record", "--output", "changes.ndjson"]));
@@ -200,7 +200,7 @@ fn a_recording_beside_a_daemon_says_what_it_may_miss() {
 }
 
 #[test]
-fn what_makes_no_sense_without_a_slot_is_refused() {
+fn commands_that_need_a_slot_are_refused_without_one() {
     let world = World::with(&in_outbox_mode(RULES), &["wal_level=replica"], &[]);
     let cases: &[(&[&str], i32, &str)] = &[
         (&["record", "--slot", "mine"], 2, "omit it"),

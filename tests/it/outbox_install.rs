@@ -1,5 +1,5 @@
-//! What `setup` installs in outbox mode: on which tables, what it writes down, and that nothing is
-//! left of it.
+//! What `setup` installs in outbox mode: on which tables, what the triggers write, and that
+//! `teardown` removes it.
 
 use crate::support::{World, in_outbox_mode, text};
 
@@ -19,7 +19,7 @@ const CATALOG: &str = "select coalesce(string_agg(what, e'\\n' order by what), '
      union all select 'trigger ' || tgname || ' on ' || tgrelid::regclass || ' ' || tgenabled::text from pg_trigger where not tgisinternal \
      union all select 'type ' || oid::regtype from pg_type where typnamespace::regnamespace::text !~ '^pg_|^information') found (what)";
 
-/// The same with what makes each object what it is: a second setup must not have touched it.
+/// The same with the definition of each object, to show that a second setup did not touch it.
 const VERSIONS: &str = "select string_agg(what, ',' order by what) from ( \
      select 'f' || oid || ' ' || xmin::text from pg_proc where pronamespace = to_regnamespace('unstale') \
      union all select 't' || oid || ' ' || xmin::text from pg_trigger where not tgisinternal \
@@ -29,14 +29,14 @@ const VERSIONS: &str = "select string_agg(what, ',' order by what) from ( \
 const ENTRIES: &str = "select coalesce(string_agg(concat_ws(' ', op::text, table_name, old::text, new::text), e'\\n' order by o.id), '') \
      from unstale.outbox o left join unstale.shape s on s.id = o.shape";
 
-/// A world with these rules and tables, set up, its outbox empty.
+/// A world with these rules and tables, set up, with an empty outbox.
 fn installed(rules: &str, tables: &str) -> World {
     let world = World::outbox(rules, tables);
     world.sql("delete from unstale.outbox");
     world
 }
 
-/// What these statements leave in the outbox, which is emptied.
+/// The entries that these statements write. The outbox is emptied.
 fn written(world: &World, sql: &str) -> String {
     world.sql(sql);
     let entries = world.value(ENTRIES);
@@ -44,7 +44,7 @@ fn written(world: &World, sql: &str) -> String {
     entries
 }
 
-/// Runs `check` and compares its exit code; everything it printed.
+/// Runs `check`, compares its exit code, and returns everything it printed.
 fn check(world: &World, code: i32, words: &[&str]) -> String {
     let output = world.run(&["check"]);
     let said = text(&output);
@@ -62,7 +62,7 @@ fn rules_for(table: &str, delete: &str) -> String {
 }
 
 #[test]
-fn setup_twice_changes_nothing_and_teardown_leaves_nothing() {
+fn a_second_setup_changes_nothing_and_teardown_leaves_nothing() {
     let rules = format!("{RULES}  product: {{event: product.updated, delete: \"product:{{id}}\"}}\n");
     let world = World::with(&in_outbox_mode(&rules), &["wal_level=replica"], &[]);
     let before = world.value(CATALOG);
@@ -71,7 +71,7 @@ fn setup_twice_changes_nothing_and_teardown_leaves_nothing() {
     assert_eq!(world.value(ENTRIES), "", "with a new outbox begins a new epoch");
     let (catalog, versions) = (world.value(CATALOG), world.value(VERSIONS));
     assert_ne!(catalog, before);
-    // A transaction that writes stays open: nothing has to wait for it.
+    // A transaction that writes stays open: a second setup must not wait for it.
     let writer = world.another_client();
     world.sql_on(
         &writer,
@@ -120,7 +120,7 @@ fn setup_follows_the_rules_when_they_change() {
     world.run_ok(&["setup"]);
     assert_eq!(world.value(ENTRIES), "r organizations");
     check(&world, 0, &["no problems"]);
-    // Another operation is another trigger, and what it missed is not known.
+    // Another operation needs another trigger, and the changes it missed are unknown.
     world.sql("delete from unstale.outbox");
     world.write_rules(&in_outbox_mode(RULES).replace("ops: [update, delete]", "ops: [insert]"));
     world.run_ok(&["setup"]);
@@ -130,7 +130,7 @@ fn setup_follows_the_rules_when_they_change() {
 }
 
 #[test]
-fn every_way_to_write_is_written_down() {
+fn every_kind_of_write_is_captured() {
     let world = installed(RULES, "");
     let id = "(select min(id) from users)";
     let insert = "insert into users select * from users where false";
@@ -143,7 +143,7 @@ fn every_way_to_write_is_written_down() {
     );
     assert!(written(&world, &replica).ends_with(",r@x.io}"));
     assert_eq!(written(&world, "truncate users cascade"), "t users");
-    // One transaction in the order in which it wrote.
+    // One transaction, in the order of its writes.
     let several = "begin; update organizations set name = 'a'; update organizations set name = 'b'; \
                    delete from organizations; commit";
     let several = written(&world, several);
@@ -152,7 +152,7 @@ fn every_way_to_write_is_written_down() {
 }
 
 #[test]
-fn a_writer_needs_no_privilege_and_gets_none() {
+fn a_writer_needs_no_privileges_and_gets_none() {
     let world = installed(RULES, "");
     world.sql("create role writer login; grant all on users to writer; revoke all on schema unstale from public");
     let writer = "set role writer; update users set email = 'w@x.io' where id = 'u1'; reset role";
@@ -168,14 +168,14 @@ fn a_writer_needs_no_privilege_and_gets_none() {
     world.sql("grant usage on schema unstale to writer; grant create on schema public to writer");
     refused("insert into unstale.outbox (op) values ('t')");
     refused("select unstale.ring()");
-    // Nor may it have our functions called for a table of its own.
+    // Nor may the writer call our functions by a trigger on a table of its own.
     world.sql("create table own (id text, email text); alter table own owner to writer");
     let function = world.value("select proname::text from pg_proc where proname like 'capture_users_%'");
     refused(&format!("create trigger t after insert on own for each row execute function unstale.{function}()"));
 }
 
 #[test]
-fn what_a_writer_has_in_its_path_is_not_called() {
+fn the_search_path_of_a_writer_does_not_matter() {
     let world = installed(
         &rules_for("things", "'thing:{id}-{at}-{code}'"),
         "create table things (id int primary key, at timestamptz, code char(4))",
@@ -205,7 +205,7 @@ fn what_a_writer_has_in_its_path_is_not_called() {
 }
 
 #[test]
-fn names_are_only_names() {
+fn names_of_any_characters_are_quoted() {
     let long = "x".repeat(63);
     let tables = format!(
         "create schema \"S\"\"p\"; \
@@ -232,7 +232,7 @@ fn names_are_only_names() {
 }
 
 #[test]
-fn partitions_and_heirs_are_captured_too() {
+fn partitions_and_child_tables_are_captured() {
     let tables = "create table parts (id int not null, note text) partition by range (id); \
          create table parts_1 partition of parts for values from (0) to (10); \
          create table parts_2 partition of parts for values from (10) to (20) partition by range (id); \
@@ -258,7 +258,7 @@ fn partitions_and_heirs_are_captured_too() {
     world.run_ok(&["setup"]);
     assert_eq!(written(&world, "truncate parts_3"), "r parts\nt parts");
     check(&world, 0, &["no problems"]);
-    // A table that is no longer a partition is none of the rules' tables.
+    // A detached partition is no longer covered by the rules.
     world.sql("alter table parts detach partition parts_3");
     check(&world, 0, &["no rule needs the triggers of public.parts_3"]);
     let said = world.run_ok(&["setup"]);
@@ -267,7 +267,7 @@ fn partitions_and_heirs_are_captured_too() {
 }
 
 #[test]
-fn a_column_that_is_gone_fails_no_writer() {
+fn a_dropped_column_fails_no_writer() {
     let world = installed(
         &rules_for("things", "'thing:{id}-{note}'"),
         "create table things (id int primary key, note text, more int)",
@@ -280,7 +280,7 @@ fn a_column_that_is_gone_fails_no_writer() {
     let renamed = "alter table things rename column note to remark; update things set remark = 'c' where id = 1; \
                    insert into things values (3, 'd'); delete from things where id = 2; truncate things";
     assert_eq!(written(&world, renamed), "r things\nr things\nr things\nt things");
-    // Another type of a column that is known already in this session.
+    // The type changes of a column that this session already knows.
     let other_type = "alter table things rename column remark to note; alter table things alter column id type bigint; \
                       insert into things values (4, 'e')";
     assert_eq!(written(&world, other_type).len(), "r things".len());
@@ -291,10 +291,10 @@ fn a_column_that_is_gone_fails_no_writer() {
     assert_eq!(written(&world, dropped), "r things");
 }
 
-/// The reference is what a slot of the same server sends, with the settings that the replication
-/// connection has.
+/// The reference is what a slot of the same server sends, with the settings of the replication
+/// connection.
 #[test]
-fn values_read_as_the_log_has_them() {
+fn captured_values_equal_those_of_the_log() {
     let tables = "create type mood as enum ('glad', 'So so'); create type pair as (a int, b timestamptz); \
          create domain small as numeric(6, 2); create domain word as char(4); \
          create table vals (id int primary key, code char(6), addr inet, net cidr, at timestamptz, day date, raw bytea, \
@@ -327,7 +327,8 @@ fn values_read_as_the_log_has_them() {
            '05:06:07+02', '2026-03-04 05:06:07', null, ''); \
          reset all",
     );
-    // The session of a replication connection: the role's defaults, and what ours asks for besides.
+    // Like the session of a replication connection: the role's defaults, and the settings that ours
+    // requests.
     world.sql("set datestyle = ISO; set intervalstyle = postgres; set extra_float_digits = 3");
     let lines = "select encode(data, 'hex') from pg_logical_slot_get_binary_changes('reference', null, null, \
                  'proto_version', '1', 'publication_names', 'reference') where get_byte(data, 0) = ascii('I')";
@@ -361,8 +362,8 @@ fn hex(text: &str) -> Vec<u8> {
     (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
 }
 
-/// The values of an Insert message of pgoutput: 'I', the relation, 'N', their number, and each with
-/// its kind.
+/// The values of an Insert message of pgoutput: 'I', the relation, 'N', their number, then each
+/// with its kind.
 fn tuple(message: &[u8]) -> Vec<Option<String>> {
     let number = |at: usize, bytes: usize| {
         message[at..at + bytes].iter().fold(0_usize, |sum, byte| sum << 8 | usize::from(*byte))
@@ -386,7 +387,7 @@ fn tuple(message: &[u8]) -> Vec<Option<String>> {
 }
 
 #[test]
-fn the_script_makes_what_setup_makes() {
+fn the_script_installs_the_same_as_setup() {
     let rules = format!("{RULES}  product: {{event: product.updated, delete: \"product:{{id}}\"}}\n");
     let world = World::with(&in_outbox_mode(&rules), &["wal_level=replica"], &[]);
     check(&world, 1, &["there is no outbox", "the row trigger of public.users is missing", "SHARE ROW EXCLUSIVE"]);
@@ -421,7 +422,7 @@ fn the_script_makes_what_setup_makes() {
 }
 
 #[test]
-fn a_database_has_one_outbox() {
+fn a_database_has_only_one_outbox() {
     let world = installed(RULES, "");
     world.write_rules(&in_outbox_mode(RULES).replace("{mode: outbox,", "{mode: outbox, slot: other,"));
     for command in ["setup", "run"] {
@@ -437,7 +438,7 @@ fn a_database_has_one_outbox() {
 }
 
 #[test]
-fn a_lock_that_cannot_be_had_is_no_reason_to_wait() {
+fn setup_and_teardown_do_not_wait_for_locks() {
     let world = World::with(&in_outbox_mode(RULES), &["wal_level=replica"], &[]);
     let before = world.value(CATALOG);
     let writer = world.another_client();
@@ -456,7 +457,7 @@ fn a_lock_that_cannot_be_had_is_no_reason_to_wait() {
 }
 
 #[test]
-fn a_mode_that_was_left_is_worth_a_word() {
+fn remains_of_the_other_mode_are_reported() {
     let rules = format!("{RULES}  product: {{event: product.updated, delete: \"product:{{id}}\"}}\n");
     let world = World::with_rules(&rules);
     let before = world.value(CATALOG);
@@ -485,7 +486,7 @@ fn a_mode_that_was_left_is_worth_a_word() {
 }
 
 #[test]
-fn a_role_is_told_what_it_lacks() {
+fn missing_privileges_of_a_role_are_listed() {
     let mut world = installed(RULES, "");
     world.sql("create role plain login; grant select on all tables in schema public to plain");
     world.database_url = world.database_url.replace("postgres@", "plain@");
@@ -494,7 +495,7 @@ fn a_role_is_told_what_it_lacks() {
     check(&world, 1, &words);
     world.sql(&world.run_ok(&["check", "--sql"]));
     check(&world, 0, &["ok  outbox: the role plain may empty it"]);
-    // The owner of the trigger functions has to be able to write.
+    // The owner of the trigger functions must be able to write.
     world.sql("create role maker");
     let function = world.value("select proname::text from pg_proc where proname like 'capture_users_%'");
     world.sql(&format!("alter function unstale.{function}() owner to maker"));
@@ -502,7 +503,7 @@ fn a_role_is_told_what_it_lacks() {
 }
 
 #[test]
-fn one_writer_wakes_a_daemon_that_sleeps() {
+fn one_writer_notifies_a_sleeping_daemon() {
     let world = installed(RULES, "");
     check(&world, 0, &["ok  wakeups"]);
     let bell = "select last_value::text from unstale.bell";
@@ -518,7 +519,7 @@ fn one_writer_wakes_a_daemon_that_sleeps() {
 }
 
 #[test]
-fn prepared_transactions_and_a_missing_vacuum_are_worth_a_word() {
+fn prepared_transactions_and_a_missing_vacuum_are_reported() {
     let world = World::outbox_with(RULES, "", &["max_prepared_transactions=5", "autovacuum=off"]);
     check(&world, 0, &["max_prepared_transactions = 5", "waits for up to 100 ms", "runs without autovacuum"]);
     world.sql("select setval('unstale.bell', 2)");

@@ -1,4 +1,4 @@
-//! Changes beside the daemon: recorded, previewed and replayed, from every source.
+//! Changes outside the daemon: recorded, previewed and replayed, from every source.
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -58,7 +58,7 @@ fn lines(text: &str) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"))).collect()
 }
 
-/// Which of these keys are there.
+/// Those of these keys that exist.
 fn held(world: &World, keys: &[&str]) -> Vec<String> {
     keys.iter().filter(|key| world.holds(&format!("v1:{key}"))).map(ToString::to_string).collect()
 }
@@ -67,7 +67,7 @@ fn cache(world: &World, keys: &[&str]) {
     keys.iter().for_each(|key| world.cache(&format!("v1:{key}")));
 }
 
-/// Starts to record through a temporary slot, and waits until nothing is missed any more.
+/// Starts to record through a temporary slot, and waits until no further change can be missed.
 fn record(world: &World, arguments: &[&str]) -> Daemon {
     let recorder = Daemon::start(world.command(&[&["record"][..], arguments].concat()));
     let ready = "select count(*)::text from pg_replication_slots \
@@ -77,7 +77,7 @@ fn record(world: &World, arguments: &[&str]) -> Daemon {
 }
 
 #[test]
-fn a_recording_makes_the_ops_that_the_daemon_told() {
+fn a_recording_gives_the_ops_that_the_daemon_announced() {
     let world = world();
     let mut connection = world.redis();
     connection.set_read_timeout(Some(EVENT_MAX)).unwrap();
@@ -119,7 +119,7 @@ fn a_recording_makes_the_ops_that_the_daemon_told() {
 }
 
 #[test]
-fn a_replay_needs_consent_and_then_does_it() {
+fn a_replay_requires_consent() {
     const GONE: [&str; 5] = ["user:u1", "user-email:old@x", "user-email:new@x", "flags:o1", "product:7"];
     let world = world();
     write(&world, "changes.ndjson", CHANGES);
@@ -153,7 +153,7 @@ fn a_replay_needs_consent_and_then_does_it() {
 }
 
 #[test]
-fn a_rate_spreads_the_ops() {
+fn a_rate_limits_a_replay() {
     let world = world();
     let line = |n: u32| format!("{{\"table\":\"sessions\",\"op\":\"insert\",\"new\":{{\"token_hash\":\"t{n}\"}}}}\n");
     write(&world, "changes.ndjson", &(0..4).map(line).collect::<String>());
@@ -173,7 +173,7 @@ fn a_rate_spreads_the_ops() {
 }
 
 #[test]
-fn a_table_is_replayed_as_it_is() {
+fn the_current_rows_of_a_table_are_replayed() {
     let world = world();
     let keys = ["user:u1", "user-email:user1@example.com", "user:u2", "user-email:user2@example.com"];
     cache(&world, &keys);
@@ -192,7 +192,7 @@ fn a_table_is_replayed_as_it_is() {
 }
 
 #[test]
-fn what_names_no_source_is_refused() {
+fn flags_without_a_valid_source_are_refused() {
     let world = world();
     let cases: &[(&[&str], &str)] = &[
         (&[], "--file"),
@@ -211,16 +211,16 @@ fn what_names_no_source_is_refused() {
         let said = text(&output);
         assert!(output.status.code() == Some(2) && said.contains(word), "{arguments:?}: {said}");
     }
-    // What a condition calls may not write either.
+    // The functions that a condition calls must not write either.
     world.sql("create function empty() returns boolean language sql as 'delete from users; select true'");
     let output = world.run(&["dry-run", "--table", "users", "--where", "empty()"]);
     assert!(text(&output).contains("read-only transaction"), "{}", text(&output));
     assert_eq!(world.value("select count(*)::text from users"), "10");
 }
 
-/// A key that an application made of a row is found, whichever way the row is read.
+/// A key that an application made from a row is found from every source of that row.
 #[test]
-fn a_value_has_the_same_text_in_a_table_and_in_the_log() {
+fn a_value_has_the_same_text_from_a_table_and_from_the_log() {
     let columns = ["id", "ok", "n", "f", "at", "d", "j", "b", "a"];
     let template = columns.map(|column| format!("{{{column}}}")).join(":");
     let world = World::with_rules(&format!("{HEAD}rules:\n  typed: {{table: typed, delete: 'typed:{template}'}}\n"));
@@ -245,7 +245,7 @@ fn a_value_has_the_same_text_in_a_table_and_in_the_log() {
 }
 
 #[test]
-fn what_is_pending_in_the_slot_is_looked_at_and_stays() {
+fn pending_changes_of_the_slot_are_previewed_and_stay() {
     let world = world();
     world.sql("update users set name = 'x' where id = 'u1'");
     world.sql("begin; update users set name = 'y' where id = 'u2'; delete from sessions where id = 's3'; commit");
@@ -274,7 +274,7 @@ fn what_is_pending_in_the_slot_is_looked_at_and_stays() {
 }
 
 #[test]
-fn a_partition_is_its_root_in_every_source() {
+fn every_source_maps_a_partition_to_its_root() {
     let world = partitioned();
     let mut recorder = record(&world, &["--tables", "events", "--count", "2", "--output", "changes.ndjson"]);
     world.sql("insert into events values (1, 5), (2, 15)");
@@ -363,7 +363,7 @@ fn redacted_columns_show_only_whether_they_changed() {
 }
 
 #[test]
-fn files_rotate_and_the_oldest_go() {
+fn files_rotate_and_the_oldest_are_removed() {
     let world = world();
     let arguments = ["--output", "changes.ndjson", "--rotate-size", "1kB", "--keep", "2", "--count", "20"];
     let mut recorder = record(&world, &arguments);
@@ -386,7 +386,7 @@ fn files_rotate_and_the_oldest_go() {
 }
 
 #[test]
-fn a_slot_of_its_own_is_consumed() {
+fn a_recording_consumes_its_own_slot() {
     let world = world();
     world.value("select slot_name::text from pg_create_logical_replication_slot('mine', 'pgoutput')");
     let record = || {
@@ -405,7 +405,7 @@ fn a_slot_of_its_own_is_consumed() {
 }
 
 #[test]
-fn a_recording_ends_when_told_to() {
+fn a_recording_ends_by_a_signal_or_after_its_duration() {
     let world = world();
     let recorder = record(&world, &["--output", "changes.ndjson", "--tables", "users"]);
     world.sql("update feature_flags set enabled = true");
@@ -452,7 +452,7 @@ fn dead_letters_are_replayed_and_removed() {
 }
 
 #[test]
-fn lookups_are_asked_where_that_is_possible() {
+fn lookups_are_run_if_the_database_is_available() {
     const LOOKUPS: &str = "
 lookups:
   members: {sql: \"select user_id from memberships where organization_id = $1 order by 1\"}

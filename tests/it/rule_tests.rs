@@ -1,4 +1,4 @@
-//! `unstale test`: the file's tests, run.
+//! `unstale test`: runs the tests in the file.
 
 use std::process::Output;
 
@@ -32,7 +32,7 @@ rules:
     stream: {name: products, data: {id: "{id}"}}
 "#;
 
-/// What the rules above do, in full.
+/// The complete result of the rules above.
 const TESTS: &str = r#"tests:
   - it: drops the old and the new address
     update: users
@@ -83,7 +83,7 @@ fn outcome(tests: &str, arguments: &[&str]) -> (Option<i32>, String) {
 }
 
 #[test]
-fn tests_that_pass_take_a_line_each() {
+fn each_passing_test_prints_one_line() {
     let (code, said) = outcome(TESTS, &[]);
     let expected = "ok   drops the old and the new address
 ok   leaves other columns alone
@@ -116,7 +116,7 @@ fn a_failure_shows_the_difference() {
 }
 
 #[test]
-fn a_failure_as_an_object() {
+fn a_failure_is_shown_as_json() {
     let tests = "tests:\n  - {it: fails, insert: users, row: {id: 1, email: e}, expect: {delete: ['user:1']}}\n";
     let output = run(tests, &["--json"]);
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
@@ -131,7 +131,7 @@ fn a_failure_as_an_object() {
 /// A column that the test leaves out is not known without a catalog, so the rule deletes by
 /// pattern.
 #[test]
-fn a_column_that_a_test_does_not_name_is_asked_for() {
+fn a_test_must_name_every_column_its_rule_needs() {
     let tests = "tests:\n  - {it: fails, insert: users, row: {id: 1}, expect: {delete: ['user:1'], bump: users-version, publish: users}}\n";
     let (code, said) = outcome(tests, &[]);
     assert_eq!(code, Some(1), "{said}");
@@ -139,11 +139,11 @@ fn a_column_that_a_test_does_not_name_is_asked_for() {
 }
 
 #[test]
-fn what_the_log_does_not_carry_must_be_covered() {
+fn a_test_sees_only_the_old_values_that_the_log_carries() {
     let test = "tests:\n  - {it: moves, update: users, row: {id: 7, email: a, name: Ann}, set: {name: Bob}, \
                 expect: {delete: ['user:7', 'user-email:a'], bump: users-version, publish: users}}\n";
     assert_eq!(outcome(test, &[]).0, Some(0));
-    // The keys need no name, so no identity needs to carry it; what cannot be told then counts as
+    // The keys do not use the name, so no identity needs to carry it; an unknown value counts as
     // unchanged.
     let skipping = RULES.replace("unknown: match", "unknown: skip");
     let output = unstale(&directory(&format!("{skipping}{test}")), &["test"], b"");
@@ -155,7 +155,7 @@ fn what_the_log_does_not_carry_must_be_covered() {
 }
 
 #[test]
-fn a_condition_that_fails_fails_the_test() {
+fn a_condition_error_fails_the_test() {
     let rules = "version: 1\nrules:\n  r: {table: t, when: 'int(new.a) > 1', delete: 'k:{a}'}\n";
     let tests = "tests:\n  - {it: fails, insert: t, row: {a: x}, expect: {delete: 'k:x'}}\n";
     let output = unstale(&directory(&format!("{rules}{tests}")), &["test"], b"");
@@ -164,7 +164,7 @@ fn a_condition_that_fails_fails_the_test() {
 }
 
 #[test]
-fn coverage_names_what_no_test_touches() {
+fn coverage_names_what_no_test_covers() {
     let (code, said) = outcome(TESTS, &["--coverage", "--fail-uncovered"]);
     assert!(code == Some(0) && said.contains("coverage: 3 of 3 rules, 9 of 9 actions\n"), "{said}");
     let few = "tests:\n  - {it: inserts, insert: users, row: {id: 7, email: null, name: n}, \
@@ -189,7 +189,7 @@ fn coverage_names_what_no_test_touches() {
 }
 
 #[test]
-fn what_a_test_names_wrongly_has_a_place() {
+fn a_wrong_name_in_a_test_is_shown_at_its_place() {
     let check = |test: &str, words: &[&str]| {
         let (code, said) = outcome(&format!("tests:\n  - {{it: x, {test}}}\n"), &[]);
         assert_eq!(code, Some(78), "{said}");
@@ -203,7 +203,7 @@ fn what_a_test_names_wrongly_has_a_place() {
 }
 
 #[test]
-fn a_file_without_tests_says_so() {
+fn a_file_without_tests_is_reported() {
     let output = run("", &[]);
     assert_eq!((output.status.code(), output.stdout.len()), (Some(0), 0));
     assert!(text(&output).contains("there are no tests"), "{}", text(&output));
@@ -212,7 +212,7 @@ fn a_file_without_tests_says_so() {
 }
 
 #[test]
-fn what_a_test_says_cannot_steer_a_terminal() {
+fn text_of_a_test_cannot_control_a_terminal() {
     let tests = "tests:\n  - {it: \"a\\e[31mb\", insert: users, row: {id: \"\\e[2J\", email: e, name: n}}\n";
     let (code, said) = outcome(tests, &["--verbose"]);
     assert!(code == Some(1) && !said.contains('\u{1b}') && said.contains(r"user:\u{1b}[2J"), "{said:?}");
@@ -220,7 +220,7 @@ fn what_a_test_says_cannot_steer_a_terminal() {
 
 /// Without the catalog the column would not be known, and the rule would delete by pattern.
 #[test]
-fn a_locked_catalog_fills_in_what_a_test_leaves_out() {
+fn the_lock_file_supplies_columns_that_a_test_omits() {
     let file = "version: 1
 source: {url: '${DATABASE_URL}'}
 target: {url: '${REDIS_URL}'}
@@ -231,8 +231,8 @@ tests:
 ";
     let world = World::with_rules(file);
     assert_eq!(world.run(&["test"]).status.code(), Some(1));
-    // The replica identity is too narrow still, which is for `setup`; the catalog is written down
-    // all the same.
+    // The replica identity is still too narrow, which `setup` fixes; the catalog is written all the
+    // same.
     let said = text(&world.run(&["check", "--lock"]));
     assert!(world.directory.path().join("invalidation.yaml.lock").exists(), "{said}");
     world.run_ok(&["test"]);

@@ -26,7 +26,7 @@ fn check(world: &World, parts: &[&str]) {
 }
 
 #[test]
-fn a_slot_and_how_far_it_is() {
+fn a_slot_and_its_progress_are_shown() {
     let world = World::shipped();
     check(&world, &["replication slot `unstale`", "daemon     none reads it", "applied    none"]);
     let before = status(&world);
@@ -58,7 +58,7 @@ fn a_slot_and_how_far_it_is() {
 }
 
 #[test]
-fn an_outbox_and_what_waits_in_it() {
+fn an_outbox_and_its_pending_entries_are_shown() {
     let world = World::outbox(SHIPPED, "");
     world.sql("delete from unstale.outbox");
     check(&world, &["outbox at ", "daemons    none at work", "entries    0\n", "applied    none"]);
@@ -102,7 +102,7 @@ fn failures_and_streams_are_counted() {
 }
 
 #[test]
-fn one_server_is_shown_when_the_other_is_away() {
+fn one_server_is_shown_while_the_other_is_unavailable() {
     let mut world = World::shipped();
     world.redis.stop();
     let output = world.run(&["status"]);
@@ -125,7 +125,7 @@ fn one_server_is_shown_when_the_other_is_away() {
 }
 
 #[test]
-fn what_is_not_set_up_is_said_with_the_rest() {
+fn a_missing_setup_is_reported_with_the_rest() {
     let check = |world: &World, word: &str| {
         let output = world.run(&["status"]);
         let said = text(&output);
@@ -142,7 +142,7 @@ fn what_is_not_set_up_is_said_with_the_rest() {
 }
 
 #[test]
-fn watching_ends_by_a_signal_or_with_its_reader() {
+fn watch_ends_by_a_signal_or_a_closed_pipe() {
     let world = World::shipped();
     let start = || {
         let mut command = world.command(&["status", "--watch", "--json"]);
