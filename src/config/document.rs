@@ -119,6 +119,7 @@ fn read_sections(
 mod tests {
     use super::*;
     use crate::change::Operation;
+    use crate::config::rule::RawAction;
     use crate::config::{Mode, Truncate, Unknown};
 
     fn parse_with(text: &str) -> Result<Document, Problems> {
@@ -139,7 +140,7 @@ mod tests {
         let settings = document.settings;
         assert_eq!((settings.slot.as_str(), settings.publication.as_str()), ("unstale", "unstale"));
         assert_eq!((settings.truncate, settings.unknown), (Truncate::Pattern, Unknown::Match));
-        assert_eq!(document.rules[0].delete[0].value, "user:{id}");
+        assert!(matches!(&*document.rules[0].actions, [RawAction::Delete(key)] if key.value == "user:{id}"));
         assert_eq!(document.rules[0].operations, Operation::ALL);
     }
 

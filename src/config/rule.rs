@@ -10,6 +10,7 @@ use super::node::Node;
 use super::problem::Problems;
 use super::span::Spanned;
 use crate::change::Operation;
+use crate::plan::ActionKind;
 
 /// One rule of the file.
 #[derive(Clone, Debug)]
@@ -28,20 +29,8 @@ pub struct RawRule {
     pub when: Option<Spanned<String>>,
     /// `for_each:`.
     pub for_each: Option<Spanned<String>>,
-    /// `set:`.
-    pub set: Vec<RawSet>,
-    /// `delete:`.
-    pub delete: Vec<Spanned<String>>,
-    /// `pattern:`.
-    pub pattern: Vec<Spanned<String>>,
-    /// `tags:`.
-    pub tags: Vec<Spanned<String>>,
-    /// `bump:`.
-    pub bump: Vec<Spanned<String>>,
-    /// `publish:`.
-    pub publish: Vec<RawPublish>,
-    /// `stream:`.
-    pub stream: Vec<RawStream>,
+    /// What it does.
+    pub actions: Vec<RawAction>,
     /// `again_after:`.
     pub again_after: Option<Duration>,
 }
@@ -53,6 +42,25 @@ pub enum RawTrigger {
     Table(Spanned<String>),
     /// An event of this name, emitted by an application.
     Event(Spanned<String>),
+}
+
+/// One action of a rule.
+#[derive(Clone, Debug)]
+pub enum RawAction {
+    /// `set:`.
+    Set(RawSet),
+    /// `delete:`.
+    Delete(Spanned<String>),
+    /// `pattern:`.
+    Pattern(Spanned<String>),
+    /// `tags:`.
+    Tag(Spanned<String>),
+    /// `bump:`.
+    Bump(Spanned<String>),
+    /// `publish:`.
+    Publish(RawPublish),
+    /// `stream:`.
+    Stream(RawStream),
 }
 
 /// One write-through value of a rule.
@@ -136,13 +144,7 @@ fn read_rule(name: Spanned<String>, node: Spanned<Node>, problems: &mut Problems
         changed,
         when: fields.text("when"),
         for_each: fields.text("for_each"),
-        set: each(&mut fields, "set", read_set),
-        delete: fields.texts("delete"),
-        pattern: fields.texts("pattern"),
-        tags: fields.texts("tags"),
-        bump: fields.texts("bump"),
-        publish: each(&mut fields, "publish", read_publish),
-        stream: each(&mut fields, "stream", read_stream),
+        actions: read_actions(&mut fields),
         again_after: fields.duration("again_after", Duration::from_millis(1)..=AGAIN_MAX),
         name,
     };
@@ -157,23 +159,44 @@ fn read_rule(name: Spanned<String>, node: Spanned<Node>, problems: &mut Problems
 /// Checks a rule whose fields are each valid.
 fn check_whole(rule: &RawRule, problems: &mut Problems) {
     let name = &rule.name;
-    let acts = !rule.set.is_empty()
-        || [&rule.delete, &rule.pattern, &rule.tags, &rule.bump].iter().any(|texts| !texts.is_empty())
-        || !rule.publish.is_empty()
-        || !rule.stream.is_empty();
-    if !acts {
+    if rule.actions.is_empty() {
         let message = format!("rule `{}` does nothing", name.value);
         let advice = "add `delete`, `bump`, `tags`, `pattern`, `set`, `publish` or `stream`";
         problems.push(name.span.clone(), message, advice);
     }
-    if rule.again_after.is_some() && rule.delete.is_empty() && rule.pattern.is_empty() {
+    let removes = |action: &RawAction| matches!(action, RawAction::Delete(_) | RawAction::Pattern(_));
+    if rule.again_after.is_some() && !rule.actions.iter().any(removes) {
         let message = format!("rule `{}` has `again_after` and deletes nothing", name.value);
         problems.push(name.span.clone(), message, "remove `again_after`, or add `delete`");
     }
-    if let (Some(for_each), false) = (&rule.for_each, rule.set.is_empty()) {
+    let sets = rule.actions.iter().any(|action| matches!(action, RawAction::Set(_)));
+    if let (Some(for_each), true) = (&rule.for_each, sets) {
         let message = "`set` writes the changed row, so it cannot be used with `for_each`";
         problems.push(for_each.span.clone(), message, "move `set` into a rule without `for_each`");
     }
+}
+
+/// Reads the actions, those that write values first: if a rule writes a key and deletes it, it stays
+/// deleted.
+fn read_actions(fields: &mut Fields<'_>) -> Vec<RawAction> {
+    let mut kinds = ActionKind::ALL;
+    kinds.sort_by_key(|kind| *kind != ActionKind::Set);
+    let mut actions = Vec::new();
+    for kind in kinds {
+        let field = kind.field();
+        match kind {
+            ActionKind::Set => actions.extend(each(fields, field, read_set).into_iter().map(RawAction::Set)),
+            ActionKind::Delete => actions.extend(fields.texts(field).into_iter().map(RawAction::Delete)),
+            ActionKind::Pattern => actions.extend(fields.texts(field).into_iter().map(RawAction::Pattern)),
+            ActionKind::Tag => actions.extend(fields.texts(field).into_iter().map(RawAction::Tag)),
+            ActionKind::Bump => actions.extend(fields.texts(field).into_iter().map(RawAction::Bump)),
+            ActionKind::Publish => {
+                actions.extend(each(fields, field, read_publish).into_iter().map(RawAction::Publish));
+            }
+            ActionKind::Stream => actions.extend(each(fields, field, read_stream).into_iter().map(RawAction::Stream)),
+        }
+    }
+    actions
 }
 
 fn read_trigger(name: &Spanned<String>, fields: &mut Fields<'_>) -> Option<RawTrigger> {

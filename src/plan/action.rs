@@ -62,6 +62,14 @@ impl ActionKind {
         }
     }
 
+    /// Whether its name is that of a key in Redis. The name of a message is a channel.
+    pub const fn names_key(self) -> bool {
+        match self {
+            Self::Bump | Self::Delete | Self::Pattern | Self::Set | Self::Stream | Self::Tag => true,
+            Self::Publish => false,
+        }
+    }
+
     /// Whether it changes cached values: a broadcast names them, and a new epoch removes them. The
     /// other kinds send messages.
     pub const fn touches_keys(self) -> bool {
@@ -71,6 +79,9 @@ impl ActionKind {
         }
     }
 }
+
+// The last kind has the highest number, so a kind that `ALL` lacks does not compile.
+const _: () = assert!(ActionKind::Tag as usize + 1 == ActionKind::ALL.len());
 
 impl fmt::Display for ActionKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

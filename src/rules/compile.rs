@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::action::Action;
+use super::action::{Action, RuleAction};
 use super::condition::Condition;
 use super::for_each::ForEach;
 use super::message::MessageTemplate;
@@ -15,7 +15,7 @@ use super::rule_set::RuleSet;
 use super::template::{InvalidTemplate, Template};
 use crate::change::TableName;
 use crate::config::lookup::RawLookup;
-use crate::config::rule::{RawData, RawPublish, RawStream, RawTrigger};
+use crate::config::rule::{RawAction, RawData, RawPublish, RawSet, RawStream, RawTrigger};
 use crate::config::{Problems, RawRule, Settings, Spanned};
 use crate::key::{INVALIDATIONS, RESERVED, TAG};
 use crate::plan::RuleId;
@@ -63,6 +63,9 @@ fn compile_lookup(raw: RawLookup) -> Lookup {
     }
 }
 
+/// The default length of a stream, in entries.
+const STREAM_ENTRIES_MAX: u64 = 10_000;
+
 /// Compiles rules against the namespace, the lookups and the default ttl of a file.
 struct RuleCompiler<'a> {
     namespace: &'a str,
@@ -85,32 +88,8 @@ impl RuleCompiler<'_> {
             raw.for_each.as_ref().and_then(|text| text.value.rsplit_once(" as ")).map(|(_, alias)| alias.trim());
         let alias = for_each.as_ref().map(|for_each| for_each.alias.clone()).or(named.map(ToOwned::to_owned));
         let mut names = RuleTemplates { alias: alias.as_deref(), namespace: self.namespace, problems };
-        let mut actions = Vec::new();
-        for set in raw.set {
-            let key = names.key(set.key);
-            let ttl = set.ttl.unwrap_or(self.ttl);
-            actions.extend(key.map(|key| Action::Set { key, columns: set.columns, ttl }));
-        }
-        actions.extend(raw.delete.into_iter().filter_map(|text| names.key(text)).map(Action::Delete));
-        actions.extend(raw.pattern.into_iter().filter_map(|text| names.pattern(text)).map(Action::Pattern));
-        actions.extend(raw.tags.into_iter().filter_map(|text| names.tag(text)).map(Action::Tag));
-        actions.extend(raw.bump.into_iter().filter_map(|text| names.key(text)).map(Action::Bump));
-        for RawPublish { channel, data } in raw.publish {
-            let channel = names.channel(channel);
-            let data = names.data(data);
-            actions.extend(channel.map(|channel| Action::Publish { channel, data }));
-        }
-        for RawStream { name, data, maxlen } in raw.stream {
-            const ENTRIES_MAX: u64 = 10_000;
-            if let Some(for_each) = &raw.for_each {
-                let message = "a stream entry's number follows from its place in the log, and a looked-up row has none";
-                names.problems.push(for_each.span.clone(), message, "move `stream` into a rule without `for_each`");
-            }
-            let name = names.key(name);
-            let data = names.data(data);
-            let maxlen = maxlen.unwrap_or(ENTRIES_MAX);
-            actions.extend(name.map(|name| Action::Stream { name, data, maxlen }));
-        }
+        let in_loop = raw.for_each.as_ref();
+        let actions = raw.actions.into_iter().filter_map(|action| names.action(action, in_loop, self.ttl)).collect();
         let condition = raw.when.and_then(|text| match Condition::parse(&text.value) {
             Ok(value) => Some(Spanned { value, span: text.span }),
             Err(error) => {
@@ -150,6 +129,33 @@ struct RuleTemplates<'a> {
 }
 
 impl RuleTemplates<'_> {
+    /// Compiles an action; `for_each` is the text of the rule's lookup, and `ttl` the default of the file.
+    fn action(&mut self, raw: RawAction, for_each: Option<&Spanned<String>>, ttl: Duration) -> Option<RuleAction> {
+        Some(match raw {
+            RawAction::Set(RawSet { key, columns, ttl: own_ttl }) => {
+                Action::Set { key: self.key(key)?, columns, ttl: own_ttl.unwrap_or(ttl) }
+            }
+            RawAction::Delete(key) => Action::Delete(self.key(key)?),
+            RawAction::Pattern(pattern) => Action::Pattern(self.pattern(pattern)?),
+            RawAction::Tag(tag) => Action::Tag(self.tag(tag)?),
+            RawAction::Bump(key) => Action::Bump(self.key(key)?),
+            RawAction::Publish(RawPublish { channel, data }) => {
+                let (channel, data) = (self.channel(channel), self.data(data));
+                Action::Publish { channel: channel?, data }
+            }
+            RawAction::Stream(RawStream { name, data, maxlen }) => {
+                if let Some(for_each) = for_each {
+                    let message =
+                        "a stream entry's number follows from its place in the log, and a looked-up row has none";
+                    let advice = "move `stream` into a rule without `for_each`";
+                    self.problems.push(for_each.span.clone(), message, advice);
+                }
+                let (name, data) = (self.key(name), self.data(data));
+                Action::Stream { name: name?, data, maxlen: maxlen.unwrap_or(STREAM_ENTRIES_MAX) }
+            }
+        })
+    }
+
     fn key(&mut self, text: Spanned<String>) -> Option<Spanned<Template>> {
         let (namespace, alias) = (self.namespace, self.alias);
         self.unreserved(text, &|text| Template::parse(text, namespace, alias))

@@ -1,7 +1,7 @@
 //! From a batch to Redis commands.
 //!
-//! Owns the order of the commands, and the positions of the replies that are read. Pure; it must
-//! not know the connection. Invariants: `started` rises before any op; what removes goes before
+//! Owns the order of the commands, and the positions of the replies that are read. No I/O; only the
+//! nonces of new values are random. It must not know the connection. Invariants: `started` rises before any op; what removes goes before
 //! what announces; the count follows every op; no command names more than [`KEYS_PER_COMMAND`]
 //! keys, so that none blocks Redis for long; no op touches the daemon's own state.
 
@@ -309,7 +309,7 @@ fn millis(duration: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
+    use std::collections::{BTreeSet, HashMap};
     use std::time::Instant;
 
     use redis::Arg;
@@ -319,7 +319,7 @@ mod tests {
     use super::*;
     use crate::change::Lsn;
     use crate::coherence::history::{Origin, Remembered};
-    use crate::plan::{DeadLetter, Plan, Publish, RuleId, SetValue, StreamAppend};
+    use crate::plan::{ActionKind, DeadLetter, Plan, Publish, RuleId, SetValue, StreamAppend};
 
     fn batch(plan: Plan) -> Batch {
         Batch {
@@ -493,6 +493,16 @@ mod tests {
         (whole.heartbeat, whole.probe, whole.counts) = (Some(Instant::now()), true, true);
         whole.forget = vec!["e1".to_owned()];
         whole
+    }
+
+    /// A new kind of op that the encoder does not know would be planned and not sent.
+    #[test]
+    fn a_batch_of_everything_has_every_kind_of_op() {
+        let batch = whole();
+        let encoded = batch.plan.ops().map(|(_, op)| op.kind()).chain([ActionKind::Stream]);
+        // The sweeper removes what patterns and tags name.
+        let kinds: BTreeSet<_> = encoded.chain([ActionKind::Pattern, ActionKind::Tag]).collect();
+        assert_eq!(kinds, BTreeSet::from(ActionKind::ALL));
     }
 
     #[test]

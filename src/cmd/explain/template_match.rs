@@ -27,7 +27,7 @@ pub(super) struct TemplateMatch<'a> {
 pub(super) fn matches<'a>(rules: &'a RuleSet, key: &CacheKey) -> Vec<TemplateMatch<'a>> {
     let mut matches = Vec::new();
     for rule in rules.rules() {
-        for (kind, template) in rule.actions().filter(|(kind, _)| *kind != ActionKind::Publish) {
+        for (kind, template) in rule.actions().filter(|(kind, _)| kind.names_key()) {
             if let Some(given) = template.value.invert(key.as_bytes()) {
                 matches.push(TemplateMatch { rule, kind, template, given });
             }

@@ -48,7 +48,12 @@ impl<'a> Advice<'a> {
     pub(super) fn spell(&self, kind: ActionKind, template: &Template, hidden: bool) -> String {
         match kind {
             ActionKind::Tag => spell(template, &format!("{}{TAG}", self.namespace), hidden),
-            _ => spell(template, self.namespace, hidden),
+            ActionKind::Bump
+            | ActionKind::Delete
+            | ActionKind::Pattern
+            | ActionKind::Publish
+            | ActionKind::Set
+            | ActionKind::Stream => spell(template, self.namespace, hidden),
         }
     }
 

@@ -202,7 +202,10 @@ fn is_same(one: &RuleAction, other: &RuleAction) -> bool {
             names(columns) == names(others) && ttl == other_ttl
         }
         (Action::Stream { maxlen, .. }, Action::Stream { maxlen: other_maxlen, .. }) => maxlen == other_maxlen,
-        _ => one.kind() == other.kind(),
+        (Action::Set { .. } | Action::Stream { .. }, _) => false,
+        (Action::Delete(_) | Action::Pattern(_) | Action::Tag(_) | Action::Bump(_) | Action::Publish { .. }, _) => {
+            one.kind() == other.kind()
+        }
     };
     details && spell(&one.name().value) == spell(&other.name().value) && data(one) == data(other)
 }
