@@ -45,9 +45,8 @@ pub struct Notices {
 }
 
 impl Notices {
-    /// Whether to log the failure that just happened.
-    pub fn due(&mut self) -> bool {
-        let now = Instant::now();
+    /// Whether to log the failure that happens at `now`.
+    pub fn due(&mut self, now: Instant) -> bool {
         let (due, silence) = match self.last {
             None => (true, FIRST_SILENCE),
             Some((logged, silence)) => (now.duration_since(logged) >= silence, (silence * 2).min(SILENCE_MAX)),
@@ -83,7 +82,9 @@ mod tests {
 
     #[test]
     fn the_first_failure_is_logged_and_the_second_is_not() {
-        let mut notices = Notices::default();
-        assert_eq!((notices.due(), notices.due(), notices.any()), (true, false, true));
+        let (mut notices, now) = (Notices::default(), Instant::now());
+        assert_eq!((notices.due(now), notices.due(now), notices.any()), (true, false, true));
+        let later = now + SILENCE_MAX;
+        assert_eq!((notices.due(later), notices.due(later)), (true, false));
     }
 }

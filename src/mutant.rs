@@ -61,7 +61,7 @@ pub fn is(mutant: Mutant) -> bool {
     NAME.as_deref() == Some(mutant.name())
 }
 
-/// No release is a mutant.
+/// A release build has no mutants.
 #[cfg(not(debug_assertions))]
 pub const fn is(_: Mutant) -> bool {
     false

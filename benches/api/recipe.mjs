@@ -1,4 +1,5 @@
-// The usual recipe: cache-aside, with ioredis in front of pg. The bench gives the SQL and both servers.
+// The usual recipe: cache-aside, with ioredis in front of pg. The bench gives the SQL and both
+// servers.
 import express from 'express';
 import { Redis } from 'ioredis';
 import pg from 'pg';
@@ -27,7 +28,7 @@ app.get('/users/:id', async (request, response) => {
   response.json(user);
 });
 
-// As somebody has it who knows that the text need not be parsed.
+// The same for an application that sends the cached text without parsing it.
 app.get('/text/users/:id', async (request, response) => {
   const key = `recipe:user:${request.params.id}`;
   let text = await redis.get(key);

@@ -5,7 +5,7 @@
 //! one atomic reply of one dataset; while Redis is unavailable no request waits for it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use futures_util::FutureExt as _;
@@ -154,7 +154,7 @@ async fn keep_connected(link: Arc<CacheLink>, client: Client, address: String) {
                 tracing::warn!(%address, "Redis is unavailable; reads query PostgreSQL until it is back");
             }
             Err(error) => {
-                if notices.due() {
+                if notices.due(Instant::now()) {
                     let error = crate::redis::describe(&error);
                     tracing::warn!(%address, error, "Redis is unavailable; reads query PostgreSQL until it is back");
                 }

@@ -78,7 +78,7 @@ impl Upstream {
             Err(DatabaseError::Parameter(_)) => {}
             Err(error) => {
                 counters.count(ReadEvent::Error);
-                if self.notices.lock().unwrap_or_else(PoisonError::into_inner).due() {
+                if self.notices.lock().unwrap_or_else(PoisonError::into_inner).due(Instant::now()) {
                     tracing::warn!(
                         read = read.name,
                         error = with_causes(error),

@@ -158,7 +158,7 @@ impl fmt::Display for HistoryGap {
                 write!(f, "PostgreSQL stopped uncleanly, so commits that were visible may be lost")
             }
             Self::ChangesMissed { applied, slot } => {
-                write!(f, "Redis is at {applied} and the slot goes on at {slot}: changes were missed")
+                write!(f, "Redis is at {applied} and the slot resumes at {slot}: changes were missed")
             }
             Self::RedisWentBack { applied, recorded } => {
                 write!(f, "Redis is at {applied} but had recorded {recorded}: it lost writes")

@@ -176,8 +176,8 @@ fn check_whole(rule: &RawRule, problems: &mut Problems) {
     }
 }
 
-/// Reads the actions, those that write values first: if a rule writes a key and deletes it, it stays
-/// deleted.
+/// Reads the actions, those that write values first: if a rule writes a key and deletes it, it
+/// stays deleted.
 fn read_actions(fields: &mut Fields<'_>) -> Vec<RawAction> {
     let mut kinds = ActionKind::ALL;
     kinds.sort_by_key(|kind| *kind != ActionKind::Set);

@@ -273,13 +273,13 @@ impl Batcher {
         part.plan.sets_to_deletes(self.resumed_at);
         let repeats = part.plan.take_repeats();
         // An outbox may only forget what was counted afterwards.
-        let must_count = self.counts && !(part.tickets.is_empty() && part.holds.is_empty());
+        let must_count = self.counts && !(part.tickets.is_empty() && part.repeated.is_empty());
         if part.plan.is_empty() && !must_count {
             for ticket in part.tickets.drain(..) {
                 self.progress.done(ticket);
                 self.record_due = true;
             }
-            part.holds.drain(..).for_each(|hold| self.repeats.done(hold));
+            part.repeated.drain(..).for_each(|id| self.repeats.done(id));
         }
         let (tickets, streams) = self.streams.take(&self.progress);
         part.tickets.extend(tickets);
@@ -295,7 +295,7 @@ impl Batcher {
         self.started = self.started.max(part.started);
         self.recording = self.recording.max(applied);
         (self.record_due, self.probe_due) = (false, false);
-        self.in_flight = Some(InFlight { tickets: part.tickets, record, heartbeat, repeats, holds: part.holds });
+        self.in_flight = Some(InFlight { tickets: part.tickets, record, heartbeat, repeats, repeated: part.repeated });
         Some(Batch {
             plan: part.plan,
             streams,
@@ -314,7 +314,7 @@ impl Batcher {
     /// What the next batch is made of; empty if nothing is ready.
     fn next_part(&mut self) -> Part {
         let is_ready = !self.waiting.tickets.is_empty()
-            || !self.waiting.holds.is_empty()
+            || !self.waiting.repeated.is_empty()
             || self.waiting.size().reaches(1)
             || !self.slow.is_idle() && !self.waiting.plan.is_empty();
         match self.refreshed.take() {
@@ -336,7 +336,7 @@ impl Batcher {
             tickets,
             started: part.started,
             at: part.at,
-            holds: std::mem::take(&mut part.holds),
+            repeated: std::mem::take(&mut part.repeated),
             ..Part::default()
         };
         self.slow.push(self.intake.planner().rules(), part, self.intake.is_visible());
@@ -348,8 +348,8 @@ impl Batcher {
     }
 
     /// Ops that the running slow work found.
-    pub(super) fn take_piece(&mut self, piece: Plan) {
-        let part = self.slow.piece(piece);
+    pub(super) fn take_found(&mut self, found: Plan) {
+        let part = self.slow.found_part(found);
         self.waiting.append(part);
     }
 
@@ -367,22 +367,22 @@ impl Batcher {
 
     /// Takes the second deletes that are due.
     pub(super) fn repeat(&mut self, now: Instant) {
-        while let Some((hold, plan)) = self.repeats.take_due(now) {
-            let part = self.slow.piece(plan);
-            self.waiting.append(Part { holds: vec![hold], started: self.started, ..part });
+        while let Some((id, plan)) = self.repeats.take_due(now) {
+            let part = self.slow.found_part(plan);
+            self.waiting.append(Part { repeated: vec![id], started: self.started, ..part });
         }
     }
 
     /// The batch in flight is in force. Returns since when everything is, if that is known.
     pub(super) fn applied(&mut self, now: Instant) -> Option<Instant> {
-        let InFlight { tickets, record, heartbeat, repeats, holds } = self.in_flight.take()?;
+        let InFlight { tickets, record, heartbeat, repeats, repeated } = self.in_flight.take()?;
         if !repeats.is_empty() {
             // None of their transactions is done at this moment.
             let since = self.progress.first_open().unwrap_or_default();
             let limit = ConfirmLimit { confirmed: self.progress.confirmed(), since };
             self.repeats.schedule(repeats, now, limit, self.intake.planner().rules());
         }
-        holds.into_iter().for_each(|hold| self.repeats.done(hold));
+        repeated.into_iter().for_each(|id| self.repeats.done(id));
         if let Some(applied) = record {
             self.progress.recorded(applied);
         }

@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use super::error::SessionError;
-use super::repeats::Hold;
+use super::repeats::RepeatId;
 use crate::change::Lsn;
 use crate::coherence::progress::Ticket;
 use crate::plan::{Removal, RuleId};
@@ -22,7 +22,7 @@ pub(super) struct InFlight {
     /// These removals are due once more, each after its delay.
     pub(super) repeats: Vec<(Duration, RuleId, Removal)>,
     /// These second deletes are done.
-    pub(super) holds: Vec<Hold>,
+    pub(super) repeated: Vec<RepeatId>,
 }
 
 /// How one run of the sink ended.

@@ -114,7 +114,7 @@ impl Retry<'_> {
         if reaction == Reaction::RecreateSlot && slot_at.is_some() {
             earlier.gap_at = slot_at;
         }
-        if self.notices.due() {
+        if self.notices.due(Instant::now()) {
             let what = match self.settings.mode {
                 Mode::Slot => "no replication",
                 Mode::Outbox => "the outbox is not read",

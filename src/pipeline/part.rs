@@ -5,7 +5,7 @@
 
 use std::time::SystemTime;
 
-use super::repeats::Hold;
+use super::repeats::RepeatId;
 use crate::change::Lsn;
 use crate::coherence::progress::Ticket;
 use crate::plan::Plan;
@@ -31,7 +31,7 @@ pub(super) struct Part {
     pub(super) first_bump: Option<Lsn>,
     pub(super) at: SystemTime,
     /// Second deletes that this is.
-    pub(super) holds: Vec<Hold>,
+    pub(super) repeated: Vec<RepeatId>,
 }
 
 impl Default for Part {
@@ -43,7 +43,7 @@ impl Default for Part {
             started: Lsn::ZERO,
             first_bump: None,
             at: SystemTime::UNIX_EPOCH,
-            holds: Vec::new(),
+            repeated: Vec::new(),
         }
     }
 }
@@ -60,7 +60,7 @@ impl Part {
         self.started = self.started.max(other.started);
         self.first_bump = self.first_bump.into_iter().chain(other.first_bump).min();
         self.at = self.at.max(other.at);
-        self.holds.extend(other.holds);
+        self.repeated.extend(other.repeated);
     }
 
     /// Whether a version key would rise to a position that `started` has passed already, or be

@@ -19,7 +19,7 @@ const TOGETHER: Duration = Duration::from_millis(10);
 
 /// A second delete that waits or is in flight, and that limits what may be confirmed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Hold(u64);
+pub(super) struct RepeatId(u64);
 
 /// What may be confirmed while a second delete waits.
 #[derive(Clone, Copy, Debug)]
@@ -33,8 +33,8 @@ pub(super) struct ConfirmLimit {
 /// The second deletes that wait or are in flight.
 #[derive(Debug, Default)]
 pub(super) struct Repeats {
-    due: BTreeMap<(Instant, Hold), Plan>,
-    holds: BTreeMap<Hold, ConfirmLimit>,
+    due: BTreeMap<(Instant, RepeatId), Plan>,
+    limits: BTreeMap<RepeatId, ConfirmLimit>,
     next: u64,
     keys: usize,
 }
@@ -57,22 +57,23 @@ impl Repeats {
                 plan.collapse(|asked| rules.removals_of(asked));
             }
             let at = now + after;
-            if let Some((&(_, hold), near)) = self.due.range_mut((at, Hold(0))..=(at + TOGETHER, Hold(u64::MAX))).next()
+            if let Some((&(_, id), near)) =
+                self.due.range_mut((at, RepeatId(0))..=(at + TOGETHER, RepeatId(u64::MAX))).next()
             {
                 self.keys -= near.len();
                 near.append(plan);
                 self.keys += near.len();
-                self.holds.entry(hold).and_modify(|held| {
+                self.limits.entry(id).and_modify(|held| {
                     held.confirmed = held.confirmed.min(limit.confirmed);
                     held.since = held.since.min(limit.since);
                 });
                 continue;
             }
             self.keys += plan.len();
-            let hold = Hold(self.next);
+            let id = RepeatId(self.next);
             self.next += 1;
-            self.holds.insert(hold, limit);
-            self.due.insert((at + TOGETHER, hold), plan);
+            self.limits.insert(id, limit);
+            self.due.insert((at + TOGETHER, id), plan);
         }
     }
 
@@ -82,7 +83,7 @@ impl Repeats {
     }
 
     /// Takes out a delete that is due.
-    pub(super) fn take_due(&mut self, now: Instant) -> Option<(Hold, Plan)> {
+    pub(super) fn take_due(&mut self, now: Instant) -> Option<(RepeatId, Plan)> {
         let (&key, _) = self.due.first_key_value().filter(|((due, _), _)| *due <= now)?;
         let plan = self.due.remove(&key)?;
         self.keys -= plan.len();
@@ -90,18 +91,18 @@ impl Repeats {
     }
 
     /// A second delete is in force.
-    pub(super) fn done(&mut self, hold: Hold) {
-        self.holds.remove(&hold);
+    pub(super) fn done(&mut self, id: RepeatId) {
+        self.limits.remove(&id);
     }
 
     /// The furthest position that may be confirmed; none if there is no limit.
     pub(super) fn limit(&self) -> Option<Lsn> {
-        self.holds.values().map(|limit| limit.confirmed).min()
+        self.limits.values().map(|limit| limit.confirmed).min()
     }
 
     /// Whether a second delete of this transaction, or of one before it, may wait.
     pub(super) fn hold_up(&self, ticket: Ticket) -> bool {
-        self.holds.values().any(|limit| limit.since <= ticket)
+        self.limits.values().any(|limit| limit.since <= ticket)
     }
 }
 
@@ -126,16 +127,16 @@ mod tests {
         repeats.schedule(vec![(second, RuleId::of("r"), key("d"))], now + second / 2, limit(9), &rules);
         assert_eq!((repeats.limit(), repeats.next_due()), (Some(Lsn::new(7)), Some(now + second + TOGETHER)));
         assert!(repeats.take_due(now + second).is_none());
-        let (hold, plan) = repeats.take_due(now + second + TOGETHER).unwrap();
+        let (id, plan) = repeats.take_due(now + second + TOGETHER).unwrap();
         assert_eq!(plan.deletes().map(ToString::to_string).collect::<Vec<_>>(), ["a", "c"]);
         assert_eq!(repeats.limit(), Some(Lsn::new(7)), "in flight");
         assert!(repeats.hold_up(Ticket::default()));
-        repeats.done(hold);
+        repeats.done(id);
         let end = now + 3 * second;
         let rest: Vec<_> = std::iter::from_fn(|| repeats.take_due(end)).collect();
         let names = rest.iter().flat_map(|(_, plan)| plan.deletes()).map(ToString::to_string);
         assert_eq!(names.collect::<Vec<_>>(), ["d", "b"]);
-        rest.into_iter().for_each(|(hold, _)| repeats.done(hold));
+        rest.into_iter().for_each(|(id, _)| repeats.done(id));
         assert_eq!((repeats.limit(), repeats.next_due(), repeats.keys), (None, None, 0));
         assert!(!repeats.hold_up(Ticket::default()));
     }

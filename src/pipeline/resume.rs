@@ -90,7 +90,7 @@ async fn compare(
     let present = Present { recorded: sink.recorded(), ..present.clone() };
     let reported = sink.take_reported_gap();
     let Some(gap) = reported.clone().or_else(|| find_gap(remembered, &present)) else {
-        sink.go_on(remembered);
+        sink.resume_from(remembered);
         if remembered.origin.as_ref() != Some(origin) {
             sink.adopt(origin).await.map_err(|Unproven| SessionError::Unproven)?;
         }

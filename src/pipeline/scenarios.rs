@@ -275,7 +275,7 @@ fn what_slow_work_finds_is_sent_before_its_transaction_is_done() {
         plan.delete(crate::plan::RuleId::of("post"), key.into());
         plan
     };
-    assert_eq!(world.on(Event::Slow(SlowEvent::Piece(Box::new(piece("posts:1"))))), ["apply posts:1"]);
+    assert_eq!(world.on(Event::Slow(SlowEvent::Found(Box::new(piece("posts:1"))))), ["apply posts:1"]);
     let finished = SlowEvent::Finished { rest: vec![piece("posts:2")], result: Ok(()) };
     assert_eq!(world.on(Event::Slow(finished)), NOTHING);
     assert_eq!(world.applied(), ["apply posts:2"]);

@@ -63,7 +63,8 @@ pub(super) enum Effect {
 /// The limits of a session, from the settings.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SessionLimits {
-    /// How long Redis may accept nothing before PostgreSQL is let go.
+    /// How long Redis may refuse everything before the session ends, so that PostgreSQL can shut
+    /// down.
     pub(super) redis_down_max: Duration,
     /// How long to keep applying received changes before exit.
     pub(super) drain_max: Duration,
@@ -118,7 +119,8 @@ impl Session {
         }
     }
 
-    /// What the source fills.
+    /// The batcher, which the feed fills with what it has read. Everything else goes through
+    /// [`Session::apply`].
     pub(super) fn batcher(&mut self) -> &mut Batcher {
         &mut self.batcher
     }
@@ -152,8 +154,7 @@ impl Session {
         self.draining_until.into_iter().chain(ask_at).chain(self.batcher.next_repeat()).min()
     }
 
-    /// Changes the state; what follows is said by [`Session::next_effect`]. An error ends the
-    /// session.
+    /// Changes the state. [`Session::next_effect`] returns what follows. An error ends the session.
     pub(super) fn apply(&mut self, event: Event, now: Instant) -> Result<(), SessionError> {
         match event {
             Event::Stop => self.draining_until = Some(now + self.limits.drain_max),
@@ -164,9 +165,9 @@ impl Session {
                 self.is_asking = false;
                 self.batcher.learn(snapshot, fresh);
             }
-            Event::Slow(SlowEvent::Piece(piece)) => self.batcher.take_piece(*piece),
+            Event::Slow(SlowEvent::Found(piece)) => self.batcher.take_found(*piece),
             Event::Slow(SlowEvent::Finished { rest, result }) => {
-                rest.into_iter().for_each(|piece| self.batcher.take_piece(piece));
+                rest.into_iter().for_each(|piece| self.batcher.take_found(piece));
                 self.is_slow_running = false;
                 result.map_err(|Unproven| SessionError::Unproven)?;
                 self.batcher.finish_slow_work();
@@ -296,7 +297,7 @@ impl Session {
             let messages_dropped = self.batcher.collapse();
             tracing::warn!(
                 messages_dropped,
-                "too much is committed and not yet visible, probably for want of a synchronous standby: \
+                "too much is committed and not yet visible, probably because a synchronous standby is missing: \
                  everything its rules match will be deleted instead of single keys"
             );
             self.stuck_since = None;
@@ -307,7 +308,7 @@ impl Session {
     /// log are written and not confirmed to a slot.
     fn log_lag(&mut self, bytes: Option<u64>, now: Instant) {
         let behind = now.saturating_duration_since(self.current);
-        if behind < LAG_NOTABLE || !self.lag_notices.due() {
+        if behind < LAG_NOTABLE || !self.lag_notices.due(now) {
             return;
         }
         let seconds = behind.as_secs();
@@ -318,7 +319,7 @@ impl Session {
                 seconds,
                 xid = xid.number(),
                 "invalidations lag behind PostgreSQL: this transaction is committed and not yet visible, \
-                 probably for want of a standby that synchronous_standby_names asks for"
+                 probably because a standby of synchronous_standby_names is missing"
             ),
         }
     }

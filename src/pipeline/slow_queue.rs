@@ -2,9 +2,9 @@
 //! wait for them.
 //!
 //! Owns what waits for the worker, and what is sent and done when the worker has finished.
-//! Synchronous; knows no socket. Invariants: one piece of slow work runs at a time, in the order in
-//! which it was queued; a transaction's messages are sent, and the transaction is done, only after
-//! its slow work.
+//! Synchronous; knows no socket. Invariants: one run of slow work goes on at a time, in the order
+//! in which it was queued; a transaction's messages are sent, and the transaction is done, only
+//! after its slow work.
 
 use super::part::{Part, Size};
 use crate::change::Lsn;
@@ -35,7 +35,7 @@ impl SlowWork {
 #[derive(Debug)]
 pub(super) enum SlowEvent {
     /// Ops that it found.
-    Piece(Box<Plan>),
+    Found(Box<Plan>),
     /// It has finished.
     Finished {
         /// The ops that it found last.
@@ -108,10 +108,10 @@ impl SlowQueue {
     }
 
     /// Ops that the running work found, ready to be applied with everything else.
-    pub(super) fn piece(&self, piece: Plan) -> Part {
+    pub(super) fn found_part(&self, found: Plan) -> Part {
         let mut plan = Plan::default();
         plan.begin_transaction();
-        plan.append(piece);
+        plan.append(found);
         plan.end_transaction(Lsn::ZERO);
         let mut part = Part { plan, ..Part::default() };
         if let Some(running) = &self.running {

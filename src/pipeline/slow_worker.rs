@@ -54,7 +54,7 @@ impl SlowRun {
         let Some(pieces) = &mut self.pieces else { return std::future::pending().await };
         tokio::select! {
             biased;
-            Some(piece) = pieces.recv(), if may_take => SlowEvent::Piece(Box::new(piece)),
+            Some(piece) = pieces.recv(), if may_take => SlowEvent::Found(Box::new(piece)),
             (worker, result) = self.running.finished() => {
                 tracing::debug!(?result, "slow work has finished");
                 let rest = std::iter::from_fn(|| pieces.try_recv().ok()).collect();

@@ -129,7 +129,8 @@ struct RuleTemplates<'a> {
 }
 
 impl RuleTemplates<'_> {
-    /// Compiles an action; `for_each` is the text of the rule's lookup, and `ttl` the default of the file.
+    /// Compiles an action; `for_each` is the text of the rule's lookup, and `ttl` the default of
+    /// the file.
     fn action(&mut self, raw: RawAction, for_each: Option<&Spanned<String>>, ttl: Duration) -> Option<RuleAction> {
         Some(match raw {
             RawAction::Set(RawSet { key, columns, ttl: own_ttl }) => {

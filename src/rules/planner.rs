@@ -80,7 +80,7 @@ impl Planner {
 
     /// Adds the ops of every rule of the row's table, whatever the rules' operations and filters
     /// are: it is not known how the row came to be.
-    pub fn plan_row_whatever(&mut self, change: &Change, commit: &Commit, plan: &mut Plan) {
+    pub fn plan_row_by_every_rule(&mut self, change: &Change, commit: &Commit, plan: &mut Plan) {
         let (rules, bound) = self.bind(change);
         for (bound, rule) in bound.with_definitions(rules) {
             act(bound, rule, change, commit, plan);

@@ -1,9 +1,10 @@
 //! From a batch to Redis commands.
 //!
 //! Owns the order of the commands, and the positions of the replies that are read. No I/O; only the
-//! nonces of new values are random. It must not know the connection. Invariants: `started` rises before any op; what removes goes before
-//! what announces; the count follows every op; no command names more than [`KEYS_PER_COMMAND`]
-//! keys, so that none blocks Redis for long; no op touches the daemon's own state.
+//! nonces of new values are random. It must not know the connection. Invariants: `started` rises
+//! before any op; what removes goes before what announces; the count follows every op; no command
+//! names more than [`KEYS_PER_COMMAND`] keys, so that none blocks Redis for long; no op touches the
+//! daemon's own state.
 
 use std::ops::Range;
 use std::time::{Duration, SystemTime};
@@ -357,7 +358,7 @@ mod tests {
         let origin = Origin::decode("s/1/0");
         let mut proof = Proof::default();
         proof.read(Dataset::parse("role:master").unwrap(), Some("3"));
-        proof.go_on(&Remembered { applied: Some(Lsn::new(5)), started: None, origin, batches: 4 });
+        proof.resume_from(&Remembered { applied: Some(Lsn::new(5)), started: None, origin, batches: 4 });
         proof
     }
 

@@ -78,7 +78,7 @@ impl Proof {
     }
 
     /// History is proven from what the dataset remembers.
-    pub(super) fn go_on(&mut self, remembered: &Remembered) {
+    pub(super) fn resume_from(&mut self, remembered: &Remembered) {
         self.recorded = remembered.applied.unwrap_or_default();
         self.counted = remembered.batches;
         self.history = remembered.origin.as_ref().map(history).unwrap_or_default();
@@ -174,7 +174,7 @@ mod tests {
     fn what_was_recorded_counts_within_its_epoch() {
         let mut proof = Proof::default();
         proof.read(dataset("a"), Some("3"));
-        proof.go_on(&at(50, 7));
+        proof.resume_from(&at(50, 7));
         proof.applied(Some(Lsn::new(60)), Some(8));
         proof.applied(None, None);
         assert_eq!((proof.recorded(), proof.counted()), (Lsn::new(60), 8));
@@ -190,7 +190,7 @@ mod tests {
     fn a_flush_begins_history_at_what_is_present() {
         let mut proof = Proof::default();
         proof.read(dataset("a"), Some("1"));
-        proof.go_on(&at(90, 9));
+        proof.resume_from(&at(90, 9));
         proof.epoch_began(2);
         assert_eq!((proof.epoch_found(), proof.epoch()), ("2", 1));
         let [slot, end, recorded] = [40, 95, 90].map(Lsn::new);

@@ -52,8 +52,8 @@ impl Sink {
     }
 
     /// History is proven: goes on with the dataset that [`Sink::remembered`] read.
-    pub fn go_on(&mut self, remembered: &Remembered) {
-        self.proof.go_on(remembered);
+    pub fn resume_from(&mut self, remembered: &Remembered) {
+        self.proof.resume_from(remembered);
     }
 
     /// Stores in Redis that the proven history belongs to another origin from now on. Tries again

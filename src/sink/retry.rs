@@ -2,7 +2,7 @@
 //!
 //! Owns the state of a series of attempts, and its log lines. It must not know what is attempted.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redis::RedisError;
 
@@ -42,7 +42,7 @@ impl RetryState {
     /// An attempt failed. Logs that `what` waits, at growing intervals. Returns how long to wait
     /// before the next attempt.
     pub(super) fn failed(&mut self, what: &str, address: &str, error: &RedisError) -> Duration {
-        if self.notices.due() {
+        if self.notices.due(Instant::now()) {
             let advice = explain(error).advice;
             let error = crate::redis::describe(error);
             tracing::warn!(redis = address, error, "{what} wait for Redis; {advice}");

@@ -4,6 +4,7 @@
 //! every row. It must not change what is applied.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use super::batch::Batch;
 use super::settings::SinkSettings;
@@ -22,7 +23,7 @@ impl Warnings {
     /// Rules failed on changes of this batch.
     pub(super) fn failed_rules(&mut self, batch: &Batch, settings: &SinkSettings) {
         for letter in batch.plan.dead_letters() {
-            if self.failed_rules.entry(letter.rule).or_default().due() {
+            if self.failed_rules.entry(letter.rule).or_default().due(Instant::now()) {
                 tracing::warn!(
                     rule = settings.rule_name(letter.rule),
                     line = settings.rule_line(letter.rule),
@@ -36,7 +37,7 @@ impl Warnings {
 
     /// The key of a stream holds another type, so entries were dropped.
     pub(super) fn dropped_entries(&mut self, address: &str) {
-        if self.dropped_entries.due() {
+        if self.dropped_entries.due(Instant::now()) {
             tracing::warn!(
                 redis = address,
                 "stream entries were dropped: the key that a rule names as its `stream` holds another type; \
@@ -47,7 +48,7 @@ impl Warnings {
 
     /// Redis is full, so that many values are deleted instead of written.
     pub(super) fn full_memory(&mut self, address: &str, values: usize) {
-        if self.full_memory.due() {
+        if self.full_memory.due(Instant::now()) {
             tracing::warn!(
                 redis = address,
                 values,

@@ -10,7 +10,7 @@ use std::borrow::Cow;
 use std::convert::Infallible;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
@@ -117,7 +117,7 @@ impl Subscription {
                 }
                 Err(error) => error,
             };
-            if notices.due() {
+            if notices.due(Instant::now()) {
                 let error = crate::redis::describe(&error);
                 tracing::warn!(redis = self.address, error, "no events: cannot subscribe to the broadcast in Redis");
             }

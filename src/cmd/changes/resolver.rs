@@ -66,7 +66,7 @@ impl Resolver {
                 let planned = self.planner.plan(&input.change, &input.commit, plan);
                 planned.map_err(|error| Failure::findings(printable(with_causes(&error))))?;
             }
-            Planning::EveryRule => self.planner.plan_row_whatever(&input.change, &input.commit, plan),
+            Planning::EveryRule => self.planner.plan_row_by_every_rule(&input.change, &input.commit, plan),
             Planning::Resync => self.planner.resync(&input.change, plan),
             Planning::OneRule(entry) => self.planner.plan_only(&entry.rule, &input.change, &input.commit, plan),
         }

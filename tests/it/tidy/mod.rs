@@ -10,7 +10,7 @@ use std::path::Path;
 use source::{SourceFile, Tree, files_with, rust_files};
 
 /// The most code lines of a file, tests aside.
-const FILE_LINES_MAX: usize = 420;
+const FILE_LINES_MAX: usize = 360;
 
 /// The most lines of a function.
 const FUNCTION_LINES_MAX: usize = 75;
@@ -23,6 +23,38 @@ const VOCABULARY: &[&str] = &["catalog", "causes", "change", "key", "nearest", "
 
 /// What does I/O, by crate.
 const IO_CRATES: &[&str] = &["axum", "hyper", "hyper_util", "redis", "tokio", "tokio_postgres", "tokio_util"];
+
+/// Files of other rooms that do no I/O.
+const PURE_FILES: &[&str] = &[
+    "coherence/epoch.rs",
+    "coherence/gate.rs",
+    "coherence/history.rs",
+    "coherence/horizon.rs",
+    "coherence/lease/envelope.rs",
+    "coherence/progress.rs",
+    "coherence/watermark.rs",
+    "pipeline/batcher.rs",
+    "pipeline/error.rs",
+    "pipeline/held.rs",
+    "pipeline/in_flight.rs",
+    "pipeline/intake.rs",
+    "pipeline/part.rs",
+    "pipeline/repeats.rs",
+    "pipeline/session.rs",
+    "pipeline/slow_queue.rs",
+    "pipeline/streams.rs",
+    "query/lexer.rs",
+    "query/parameter_use.rs",
+    "query/scans.rs",
+    "query/tree.rs",
+    "sink/batch.rs",
+    "sink/broadcast.rs",
+    "sink/proof.rs",
+    "sink/settings.rs",
+    "source/images.rs",
+    "source/replication/assemble.rs",
+    "source/replication/pgoutput.rs",
+];
 
 /// What a room may use, besides itself.
 struct Room {
@@ -45,7 +77,7 @@ const fn room(name: &'static str, rooms: &'static [&'static str]) -> Room {
 /// The rooms in reading order. All may use the vocabulary; data flows one way, and only `pipeline` and `cmd` join.
 const ROOMS: &[Room] = &[
     pure("backoff", &[]),
-    pure("mutant", &[]),
+    room("mutant", &[]),
     room("redis", &[]),
     room("postgres", &["backoff"]),
     room("config", &["postgres", "redis"]),
@@ -67,8 +99,27 @@ const ROOMS: &[Room] = &[
 ];
 
 /// Metaphors and persons where the field has a term. Each is searched for as a word, also inside a name.
-const WORDS: &[&str] =
-    &["somebody", "nobody", "whoever", "everybody", "errand", "outing", "passenger", "setback", "doorbell", "bury"];
+const WORDS: &[&str] = &[
+    "somebody",
+    "nobody",
+    "whoever",
+    "everybody",
+    "himself",
+    "errand",
+    "outing",
+    "passenger",
+    "pilot",
+    "landing",
+    "setback",
+    "patience",
+    "trouble",
+    "glance",
+    "doorbell",
+    "bury",
+    "buried",
+    "whim",
+    "whims",
+];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -105,7 +156,10 @@ fn strangers(tree: &Tree) -> Vec<String> {
                 found.insert(format!("{} uses {}", file.name, tree.files[*target].name));
             }
         }
-        if VOCABULARY.contains(&room) || ROOMS.iter().any(|known| known.name == room && known.pure) {
+        let is_pure = VOCABULARY.contains(&room)
+            || PURE_FILES.contains(&file.name.as_str())
+            || ROOMS.iter().any(|known| known.name == room && known.pure);
+        if is_pure {
             let io = file.crates.iter().filter(|name| IO_CRATES.contains(&name.as_str()));
             found.extend(io.map(|name| format!("{} uses the crate {name}", file.name)));
         }
@@ -119,6 +173,9 @@ fn rooms_use_only_what_is_below_them() {
     let known: BTreeSet<_> = ROOMS.iter().map(|room| room.name).chain(VOCABULARY.iter().copied()).collect();
     let rooms: BTreeSet<_> = tree.files.iter().map(room_of).filter(|room| !matches!(*room, "" | "cmd")).collect();
     assert_eq!(rooms, known, "a room without a line in ROOMS, or the other way round");
+    for name in PURE_FILES {
+        assert!(tree.files.iter().any(|file| file.name == *name), "{name} is gone; correct PURE_FILES");
+    }
     let found = strangers(&tree);
     assert!(found.is_empty(), "{}", found.join("\n"));
 }
@@ -188,7 +245,7 @@ fn words_of(line: &str) -> BTreeSet<String> {
 
 /// Comments that are too wide, and words that the field does not use.
 fn badly_said(name: &str, text: &str) -> Vec<String> {
-    let marker = if name.ends_with(".rs") { "//" } else { "--" };
+    let marker = if name.ends_with(".sql") || name.ends_with(".lua") { "--" } else { "//" };
     let mut found = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {
         let columns = line.chars().count();
@@ -208,7 +265,7 @@ fn badly_said(name: &str, text: &str) -> Vec<String> {
 fn comments_are_narrow_and_words_are_plain() {
     let mut found = Vec::new();
     for directory in ["src", "tests", "benches", "sql"] {
-        for path in files_with(&root().join(directory), &["rs", "sql", "lua"]) {
+        for path in files_with(&root().join(directory), &["rs", "sql", "lua", "mjs"]) {
             let name = path.strip_prefix(root()).unwrap().to_string_lossy().into_owned();
             // This file holds the words themselves.
             if name != "tests/it/tidy/mod.rs" {

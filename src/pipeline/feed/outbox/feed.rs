@@ -382,7 +382,7 @@ fn warn_of_unknown(transaction: &ClaimedTransaction, notices: &mut Notices) {
         EntryEvent::Change(_) => None,
     });
     if let Some(table) = unknown
-        && notices.due()
+        && notices.due(Instant::now())
     {
         tracing::warn!(
             %table,
