@@ -1,4 +1,4 @@
-//! What goes wrong between PostgreSQL, the daemon and Redis; each case by force.
+//! Failures between PostgreSQL, the daemon and Redis; each test causes one.
 
 use redis::Commands as _;
 use unstale::sandbox::signal;
@@ -12,7 +12,7 @@ fn a_killed_daemon_loses_nothing() {
         let daemon = world.daemon();
         let key = format!("v1:user:u{}", round % 10 + 1);
         world.cache(&key);
-        // Killed at once, so in some rounds before and in some after it was applied.
+        // Killed immediately, so in some rounds before the change was applied and in some after it.
         world.sql(&format!("update users set name = 'round {round}' where id = 'u{}'", round % 10 + 1));
         daemon.signal("KILL");
         drop(daemon);
@@ -24,7 +24,7 @@ fn a_killed_daemon_loses_nothing() {
 }
 
 #[test]
-fn nothing_is_confirmed_while_redis_is_away_and_all_is_applied_when_it_is_back() {
+fn nothing_is_confirmed_during_a_redis_outage_and_all_is_applied_after_it() {
     let mut world = World::shipped();
     let daemon = world.daemon();
     world.sql("update users set name = 'before' where id = 'u1'");
@@ -47,7 +47,7 @@ fn nothing_is_confirmed_while_redis_is_away_and_all_is_applied_when_it_is_back()
 }
 
 #[test]
-fn a_frozen_redis_is_tried_again_and_the_server_hears_from_us_meanwhile() {
+fn a_frozen_redis_is_retried_while_keepalives_continue() {
     let world = World::with(crate::support::SHIPPED, &["wal_sender_timeout=3s"], &[]);
     world.run_ok(&["setup"]);
     let daemon = world.daemon();
@@ -57,10 +57,10 @@ fn a_frozen_redis_is_tried_again_and_the_server_hears_from_us_meanwhile() {
     let redis = world.redis.pid().unwrap();
     assert!(signal(redis, "STOP"));
     world.sql("update users set name = 'frozen' where id = 'u1'");
-    // Redis answers nothing for longer than our time-out and three times the walsender's.
+    // Redis does not answer for longer than our timeout and three times the walsender's.
     daemon.wait_for_log("did not answer in time");
     assert!(signal(redis, "CONT"));
-    // Whichever of the two connections had to wait for too long.
+    // Either connection may have timed out.
     daemon.wait_for_log("Redis accepts");
     world.settle();
     assert!(!world.holds("v1:user:u1"));
@@ -68,7 +68,7 @@ fn a_frozen_redis_is_tried_again_and_the_server_hears_from_us_meanwhile() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// `applied` may not pass an op that was refused, so it cannot travel in the same pipeline.
+/// `applied` must not pass an op that was refused, so it cannot be sent in the same pipeline.
 #[test]
 fn a_refused_command_holds_back_the_watermark() {
     let world = World::shipped();
@@ -106,7 +106,7 @@ fn a_refused_command_holds_back_the_watermark() {
 }
 
 #[test]
-fn a_full_redis_still_takes_deletes_bumps_and_watermarks() {
+fn a_full_redis_still_accepts_deletes_bumps_and_watermarks() {
     let world = World::shipped();
     let daemon = world.daemon();
     world.cache("v1:user:u1");
@@ -123,7 +123,7 @@ fn a_full_redis_still_takes_deletes_bumps_and_watermarks() {
 }
 
 #[test]
-fn flushed_scripts_are_loaded_again() {
+fn flushed_scripts_are_reloaded() {
     let world = World::shipped();
     let daemon = world.daemon();
     redis::cmd("SCRIPT").arg("FLUSH").exec(&mut world.redis()).unwrap();
@@ -135,7 +135,7 @@ fn flushed_scripts_are_loaded_again() {
 }
 
 #[test]
-fn a_crashed_postgresql_is_waited_for() {
+fn the_daemon_waits_for_a_crashed_postgresql() {
     let mut world = World::shipped();
     let daemon = world.daemon();
     for round in 0..3 {
@@ -202,7 +202,7 @@ fn a_second_daemon_stands_by_and_takes_over() {
 }
 
 #[test]
-fn told_to_stop_it_finishes_what_it_received() {
+fn a_stopped_daemon_applies_what_it_received() {
     let world = World::shipped();
     let mut daemon = world.daemon();
     let redis = world.redis.pid().unwrap();
@@ -217,12 +217,12 @@ fn told_to_stop_it_finishes_what_it_received() {
     assert_eq!(daemon.wait(), Some(0));
     let left: Vec<String> = world.redis().keys("v1:user:*").unwrap();
     assert_eq!(left, [""; 0]);
-    // The daemon has said so before it left; the walsender may read it later.
+    // The daemon sent the confirmation before it exited; the walsender may process it later.
     wait_until(EVENT_MAX, "what is applied is confirmed", || world.confirmed() >= world.applied());
 }
 
 #[test]
-fn told_to_stop_while_redis_is_away_it_stops_within_its_limit() {
+fn a_daemon_stopped_during_a_redis_outage_exits_within_its_limit() {
     let mut world = World::shipped();
     let mut daemon = crate::support::Daemon::start(world.command(&["run", "--drain-max", "200ms"]));
     daemon.wait_for_log("streaming");

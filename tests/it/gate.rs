@@ -1,8 +1,7 @@
-//! The gate: what is committed and not yet visible stays in the cache, and holds up nothing else.
+//! The gate: a commit that is not yet visible leaves the cache as it is, and delays nothing else.
 //!
-//! `synchronous_standby_names = 'missing'` makes the race of every server with a synchronous
-//! standby last as long as a test wants: a commit is in the log and on the slot, and no snapshot
-//! sees it.
+//! `synchronous_standby_names = 'missing'` prolongs a race that every server with a synchronous
+//! standby has: a commit is in the log and on the slot, but no snapshot sees it.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +18,7 @@ fn now(world: &World) -> u64 {
 }
 
 #[test]
-fn a_commit_that_is_not_visible_stays_in_the_cache_and_holds_up_no_other() {
+fn an_invisible_commit_is_not_applied_and_delays_no_other() {
     let world = World::shipped();
     let daemon = world.daemon();
     world.sql("update users set name = 'before' where id = 'u3'");
@@ -30,7 +29,7 @@ fn a_commit_that_is_not_visible_stays_in_the_cache_and_holds_up_no_other() {
     }
     world.hold_commits();
     let committing = world.stuck("update users set name = 'stuck' where id = 'u1'");
-    // What wrote the commit wrote no less, so this is behind its record.
+    // The commit record is written already, so this position is past it.
     let behind: Lsn = world.value("select pg_current_wal_insert_lsn()::text").parse().unwrap();
     assert_eq!(world.value("select name from users where id = 'u1'"), "User 1", "no snapshot sees it");
     world.wait_until_sent();
@@ -49,7 +48,7 @@ fn a_commit_that_is_not_visible_stays_in_the_cache_and_holds_up_no_other() {
 }
 
 #[test]
-fn what_was_stuck_is_not_lost_with_the_daemon() {
+fn a_stuck_commit_survives_a_kill_of_the_daemon() {
     let world = World::shipped();
     let daemon = world.daemon();
     world.cache("v1:user:u1");
@@ -73,10 +72,10 @@ fn what_was_stuck_is_not_lost_with_the_daemon() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// A reader that finds the version key missing makes it from `started`, which may have passed the
-/// stuck commit.
+/// A reader that finds no version key creates it from `started`, which may be past the stuck
+/// commit.
 #[test]
-fn a_version_key_rises_for_what_was_stuck_even_above_a_later_commit() {
+fn a_stuck_commit_raises_its_version_key_above_a_later_commit() {
     let world = World::shipped();
     let daemon = world.daemon();
     let version = || world.redis().get::<_, Option<u64>>("v1:flags-version:o1").unwrap();
@@ -92,10 +91,10 @@ fn a_version_key_rises_for_what_was_stuck_even_above_a_later_commit() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// More than may be kept waits for its visibility: what its rules match is deleted then instead of
-/// its own keys.
+/// A commit with more changes than may be kept waits to become visible. Everything that its rules
+/// match is deleted then, instead of its own keys.
 #[test]
-fn a_large_transaction_that_is_stuck_does_not_fill_memory() {
+fn a_large_stuck_transaction_takes_bounded_memory() {
     let world = World::shipped();
     let daemon = world.daemon();
     world.cache("v1:user:x300000");
@@ -115,10 +114,9 @@ fn a_large_transaction_that_is_stuck_does_not_fill_memory() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// The question what is visible cannot be asked of a server that shuts down, and it may not wait
-/// for the answer.
+/// A server that shuts down cannot be asked what is visible, and must not wait for the answer.
 #[test]
-fn postgresql_can_be_shut_down_while_something_is_stuck() {
+fn postgresql_can_be_shut_down_with_a_stuck_commit() {
     let mut world = World::shipped();
     let daemon = world.daemon();
     world.cache("v1:user:u1");
@@ -128,13 +126,13 @@ fn postgresql_can_be_shut_down_while_something_is_stuck() {
     let pid = world.postgres.pid().unwrap();
     assert!(unstale::sandbox::signal(pid, "INT"));
     wait_until(EVENT_MAX, "PostgreSQL ends", || !unstale::sandbox::signal(pid, "0"));
-    // The server gave the wait up, and its client saw the connection end.
+    // The server gave up the wait, and its client lost the connection.
     let _ = committing.join();
     world.postgres.stop();
     world.postgres.restart().unwrap();
     world.reconnect();
     daemon.wait_for_log("streaming");
-    // The setting is still there, so only what does not wait can be written.
+    // The setting is still active, so only writes that do not wait are possible.
     world.sql("set synchronous_commit = local");
     world.sql("update users set name = 'after' where id = 'u2'");
     world.settle();
@@ -142,10 +140,9 @@ fn postgresql_can_be_shut_down_while_something_is_stuck() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// A daemon that has just begun knows no partition yet, and the catalog is asked about the stuck
-/// one first.
+/// A daemon that has just started knows no partition yet, and looks up the stuck one first.
 #[test]
-fn a_stuck_commit_to_a_partition_holds_up_no_other() {
+fn a_stuck_commit_to_a_partition_delays_no_other() {
     let world = crate::invalidation::partitioned();
     world.hold_commits();
     let committing = world.stuck("insert into events values (1, 5)");
@@ -162,9 +159,9 @@ fn a_stuck_commit_to_a_partition_holds_up_no_other() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// What is stuck keeps the watermark from moving, and Redis is asked all the same.
+/// A stuck commit keeps the watermark from moving; Redis is checked all the same.
 #[test]
-fn an_emptied_redis_is_noticed_while_something_is_stuck() {
+fn an_emptied_redis_is_noticed_despite_a_stuck_commit() {
     let world = World::shipped();
     let daemon = world.daemon();
     world.hold_commits();
@@ -195,10 +192,10 @@ fn a_standby_is_refused() {
     assert!(crate::support::text(&output).contains("name the primary in source.url"));
 }
 
-/// With Redis away for longer than `redis_down_max`, PostgreSQL can shut down although nothing is
-/// confirmed.
+/// If Redis is unavailable for longer than `redis_down_max`, PostgreSQL can shut down although
+/// nothing is confirmed.
 #[test]
-fn redis_that_is_away_for_long_does_not_keep_postgresql_from_shutting_down() {
+fn a_long_redis_outage_does_not_block_a_shutdown_of_postgresql() {
     let rules = SHIPPED.replace("  namespace:", "  redis_down_max: 1s\n  namespace:");
     let mut world = World::with_rules(&rules);
     world.run_ok(&["setup"]);
@@ -222,9 +219,10 @@ fn redis_that_is_away_for_long_does_not_keep_postgresql_from_shutting_down() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// A batch that takes long is no Redis that is away: otherwise it would be begun again for ever.
+/// A batch that takes long does not mean that Redis is unavailable; otherwise it would be retried
+/// forever.
 #[test]
-fn a_long_scan_does_not_count_as_redis_being_away() {
+fn a_long_scan_does_not_count_as_a_redis_outage() {
     let rules = SHIPPED.replace("  namespace:", "  redis_down_max: 1s\n  namespace:");
     let mut world = World::with_rules(&rules);
     world.run_ok(&["setup"]);
@@ -233,7 +231,7 @@ fn a_long_scan_does_not_count_as_redis_being_away() {
     let daemon = world.daemon();
     const MANY: &str = "for i = 1, 60000 do redis.call('SET', 'v1:user:x' .. i, 'cached') end return 1";
     let () = redis::cmd("EVAL").arg(MANY).arg(0).query(&mut world.redis()).unwrap();
-    // Some 60 steps of a scan, each with two round trips there and back.
+    // About 60 steps of a scan, each with two round trips there and back.
     proxy.set(Fault::Delay(Duration::from_millis(10)));
     let began = Instant::now();
     world.sql("truncate users cascade");
@@ -246,20 +244,20 @@ fn a_long_scan_does_not_count_as_redis_being_away() {
 }
 
 #[test]
-fn redis_hears_how_current_it_is() {
+fn the_heartbeat_reports_how_current_redis_is() {
     let world = World::shipped();
     let daemon = world.daemon();
     let asof = || world.redis().get::<_, Option<u64>>("v1:unstale:{unstale}:asof").unwrap().unwrap_or(0);
     let begin = now(&world);
     wait_until(EVENT_MAX, "an idle database is current", || asof() >= begin);
     assert!(asof() <= now(&world));
-    // And one that is never at rest.
+    // The same on a server that is never idle.
     let begin = now(&world);
     wait_until(EVENT_MAX, "a busy database is current, too", || {
         world.sql("update users set name = name || 'x' where id = 'u2'");
         asof() >= begin + 1000
     });
-    // What is stuck is not in force, so nothing is current.
+    // A stuck commit is not in force, so `asof` must not pass it.
     world.hold_commits();
     let committing = world.stuck("update users set name = 'stuck' where id = 'u1'");
     world.wait_until_sent();

@@ -1,13 +1,13 @@
-//! Proven history: what PostgreSQL or Redis can forget, and that the cache is then emptied, and
+//! Proven history: after everything that PostgreSQL or Redis can lose, the cache is emptied, and
 //! only then.
 
 use redis::Commands as _;
 
 use crate::support::{Daemon, EVENT_MAX, SHIPPED, World, next_message, wait_until};
 
-/// Stops the daemon, does something to the servers, and starts it again with a value in the cache
-/// that no invalidation will reach: it is gone if there was a reason to empty the cache, which is
-/// counted, and there otherwise.
+/// Stops the daemon, changes something on the servers, and starts the daemon again with a value in
+/// the cache that no invalidation will delete. If there was a reason to empty the cache, the value
+/// must be gone and the epoch counted; otherwise the value must stay.
 fn check(mut world: World, meanwhile: impl FnOnce(&mut World), reason: Option<&str>) {
     let daemon = world.daemon();
     world.sql("update users set name = 'before' where id = 'u1'");
@@ -49,8 +49,8 @@ fn a_clean_restart_of_postgresql_keeps_the_cache() {
     check(World::shipped(), restart, None);
 }
 
-/// With `synchronous_commit = off` a commit is visible before it is durable: what a reader cached
-/// may be gone.
+/// With `synchronous_commit = off` a commit is visible before it is durable, so the value that a
+/// reader cached may be lost.
 #[test]
 fn an_unclean_restart_of_postgresql_empties_the_cache() {
     let crash = |world: &mut World| {
@@ -62,7 +62,7 @@ fn an_unclean_restart_of_postgresql_empties_the_cache() {
     check(World::shipped(), crash, Some("unclean-restart"));
 }
 
-/// A crash of one backend makes the server start over in place; its start time stays.
+/// If a backend crashes, the server restarts in place; its start time stays.
 #[test]
 fn a_crashed_backend_empties_the_cache() {
     let crash = |world: &mut World| {
@@ -78,7 +78,7 @@ fn a_crashed_backend_empties_the_cache() {
 }
 
 #[test]
-fn a_slot_made_anew_empties_the_cache() {
+fn a_recreated_slot_empties_the_cache() {
     let recreate = |world: &mut World| {
         world.sql("select pg_drop_replication_slot('unstale')");
         world.sql("update users set name = 'missed' where id = 'u9'");
@@ -96,7 +96,7 @@ fn a_slot_that_was_advanced_empties_the_cache() {
     check(World::shipped(), advance, Some("gap"));
 }
 
-/// The server throws away log that a slot needs.
+/// Makes the server remove log that the slot needs.
 fn lose_slot(world: &World) {
     world.sql("update users set name = 'missed' where id = 'u9'");
     for _ in 0..3 {
@@ -108,16 +108,16 @@ fn lose_slot(world: &World) {
 }
 
 #[test]
-fn a_lost_slot_is_made_anew_and_the_cache_is_emptied() {
+fn a_lost_slot_is_recreated_and_the_cache_emptied() {
     let world = World::with(SHIPPED, &["max_slot_wal_keep_size=1MB"], &[]);
     world.run_ok(&["setup"]);
     check(world, |world| lose_slot(world), Some("gap"));
 }
 
-/// Redis holds everything up, and PostgreSQL needs the room: it ends the walsender and gives the
-/// slot up.
+/// Redis delays everything, and PostgreSQL runs out of room: it ends the walsender and invalidates
+/// the slot.
 #[test]
-fn a_slot_that_is_lost_while_it_is_read_is_made_anew() {
+fn a_slot_lost_while_streaming_is_recreated() {
     let world = World::with(SHIPPED, &["max_slot_wal_keep_size=1MB"], &[]);
     world.run_ok(&["setup"]);
     let daemon = world.daemon();
@@ -134,10 +134,10 @@ fn a_slot_that_is_lost_while_it_is_read_is_made_anew() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// The address leads to what has become a replica: nothing may be written there, and nothing be
-/// thought done.
+/// The address leads to a server that has become a replica: the daemon must not write there, nor
+/// confirm anything.
 #[test]
-fn a_redis_that_became_a_replica_is_waited_for() {
+fn the_daemon_waits_while_redis_is_a_replica() {
     let world = World::shipped();
     let daemon = world.daemon();
     let other = unstale::sandbox::Redis::start(&[]).unwrap();
@@ -153,7 +153,7 @@ fn a_redis_that_became_a_replica_is_waited_for() {
 }
 
 #[test]
-fn a_slot_dropped_underneath_is_made_anew() {
+fn a_slot_dropped_while_the_daemon_runs_is_recreated() {
     let world = World::shipped();
     let daemon = world.daemon();
     world.sql("update users set name = 'before' where id = 'u1'");
@@ -172,7 +172,7 @@ fn a_slot_dropped_underneath_is_made_anew() {
 }
 
 #[test]
-fn without_slot_and_publication_the_daemon_ends_with_what_to_do() {
+fn without_slot_and_publication_the_daemon_exits_with_advice() {
     let world = World::shipped();
     let mut daemon = world.daemon();
     world.sql("drop publication unstale");
@@ -181,10 +181,10 @@ fn without_slot_and_publication_the_daemon_ends_with_what_to_do() {
     assert!(daemon.log().join("\n").contains("unstale setup"), "{:?}", daemon.log());
 }
 
-/// Log from before the publication existed cannot be decoded: PostgreSQL 15 to 17 fail on it for
-/// ever, 18 leaves it out with a warning.
+/// Log from before the publication existed cannot be decoded: PostgreSQL 15 to 17 always fail on
+/// it, 18 skips it with a warning.
 #[test]
-fn a_publication_that_was_gone_for_a_while_empties_the_cache() {
+fn a_recreated_publication_empties_the_cache() {
     let gone = |world: &mut World| {
         world.sql("drop publication unstale");
         world.sql("update users set name = 'missed' where id = 'u9'");
@@ -200,7 +200,7 @@ fn another_database_cluster_empties_the_cache() {
         std::mem::swap(&mut world.postgres, &mut other.postgres);
         world.database_url.clone_from(&other.database_url);
         world.reconnect();
-        // So far that the positions alone would look right.
+        // Far enough that the positions alone would look right.
         world.sql("select pg_switch_wal()");
     };
     check(World::shipped(), swap, Some("other-system"));
@@ -219,8 +219,7 @@ fn a_promoted_standby_empties_the_cache() {
     check(World::shipped(), promote, Some("other-timeline"));
 }
 
-/// The server's files are put back to what they were: the same cluster, the same timeline, an older
-/// log.
+/// The server's files are restored: the same cluster, the same timeline, an older log.
 #[test]
 fn a_postgresql_restored_from_a_copy_empties_the_cache() {
     let mut world = World::shipped();
@@ -244,10 +243,10 @@ fn a_postgresql_restored_from_a_copy_empties_the_cache() {
     check(world, restore, Some("log-went-back"));
 }
 
-/// A Redis that loses everything again and again may not become a database that is asked for
-/// everything.
+/// A Redis that keeps losing its data must not make the daemon empty the cache, and load the
+/// database, all the time.
 #[test]
-fn epochs_are_rationed() {
+fn new_epochs_are_rate_limited() {
     let world = World::shipped();
     let daemon = world.daemon();
     for _ in 0..4 {
@@ -265,7 +264,7 @@ fn epochs_are_rationed() {
 }
 
 #[test]
-fn an_emptied_redis_begins_a_new_epoch_and_never_an_old_number() {
+fn an_emptied_redis_begins_an_epoch_with_a_new_number() {
     let world = World::shipped();
     let daemon = world.daemon();
     world.sql("update users set name = 'before' where id = 'u1'");
@@ -280,7 +279,7 @@ fn an_emptied_redis_begins_a_new_epoch_and_never_an_old_number() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// Redis comes back with the dataset of a snapshot that is older than what was recorded.
+/// Redis restarts with the dataset of a snapshot that is older than what was recorded.
 #[test]
 fn a_redis_restarted_from_an_older_snapshot_empties_the_cache() {
     let mut world = World::shipped();
@@ -301,10 +300,10 @@ fn a_redis_restarted_from_an_older_snapshot_empties_the_cache() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// Ops that were answered and not yet recorded are lost without a trace in the watermark: they are
-/// sent again.
+/// Ops that were answered but not recorded are lost; the watermark does not include them, so they
+/// are sent again.
 #[test]
-fn a_redis_restarted_from_a_snapshot_with_all_that_was_recorded_keeps_the_cache() {
+fn a_redis_restarted_with_everything_recorded_keeps_the_cache() {
     let mut world = World::shipped();
     let daemon = world.daemon();
     world.cache("v1:user:u9");
@@ -324,9 +323,9 @@ fn a_redis_restarted_from_a_snapshot_with_all_that_was_recorded_keeps_the_cache(
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// A replica that is promoted may lack the end of what the old primary had recorded.
+/// A replica that is promoted may lack the last writes that the old primary had recorded.
 #[test]
-fn a_redis_failover_that_lost_writes_empties_the_cache_and_one_that_lost_none_keeps_it() {
+fn a_redis_failover_empties_the_cache_only_if_writes_were_lost() {
     for lossy in [false, true] {
         let mut world = World::shipped();
         let replica = unstale::sandbox::Redis::start(&[]).unwrap();
@@ -351,7 +350,7 @@ fn a_redis_failover_that_lost_writes_empties_the_cache_and_one_that_lost_none_ke
             world.sql("update users set name = 'lost in the failover' where id = 'u9'");
             world.settle();
         }
-        // The old primary dies, and its address leads to the new one.
+        // The old primary fails, and its address leads to the new one.
         daemon.signal("STOP");
         redis::cmd("REPLICAOF").arg("NO").arg("ONE").exec(&mut on_replica).unwrap();
         proxy.retarget(replica.port());
@@ -367,7 +366,7 @@ fn a_redis_failover_that_lost_writes_empties_the_cache_and_one_that_lost_none_ke
     }
 }
 
-/// Redis then takes a new replication id, though it is the same server with the same values.
+/// Redis then takes a new replication id, although it is the same server with the same values.
 #[test]
 fn the_first_replica_of_redis_keeps_the_cache() {
     let world = World::shipped();
@@ -382,7 +381,7 @@ fn the_first_replica_of_redis_keeps_the_cache() {
     let mut on_replica = redis::Client::open(replica.url()).unwrap().get_connection().unwrap();
     redis::cmd("REPLICAOF").arg("127.0.0.1").arg(world.redis.port()).exec(&mut on_replica).unwrap();
     wait_until(EVENT_MAX, "Redis takes a new id", || replid() != before);
-    // Twice, so that the daemon has asked in between.
+    // Twice, so that the daemon has queried Redis in between.
     for _ in 0..2 {
         let asof = || world.redis().get::<_, Option<u64>>("v1:unstale:{unstale}:asof").unwrap();
         let last = asof();
@@ -394,7 +393,7 @@ fn the_first_replica_of_redis_keeps_the_cache() {
 }
 
 #[test]
-fn a_flush_can_be_asked_for() {
+fn a_flush_can_be_requested() {
     let world = World::shipped();
     let daemon = world.daemon();
     assert_eq!(daemon.stop(), Some(0));
@@ -410,9 +409,9 @@ fn a_flush_can_be_asked_for() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// A flush that did not come to its end has left Redis without what proves history.
+/// A flush that was interrupted has left Redis without the proof of history.
 #[test]
-fn a_flush_that_was_cut_short_is_begun_again() {
+fn an_interrupted_flush_is_repeated() {
     let world = World::shipped();
     assert_eq!(world.daemon().stop(), Some(0));
     world.cache("v1:user:u9");
@@ -426,7 +425,7 @@ fn a_flush_that_was_cut_short_is_begun_again() {
 
 /// A rule's glob may match the names of our own state, and so may a value.
 #[test]
-fn no_rule_reaches_our_own_state() {
+fn no_rule_can_delete_our_own_state() {
     const RULES: &str = "
 version: 1
 source: {url: \"${DATABASE_URL}\"}
@@ -458,7 +457,7 @@ rules:
 }
 
 #[test]
-fn subscribers_hear_of_a_new_epoch() {
+fn a_new_epoch_is_broadcast() {
     let world = World::shipped();
     assert_eq!(world.daemon().stop(), Some(0));
     let mut connection = world.redis();

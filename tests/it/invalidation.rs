@@ -21,7 +21,7 @@ rules:
 ";
 
 #[test]
-fn what_a_commit_makes_stale_is_gone_and_nothing_else() {
+fn a_commit_deletes_exactly_the_stale_keys() {
     let world = World::shipped();
     let check = |sql: &str, gone: &[&str], stays: &[&str]| {
         let name = |key: &&str| format!("v1:{key}");
@@ -33,7 +33,7 @@ fn what_a_commit_makes_stale_is_gone_and_nothing_else() {
         let lost: Vec<_> = stays.iter().filter(|key| !world.holds(&name(key))).collect();
         assert!(lost.is_empty(), "{sql}: wrongly gone: {lost:?}");
     };
-    // With every old value carried, `changed` narrows updates; a narrower identity
+    // If the log carries every old value, `changed` narrows updates; a narrower identity
     // over-invalidates.
     world.sql("alter table users replica identity full; alter table organizations replica identity full");
     let daemon = world.daemon();
@@ -69,7 +69,7 @@ fn what_a_commit_makes_stale_is_gone_and_nothing_else() {
 }
 
 #[test]
-fn keys_hold_any_value() {
+fn keys_can_contain_any_value() {
     let world = World::with_rules(USERS);
     world.run_ok(&["setup"]);
     let daemon = world.daemon();
@@ -87,7 +87,7 @@ fn keys_hold_any_value() {
 }
 
 #[test]
-fn version_keys_rise_to_the_end_of_the_commit_and_never_fall() {
+fn version_keys_rise_to_the_commit_position_and_never_fall() {
     let world = World::shipped();
     let daemon = world.daemon();
     let version = || -> u64 {
@@ -114,7 +114,7 @@ fn version_keys_rise_to_the_end_of_the_commit_and_never_fall() {
 }
 
 #[test]
-fn subscribers_hear_messages_and_an_unbroken_chain_of_invalidations() {
+fn subscribers_receive_messages_and_an_unbroken_chain_of_invalidations() {
     let world = World::with_rules(USERS);
     world.run_ok(&["setup"]);
     let mut connection = world.redis();
@@ -156,7 +156,7 @@ fn subscribers_hear_messages_and_an_unbroken_chain_of_invalidations() {
 }
 
 #[test]
-fn the_default_identity_is_enough_for_keys_of_the_primary_key() {
+fn the_default_identity_suffices_for_keys_of_the_primary_key() {
     let rules = USERS.replace(", \"user-email:{email|lower}\"", "");
     let world = World::with_rules(&rules);
     world.run_ok(&["setup"]);
@@ -178,7 +178,7 @@ fn the_default_identity_is_enough_for_keys_of_the_primary_key() {
 }
 
 #[test]
-fn unchanged_toast_is_known_from_a_full_old_row_and_a_glob_without_it() {
+fn unchanged_toast_comes_from_a_full_old_row_or_becomes_a_glob() {
     const RULES: &str = "
 version: 1
 source: {url: \"${DATABASE_URL}\"}
@@ -208,7 +208,7 @@ rules:
 }
 
 #[test]
-fn a_table_may_change_its_shape_and_its_name_while_it_is_streamed() {
+fn a_table_can_be_altered_and_renamed_while_streaming() {
     let world = World::with_rules(USERS);
     world.run_ok(&["setup"]);
     let daemon = world.daemon();
@@ -246,10 +246,10 @@ rules:
     world
 }
 
-/// A commit is streamed before it is visible. Here that is made to last: it waits for a standby
-/// that never comes, so a query of the catalog in between does not find the partition.
+/// A commit is streamed before it is visible. Here that state lasts, because the commit waits for a
+/// missing standby, so a query of the catalog does not find the partition.
 #[test]
-fn a_partition_is_known_although_the_commit_that_made_it_is_not_yet_visible() {
+fn a_partition_created_by_an_invisible_commit_is_resolved() {
     let world = partitioned();
     let daemon = world.daemon();
     world.cache("v1:event:3");
@@ -273,7 +273,7 @@ fn a_partition_is_known_although_the_commit_that_made_it_is_not_yet_visible() {
 }
 
 #[test]
-fn partitions_speak_for_their_root() {
+fn changes_of_partitions_fire_rules_of_the_root() {
     let world = partitioned();
     let daemon = world.daemon();
     let check = |sql: &str, gone: &[&str]| {
@@ -318,7 +318,7 @@ fn a_thousand_rules_on_a_hundred_tables() {
 }
 
 #[test]
-fn one_transaction_of_any_size_is_applied_in_constant_memory() {
+fn a_transaction_of_any_size_is_applied_in_constant_memory() {
     let world = World::with_rules(USERS);
     world.run_ok(&["setup"]);
     let daemon = world.daemon();
@@ -337,7 +337,7 @@ fn one_transaction_of_any_size_is_applied_in_constant_memory() {
 }
 
 #[test]
-fn what_no_publication_carries_is_confirmed_too() {
+fn unpublished_changes_are_confirmed() {
     let world = World::shipped();
     let daemon = world.daemon();
     world.sql("create table unpublished (n int); insert into unpublished select generate_series(1, 10000)");
@@ -347,7 +347,7 @@ fn what_no_publication_carries_is_confirmed_too() {
 }
 
 #[test]
-fn postgresql_can_be_shut_down_while_it_is_read() {
+fn postgresql_can_be_shut_down_while_streaming() {
     let mut world = World::shipped();
     let daemon = world.daemon();
     world.cache("v1:user:u1");
@@ -361,7 +361,7 @@ fn postgresql_can_be_shut_down_while_it_is_read() {
     world.postgres.restart().unwrap();
     world.reconnect();
     daemon.wait_for_log("streaming");
-    // Whether it was visible could not be known any more, so it may have waited until now.
+    // Its visibility could not be determined any more, so it may have been delayed until now.
     world.settle();
     assert!(!world.holds("v1:user:u1"));
     assert_eq!(world.epoch(), 1, "it stopped cleanly: nothing was lost");
@@ -372,14 +372,14 @@ fn postgresql_can_be_shut_down_while_it_is_read() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// The servers' head of a file, and one rule after another.
+/// A file with the servers and these rules.
 fn rules(rules: &str) -> String {
     let head = "version: 1\nsource: {url: '${DATABASE_URL}'}\ntarget: {url: '${REDIS_URL}', namespace: 'v1:'}\n";
     format!("{head}rules:\n{rules}")
 }
 
 #[test]
-fn rows_of_heirs_are_rows_of_the_table() {
+fn changes_of_child_tables_fire_rules_of_the_parent() {
     let world = World::with_rules(&rules("  base: {table: base, delete: 'base:{id}'}\n"));
     world.sql("create table base (id int primary key, v text); create table child (extra text) inherits (base)");
     world.run_ok(&["setup"]);
@@ -399,9 +399,9 @@ fn rows_of_heirs_are_rows_of_the_table() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// PostgreSQL refuses updates of a published table whose identity it does not take.
+/// PostgreSQL refuses updates of a published table whose replica identity is not usable.
 #[test]
-fn no_table_is_published_that_could_not_be_written_any_more() {
+fn setup_publishes_no_table_that_would_become_unwritable() {
     let both = "  late: {table: late, delete: 'late:{id}'}\n  bare: {table: bare, ops: insert, delete: 'bare'}\n";
     let world = World::with_rules(&rules(both));
     world.sql(
@@ -420,7 +420,7 @@ fn no_table_is_published_that_could_not_be_written_any_more() {
 }
 
 #[test]
-fn a_database_without_an_encoding_is_read_as_it_is() {
+fn a_database_without_an_encoding_is_read_as_bytes() {
     let mut world = World::with_rules(&rules("  t: {table: t, delete: 't:{id}'}\n"));
     world.sql("create database plain encoding 'SQL_ASCII' template template0");
     world.database_url = world.postgres.url("plain");

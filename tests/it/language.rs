@@ -1,5 +1,5 @@
 //! The rule language, through the running daemon: conditions, lookups, tags, patterns, values,
-//! streams, events, second deletes, and what happens when one of them fails or asks for too much.
+//! streams, events, second deletes, and what happens if one fails or exceeds a limit.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use unstale::sink::Broadcast;
 
 use crate::support::{EVENT_MAX, World, next_message, wait_until};
 
-/// These rules under the head that every test has.
+/// A world with these rules below the head that all tests share.
 fn world(rules: &str) -> World {
     world_on(rules, &[], &[])
 }
@@ -23,7 +23,7 @@ fn world_on(rules: &str, postgres: &[&str], redis: &[&str]) -> World {
 }
 
 impl World {
-    /// Runs SQL with these keys in the cache; which of them are gone when it is in force.
+    /// Runs SQL with these keys in the cache. Returns the ones that are gone once it is in force.
     fn gone_after(&self, sql: &str, keys: &[&str]) -> Vec<String> {
         keys.iter().for_each(|key| self.cache(&format!("v1:{key}")));
         self.sql(sql);
@@ -52,7 +52,7 @@ fn fields(map: &std::collections::HashMap<String, redis::Value>) -> BTreeMap<Str
 }
 
 #[test]
-fn a_condition_decides_and_one_that_fails_deletes_more() {
+fn a_condition_filters_changes_and_an_error_deletes_more() {
     let world = world(
         "rules:
   renamed: {table: organizations, ops: [update, delete], when: 'old.name != new.name', delete: 'renamed:{id}'}
@@ -80,7 +80,7 @@ fn a_condition_decides_and_one_that_fails_deletes_more() {
 }
 
 #[test]
-fn a_condition_on_what_is_not_carried_deletes_more_unless_told_otherwise() {
+fn a_condition_on_unknown_values_deletes_more_by_default() {
     let rules = "rules:\n  r: {table: organizations, when: 'old.name != new.name', delete: 'org:{id}'}\n";
     for (unknown, gone) in [("match", true), ("skip", false)] {
         let world = world(&format!("defaults: {{unknown: {unknown}}}\n{rules}"));
@@ -104,7 +104,7 @@ rules:
 ";
 
 #[test]
-fn a_lookup_fans_out_to_the_rows_as_they_are_now() {
+fn a_lookup_returns_the_current_rows() {
     let world = world(&FAN_OUT.replace("MAX", "1000"));
     world.sql(
         "alter table organizations replica identity full; delete from memberships; insert into memberships values
@@ -124,7 +124,7 @@ fn a_lookup_fans_out_to_the_rows_as_they_are_now() {
     messages.sort();
     assert_eq!(messages, [r#"{"user":"u2","organization":"New"}"#, r#"{"user":"u3","organization":"New"}"#]);
     assert!(world.gone_after("update organizations set plan = 'team' where id = 'o1'", &keys).is_empty());
-    // Many organizations at once, asked together.
+    // Many organizations at once, in one query.
     let all = world.gone_after(
         "insert into memberships select 'n' || n, 'u' || n, 'o1', 'member' from generate_series(4, 9) n;
                                 update organizations set name = name || '!'",
@@ -135,7 +135,7 @@ fn a_lookup_fans_out_to_the_rows_as_they_are_now() {
 }
 
 #[test]
-fn a_lookup_that_overflows_or_fails_deletes_everything_its_rule_can_name() {
+fn a_lookup_that_overflows_or_fails_deletes_by_pattern() {
     let world = world(&FAN_OUT.replace("MAX", "2"));
     world.sql("insert into memberships select 'n' || n, 'u' || n, 'o1', 'member' from generate_series(1, 10) n on conflict do nothing");
     let daemon = world.daemon();
@@ -155,7 +155,7 @@ fn a_lookup_that_overflows_or_fails_deletes_everything_its_rule_can_name() {
 }
 
 #[test]
-fn a_lookup_that_takes_long_holds_up_nothing_else() {
+fn a_slow_lookup_delays_nothing_else() {
     let world = world(
         "lookups: {slow: {sql: 'select pg_sleep(3)::text as nothing, $1::text as id', timeout: 30s}}
 rules:
@@ -180,7 +180,7 @@ rules:
 }
 
 #[test]
-fn a_transaction_may_ask_for_more_than_fits_at_once() {
+fn a_transaction_can_make_more_lookups_than_run_at_once() {
     let world = world(&FAN_OUT.replace("MAX", "1000").replace("delete: [", "tags: 'org:{id}'\n    delete: ["));
     world.sql("alter table organizations replica identity full;
                insert into organizations (id, name, slug) select 'x' || n, 'x' || n, 'x' || n from generate_series(1, 10000) n;
@@ -198,7 +198,7 @@ fn a_transaction_may_ask_for_more_than_fits_at_once() {
 }
 
 #[test]
-fn a_tag_removes_its_keys_and_leases_and_nothing_else() {
+fn a_tag_deletes_its_keys_and_leases_and_nothing_else() {
     let world = world("rules:\n  org: {table: organizations, tags: 'org:{id}', publish: {channel: done}}\n");
     let daemon = world.daemon();
     let mut redis = world.redis();
@@ -222,7 +222,7 @@ fn a_tag_removes_its_keys_and_leases_and_nothing_else() {
     world.sql("update organizations set name = 'x' where id = 'o1'");
     let mut told = std::collections::BTreeSet::new();
     let mut is_done = false;
-    // The broadcast of the batch that carries the rule's message comes right after it.
+    // The broadcast of the batch with the rule's message comes right after the message.
     while !is_done || told.len() < many.len() + 1 {
         let message = next_message(&mut subscriber);
         if message.get_channel_name() == "v1:done" {
@@ -240,7 +240,7 @@ fn a_tag_removes_its_keys_and_leases_and_nothing_else() {
     assert!(world.holds("page:other") && world.holds("v1:unstale:{unstale}:epoch"));
     assert_eq!(redis.scard::<_, usize>("v1:tag:org:o1").unwrap(), 0);
     assert!(told.remove("tag v1:tag:org:o1") && told.iter().all(|op| op.starts_with("delete page:")), "{told:?}");
-    // A truncate: every tag of the template.
+    // After a truncate: every tag of the template.
     tag(&mut redis, "o3", &["page:3".to_owned()]);
     world.sql("truncate organizations cascade");
     world.settle();
@@ -249,7 +249,7 @@ fn a_tag_removes_its_keys_and_leases_and_nothing_else() {
 }
 
 #[test]
-fn a_pattern_takes_no_value_for_a_wildcard() {
+fn values_in_a_pattern_are_not_wildcards() {
     let world = world("rules:\n  r: {table: users, pattern: 'search:{name}:*'}\n");
     let daemon = world.daemon();
     let keys = ["search:*:a", "search:x:a", "search:*:", "search:*", "searches:*:a"];
@@ -260,7 +260,7 @@ fn a_pattern_takes_no_value_for_a_wildcard() {
 }
 
 #[test]
-fn a_pattern_over_many_keys_holds_up_nothing_else() {
+fn a_pattern_over_many_keys_delays_nothing_else() {
     let world = world(
         "rules:\n  slow: {table: organizations, pattern: 'x:*:{id}'}\n  user: {table: users, delete: 'user:{id}'}\n",
     );
@@ -284,7 +284,7 @@ fn a_pattern_over_many_keys_holds_up_nothing_else() {
 }
 
 #[test]
-fn a_value_is_written_through_and_never_replaces_a_newer_one() {
+fn a_value_is_set_and_never_replaces_a_newer_one() {
     let world = world(
         "rules:\n  r: {table: users, set: {key: 'user-json:{email|lower}', columns: [id, name, avatar_url], ttl: 10m}}\n",
     );
@@ -296,20 +296,20 @@ fn a_value_is_written_through_and_never_replaces_a_newer_one() {
     assert_eq!(String::from_utf8_lossy(&value.body), r#"{"id":"u1","name":"One","avatar_url":null}"#);
     let ttl: i64 = world.redis().pttl(key).unwrap();
     assert!((1..=600_000).contains(&ttl), "{ttl}");
-    // Inside of one transaction the last one stays, also in another's place.
+    // Within one transaction the last value wins and replaces the earlier one.
     world.sql(
         "begin; update users set name = 'Two' where id = 'u1'; update users set name = 'Three' where id = 'u1'; commit",
     );
     world.settle();
     let three = world.value_of(key).unwrap();
     assert!(String::from_utf8_lossy(&three.body).contains("Three") && three.lo > value.lo);
-    // A value that shows a later position stays.
+    // A value with a later position stays.
     let newer = Envelope { lo: unstale::change::Lsn::new(u64::MAX / 2), ..three.clone() };
     let _: () = world.redis().set(key, newer.encode()).unwrap();
     world.sql("update users set name = 'Four' where id = 'u1'");
     world.settle();
     assert_eq!(world.value_of(key), Some(newer));
-    // A reader's lease does not: what that reader read is refused.
+    // A reader's lease does not stay: the value that the reader read is refused.
     let _: () = world.redis().set(key, "L:0123456789abcdef0123456789abcdef").unwrap();
     world.sql("update users set name = 'Five' where id = 'u1'");
     world.settle();
@@ -324,7 +324,7 @@ fn a_value_is_written_through_and_never_replaces_a_newer_one() {
 }
 
 #[test]
-fn what_may_have_been_applied_before_is_deleted_instead_of_written() {
+fn a_set_that_may_have_been_applied_before_becomes_a_delete() {
     let world =
         world("rules:\n  r: {table: users, set: {key: 'user-json:{id}', columns: [id, name]}, bump: 'v:{id}'}\n");
     let daemon = world.daemon();
@@ -332,8 +332,7 @@ fn what_may_have_been_applied_before_is_deleted_instead_of_written() {
     world.settle();
     drop(daemon);
     world.sql("update users set name = 'newer' where id = 'u1'");
-    // As if the daemon that was killed had begun to apply it, and a later change had deleted the
-    // key.
+    // As if the killed daemon had begun to apply it, and a later change had deleted the key.
     let end: unstale::change::Lsn = world.value("select pg_current_wal_insert_lsn()::text").parse().unwrap();
     let _: () = world.redis().set("v1:unstale:{unstale}:started", end.to_fixed_hex()).unwrap();
     let daemon = world.daemon();
@@ -384,7 +383,7 @@ fn stream_entries_keep_the_order_of_commits_and_come_once() {
     assert!(id(0).0 == id(1).0 && (id(0).1, id(1).1) == (0, 1) && id(2).0 > id(1).0 && id(2).1 == 0, "{entries:?}");
     let ttl: i64 = world.redis().pttl("v1:changes").unwrap();
     assert!(ttl > 0);
-    // Sent again after a kill: nothing twice, nothing lost.
+    // Sent again after a kill: no duplicate, no loss.
     let stopped_at = world.confirmed();
     drop(daemon);
     world.sql("update users set name = name || '!'");
@@ -393,7 +392,7 @@ fn stream_entries_keep_the_order_of_commits_and_come_once() {
     drop(daemon);
     let once = world.stream("v1:changes");
     assert_eq!(once.len(), 13);
-    // Redis forgets what was recorded; the slot goes on where it was confirmed.
+    // Redis loses what was recorded; the slot continues where it was confirmed.
     let _ = stopped_at;
     let daemon = world.daemon();
     world.sql("update users set name = 'last' where id = 'u1'");
@@ -404,7 +403,7 @@ fn stream_entries_keep_the_order_of_commits_and_come_once() {
 }
 
 #[test]
-fn what_became_of_a_key_does_not_hold_up_the_rest() {
+fn a_key_of_the_wrong_type_does_not_block_other_ops() {
     let world = world(
         "rules:
   r: {table: users, set: {key: 'user-json:{id}', columns: [id, name]}, delete: 'user:{id}', bump: 'v:{id}', tags: 'u:{id}', stream: {name: changes, data: {name: '{name}'}}}
@@ -414,7 +413,7 @@ fn what_became_of_a_key_does_not_hold_up_the_rest() {
     let daemon = world.daemon();
     world.sql("update users set name = 'a' where id in ('u1', 'u2')");
     world.settle();
-    // A consumer is done with them.
+    // A consumer has processed and removed them.
     for (id, _) in world.stream("v1:changes") {
         let _: usize = redis.xdel("v1:changes", &[id]).unwrap();
     }
@@ -441,9 +440,9 @@ fn what_became_of_a_key_does_not_hold_up_the_rest() {
 }
 
 #[test]
-fn stream_ids_go_on_after_those_of_another_history() {
+fn stream_ids_continue_after_those_of_another_history() {
     let world = world(STREAM);
-    // Another database, further on, wrote here before.
+    // Another database with a higher position wrote here before.
     let _: String = redis::cmd("XADD")
         .arg("v1:changes")
         .arg("9000000000000000-3")
@@ -492,16 +491,16 @@ fn events_are_planned_like_rows() {
 }
 
 #[test]
-fn a_second_delete_comes_later_and_is_not_confirmed_before() {
+fn a_second_delete_is_delayed_and_confirmed_only_when_done() {
     let world = world("rules:\n  r: {table: users, delete: 'user:{id}', again_after: 5s}\n");
     let daemon = world.daemon();
     let confirmed = world.confirmed();
     assert_eq!(world.gone_after("update users set name = 'x' where id = 'u1'", &["user:u1"]), ["user:u1"]);
-    // A reader that is slower than the first delete stores what it read before.
+    // A reader that is slower than the first delete stores the old value.
     world.cache("v1:user:u1");
     wait_until(EVENT_MAX, "the second delete", || !world.holds("v1:user:u1"));
     wait_until(EVENT_MAX, "the slot goes on", || world.confirmed() > confirmed);
-    // Killed in between, it does both again.
+    // Killed in between, the daemon repeats both.
     world.cache("v1:user:u1");
     world.sql("update users set name = 'y' where id = 'u1'");
     wait_until(EVENT_MAX, "the first delete", || !world.holds("v1:user:u1"));
@@ -513,7 +512,7 @@ fn a_second_delete_comes_later_and_is_not_confirmed_before() {
 }
 
 #[test]
-fn a_transaction_that_asks_for_too_much_deletes_by_pattern() {
+fn a_transaction_above_max_keys_deletes_by_pattern() {
     let world = world(
         "defaults: {max_keys: 100}
 rules:
@@ -538,7 +537,7 @@ rules:
 }
 
 #[test]
-fn a_fan_out_of_many_keys_takes_bounded_memory_and_holds_up_nothing() {
+fn a_large_fan_out_takes_bounded_memory_and_delays_nothing() {
     let world = world(
         "lookups: {all: {sql: 'select n from generate_series(1, $1::int) n', max: 200000, timeout: 30s}}
 rules:
@@ -561,7 +560,7 @@ rules:
 }
 
 #[test]
-fn a_daemon_killed_while_it_sweeps_does_it_again() {
+fn a_daemon_killed_during_a_scan_repeats_it() {
     let world = world("rules:\n  r: {table: organizations, tags: 'org:{id}', pattern: 'p:{id}:*'}\n");
     let fill = "for i = 1, 100000 do redis.call('SET', 'v1:p:o1:' .. i, 1) redis.call('SET', 't:' .. i, 1)
                 redis.call('SADD', 'v1:tag:org:o1', 't:' .. i) end";

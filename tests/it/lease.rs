@@ -103,9 +103,9 @@ fn one_reader_is_granted_the_lease_and_its_value_is_served() {
     assert_eq!(cache.read(), Found::Value(ann));
 }
 
-/// `SET … IFEQ` where the server has it, which saves the script; the script everywhere else.
+/// `SET … IFEQ` if the server has it, which saves the script; otherwise the script.
 #[test]
-fn a_fill_is_one_command_where_the_server_compares() {
+fn a_fill_is_one_command_if_the_server_supports_ifeq() {
     let cache = Cache::start(TTL);
     let compared = redis::cmd("SET").arg(&["x", "new", "IFEQ", "old"]).exec(&mut cache.plain());
     for _ in 0..3 {
@@ -134,7 +134,7 @@ fn an_invalidation_ends_the_grant() {
 }
 
 #[test]
-fn a_lease_ends_by_itself_and_by_release() {
+fn a_lease_ends_by_expiry_and_by_release() {
     let cache = Cache::start(Duration::from_millis(50));
     let lost = cache.grant();
     crate::support::wait_until(EVENT_MAX, "the lease ends", || matches!(cache.read(), Found::Granted(_)));
@@ -167,7 +167,7 @@ fn a_value_is_replaced_by_its_own_nonce() {
 }
 
 #[test]
-fn who_has_seen_a_position_gets_nothing_older() {
+fn a_reader_with_a_position_gets_nothing_older() {
     let cache = Cache::start(TTL);
     let grant = cache.grant();
     let old = value("old", grant.lo);
@@ -179,7 +179,7 @@ fn who_has_seen_a_position_gets_nothing_older() {
 }
 
 #[test]
-fn what_another_program_wrote_is_neither_served_nor_replaced() {
+fn a_foreign_value_is_neither_served_nor_replaced() {
     let cache = Cache::start(TTL);
     for held in ["", "{\"name\":\"Ann\"}", "V:short 0 0 0 \nbody", "L:short"] {
         cache.set("v1:user:u1", held);
@@ -196,7 +196,7 @@ fn without_a_watermark_no_replica_is_read() {
 }
 
 #[test]
-fn a_version_that_a_reader_made_goes_by_itself() {
+fn a_version_key_created_by_a_reader_expires() {
     let cache = Cache::start(Duration::from_secs(10));
     cache.version("v1:version:a");
     let left: i64 = cache.plain().pttl("v1:version:a").unwrap();
@@ -204,7 +204,7 @@ fn a_version_that_a_reader_made_goes_by_itself() {
 }
 
 #[test]
-fn the_set_of_a_tag_stays_as_long_as_its_last_member_may() {
+fn the_set_of_a_tag_outlives_its_members() {
     let lease = Duration::from_secs(10);
     let cache = Cache::start(lease);
     let (grant, tag) = (cache.grant(), CacheKey::from("v1:tag:t"));
@@ -225,7 +225,7 @@ fn the_set_of_a_tag_stays_as_long_as_its_last_member_may() {
 }
 
 #[test]
-fn a_missing_version_begins_at_started_exactly() {
+fn a_missing_version_begins_at_started() {
     let cache = Cache::start(TTL);
     for position in [0, 9, 10, 0x70, (1 << 53) + 1, u64::MAX] {
         cache.set("v1:unstale:{unstale}:started", &Lsn::new(position).to_fixed_hex());
@@ -236,9 +236,9 @@ fn a_missing_version_begins_at_started_exactly() {
     }
 }
 
-/// A batch that a time-out gave up may arrive when it has been sent again and others after it.
+/// A batch that timed out may arrive after it was sent again, and after later batches.
 #[test]
-fn a_batch_that_arrives_late_makes_no_version_key_that_was_in_use_before() {
+fn a_late_batch_does_not_recreate_an_old_version_key() {
     let cache = Cache::start(TTL);
     let script = concat!(include_str!("../../src/coherence/decimal.lua"), include_str!("../../src/sink/bump.lua"));
     let bump = |started: u64, key: &str, position: u64| {

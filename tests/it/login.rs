@@ -1,9 +1,9 @@
-//! Logging in to PostgreSQL: what each `sslmode`, password method and certificate leads to, and
-//! what the operator is told when it leads nowhere.
+//! Logging in to PostgreSQL: the outcome of each `sslmode`, password method and certificate, and
+//! the message if it fails.
 //!
-//! Owns the certificates and the host-based rules of its servers. Every case is tried both ways
-//! that unstale connects: in replication mode and for ordinary SQL, which must not differ. Servers
-//! are real, except those that misbehave.
+//! Owns the certificates and the host-based rules of its servers. Every case is tried for both
+//! kinds of connection, replication and ordinary SQL, which must not differ. Servers are real,
+//! except those that misbehave.
 
 use std::fs::Permissions;
 use std::io::{self, Read as _, Write as _};
@@ -25,21 +25,21 @@ use unstale::source::replication::connection::Connection;
 
 use crate::support::{EVENT_MAX, template, wait_until};
 
-/// A password with everything that means something in a URL.
+/// A password with every character that is special in a URL.
 const PASSWORD: &str = "p@ss:w/rd%";
 
 /// [`PASSWORD`] as a URL has it.
 const ENCODED: &str = "p%40ss%3Aw%2Frd%25";
 
-/// Another, which is wrong.
+/// A wrong password.
 const WRONG: &str = "gu%3Fss";
 
-/// What comes of a try: the channel the server says it has with us, or parts of the error's text.
+/// The expected outcome: the channel that the server reports, or parts of the error's text.
 type Expected = Result<&'static str, &'static [&'static str]>;
 const PLAIN: Expected = Ok("plain");
 const TLS: Expected = Ok("TLS");
 
-/// Parts that every error has.
+/// A part that every error has.
 const SOME: &[&str] = &["PostgreSQL"];
 
 const CHANNEL: &str = "select case when ssl then 'TLS' else 'plain' end from pg_stat_ssl where pid = pg_backend_pid()";
@@ -57,7 +57,7 @@ async fn log_in_for_sql(address: &Address) -> Result<String, ConnectError> {
     Ok(client.query_one(CHANNEL, &[]).await.unwrap().get(0))
 }
 
-/// Tries every URL both ways, and says all the wrong rows together.
+/// Tries every URL with both kinds of connection, and reports all wrong rows together.
 fn check(rows: &[(String, Expected)]) {
     let tries = rows.iter().map(async |(url, expected)| {
         let address = address(url);
@@ -80,7 +80,7 @@ fn check(rows: &[(String, Expected)]) {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// As a URL says, with the environment of libpq empty.
+/// Parses a URL, with an empty libpq environment.
 fn address(url: &str) -> Address {
     Address::parse(url, &|_| None).unwrap()
 }
@@ -91,7 +91,7 @@ fn reveals_password(address: &Address, error: &ConnectError) -> bool {
     text.contains(password.expose_secret()) || text.contains(ENCODED) || text.contains(WRONG)
 }
 
-/// A PostgreSQL with a role for each way to log in, and a place for files of certificates.
+/// A PostgreSQL with a role for each login method, and a directory for certificates.
 struct Scene {
     runtime: Runtime,
     postgres: Postgres,
@@ -99,9 +99,9 @@ struct Scene {
 }
 
 impl Scene {
-    /// A server without TLS, and with these host-based rules after those for its administrator.
+    /// A server without TLS, with these host-based rules after the one for its administrator.
     fn start(rules: &str) -> Self {
-        // Enough for all rows of all tests at once.
+        // Enough for the rows of all tests that run at once.
         let postgres = template::start(&["max_connections=300", "max_wal_senders=100"]);
         let scene = Self { runtime: Runtime::new().unwrap(), postgres, files: TempDir::new().unwrap() };
         scene.sql(&format!(
@@ -120,8 +120,7 @@ impl Scene {
         scene
     }
 
-    /// The same with TLS and this certificate; it asks clients for certificates that `clients`
-    /// signed.
+    /// The same with TLS and this certificate. It requests client certificates signed by `clients`.
     fn start_with_tls(rules: &str, certificate: &Issued, clients: &Authority) -> Self {
         let scene = Self::start("");
         scene.write_for_server("clients.pem", &clients.pem);
@@ -132,8 +131,7 @@ impl Scene {
         scene
     }
 
-    /// A URL of this server: over TCP, with this before the host's name and this after the
-    /// database's.
+    /// A TCP URL of this server, with these credentials and parameters.
     fn url(&self, credentials: &str, parameters: &str) -> String {
         format!("postgres://{credentials}@localhost:{}/postgres?connect_timeout=10{parameters}", self.postgres.port())
     }
@@ -144,7 +142,7 @@ impl Scene {
         format!("postgres://{credentials}@/postgres?host={directory}&port={port}{parameters}")
     }
 
-    /// Runs SQL as the administrator, on a connection of its own: it sees what was reloaded before.
+    /// Runs SQL as the administrator on a new connection, which sees the reloaded settings.
     fn value(&self, sql: &str) -> String {
         self.runtime.block_on(async {
             let client = postgres::connect(&address(&self.socket_url("postgres", ""))).await.unwrap();
@@ -160,7 +158,8 @@ impl Scene {
         });
     }
 
-    /// Writes into the data directory as the server demands it: only the server's user may read it.
+    /// Writes into the data directory with the permissions that the server requires: readable by
+    /// its user only.
     fn write_for_server(&self, name: &str, text: &str) {
         let file = self.postgres.data_directory().join(name);
         std::fs::write(&file, text).unwrap();
@@ -169,7 +168,7 @@ impl Scene {
         chown(&file, Some(owner.uid()), Some(owner.gid())).unwrap();
     }
 
-    /// Has the server read its files again, and waits until new sessions are under them.
+    /// Makes the server reload its files, and waits until new sessions use them.
     fn reload(&self) {
         let loaded = "select pg_conf_load_time()::text";
         let before = self.value(loaded);
@@ -193,7 +192,7 @@ impl Scene {
     }
 }
 
-/// A certificate that may sign others.
+/// A certificate that can sign others.
 struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
@@ -206,7 +205,7 @@ struct Issued {
 }
 
 impl Authority {
-    /// All have the same name: only their keys tell them apart.
+    /// All have the same name; only their keys differ.
     fn new(algorithm: &'static SignatureAlgorithm) -> Self {
         let key = KeyPair::generate_for(algorithm).unwrap();
         let mut parameters = CertificateParams::default();
@@ -253,7 +252,7 @@ const PASSWORD_RULES: &str = "
     host  all scram     127.0.0.1/32 scram-sha-256
 ";
 
-/// A server without TLS, one for all the tests that run meanwhile.
+/// A server without TLS, shared by the tests that run at the same time.
 fn without_tls() -> Arc<Scene> {
     static SHARED: Mutex<Weak<Scene>> = Mutex::new(Weak::new());
     let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -265,7 +264,7 @@ fn without_tls() -> Arc<Scene> {
 }
 
 #[test]
-fn the_right_password_and_no_other_opens_a_server_without_tls() {
+fn only_the_right_password_is_accepted_without_tls() {
     let scene = without_tls();
     let mut rows = vec![
         (scene.url("trusted", ""), PLAIN),
@@ -292,7 +291,7 @@ fn the_right_password_and_no_other_opens_a_server_without_tls() {
 }
 
 #[test]
-fn the_password_may_come_from_the_environment() {
+fn the_password_can_come_from_the_environment() {
     let scene = without_tls();
     let environment = |name: &str| (name == "PGPASSWORD").then(|| PASSWORD.to_owned());
     let address = Address::parse(&scene.url("scram", ""), &environment).unwrap();
@@ -301,7 +300,7 @@ fn the_password_may_come_from_the_environment() {
 }
 
 #[test]
-fn a_role_that_may_not_replicate_is_told_what_it_lacks() {
+fn a_missing_replication_privilege_is_named() {
     let scene = without_tls();
     let address = address(&scene.socket_url(&format!("reader:{ENCODED}"), ""));
     let error = scene.runtime.block_on(log_in_for_replication(&address)).unwrap_err();
@@ -311,7 +310,7 @@ fn a_role_that_may_not_replicate_is_told_what_it_lacks() {
 }
 
 #[test]
-fn a_server_without_tls_serves_those_who_do_not_demand_it() {
+fn without_tls_only_modes_that_require_it_fail() {
     let scene = without_tls();
     let root = scene.file("root.pem", &Authority::new(&PKCS_ECDSA_P256_SHA256).pem);
     let no_tls: Expected = Err(&["does not offer TLS", "set ssl = on"]);
@@ -323,21 +322,21 @@ fn a_server_without_tls_serves_those_who_do_not_demand_it() {
         (scene.url("trusted", "&sslmode=require"), no_tls),
         (scene.url("trusted", &format!("&sslmode=verify-ca&sslrootcert={root}")), no_tls),
         (scene.url("trusted", &format!("&sslmode=verify-full&sslrootcert={root}")), no_tls),
-        // As libpq: a Unix socket is never encrypted and needs not be.
+        // As in libpq, a Unix socket is never encrypted and need not be.
         (scene.socket_url("trusted", "&sslmode=require"), PLAIN),
         (scene.socket_url("trusted", &format!("&sslmode=verify-full&sslrootcert={root}")), PLAIN),
     ]);
 }
 
 #[test]
-fn channel_binding_cannot_be_had_without_tls() {
+fn channel_binding_requires_tls() {
     let scene = without_tls();
     let unbound: Expected = Err(&["cannot log in", "channel_binding=require"]);
     let required = "&sslmode=disable&channel_binding=require";
     check(&[
         (scene.url(&format!("scram:{ENCODED}"), required), unbound),
         (scene.url(&format!("scram:{ENCODED}"), "&channel_binding=require"), unbound),
-        // An attacker in between could ask for these instead.
+        // An attacker in the middle could request these instead.
         (scene.url(&format!("hashed:{ENCODED}"), required), unbound),
         (scene.url(&format!("clear:{ENCODED}"), required), unbound),
         (scene.url("trusted", required), unbound),
@@ -446,7 +445,7 @@ fn a_self_signed_certificate_is_its_own_root() {
 }
 
 #[test]
-fn the_server_lets_in_over_tls_whom_its_rules_name() {
+fn host_based_rules_apply_over_tls() {
     let authority = Authority::new(&PKCS_ECDSA_P256_SHA256);
     let stranger = Authority::new(&PKCS_ECDSA_P256_SHA256);
     let rules = "
@@ -475,7 +474,7 @@ fn the_server_lets_in_over_tls_whom_its_rules_name() {
         (scene.url("encrypted", "&sslmode=disable"), refused),
         (scene.url("encrypted", "&sslmode=prefer"), TLS),
         (scene.url("encrypted", "&sslmode=require"), TLS),
-        // As libpq: `prefer` tries the other way too.
+        // As in libpq, `prefer` falls back to the other kind of connection.
         (scene.url("trusted", "&sslmode=prefer"), PLAIN),
         (scene.url("trusted", "&sslmode=require"), refused),
         (scene.url("certified", "&sslmode=require"), Err(&["SQLSTATE 28000", "client certificate"])),
@@ -498,7 +497,7 @@ fn the_server_lets_in_over_tls_whom_its_rules_name() {
 }
 
 #[test]
-fn scram_is_bound_to_the_channel_whatever_signed_the_certificate() {
+fn scram_is_bound_for_every_signature_algorithm_with_a_hash() {
     let clients = Authority::new(&PKCS_ECDSA_P256_SHA256);
     let rules = "
         host all trusted 127.0.0.1/32 trust
@@ -511,8 +510,8 @@ fn scram_is_bound_to_the_channel_whatever_signed_the_certificate() {
     let required = "&sslmode=require&channel_binding=require";
     let scram = format!("scram:{ENCODED}");
 
-    // The hash to bind to follows the signature's: SHA-256, then SHA-384. "Required" succeeds only
-    // bound.
+    // The hash for the binding follows the signature's: SHA-256, then SHA-384. "Required" succeeds
+    // only with a binding.
     for algorithm in [&PKCS_ECDSA_P256_SHA256, &PKCS_ECDSA_P384_SHA384] {
         scene.present(&Authority::new(algorithm).sign(&own_names()));
         check(&[
@@ -524,19 +523,19 @@ fn scram_is_bound_to_the_channel_whatever_signed_the_certificate() {
             (scene.url("scram", required), Err(&["asks for a password"])),
         ]);
     }
-    // An attacker in between could ask for these instead.
+    // An attacker in the middle could request these instead.
     check(&[
         (scene.url(&format!("hashed:{ENCODED}"), required), unbound),
         (scene.url(&format!("clear:{ENCODED}"), required), unbound),
         (scene.url("trusted", required), unbound),
         (scene.url(&scram, "&sslmode=disable&channel_binding=require"), unbound),
     ]);
-    // Ed25519 has no hash to bind to.
+    // Ed25519 has no hash for the binding.
     scene.present(&Authority::new(&PKCS_ED25519).sign(&own_names()));
     check(&[(scene.url(&scram, required), unbound), (scene.url(&scram, "&sslmode=require"), TLS)]);
 }
 
-/// A server that does this with everyone who comes.
+/// A server that does this on every connection.
 fn misbehaving(answer: impl Fn(TcpStream) -> io::Result<()> + Send + Sync + 'static) -> u16 {
     let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -544,14 +543,14 @@ fn misbehaving(answer: impl Fn(TcpStream) -> io::Result<()> + Send + Sync + 'sta
     std::thread::spawn(move || {
         for stream in listener.incoming().map(Result::unwrap) {
             let answer = answer.clone();
-            // An error only says that they left, which they are expected to.
+            // An error only means that the client has disconnected, as expected.
             std::thread::spawn(move || answer(stream));
         }
     });
     port
 }
 
-/// One packet without a tag: a start-up packet or a wish for TLS.
+/// One packet without a tag: a start-up packet or a TLS request.
 fn read_packet(stream: &mut TcpStream) -> io::Result<()> {
     let mut length = [0; 4];
     stream.read_exact(&mut length)?;
@@ -575,13 +574,13 @@ fn message(tag: u8, body: &[u8]) -> Vec<u8> {
     [&[tag], length.to_be_bytes().as_slice(), body].concat()
 }
 
-/// A URL with a password, since no error may show it.
+/// A URL with a password, which no error may show.
 fn url_at(port: u16, mode: &str) -> String {
     format!("postgres://scram:{ENCODED}@127.0.0.1:{port}/postgres?sslmode={mode}&connect_timeout=1")
 }
 
 #[test]
-fn a_server_that_does_not_answer_is_given_up() {
+fn a_server_that_does_not_answer_times_out() {
     let closes = misbehaving(|_| Ok(()));
     let closes_later = misbehaving(|mut stream| read_packet(&mut stream));
     let silent = saying("");
@@ -604,7 +603,7 @@ fn a_server_that_does_not_answer_is_given_up() {
 }
 
 #[test]
-fn a_server_that_speaks_something_else_is_told_from_one_that_is_away() {
+fn another_protocol_is_distinguished_from_an_unavailable_server() {
     let answers = [
         b"HTTP/1.1 400 Bad Request\r\nConnection: keep-alive\r\n\r\n".to_vec(),
         b"-ERR unknown command\r\n".to_vec(),
@@ -630,7 +629,7 @@ fn a_server_that_speaks_something_else_is_told_from_one_that_is_away() {
 }
 
 #[test]
-fn a_server_that_answers_nonsense_to_a_wish_for_tls_is_an_error() {
+fn an_invalid_answer_to_a_tls_request_is_an_error() {
     check(&[
         (url_at(saying("HTTP/1.1 400 Bad Request\r\n\r\n"), "require"), Err(SOME)),
         (url_at(saying("SHTTP/1.1 400 Bad Request\r\n\r\n"), "require"), Err(&["TLS with PostgreSQL failed"])),
@@ -639,7 +638,7 @@ fn a_server_that_answers_nonsense_to_a_wish_for_tls_is_an_error() {
 }
 
 #[test]
-fn a_kind_of_authentication_that_we_do_not_have_is_named_as_such() {
+fn unsupported_authentication_methods_are_named() {
     let unsupported: Expected = Err(&["cannot log in"]);
     let kerberos = [0, 0, 0, 7];
     check(&[
@@ -649,9 +648,10 @@ fn a_kind_of_authentication_that_we_do_not_have_is_named_as_such() {
     ]);
 }
 
-/// Asks for a clear password, after all the client wanted was a bound SCRAM; it must not be told.
+/// The server requests a clear-text password although the client requires a bound SCRAM; it must
+/// not get one.
 #[test]
-fn a_required_channel_binding_is_not_talked_away() {
+fn a_required_channel_binding_cannot_be_downgraded() {
     let (sender, told) = std::sync::mpsc::channel();
     let port = misbehaving(move |mut stream| {
         read_packet(&mut stream)?;
@@ -669,7 +669,7 @@ fn a_required_channel_binding_is_not_talked_away() {
 }
 
 #[test]
-fn a_connection_pooler_is_told_from_postgresql() {
+fn a_connection_pooler_is_recognized() {
     let refusal = "SFATAL\0VFATAL\0C08P01\0Munsupported startup parameter: replication\0\0";
     let port = saying(message(b'E', refusal.as_bytes()));
     check(&[(

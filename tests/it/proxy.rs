@@ -1,10 +1,9 @@
-//! A TCP proxy that a test puts in front of PostgreSQL or Redis, to break what lies between them
-//! and the daemon.
+//! A TCP proxy that tests put in front of PostgreSQL or Redis to break the connection to it.
 //!
-//! It owns both sockets of each connection and what goes wrong on them. It must not know either
-//! protocol: what it moves are chunks, each what one read returned. Its invariant: what becomes of
-//! a byte is decided and done under one lock, so that once `set` or `cut` has returned nothing more
-//! goes through by the rule before.
+//! Owns both sockets of each connection and the faults on them. It must not know either protocol:
+//! it moves chunks, each the result of one read. Invariant: what happens to a byte is decided and
+//! done under one lock, so once `set` or `cut` has returned, nothing goes through under the
+//! previous rule.
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read as _, Write as _};
@@ -19,12 +18,12 @@ use crate::support::EVENT_MAX;
 
 const CHUNK_BYTES_MAX: usize = 16 * 1024;
 
-/// How long the server may take to accept. Without it a full backlog would keep `drop` waiting for
+/// How long the server may take to accept. Without a limit, a full backlog would block `drop` for
 /// minutes.
 const CONNECT_MAX: Duration = Duration::from_secs(1);
 
-/// How long a write to a peer that does not read may hold the lock, and how long others then have
-/// it.
+/// How long a write to a peer that does not read may hold the lock, and how long the lock is then
+/// left to others.
 const STALL: Duration = Duration::from_millis(5);
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,16 +36,16 @@ pub(crate) enum Fault {
     /// Both ends see an open but silent peer: no byte and no end of stream goes through until the
     /// fault changes.
     HalfOpen,
-    /// Each chunk goes through at least this long after it arrived; at most one waits, the next
+    /// Each chunk goes through at least this long after it arrived. At most one waits; the next
     /// stay in the socket.
     Delay(Duration),
-    /// Each byte is written by itself; what a peer reads at once depends on how soon it reads.
+    /// Each byte is written by itself. How many a peer reads at once depends on its timing.
     OneByte,
-    /// So many chunks go through, those of both directions and all connections counted together;
-    /// then as `HalfOpen`.
+    /// This number of chunks goes through, counted over both directions and all connections; then
+    /// as `HalfOpen`.
     HoldAfter(usize),
-    /// Requests go through; the first byte that the server then answers cuts the connection and is
-    /// dropped.
+    /// Requests go through. The first byte that the server answers is dropped and cuts the
+    /// connection.
     CutAfterRequest,
 }
 
@@ -57,8 +56,8 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    /// Listens on a free port of 127.0.0.1 for what listens, now or later, on the target port
-    /// there.
+    /// Listens on a free port of 127.0.0.1, and forwards to the target port there, even if nothing
+    /// listens on it yet.
     pub(crate) fn start(target_port: u16) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -73,7 +72,7 @@ impl Proxy {
         self.port
     }
 
-    /// Changes what happens to existing and future connections, from this moment on.
+    /// Changes the fault of existing and future connections, from this moment on.
     pub(crate) fn set(&self, fault: Fault) {
         self.shared.change(|state| {
             if state.fault != fault {
@@ -88,7 +87,7 @@ impl Proxy {
         });
     }
 
-    /// Later connections lead to another server on 127.0.0.1.
+    /// Connects later clients to another server on 127.0.0.1.
     pub(crate) fn retarget(&self, port: u16) {
         self.shared.target.store(port, Ordering::Relaxed);
     }
@@ -103,7 +102,7 @@ impl Proxy {
         self.shared.lock().connections.len()
     }
 
-    /// Whether `HoldAfter` has come to hold something back.
+    /// Whether `HoldAfter` is holding something back.
     pub(crate) fn holds(&self) -> bool {
         self.shared.lock().holds
     }
@@ -120,8 +119,7 @@ impl Drop for Proxy {
             state.closing = true;
             state.cut_all();
         });
-        // The accept thread looks at `closing` when it has accepted, so it is given something to
-        // accept.
+        // The accept thread checks `closing` after each accept, so it gets one more connection.
         drop(TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)));
         if let Some(accepting) = self.accepting.take() {
             drop(accepting.join());
@@ -140,13 +138,13 @@ enum Direction {
 enum Step {
     /// Look again when something changes, at the latest after this time.
     Hold(Duration),
-    /// Write this many bytes at most.
+    /// Write at most this many bytes.
     Pass(usize),
     Cut,
 }
 
 impl Fault {
-    /// `waited` is how long ago the chunk arrived; `requested` whether the client sent anything
+    /// `waited` is the time since the chunk arrived; `requested`, whether the client sent anything
     /// under this fault.
     fn step(self, direction: Direction, requested: bool, waited: Duration) -> Step {
         match self {
@@ -170,7 +168,7 @@ struct State {
     passed: usize,
     holds: bool,
     opened: u64,
-    /// By number. A pump whose connection is not in here has nothing left to do.
+    /// By number. A pump whose connection is not in here is done.
     connections: BTreeMap<u64, Connection>,
 }
 
@@ -187,7 +185,7 @@ impl State {
         !self.closing && self.fault != Fault::Refuse
     }
 
-    /// The fault as it now concerns a chunk; a full count is noted.
+    /// The fault as it applies to a chunk; `HoldAfter` is noted when its count is full.
     fn in_force(&mut self, has_bytes: bool) -> Fault {
         match self.fault {
             Fault::HoldAfter(chunks) if self.passed >= chunks => {
@@ -207,11 +205,11 @@ impl State {
         Some(self.opened)
     }
 
-    /// Shutting down, not closing, is what wakes a pump that waits in a read.
+    /// A pump that waits in a read is woken by a shutdown, not by a close.
     fn cut(&mut self, id: u64) {
         if let Some(connection) = self.connections.remove(&id) {
             for socket in [connection.client, connection.server] {
-                // The peer may have reset it already, which is as good.
+                // The peer may have reset it already, which is just as good.
                 socket.shutdown(Shutdown::Both).ok();
             }
         }
@@ -261,8 +259,8 @@ impl Shared {
                     return;
                 }
                 if accepted.and_then(|(client, _)| self.open(scope, client)).is_err() {
-                    // The server is away, or this process has no descriptor left: neither is worth
-                    // a busy loop.
+                    // The server is unavailable, or this process is out of descriptors: do not loop
+                    // busily.
                     thread::sleep(STALL);
                 }
             }
@@ -281,7 +279,7 @@ impl Shared {
         }
         let (client, server) = (Arc::new(client), Arc::new(server));
         let (from, to) = (Arc::clone(&client), Arc::clone(&server));
-        // The fault may have changed while the server was connected to.
+        // The fault may have changed during the connect.
         let Some(id) = self.lock().insert(Arc::clone(&client), Arc::clone(&server)) else { return Ok(()) };
         scope.spawn(move || self.pump(id, Direction::ToServer, &from, &to));
         scope.spawn(move || self.pump(id, Direction::ToClient, &server, &client));
@@ -294,7 +292,7 @@ impl Shared {
             let length = match from.read(&mut buffer) {
                 Ok(length) => length,
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                // A reset goes on as an end of stream, and like one it is held back while the fault
+                // A reset is forwarded as an end of stream, and held back like one while the fault
                 // holds bytes.
                 Err(_) => 0,
             };
@@ -304,8 +302,8 @@ impl Shared {
         }
     }
 
-    /// Writes a chunk as the fault lets it, an empty one being the end of the stream; whether more
-    /// may follow.
+    /// Writes a chunk as the fault permits; an empty one is the end of the stream. Returns whether
+    /// more may follow.
     fn deliver(&self, id: u64, direction: Direction, mut to: &TcpStream, mut chunk: &[u8]) -> bool {
         let arrived = Instant::now();
         let ends = chunk.is_empty();
@@ -332,7 +330,8 @@ impl Shared {
                             state.passed += 1;
                             return true;
                         }
-                        // The lock is not fair: between two bytes, who waits for it gets a chance.
+                        // The lock is not fair: between two bytes, others that wait for it get a
+                        // chance.
                         drop(state);
                         thread::yield_now();
                         state = self.lock();
@@ -352,7 +351,7 @@ fn stalled(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
 }
 
-/// A server that sends back what it reads, and tells the test of each read; an empty one is the end
+/// A server that echoes what it reads and reports each read to the test; an empty read is the end
 /// of a connection.
 fn echo() -> (u16, Receiver<Vec<u8>>) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -395,7 +394,7 @@ fn assert_reads(client: &mut TcpStream, expected: &[u8]) {
     assert!(read == expected);
 }
 
-/// Neither a byte nor the end of the stream: an echo would take a small part of this time.
+/// Neither a byte nor the end of the stream arrives; an echo would take a small part of this time.
 fn assert_silent(client: &mut TcpStream) {
     client.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
     let error = client.read(&mut [0]).expect_err("something went through");
@@ -403,7 +402,7 @@ fn assert_silent(client: &mut TcpStream) {
     client.set_read_timeout(Some(EVENT_MAX)).unwrap();
 }
 
-/// The connection is over, by an end of stream or a reset, and no byte came before.
+/// The connection has ended, by an end of stream or a reset, and no byte came before.
 fn assert_cut(client: &mut TcpStream) {
     match client.read(&mut [0]) {
         Ok(length) => assert_eq!(length, 0),
@@ -430,7 +429,7 @@ fn each_fault_does_what_it_says_to_a_chunk() {
 }
 
 #[test]
-fn without_a_fault_every_byte_and_both_ends_of_stream_go_through() {
+fn without_a_fault_all_bytes_and_both_ends_of_stream_are_forwarded() {
     let proxy = Proxy::start(echo().0);
     let mut client = client(&proxy);
     let sent: Vec<u8> = (0..=u8::MAX).cycle().take(4 * CHUNK_BYTES_MAX + 1).collect();
@@ -471,7 +470,7 @@ fn refused_connections_do_not_reach_the_server() {
 }
 
 #[test]
-fn held_bytes_come_when_the_fault_is_over() {
+fn held_bytes_arrive_when_the_fault_ends() {
     let proxy = Proxy::start(echo().0);
     for fault in [Fault::HalfOpen, Fault::Delay(Duration::from_secs(3600))] {
         let mut existing = client(&proxy);
@@ -493,7 +492,7 @@ fn held_bytes_come_when_the_fault_is_over() {
 }
 
 #[test]
-fn what_comes_after_so_many_chunks_is_held_and_goes_with_its_connection() {
+fn chunks_after_the_limit_are_held_and_dropped_with_their_connection() {
     let (port, reads) = echo();
     let proxy = Proxy::start(port);
     let mut client = client(&proxy);
@@ -516,7 +515,7 @@ fn what_comes_after_so_many_chunks_is_held_and_goes_with_its_connection() {
 }
 
 #[test]
-fn one_byte_a_write_is_more_than_one_read() {
+fn byte_by_byte_writes_cause_several_reads() {
     let (port, reads) = echo();
     let proxy = Proxy::start(port);
     proxy.set(Fault::OneByte);
@@ -526,7 +525,7 @@ fn one_byte_a_write_is_more_than_one_read() {
 }
 
 #[test]
-fn a_request_arrives_whole_and_its_reply_never() {
+fn a_request_arrives_and_its_reply_is_dropped() {
     let (port, reads) = echo();
     let proxy = Proxy::start(port);
     let mut existing = client(&proxy);
@@ -546,7 +545,7 @@ fn a_request_arrives_whole_and_its_reply_never() {
 }
 
 #[test]
-fn what_no_request_came_before_is_no_reply() {
+fn data_without_a_request_is_not_a_reply() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let proxy = Proxy::start(listener.local_addr().unwrap().port());
     proxy.set(Fault::CutAfterRequest);
@@ -562,7 +561,7 @@ fn what_no_request_came_before_is_no_reply() {
 }
 
 #[test]
-fn cut_ends_what_is_open_and_serves_what_comes() {
+fn cut_closes_existing_connections_and_serves_new_ones() {
     let (port, reads) = echo();
     let proxy = Proxy::start(port);
     let mut existing = client(&proxy);
@@ -574,8 +573,8 @@ fn cut_ends_what_is_open_and_serves_what_comes() {
     assert_echo(&mut client(&proxy), b"y");
 }
 
-/// Its threads hold the state, so its end is theirs. One pump waits in a read, the other in a
-/// stalled write or a hold.
+/// Its threads hold the state, so the state is dropped after they end. One pump waits in a read,
+/// the other in a stalled write or a hold.
 #[test]
 fn drop_ends_every_thread() {
     let mute = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
