@@ -7,17 +7,17 @@ use super::{ORDERED, USERS, card, check, streamed, wait_until_drained};
 use crate::proxy::{Fault, Proxy};
 use crate::support::{Daemon, EVENT_MAX, World, in_outbox_mode, wait_until};
 
-/// What becomes of a daemon that stopped in the middle of a claim.
+/// What happens to a daemon that stopped during a claim.
 #[derive(Clone, Copy, Debug)]
 enum Then {
     Killed,
     Thawed,
 }
 
-/// Without SKIP LOCKED the second waits for the first one's locks; with a watermark of its own
-/// alone it passes what the first one holds.
+/// Without SKIP LOCKED the second daemon waits for the first one's locks. With a watermark that
+/// considers only its own claims, it passes what the first one holds.
 #[test]
-fn a_claim_that_is_not_finished_stops_no_other_daemon() {
+fn an_unfinished_claim_blocks_no_other_daemon() {
     for then in [Then::Killed, Then::Thawed] {
         let mut world = World::outbox(USERS, "");
         let proxy = Proxy::start(world.redis.port());
@@ -57,9 +57,9 @@ fn a_claim_that_is_not_finished_stops_no_other_daemon() {
     }
 }
 
-/// Where rules need the order of commits two at work would mix it.
+/// If rules need the order of commits, two daemons at work would break it.
 #[test]
-fn where_order_matters_the_second_stands_by_and_takes_over() {
+fn if_order_matters_the_second_daemon_stands_by_and_takes_over() {
     let world = World::outbox(ORDERED, "");
     let first = world.daemon();
     let second = world.daemon_unready();
@@ -74,10 +74,10 @@ fn where_order_matters_the_second_stands_by_and_takes_over() {
     assert_eq!(second.stop(), Some(0));
 }
 
-/// Applied again without a guard an entry comes twice, or an old value comes back; the kill comes
-/// whenever it comes, also while the other one takes over.
+/// Applied again without a guard, an entry would come twice, or an old value would return. The
+/// kills come at any time, also during a takeover.
 #[test]
-fn with_one_killed_all_the_time_each_entry_comes_once_in_order_and_no_value_is_old() {
+fn repeated_kills_cause_no_duplicates_reordering_or_old_values() {
     let world = World::outbox(ORDERED, "");
     let mut daemons = vec![world.daemon(), world.daemon_unready()];
     let mut written = Vec::new();
@@ -101,10 +101,10 @@ fn with_one_killed_all_the_time_each_entry_comes_once_in_order_and_no_value_is_o
     drop(daemons);
 }
 
-/// A daemon that was frozen when it had sent nothing yet sends it when others have long put into
-/// force what came later.
+/// A daemon was frozen before it sent anything, and sends it when other daemons have put later
+/// changes into force.
 #[test]
-fn a_daemon_that_wakes_late_brings_no_old_value_back() {
+fn a_daemon_that_resumes_late_restores_no_old_value() {
     let mut world = World::outbox(ORDERED, "");
     let proxy = Proxy::start(world.redis.port());
     let direct = std::mem::replace(&mut world.redis_url, format!("redis://127.0.0.1:{}", proxy.port()));
@@ -112,12 +112,12 @@ fn a_daemon_that_wakes_late_brings_no_old_value_back() {
     world.redis_url = direct;
     world.sql("update users set name = 'in force' where id = 'u1'");
     world.settle();
-    // What it sends is on its way, and stays there.
+    // What it sends is delayed in the proxy.
     proxy.set(Fault::HalfOpen);
     world.sql("update users set name = 'old' where id = 'u1'");
     wait_until(EVENT_MAX, "it is in the middle of a claim", || world.claimed() == 1);
     first.signal("STOP");
-    // The server takes it for dead, which ends its claim and its turn.
+    // The server considers it dead, which ends its claim and its turn.
     world.sql("select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid() and datname is not null and application_name = 'unstale'");
     let second = world.daemon();
     world.sql("update users set name = 'new' where id = 'u1'");
@@ -125,8 +125,7 @@ fn a_daemon_that_wakes_late_brings_no_old_value_back() {
     assert_eq!(card(&world, "u1").as_deref(), Some("new"));
     proxy.set(Fault::None);
     first.signal("CONT");
-    // It has noticed when it is back among those who wait for their turn, at the latest when it has
-    // that.
+    // It has noticed at the latest when it waits for its turn again.
     assert_eq!(second.stop(), Some(0));
     first.wait_for_log("streaming");
     world.settle();
@@ -136,9 +135,9 @@ fn a_daemon_that_wakes_late_brings_no_old_value_back() {
     assert_eq!(first.stop(), Some(0));
 }
 
-/// Each takes what the others left: whatever the mix, all of it is in force in the end.
+/// Each daemon takes what the others left; whatever the mix, everything is in force in the end.
 #[test]
-fn many_share_a_long_queue_and_some_are_killed_on_the_way() {
+fn daemons_share_a_long_queue_although_some_are_killed() {
     let world = World::outbox(
         USERS,
         "insert into users (id, email, name) select 'n' || n, 'n' || n, 'n' from generate_series(1, 20000) n",
@@ -162,11 +161,11 @@ fn many_share_a_long_queue_and_some_are_killed_on_the_way() {
     assert_eq!(world.epoch(), 1);
 }
 
-/// A rolling change of the rules: what the daemon of before takes out by its own rules is not lost
-/// for the new ones, whether it does so before or after the new daemon begins. Fails without
+/// A rolling change of the rules: entries that the old daemon removes under its own rules are not
+/// lost for the new ones, whether it does so before or after the new daemon starts. Fails without
 /// `consumer.rules`.
 #[test]
-fn a_daemon_with_new_rules_takes_over_and_misses_nothing() {
+fn a_takeover_with_new_rules_misses_nothing() {
     let world = World::outbox(USERS, "");
     let before = world.daemon();
     let rules = USERS.replace("delete: [", "delete: [\"profile:{id}\", ")
@@ -201,11 +200,11 @@ fn a_daemon_with_new_rules_takes_over_and_misses_nothing() {
     assert_eq!(before.stop(), Some(0));
 }
 
-/// What went into another namespace is missing in this one. Fails if the place is no part of what
-/// tells daemons apart, and if the dataset that counted is no part of the origin: its own count has
-/// gone on while nothing happened.
+/// What went into another namespace is missing in this one. Fails if the namespace is not part of
+/// what distinguishes daemons, or if the dataset is not part of the origin: its own count would
+/// have continued as if nothing had happened.
 #[test]
-fn a_daemon_with_another_namespace_takes_over_and_the_way_back_empties_the_cache() {
+fn changing_the_namespace_and_back_empties_the_cache() {
     let world = World::outbox(USERS, "");
     let first = world.daemon();
     world.sql("update users set name = 'first' where id = 'u1'");

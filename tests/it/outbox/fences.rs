@@ -1,4 +1,4 @@
-//! What keeps an old claim, another outbox, a role's settings and our own commands from doing harm.
+//! Protection against late claims, another outbox, role settings and our own commands.
 
 use redis::Commands as _;
 use tokio_postgres::SimpleQueryMessage;
@@ -7,8 +7,7 @@ use super::{ORDERED, USERS, card, check, streamed, wait_until_drained};
 use crate::proxy::{Fault, Proxy};
 use crate::support::{Daemon, EVENT_MAX, World, connect, in_outbox_mode, wait_until};
 
-/// Starts a daemon that reaches Redis through a proxy; those that are started later reach it
-/// directly.
+/// Starts a daemon that reaches Redis through a proxy. Later daemons reach it directly.
 fn daemon_behind_a_proxy(world: &mut World) -> (Daemon, Proxy) {
     let to_redis = Proxy::start(world.redis.port());
     let direct = std::mem::replace(&mut world.redis_url, format!("redis://127.0.0.1:{}", to_redis.port()));
@@ -17,7 +16,7 @@ fn daemon_behind_a_proxy(world: &mut World) -> (Daemon, Proxy) {
     (daemon, to_redis)
 }
 
-/// From now on commands and daemons log in as this role.
+/// From now on, commands and daemons log in as this role.
 fn work_as(world: &mut World, role: &str) {
     world.database_url = world.database_url.replace("postgres@", &format!("{role}@"));
 }
@@ -26,8 +25,8 @@ fn batches(world: &World) -> u64 {
     world.redis().get("v1:unstale:{unstale}:batches").unwrap()
 }
 
-/// Lets a claim of this user's entry into Redis, and holds the answer back. What Redis has saved is
-/// from before.
+/// Lets the claim of this user's entry reach Redis and holds back the answer. Redis has saved its
+/// state from before the claim.
 fn hold_the_answer(world: &World, to_redis: &Proxy, id: &str) {
     const TRIES: usize = 20;
     let key = format!("v1:user:{id}");
@@ -43,15 +42,15 @@ fn hold_the_answer(world: &World, to_redis: &Proxy, id: &str) {
         if !world.holds(&key) {
             return;
         }
-        // It was a look around that came through.
+        // Other traffic of the daemon came through.
     }
     panic!("in {TRIES} tries no claim came through");
 }
 
-/// Fails without the outbox knowing which dataset it is emptied into: the count of batches alone,
-/// which the other daemon has raised meanwhile, says that all is well.
+/// Fails if the outbox does not record which dataset it is emptied into: the count of batches alone
+/// matches, because the other daemon has raised it meanwhile.
 #[test]
-fn what_redis_lost_is_not_confirmed_by_a_daemon_that_wakes_late() {
+fn a_daemon_that_resumes_late_does_not_confirm_what_redis_lost() {
     let mut world = World::outbox(USERS, "");
     let (late, to_redis) = daemon_behind_a_proxy(&mut world);
     hold_the_answer(&world, &to_redis, "u9");
@@ -70,7 +69,7 @@ fn what_redis_lost_is_not_confirmed_by_a_daemon_that_wakes_late() {
     let is_further = || batches(&world) > counted && world.entries() == 1;
     wait_until(EVENT_MAX, "it has counted further and confirmed that", is_further);
     assert!(world.holds("v1:user:u9") && world.claimed() == 1, "{:?}", other.log());
-    // The answer comes, and nothing after it: it cannot empty the cache, which would make good for
+    // The answer arrives, and nothing after it, so the daemon cannot empty the cache to make up for
     // what it confirms.
     to_redis.set(Fault::HoldAfter(1));
     late.signal("CONT");
@@ -83,7 +82,7 @@ fn what_redis_lost_is_not_confirmed_by_a_daemon_that_wakes_late() {
     assert_eq!(other.stop(), Some(0));
 }
 
-/// Fails without the table's file being a part of history: its OID stays.
+/// Fails if the table's file is not part of history: the OID stays the same.
 #[test]
 fn a_truncated_outbox_begins_a_new_epoch() {
     for how in ["", " restart identity"] {
@@ -107,10 +106,10 @@ fn a_truncated_outbox_begins_a_new_epoch() {
     }
 }
 
-/// Fails without a look at whether the highest number given went back: below the floor nothing is
+/// Fails without a check whether the highest number went back: entries below the floor are not
 /// looked for.
 #[test]
-fn entries_whose_numbers_begin_again_are_found() {
+fn entries_are_found_after_their_sequence_restarts() {
     let world = World::outbox(USERS, "");
     let daemon = world.daemon();
     for round in 0..30 {
@@ -128,15 +127,15 @@ fn entries_whose_numbers_begin_again_are_found() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// Fails with marks that are the entries' numbers alone.
+/// Fails if marks consist of the entries' numbers alone.
 #[test]
-fn marks_of_an_outbox_that_is_gone_hide_no_entry_of_the_next() {
+fn marks_of_a_dropped_outbox_hide_no_entry_of_the_next() {
     let world = World::outbox(ORDERED, "");
     let daemon = world.daemon();
     let update = |name: &str| world.sql(&format!("update users set name = '{name}' where id = 'u1'"));
     update("one");
     world.settle();
-    // Nothing can be confirmed, so nothing is forgotten.
+    // Nothing can be confirmed, so no mark is removed.
     let holder = world.another_client();
     world.sql_on(&holder, "begin; lock table unstale.consumer in access exclusive mode");
     update("two");
@@ -161,10 +160,10 @@ fn marks_of_an_outbox_that_is_gone_hide_no_entry_of_the_next() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// Fails without the lock of the connections that take entries: the right to work is another
-/// connection's, and goes with that alone.
+/// Fails without the lock of the connections that claim: the right to work belongs to another
+/// connection, and ends with that one alone.
 #[test]
-fn who_stands_by_waits_for_every_connection_that_takes_entries() {
+fn a_standby_waits_for_every_connection_that_claims() {
     const RIGHT: &str = "from pg_locks join pg_stat_activity using (pid) where application_name = 'first' \
          and locktype = 'advisory' and classid = 1970172788 and objid = 1 and granted";
     for thaws in [true, false] {
@@ -178,15 +177,15 @@ fn who_stands_by_waits_for_every_connection_that_takes_entries() {
         to_redis.set(Fault::HalfOpen);
         world.sql("update users set name = 'old' where id = 'u1'");
         wait_until(EVENT_MAX, "it is in the middle of a claim", || world.claimed() == 1);
-        // It cannot notice what happens to it now.
+        // It cannot notice now what happens to it.
         first.signal("STOP");
         let second = world.daemon_unready();
         second.wait_for_log("another daemon works on the outbox");
         assert_eq!(world.value(&format!("select count(pg_terminate_backend(pid))::text {RIGHT}")), "1");
         wait_until(EVENT_MAX, "the right is free", || world.value(&format!("select count(*)::text {RIGHT}")) == "0");
         world.sql("update users set name = 'new' where id = 'u1'");
-        // Each attempt is a session. Who is let in needs three and then no more, and may have begun
-        // one before.
+        // Each attempt is a session. A daemon that gets the lock needs three and then no more, and
+        // may have opened one before.
         let sessions = || -> u64 {
             let sessions = "select sessions::text from pg_stat_database where datname = current_database()";
             world.value(sessions).parse().unwrap()
@@ -213,10 +212,10 @@ fn who_stands_by_waits_for_every_connection_that_takes_entries() {
     }
 }
 
-/// Fails without EXECUTE on the capture function for the table's owner: PostgreSQL makes a trigger
-/// with each partition, in the name of the role that makes that.
+/// Fails without EXECUTE on the capture function for the table's owner: PostgreSQL creates a
+/// trigger for each partition, as the role that creates the partition.
 #[test]
-fn the_owner_of_a_table_makes_partitions_after_setup() {
+fn the_owner_of_a_table_can_create_partitions_after_setup() {
     const RULES: &str = "
 version: 1
 source: {url: \"${DATABASE_URL}\"}
@@ -248,11 +247,11 @@ alter table events owner to keeper;";
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// Fails where one of them waits longer than `deadlock_timeout` for a lock: it looks for a deadlock
-/// once, when it has waited for so long; a session that begins to wait after that finds the
-/// deadlock and fails.
+/// Fails if one of them waits longer than `deadlock_timeout` for a lock. PostgreSQL checks for a
+/// deadlock once, after that time; a session that starts to wait later finds the deadlock and
+/// fails.
 #[test]
-fn no_application_is_the_victim_of_a_deadlock_with_setup_or_teardown() {
+fn setup_and_teardown_cause_no_deadlock_errors_in_applications() {
     const RULES: &str = "
 version: 1
 source: {url: \"${DATABASE_URL}\"}
@@ -269,7 +268,7 @@ rules:
     let long = format!("select count(*)::text {WAITING} and l.waitstart < clock_timestamp() - interval '1500 ms'");
     let application = world.another_client();
     for (command, undo) in [("setup", "teardown"), ("teardown", "setup")] {
-        // Whichever order it takes the tables in, one of these is the other one.
+        // One of these conflicts with either order of the tables.
         for [first, last] in [["users", "organizations"], ["organizations", "users"]] {
             world.run_ok(&[undo]);
             world.sql_on(&application, &format!("begin; update {first} set name = 'first'"));
@@ -291,7 +290,7 @@ rules:
 
 /// Fails without the connections' own settings.
 #[test]
-fn what_its_role_is_set_to_does_not_stop_the_daemon() {
+fn settings_of_its_role_do_not_stop_the_daemon() {
     const ROLE: &str = "
 create role worker login superuser;
 alter role worker set default_transaction_isolation = 'serializable';
@@ -314,10 +313,10 @@ alter role worker set idle_in_transaction_session_timeout = '300ms';";
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// Held back for longer than the limit of its role, a claim goes on. Fails without the connections'
-/// own settings.
+/// A claim that is delayed for longer than its role's limit continues. Fails without the
+/// connections' own settings.
 #[test]
-fn a_claim_outlasts_what_its_role_allows_an_idle_transaction() {
+fn a_claim_outlasts_the_idle_transaction_timeout_of_its_role() {
     const ROLE: &str = "
 create role worker login superuser;
 alter role worker set idle_in_transaction_session_timeout = '300ms';";
@@ -339,10 +338,10 @@ alter role worker set idle_in_transaction_session_timeout = '300ms';";
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// Fails where the daemon looks in a serializable transaction: the writer is then between that and
-/// the other one.
+/// Fails if the daemon reads in a serializable transaction: it would form a dangerous structure
+/// with the writer and the other transaction.
 #[test]
-fn a_serializable_writer_does_not_fail_because_the_daemon_looks() {
+fn polling_causes_no_serialization_failures() {
     const TABLES: &str = "
 create role worker login superuser;
 alter role worker set default_transaction_isolation = 'serializable';
@@ -357,7 +356,7 @@ create table elsewhere (n int);";
         world.cache("v1:user:u1");
         world.sql_on(&writer, "begin isolation level serializable; select n from elsewhere");
         world.sql("begin isolation level serializable; insert into elsewhere values (1); commit");
-        // So the daemon has looked since.
+        // This shows that the daemon has read the outbox since.
         world.settle();
         world.sql_on(&writer, &format!("update users set name = 'round {round}' where id = 'u1'; commit"));
         world.settle();
@@ -366,8 +365,8 @@ create table elsewhere (n int);";
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// Runs SQL in the database that the daemon reads, and takes bytes as they are; the first value of
-/// the last row.
+/// Runs SQL in the daemon's database without converting bytes. Returns the first value of the last
+/// row.
 fn ask(world: &World, sql: &str) -> String {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let messages = runtime.block_on(async {
@@ -382,9 +381,10 @@ fn ask(world: &World, sql: &str) -> String {
     value.unwrap_or_default().to_owned()
 }
 
-/// Fails where the connections that claim have values converted, or insist that an event is UTF-8.
+/// Fails if the claiming connections let the server convert values, or require that events are
+/// UTF-8.
 #[test]
-fn bytes_of_a_database_without_an_encoding_are_keys_and_stop_no_daemon() {
+fn keys_can_contain_bytes_of_a_database_without_an_encoding() {
     const RULES: &str = "
 version: 1
 source: {url: \"${DATABASE_URL}\"}
@@ -424,10 +424,10 @@ rules:
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// Fails where a connection to PostgreSQL outlives the session: what is on its way to Redis has
+/// Fails if a connection to PostgreSQL outlives the session: the ops on their way to Redis hold
 /// one.
 #[test]
-fn a_daemon_that_does_not_reach_redis_lets_another_work() {
+fn a_daemon_without_redis_lets_another_work() {
     let rules = ORDERED.replace("namespace:", "redis_down_max: 1s, namespace:");
     let mut world = World::outbox(&rules, "");
     let (cut_off, to_redis) = daemon_behind_a_proxy(&mut world);
@@ -457,9 +457,9 @@ fn a_daemon_that_does_not_reach_redis_lets_another_work() {
     assert_eq!(cut_off.stop(), Some(0));
 }
 
-/// Fails with any of the grants left out of what `check` asks for.
+/// Fails without any of the grants that `check` requires.
 #[test]
-fn what_check_asks_for_is_all_that_the_daemon_needs() {
+fn the_grants_of_check_are_all_the_daemon_needs() {
     let mut world = World::outbox(ORDERED, "create role worker login");
     work_as(&mut world, "worker");
     let script = world.run_ok(&["check", "--sql"]);

@@ -1,4 +1,4 @@
-//! Proven history: what PostgreSQL or Redis can forget, and that the cache is then emptied, and
+//! Proven history: after everything that PostgreSQL or Redis can lose, the cache is emptied, and
 //! only then.
 
 use unstale::sandbox::{Redis, signal};
@@ -6,9 +6,9 @@ use unstale::sandbox::{Redis, signal};
 use super::{USERS, stop_between_claims};
 use crate::support::{EVENT_MAX, World, in_outbox_mode, template, wait_until};
 
-/// Stops the daemon, does something to the servers, and starts it again with a value in the cache
-/// that no invalidation will reach: it is gone if there was a reason to empty the cache, which is
-/// counted, and there otherwise.
+/// Stops the daemon, changes something on the servers, and starts the daemon again with a value in
+/// the cache that no invalidation will delete. If there was a reason to empty the cache, the value
+/// must be gone and the epoch counted; otherwise the value must stay.
 fn check(meanwhile: impl FnOnce(&mut World), reason: Option<&str>) {
     let mut world = World::outbox(USERS, "");
     let daemon = world.daemon();
@@ -44,7 +44,7 @@ fn an_ordinary_restart_keeps_the_cache() {
 }
 
 #[test]
-fn a_setup_in_between_keeps_the_cache() {
+fn another_setup_keeps_the_cache() {
     check(|world| drop(world.run_ok(&["setup"])), None);
 }
 
@@ -53,21 +53,22 @@ fn a_clean_restart_of_postgresql_keeps_the_cache() {
     check(|world| restart(world, "INT"), None);
 }
 
-/// With `synchronous_commit = off` a commit is visible before it is durable: what a reader cached
-/// may be gone.
+/// With `synchronous_commit = off` a commit is visible before it is durable, so the value that a
+/// reader cached may be lost.
 #[test]
 fn an_unclean_restart_of_postgresql_empties_the_cache() {
     let crash = |world: &mut World| {
-        // What the log loses in a crash would tell, too: our own commits need not be on disk.
+        // A crash that loses log would show as well: our own commits need not be durable.
         world.sql("checkpoint");
         restart(world, "QUIT");
     };
     check(crash, Some("unclean-restart"));
 }
 
-/// Nothing else tells: the position in the log goes on, and the table has the same name.
+/// Only the outbox's identity shows it: the log position continues, and the table has the same
+/// name.
 #[test]
-fn an_outbox_made_anew_empties_the_cache() {
+fn a_recreated_outbox_empties_the_cache() {
     let remake = |world: &mut World| {
         world.run_ok(&["teardown"]);
         world.sql("update users set name = 'missed' where id = 'u9'");
@@ -76,10 +77,10 @@ fn an_outbox_made_anew_empties_the_cache() {
     check(remake, Some("other-source"));
 }
 
-/// Entries that are gone and were never put into force: only the count of batches and the outbox's
-/// own identity tell.
+/// Entries disappeared without being put into force. Only the count of batches and the outbox's
+/// identity show it.
 #[test]
-fn an_outbox_made_anew_underneath_empties_the_cache() {
+fn an_outbox_recreated_while_the_daemon_runs_empties_the_cache() {
     let mut world = World::outbox(USERS, "");
     world.database_url.push_str("?application_name=daemon");
     let mut daemon = world.daemon();
@@ -93,7 +94,7 @@ fn an_outbox_made_anew_underneath_empties_the_cache() {
     world.run_ok(&["setup"]);
     daemon.signal("CONT");
     wait_until(EVENT_MAX, "the cache is emptied", || {
-        // It may end, and say that something is missing: its supervisor starts it again.
+        // The daemon may exit and report what is missing; its supervisor starts it again.
         if daemon.has_ended() {
             daemon = world.daemon_unready();
         }
@@ -123,8 +124,8 @@ fn another_redis_begins_a_new_epoch() {
     check(swap, Some("nothing-remembered"));
 }
 
-/// Redis comes back with what it held before the last batch, whose entries are gone: only the count
-/// of batches tells, for no daemon that is alive remembers what Redis had.
+/// Redis returns to its state before the last batch, whose entries are gone. Only the count of
+/// batches shows it: no running daemon remembers what Redis had.
 #[test]
 fn a_redis_restarted_from_an_older_snapshot_empties_the_cache() {
     let mut world = World::outbox(USERS, "");
@@ -147,7 +148,7 @@ fn a_redis_restarted_from_an_older_snapshot_empties_the_cache() {
 }
 
 #[test]
-fn a_redis_restarted_with_all_that_was_confirmed_keeps_the_cache() {
+fn a_redis_restarted_with_everything_confirmed_keeps_the_cache() {
     let snapshot = |world: &mut World| {
         redis::cmd("SAVE").exec(&mut world.redis()).unwrap();
         world.redis.stop();
@@ -156,9 +157,9 @@ fn a_redis_restarted_with_all_that_was_confirmed_keeps_the_cache() {
     check(snapshot, None);
 }
 
-/// The daemon that is alive sees it too, and the same count keeps it from going on.
+/// A running daemon notices it too; the count of batches keeps it from continuing.
 #[test]
-fn a_redis_that_went_back_under_a_living_daemon_empties_the_cache() {
+fn a_redis_that_loses_writes_while_the_daemon_runs_empties_the_cache() {
     let mut world = World::outbox(USERS, "");
     let daemon = world.daemon();
     world.cache("v1:user:u9");
@@ -197,7 +198,7 @@ fn another_database_cluster_empties_the_cache() {
         std::mem::swap(&mut world.postgres, &mut other.postgres);
         world.database_url.clone_from(&other.database_url);
         world.reconnect();
-        // So far that the positions alone would look right.
+        // Far enough that the positions alone would look right.
         world.sql("select pg_switch_wal()");
     };
     check(swap, Some("other-system"));

@@ -1,7 +1,7 @@
 //! The mode `outbox`, through the running daemon, on servers whose log is not logical.
 //!
-//! Owns what its parts share: rules, and the ways to look at the outcome. Where it is not plain
-//! what a test shows, its comment says without which mechanism the test fails.
+//! Owns what its parts share: rules, and ways to check the outcome. Where it is not obvious, a
+//! test's comment says without which mechanism the test fails.
 
 mod daemons;
 mod fences;
@@ -59,8 +59,8 @@ fn wait_until_drained(world: &World) {
     wait_until(EVENT_MAX, "the outbox is empty", || world.entries() == 0);
 }
 
-/// Stops a daemon at a moment at which none of its sessions has a transaction. They must be called
-/// `daemon`.
+/// Stops a daemon at a moment when none of its sessions has a transaction. The sessions must be
+/// named `daemon`.
 pub(crate) fn stop_between_claims(world: &World, daemon: &Daemon) {
     let busy = "select count(*)::text from pg_stat_activity where application_name = 'daemon' and state <> 'idle'";
     wait_until(EVENT_MAX, "the daemon is stopped between two claims", || {

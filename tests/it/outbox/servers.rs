@@ -1,4 +1,4 @@
-//! What goes wrong between PostgreSQL, the daemon and Redis.
+//! Failures of PostgreSQL, the daemon and Redis.
 //!
 //! Each test fails when a claim is committed before Redis answered without an error.
 
@@ -9,7 +9,7 @@ use crate::proxy::{Fault, Proxy};
 use crate::support::{EVENT_MAX, World, wait_until};
 
 #[test]
-fn what_was_written_while_no_daemon_ran_is_put_into_force_by_the_next() {
+fn changes_made_without_a_daemon_are_applied_by_the_next() {
     let world = World::outbox(USERS, "");
     assert_eq!(world.daemon().stop(), Some(0));
     world.cache("v1:user:u1");
@@ -23,7 +23,7 @@ fn what_was_written_while_no_daemon_ran_is_put_into_force_by_the_next() {
 }
 
 #[test]
-fn while_redis_is_away_the_entries_stay() {
+fn entries_stay_while_redis_is_unavailable() {
     let mut world = World::outbox(USERS, "");
     let daemon = world.daemon();
     world.sql("update users set name = 'before' where id = 'u1'");
@@ -43,7 +43,7 @@ fn while_redis_is_away_the_entries_stay() {
 }
 
 #[test]
-fn while_redis_is_frozen_the_entries_stay() {
+fn entries_stay_while_redis_is_frozen() {
     let world = World::outbox(USERS, "");
     let daemon = world.daemon();
     world.cache("v1:user:u1");
@@ -61,7 +61,7 @@ fn while_redis_is_frozen_the_entries_stay() {
 }
 
 #[test]
-fn while_redis_refuses_the_entries_stay_and_the_watermark_too() {
+fn entries_and_watermark_stay_while_redis_refuses() {
     let world = World::outbox(USERS, "");
     let daemon = world.daemon();
     world.sql("update users set name = 'before' where id = 'u1'");
@@ -82,7 +82,7 @@ fn while_redis_refuses_the_entries_stay_and_the_watermark_too() {
 }
 
 #[test]
-fn a_full_redis_still_takes_deletes_and_loses_what_is_set() {
+fn a_full_redis_accepts_deletes_and_refuses_sets() {
     let world = World::outbox(ORDERED, "");
     let daemon = world.daemon();
     world.sql("update users set name = 'before' where id = 'u1'");
@@ -99,7 +99,7 @@ fn a_full_redis_still_takes_deletes_and_loses_what_is_set() {
 }
 
 #[test]
-fn a_restarted_postgresql_is_waited_for() {
+fn the_daemon_waits_for_a_restarted_postgresql() {
     let mut world = World::outbox(USERS, "");
     let daemon = world.daemon();
     for (round, how) in ["INT", "QUIT", "INT"].into_iter().enumerate() {
@@ -120,9 +120,9 @@ fn a_restarted_postgresql_is_waited_for() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// Its claim is undone: what it had begun is free again.
+/// Its claim is rolled back, so the entries are free again.
 #[test]
-fn a_session_that_is_ended_in_the_middle_of_a_claim_loses_nothing() {
+fn a_session_terminated_during_a_claim_loses_nothing() {
     let mut world = World::outbox(USERS, "");
     world.database_url.push_str("?application_name=daemon");
     let proxy = Proxy::start(world.redis.port());
@@ -147,9 +147,9 @@ fn a_session_that_is_ended_in_the_middle_of_a_claim_loses_nothing() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// A commit whose answer is lost may have happened or not: either way nothing is missing.
+/// A commit whose answer is lost may have happened or not; nothing is lost either way.
 #[test]
-fn answers_that_are_lost_lose_nothing() {
+fn lost_answers_lose_no_entry() {
     let mut world = World::outbox(USERS, "");
     let (to_postgres, to_redis) = (Proxy::start(world.postgres.port()), Proxy::start(world.redis.port()));
     world.database_url = format!("postgres://postgres@127.0.0.1:{}/postgres", to_postgres.port());
@@ -170,7 +170,7 @@ fn answers_that_are_lost_lose_nothing() {
 }
 
 #[test]
-fn told_to_stop_in_the_middle_of_a_claim_it_finishes_it() {
+fn a_daemon_stopped_during_a_claim_finishes_it() {
     let world = World::outbox(USERS, "");
     let mut daemon = world.daemon();
     let redis = world.redis.pid().unwrap();

@@ -1,9 +1,9 @@
 //! `kill -9` between every two steps of a claim.
 //!
-//! A step that matters is seen from outside: it is a message to a server or its answer. So what
-//! lies between the daemon and one of the servers lets `n` chunks through and then nothing, for
-//! every `n` there is; there the daemon is killed, and another goes on. Nothing in the daemon knows
-//! of this.
+//! Every step that matters is a message to a server or its answer, so it is visible from outside. A
+//! proxy between the daemon and one of the servers forwards `n` chunks and then nothing, for every
+//! possible `n`. The daemon is killed there, and another takes over. Nothing in the daemon knows of
+//! this.
 
 use std::collections::BTreeSet;
 
@@ -11,21 +11,21 @@ use super::{ORDERED, USERS, card, streamed};
 use crate::proxy::{Fault, Proxy};
 use crate::support::{EVENT_MAX, World, wait_until};
 
-/// More than there are steps in a claim and in the looking around after it.
+/// More than the number of steps in a claim and in the polling after it.
 const CHUNKS_MAX: usize = 80;
 
-/// How often everything is tried until every [`Killed`] was met: what else is sent moves the steps
-/// about.
+/// How often everything is repeated until every [`Killed`] has occurred: other traffic shifts the
+/// steps.
 const ROUNDS_MAX: usize = 5;
 
-/// Where it was killed, as far as the servers can tell.
+/// Where the daemon was killed, as far as the servers show it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Killed {
-    /// Redis does not know of it yet.
+    /// Redis does not have the change yet.
     BeforeRedis,
-    /// Redis does, and PostgreSQL still has the entry.
+    /// Redis has it, and PostgreSQL still has the entry.
     BetweenTheTwo,
-    /// Neither has anything left to do.
+    /// Both are done.
     AfterPostgres,
 }
 
@@ -33,7 +33,8 @@ fn between(world: &World) -> (Proxy, Proxy) {
     (Proxy::start(world.postgres.port()), Proxy::start(world.redis.port()))
 }
 
-/// Kills the daemon wherever the way to one server can be cut between two chunks.
+/// Kills the daemon at every point where the connection to one server can be cut between two
+/// chunks.
 fn kill_everywhere(rules: &str, on_the_way_to_redis: bool) {
     let mut world = World::outbox(rules, "");
     let (to_postgres, to_redis) = between(&world);
@@ -58,12 +59,13 @@ fn kill_everywhere(rules: &str, on_the_way_to_redis: bool) {
         done_in_a_row = if world.applied() >= token { done_in_a_row + 1 } else { 0 };
         daemon.signal("KILL");
         drop(daemon);
-        // Nothing it sent arrives from now on, so both servers show where it was.
+        // Nothing it sent arrives from now on, so both servers show where it stopped.
         for proxy in [&to_postgres, &to_redis] {
             proxy.cut();
             proxy.set(Fault::None);
         }
-        // In this order: what arrives in between would look like something that came too early.
+        // In this order, because a message that arrives in between would look as if it came too
+        // early.
         let is_in_force = world.applied() >= token;
         let is_there = world.entries() > 0;
         let is_stale = world.holds("v1:user:u1");
@@ -86,7 +88,7 @@ fn kill_everywhere(rules: &str, on_the_way_to_redis: bool) {
         }
         assert_eq!(world.epoch(), 1, "{chunks} chunks: no history is doubted: {:?}", daemon.log());
         assert_eq!(daemon.stop(), Some(0));
-        // What keeps coming is a daemon that looks whether there is more.
+        // A daemon that polls sends chunks forever.
         chunks += 1;
         if done_in_a_row == 3 {
             if seen == all.into() || rounds == ROUNDS_MAX {
@@ -100,21 +102,21 @@ fn kill_everywhere(rules: &str, on_the_way_to_redis: bool) {
 }
 
 #[test]
-fn killed_between_any_two_messages_to_postgresql_nothing_is_lost() {
+fn a_kill_between_postgresql_messages_loses_nothing() {
     kill_everywhere(USERS, false);
 }
 
 #[test]
-fn killed_between_any_two_messages_to_redis_nothing_is_lost() {
+fn a_kill_between_redis_messages_loses_nothing() {
     kill_everywhere(USERS, true);
 }
 
 #[test]
-fn killed_between_any_two_messages_to_postgresql_order_holds_and_each_entry_comes_once() {
+fn a_kill_between_postgresql_messages_keeps_order_without_duplicates() {
     kill_everywhere(ORDERED, false);
 }
 
 #[test]
-fn killed_between_any_two_messages_to_redis_order_holds_and_each_entry_comes_once() {
+fn a_kill_between_redis_messages_keeps_order_without_duplicates() {
     kill_everywhere(ORDERED, true);
 }

@@ -1,12 +1,12 @@
-//! What belongs to one transaction, and what several do to each other.
+//! Entries of one transaction, and of concurrent ones.
 
 use super::{ORDERED, USERS, card, check, wait_until_drained};
 use crate::support::{EVENT_MAX, World, next_message, wait_until};
 
-/// A reader that remembers the last id it saw passes over this one for ever: ids are given when a
-/// row is written, and rows are seen when their transaction commits.
+/// A reader that remembers the last id it saw would skip this entry forever: ids are assigned when
+/// a row is written, but rows become visible when their transaction commits.
 #[test]
-fn a_transaction_that_writes_early_and_commits_late_is_not_passed_over() {
+fn a_transaction_that_writes_early_and_commits_late_is_not_skipped() {
     let world = World::outbox(USERS, "");
     let daemon = world.daemon();
     let late = world.another_client();
@@ -25,10 +25,10 @@ fn a_transaction_that_writes_early_and_commits_late_is_not_passed_over() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// A watermark that follows the log's end, or what was claimed last, passes the entry that is still
-/// there: another daemon holds it, as another daemon would.
+/// A watermark that follows the end of the log, or the last claim, passes the entry that is still
+/// there because another daemon holds it.
 #[test]
-fn the_watermark_does_not_pass_a_transaction_that_is_visible_and_not_in_force() {
+fn the_watermark_does_not_pass_a_visible_transaction_that_is_not_in_force() {
     let world = World::outbox(USERS, "");
     let daemon = world.daemon();
     world.sql("update users set name = 'before' where id = 'u9'");
@@ -54,9 +54,9 @@ fn the_watermark_does_not_pass_a_transaction_that_is_visible_and_not_in_force() 
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// A reader with a token waits for it, also when there are no more writes.
+/// A reader with a token waits for the watermark, also when there are no more writes.
 #[test]
-fn the_watermark_reaches_the_end_of_the_log_in_a_quiet_system() {
+fn the_watermark_reaches_the_end_of_the_log_on_an_idle_server() {
     let world = World::outbox(USERS, "create table unnamed (n int)");
     let daemon = world.daemon();
     for sql in ["insert into unnamed select generate_series(1, 10000)", "update users set name = 'x' where id = 'u1'"] {
@@ -64,7 +64,7 @@ fn the_watermark_reaches_the_end_of_the_log_in_a_quiet_system() {
         let token = world.token();
         wait_until(EVENT_MAX, "the watermark passes the token", || world.applied() >= token);
     }
-    // A transaction that stays open holds nothing up: what it wrote is not visible.
+    // An open transaction delays nothing: its writes are not visible.
     let open = world.another_client();
     world.sql_on(&open, "begin; update users set name = 'open' where id = 'u3'");
     check(&world, "update users set name = 'y' where id = 'u2'", &["v1:user:u2"], &[]);
@@ -72,10 +72,10 @@ fn the_watermark_reaches_the_end_of_the_log_in_a_quiet_system() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// With a NOTIFY in it a transaction cannot be prepared: that would fail an application that uses
-/// two phases.
+/// A transaction with a NOTIFY cannot be prepared, so an application that uses two-phase commit
+/// would fail.
 #[test]
-fn a_prepared_transaction_counts_from_when_it_is_committed() {
+fn a_prepared_transaction_is_applied_when_it_is_committed() {
     let world = World::outbox_with(USERS, "", &["max_prepared_transactions=5"]);
     let daemon = world.daemon();
     let prepare = |name: &str, user: &str| {
@@ -122,14 +122,14 @@ rules:
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// More entries than one claim takes. Taken by two at once, or by one that does not keep to the
-/// order of ids, they come mixed.
+/// More entries than one claim takes. If two daemons take them, or one that ignores the order of
+/// ids, they are mixed.
 #[test]
-fn the_messages_of_one_transaction_come_in_its_order_also_from_two_daemons() {
+fn two_daemons_keep_the_message_order_of_a_transaction() {
     const ROWS: usize = 25_000;
     let world = World::outbox(USERS, "");
     let mut connection = world.redis();
-    // So many messages may wait for the subscriber, who is this thread.
+    // All of these messages may wait for the subscriber, which is this thread.
     redis::cmd("CONFIG").arg(&["SET", "client-output-buffer-limit", "pubsub 0 0 0"]).exec(&mut connection).unwrap();
     connection.set_read_timeout(Some(EVENT_MAX)).unwrap();
     let mut subscriber = connection.as_pubsub();
@@ -151,10 +151,10 @@ fn the_messages_of_one_transaction_come_in_its_order_also_from_two_daemons() {
     }
 }
 
-/// Fails without the first character of our triggers' names: others come first then, and what they
-/// change with them.
+/// Fails without the first character of our triggers' names: other triggers would run first, and so
+/// would their changes.
 #[test]
-fn what_a_trigger_changes_comes_after_what_made_it_do_so() {
+fn changes_made_by_a_trigger_come_after_the_change_that_fired_it() {
     let world = World::outbox(
         ORDERED,
         "create function touch() returns trigger language plpgsql as $$ begin

@@ -23,10 +23,10 @@ fn without_notifications_nothing_is_lost() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// A commit with a NOTIFY takes a lock for which other such commits wait. So only one writer
-/// notifies each time that the daemon sleeps.
+/// A commit with a NOTIFY takes a lock that serializes such commits. So only one writer notifies
+/// each time the daemon sleeps.
 #[test]
-fn one_writer_notifies_each_time_the_daemon_sleeps() {
+fn only_one_writer_notifies_each_time_the_daemon_sleeps() {
     let world = World::outbox(USERS, "");
     let daemon = world.daemon();
     for round in 0..3 {
@@ -46,7 +46,7 @@ fn one_writer_notifies_each_time_the_daemon_sleeps() {
 
 /// A transaction with a NOTIFY cannot be prepared.
 #[test]
-fn no_writer_notifies_where_transactions_may_be_prepared() {
+fn no_writer_notifies_if_transactions_can_be_prepared() {
     let world = World::outbox_with(USERS, "", &["max_prepared_transactions=5"]);
     let daemon = world.daemon();
     world.settle();
@@ -64,7 +64,7 @@ fn no_writer_notifies_where_transactions_may_be_prepared() {
 /// A full queue aborts every transaction with a NOTIFY. If every writer notified, each of these
 /// commits would leave an entry that the stopped session never reads: some ten pages of the queue.
 #[test]
-fn a_stopped_daemon_does_not_let_the_queue_of_notifications_grow() {
+fn the_notification_queue_does_not_grow_for_a_stopped_daemon() {
     let mut world = World::outbox(USERS, "");
     world.database_url.push_str("?application_name=daemon");
     let daemon = world.daemon();
@@ -87,9 +87,9 @@ fn a_stopped_daemon_does_not_let_the_queue_of_notifications_grow() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// The session that listens is not one of those that claim. Without it, polling goes on.
+/// The listening session is separate from the claiming ones. Without it, polling continues.
 #[test]
-fn a_daemon_whose_connections_are_ended_connects_again_and_sleeps_again() {
+fn a_daemon_reconnects_and_sleeps_again() {
     let mut world = World::outbox(USERS, "");
     world.database_url.push_str("?application_name=daemon");
     let daemon = world.daemon();

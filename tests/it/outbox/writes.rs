@@ -1,4 +1,4 @@
-//! Every way in which a row can change, and that each is seen.
+//! Every way in which a row can change is captured.
 
 use redis::Commands as _;
 
@@ -7,7 +7,7 @@ use crate::support::{EVENT_MAX, SHIPPED, World};
 
 /// Without the trigger's old row a changed address leaves the old address's key.
 #[test]
-fn what_a_commit_makes_stale_is_gone_and_nothing_else_whatever_the_replica_identity() {
+fn a_commit_deletes_exactly_the_stale_keys_with_any_replica_identity() {
     let world = World::outbox(SHIPPED, "");
     assert_eq!(world.value("select relreplident::text from pg_class where relname = 'users'"), "d");
     let daemon = world.daemon();
@@ -17,8 +17,8 @@ fn what_a_commit_makes_stale_is_gone_and_nothing_else_whatever_the_replica_ident
         &["v1:user:u1", "v1:user-email:user1@example.com", "v1:user-email:new@x.io"],
         &["v1:user:u2", "v1:user-email:user2@example.com"],
     );
-    // The rules look at columns that no identity carries; here the old values are known all the
-    // same.
+    // The rules use columns that no replica identity carries; here their old values are known all
+    // the same.
     check(
         &world,
         "update users set updated_at = now() where id = 'u1'",
@@ -56,10 +56,10 @@ fn what_a_commit_makes_stale_is_gone_and_nothing_else_whatever_the_replica_ident
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// Without `ENABLE ALWAYS` such a session, as a replication tool or a restore opens it, writes
-/// behind our back.
+/// Without `ENABLE ALWAYS` the triggers would not fire in such a session, which replication tools
+/// and restores use.
 #[test]
-fn a_session_in_the_role_of_a_replica_is_seen_too() {
+fn a_session_in_replica_role_is_captured() {
     let world = World::outbox(SHIPPED, "");
     let daemon = world.daemon();
     check(
@@ -72,9 +72,9 @@ fn a_session_in_the_role_of_a_replica_is_seen_too() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// Without `SECURITY DEFINER` the statement fails for want of a privilege on the outbox.
+/// Without `SECURITY DEFINER` the statement would fail for lack of a privilege on the outbox.
 #[test]
-fn a_writer_needs_no_privilege_of_ours() {
+fn a_writer_needs_no_privilege_on_our_objects() {
     let world = World::outbox(USERS, "create role plain; grant select, update on users to plain");
     let daemon = world.daemon();
     check(&world, "set role plain; update users set name = 'x' where id = 'u1'; reset role", &["v1:user:u1"], &[]);
@@ -82,7 +82,7 @@ fn a_writer_needs_no_privilege_of_ours() {
 }
 
 #[test]
-fn foreign_keys_cascade_through_the_rules() {
+fn rows_changed_by_a_cascade_are_captured() {
     const RULES: &str = "
 version: 1
 source: {url: \"${DATABASE_URL}\"}
@@ -109,10 +109,10 @@ insert into players select n, n from generate_series(1, 9) n";
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// Entries name the table that the rules name: with the leaf's own name no rule would be found. A
-/// truncate of a leaf runs only the leaf's triggers.
+/// Entries name the table that the rules name; under the leaf's own name no rule would be found. A
+/// truncate of a leaf fires only the leaf's triggers.
 #[test]
-fn partitions_speak_for_their_root_however_they_are_written() {
+fn changes_of_partitions_fire_rules_of_the_root() {
     const RULES: &str = "
 version: 1
 source: {url: \"${DATABASE_URL}\"}
@@ -140,8 +140,7 @@ create table events_2a partition of events_2 for values from (1) to (100);";
     check(&world, "truncate events_1", &["v1:event:9", "v1:day:7"], &[]);
     check(&world, "truncate events_2", &["v1:event:9", "v1:day:7"], &[]);
     check(&world, "truncate events", &["v1:event:77"], &[]);
-    // A partition that is made later has the row triggers of its root at once, and the others by
-    // setup.
+    // A new partition gets the row triggers of its root at once, and the others by setup.
     check(
         &world,
         "create table events_3 partition of events for values from (20) to (30); insert into events_3 values (3, 25)",
@@ -166,7 +165,7 @@ create table events_2a partition of events_2 for values from (1) to (100);";
 }
 
 #[test]
-fn a_truncate_empties_what_the_templates_can_name() {
+fn a_truncate_deletes_everything_the_templates_can_name() {
     let world = World::outbox(SHIPPED, "");
     let daemon = world.daemon();
     check(&world, "truncate sessions", &["v1:session:abc", "v1:session:anything at all"], &["v1:user:u1"]);
@@ -180,7 +179,7 @@ fn a_truncate_empties_what_the_templates_can_name() {
 }
 
 #[test]
-fn copied_rows_are_seen() {
+fn copied_rows_are_captured() {
     let world = World::outbox(USERS, "");
     let daemon = world.daemon();
     check(
@@ -192,10 +191,10 @@ fn copied_rows_are_seen() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// Where the images cannot be computed any more, more is deleted than was asked for; the write
-/// itself succeeds.
+/// If the row images can no longer be computed, more is deleted than requested; the write itself
+/// succeeds.
 #[test]
-fn a_column_that_is_renamed_or_dropped_fails_no_writer_and_leaves_nothing_stale() {
+fn a_renamed_or_dropped_column_fails_no_writer_and_leaves_nothing_stale() {
     let world = World::outbox(USERS, "");
     let daemon = world.daemon();
     for sql in ["alter table users rename email to address", "alter table users drop column address"] {
@@ -210,10 +209,10 @@ fn a_column_that_is_renamed_or_dropped_fails_no_writer_and_leaves_nothing_stale(
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// Setup cannot know what happened while a table had no triggers, so it makes an entry for all of
-/// it.
+/// Setup cannot know what happened while a table had no triggers, so it makes one entry for the
+/// whole table.
 #[test]
-fn what_was_missed_before_setup_is_made_good() {
+fn setup_invalidates_what_was_missed_before_it() {
     let world = World::outbox(USERS, "");
     let daemon = world.daemon();
     world.sql(
@@ -234,7 +233,7 @@ fn what_was_missed_before_setup_is_made_good() {
 }
 
 #[test]
-fn a_hundred_thousand_rows_in_one_update_are_all_put_into_force() {
+fn an_update_of_a_hundred_thousand_rows_is_applied_whole() {
     const ROWS: usize = 100_000;
     let rules = USERS.replace("    publish: {channel: users, data: {id: \"{id}\"}}\n", "");
     let world = World::outbox(
@@ -255,10 +254,10 @@ fn a_hundred_thousand_rows_in_one_update_are_all_put_into_force() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// What pins the session's settings was made for the type of before. Fails without the look at the
-/// types.
+/// The function that pins the session's settings was created for the old type. Fails without the
+/// check of the types.
 #[test]
-fn a_column_that_is_retyped_leaves_nothing_stale() {
+fn a_column_with_a_new_type_leaves_nothing_stale() {
     let rules = USERS
         .replace("table: users", "table: moments")
         .replace("\"user:{id}\", \"user-email:{email|lower}\"", "\"at:{at}\"");
@@ -272,8 +271,8 @@ fn a_column_that_is_retyped_leaves_nothing_stale() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// Larger than PostgreSQL could write down: the writer does not fail, and everything that may be
-/// meant goes.
+/// Larger than PostgreSQL can store: the writer does not fail, and everything that may be affected
+/// is deleted.
 #[test]
 fn a_huge_value_fails_no_writer() {
     let rules = USERS
