@@ -12,20 +12,18 @@
 use std::collections::HashSet;
 use std::hash::{BuildHasherDefault, Hasher};
 
-/// A place in PostgreSQL's log, and so also the name of the transaction that ends there; 0 is
-/// before both. Either writer may be the first: they differ in nothing else, so the first to commit
-/// is called 1.
+/// A position in PostgreSQL's log, which also names the transaction that ends there; 0 is before
+/// both. The writers differ in nothing, so the first to commit is called 1.
 type Position = u8;
 
 /// The last position. Two suffice for a transaction to overtake an earlier one.
 const LAST: Position = 2;
 
-/// Each reads once: a filler that reads again is another one that begins later, since tokens never
-/// repeat.
+/// Each reads once. A filler that reads again is equivalent to another one that starts later,
+/// because tokens never repeat.
 const FILLERS: u8 = 2;
 
-/// A set of transactions, a bit each: what a snapshot saw, and so what a cached value was derived
-/// from.
+/// A set of transactions as bits: what a snapshot saw, so what a cached value was derived from.
 type Transactions = u8;
 
 fn only(transaction: Position) -> Transactions {
@@ -36,40 +34,40 @@ fn up_to(position: Position) -> Transactions {
     (1 << position) - 1
 }
 
-/// What is left out of the protocol; the comment says what happens instead.
+/// A rule that is removed from the protocol; the comment says what happens instead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Rule {
     /// The daemon applies a transaction as soon as it is streamed.
     Gate,
-    /// A fill stores, whatever the key holds.
+    /// A fill stores, whatever the key contains.
     Lease,
-    /// A fill stores if the key holds a lease, be it another's.
+    /// A fill stores if the key contains a lease, even another filler's.
     LeaseTokenPerGrant,
-    /// The statement on the primary has a snapshot from before the grant.
+    /// The statement on the primary uses a snapshot from before the grant.
     SnapshotAfterGrant,
     /// `started` is read before the grant.
     StartedReadAfterGrant,
     /// The delete precedes `started`.
     StartedBeforeDelete,
-    /// A replica is read wherever it stands.
+    /// A replica is read wherever it is in the log.
     ReplicaCheck,
-    /// The replica answers its position and the value in one statement: the snapshot is the older
-    /// of the two.
+    /// The replica returns its position and the value in one statement, so the snapshot is the
+    /// older of the two.
     ReplicaCheckSeparate,
     /// The daemon confirms to the slot what it received.
     AckAfterRedis,
     /// A keepalive counts though transactions are in flight.
     KeepaliveOnlyWhenIdle,
-    /// The daemon goes on with whatever Redis contains.
+    /// The daemon continues with whatever Redis contains.
     ProveHistory,
-    /// After a failover that lost nothing recorded, what was answered but not recorded is not sent
-    /// again.
+    /// After a failover that lost nothing recorded, ops that were answered but not recorded are not
+    /// sent again.
     ResendAfterFailover,
-    /// After such a failover the promise holds again at once, before that was sent again.
+    /// After such a failover the promise holds again at once, before those ops were sent again.
     SuspendUntilResent,
     /// A new epoch deletes without raising `started`.
     EpochRaisesStarted,
-    /// A new epoch claims all of the log to be applied, since everything was deleted.
+    /// A new epoch claims that all of the log is applied, since everything was deleted.
     EpochClaimsOnlyRecorded,
 }
 
@@ -108,8 +106,8 @@ struct Dataset {
     applied: Position,
 }
 
-/// The Redis replica. It follows asynchronously; only where it stands at the failover matters, so
-/// it copies once, at any time, instead of often.
+/// The Redis replica. It follows asynchronously. Only its position at the failover matters, so it
+/// copies once, at any time, instead of often.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 enum RedisReplica {
     #[default]
@@ -118,8 +116,8 @@ enum RedisReplica {
     Promoted,
 }
 
-/// How far the daemon is with one transaction. A command and its reply are one step: a slow reply
-/// delays the daemon, which may be slow anyway; a lost one costs the connection, and the whole is
+/// The daemon's progress with one transaction. A command and its reply are one step: a slow reply
+/// delays the daemon, which may be slow anyway; a lost one breaks the connection, and everything is
 /// sent again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 enum Sent {
@@ -133,7 +131,7 @@ enum Sent {
 enum Phase {
     #[default]
     Running,
-    /// Its process or the connection to Redis is new: it has not looked at what Redis contains.
+    /// Its process or the connection to Redis is new: it has not checked what Redis contains.
     Resuming,
     EpochStarted,
     EpochDeleted,
@@ -144,15 +142,15 @@ enum Phase {
 struct Daemon {
     phase: Phase,
     sent: [Sent; LAST as usize],
-    /// What Redis answered to have recorded as applied.
+    /// What Redis acknowledged to have recorded as applied.
     recorded: Position,
     /// After a failover: what may have been in force before, and is not again yet.
     owed: Transactions,
 }
 
 impl Daemon {
-    /// The daemon as it goes on from a position: all up to there is in force, the rest will be
-    /// sent.
+    /// The daemon as it resumes from a position: everything up to there is in force, the rest will
+    /// be sent.
     fn from(position: Position, recorded: Position, phase: Phase) -> Self {
         let mut sent = [Sent::Nothing; LAST as usize];
         sent[..usize::from(position)].fill(Sent::Whole);
@@ -163,13 +161,13 @@ impl Daemon {
         (1..=LAST).zip(self.sent).filter(|&(_, sent)| sent == Sent::Whole).map(|(n, _)| only(n)).sum()
     }
 
-    /// Up to where all is done, without a gap.
+    /// The position up to which everything is done, without a gap.
     fn applied(&self) -> Position {
         self.done().trailing_ones() as Position
     }
 }
 
-/// What a filler holds on to.
+/// The state of a filler.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 enum Filler {
     #[default]
@@ -177,41 +175,41 @@ enum Filler {
     Leased,
     /// The lease, and `started` as read under it.
     Started(Position),
-    /// The replica was found to be far enough; it can only get further.
+    /// The replica had replayed enough; it can only advance.
     ReplicaChecked,
     Read(Transactions),
     Done,
     /// Mutants: what was read before the grant.
     EarlyStarted(Position),
     EarlySnapshot(Transactions),
-    /// Mutant: the replica's snapshot, while its position is yet to be asked for.
+    /// Mutant: the replica's snapshot, before its position is queried.
     Unchecked(Position, Transactions),
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 struct State {
-    /// The end of PostgreSQL's log. What is in it the daemon has received.
+    /// The end of PostgreSQL's log. The daemon has received everything before it.
     log: Position,
     visible: Transactions,
-    /// Up to where the PostgreSQL replica replayed, maybe what is not visible on the primary yet.
+    /// The position that the PostgreSQL replica has replayed, which may include invisible commits.
     replayed: Position,
-    /// What the slot knows; survives the daemon.
+    /// The position that the slot has; it survives the daemon.
     confirmed: Position,
     redis: Dataset,
     redis_replica: RedisReplica,
     daemon: Daemon,
     crashed: bool,
     fillers: [Filler; FILLERS as usize],
-    /// What the daemon ever put in force, also on a Redis that is gone. No actor can look at it.
+    /// What the daemon ever put in force, also on a Redis that was lost. No actor can read it.
     acknowledged: Transactions,
-    /// A failover happened and the daemon has not vouched for the new primary: readers know by the
-    /// missing heartbeat, and nothing is promised.
+    /// A failover happened, and the daemon has not confirmed the new primary: readers see that the
+    /// heartbeat is missing, and nothing is promised.
     suspended: bool,
 }
 
 impl State {
-    /// Against the promise: what is visible and acknowledged, by the daemon or by `applied`, is in
-    /// the value.
+    /// Against the promise: the value lacks a transaction that is visible and was acknowledged, by
+    /// the daemon or by `applied`.
     fn is_stale(&self) -> bool {
         let acknowledged = self.acknowledged | up_to(self.redis.applied);
         !self.suspended && self.misses(acknowledged & self.visible)
@@ -243,10 +241,10 @@ impl State {
     }
 }
 
-/// A step told in words; `#` stands for the transaction, position or filler.
+/// A step in words; `#` stands for the transaction, position or filler.
 type Step = (&'static str, u8);
 
-/// What may come next.
+/// The possible next steps.
 struct Next<'a> {
     from: State,
     steps: &'a mut Vec<(Step, State)>,
@@ -259,8 +257,8 @@ impl Next<'_> {
         self.steps.push(((words, who), to));
     }
 
-    /// A commit is in the log, and with the daemon, before it is visible: long before, where a
-    /// synchronous standby is waited for.
+    /// A commit is in the log, and received by the daemon, before it is visible: long before, if it
+    /// waits for a synchronous standby.
     fn postgres(&mut self) {
         let State { log, visible, replayed, .. } = self.from;
         if log < LAST {
@@ -282,8 +280,8 @@ impl Next<'_> {
             RedisReplica::Following => self.may("the Redis replica falls behind from here on", 0, |s| {
                 s.redis_replica = RedisReplica::Stands(s.redis);
             }),
-            // The daemon's connection breaks with it, so nothing reaches the new primary before a
-            // resume.
+            // The daemon's connection breaks at the same time, so nothing reaches the new primary
+            // before a resume.
             RedisReplica::Stands(copy) => self.may("Redis fails over to its replica", 0, |s| {
                 s.redis = copy;
                 s.redis_replica = RedisReplica::Promoted;
@@ -294,8 +292,8 @@ impl Next<'_> {
         }
     }
 
-    /// The GET before it is no step: what it found may have changed, and `NX` looks again. Who
-    /// finds the key taken serves the value or waits, and changes nothing.
+    /// The GET before it is not a step: its result may have changed, and `NX` checks again. A
+    /// filler that finds the key taken serves the value or waits, and changes nothing.
     fn grant(&mut self, filler: u8, then: Filler) {
         if self.from.redis.key == Key::Empty {
             self.may("filler # is granted the lease", filler, |s| {
@@ -332,7 +330,7 @@ impl Protocol {
                 s.daemon = Daemon::from(s.confirmed, s.confirmed, Phase::Resuming);
             });
         }
-        // Goes to PostgreSQL, so it may also happen when Redis has failed over.
+        // This goes to PostgreSQL, so it can also happen after Redis has failed over.
         let may_confirm = if self.has(Rule::AckAfterRedis) { s.daemon.recorded } else { s.log };
         if s.confirmed < may_confirm {
             next.may("the daemon confirms # to the slot", may_confirm, |s| s.confirmed = may_confirm);
@@ -349,7 +347,7 @@ impl Protocol {
                 s.redis.key = Key::Empty;
                 s.daemon.phase = Phase::EpochDeleted;
             }),
-            // What was recorded was visible before the delete. The rest of the log may not have
+            // Everything recorded was visible before the delete. The rest of the log may not have
             // been: it stays in flight.
             Phase::EpochDeleted => {
                 let applied = if self.has(Rule::EpochClaimsOnlyRecorded) { known } else { s.log };
@@ -362,7 +360,7 @@ impl Protocol {
         }
     }
 
-    /// Redis contains all that it once said to contain.
+    /// Redis contains everything that it once reported to contain.
     fn resume(&self, next: &mut Next<'_>, known: Position) {
         next.may("resume: the daemon goes on after #", known, |s| {
             let before = s.daemon.sent;
@@ -372,8 +370,7 @@ impl Protocol {
                     *sent = before;
                 }
             }
-            // A daemon that crashed does not know what was in force; but nothing was that is not
-            // visible.
+            // A daemon that crashed does not know what was in force; but only visible commits were.
             if s.suspended && self.has(Rule::SuspendUntilResent) {
                 s.daemon.owed = s.visible & !s.daemon.done();
             }
@@ -381,12 +378,12 @@ impl Protocol {
         });
     }
 
-    /// Each transaction as soon as it is visible, in whatever order that comes to pass.
+    /// Each transaction once it is visible, in any order.
     fn invalidate(&self, next: &mut Next<'_>) {
         let s = next.from;
         for (transaction, sent) in (1..=s.log).zip(s.daemon.sent) {
             let sent = match sent {
-                // The gate is no step of its own: what was visible once still is.
+                // The gate is not a step of its own: what was visible once still is.
                 Sent::Nothing if s.visible & only(transaction) != 0 || !self.has(Rule::Gate) => Sent::Half,
                 Sent::Half => Sent::Whole,
                 Sent::Nothing | Sent::Whole => continue,
@@ -490,7 +487,7 @@ impl Hasher for Mixer {
     }
 }
 
-/// The states found so far, each with the place of the one before it and the step between them.
+/// The states found so far, each with the index of its predecessor and the step between them.
 #[derive(Default)]
 struct Search {
     found: Vec<(State, usize, Step)>,
@@ -499,8 +496,8 @@ struct Search {
 }
 
 impl Search {
-    /// Visits every state until one is broken, and tells the steps to that one. `watch` is told of
-    /// every transition, and with no target of every state that has none.
+    /// Visits every state until one is broken, and returns the steps to that one. `watch` is called
+    /// with every transition, and without a target for every state that has none.
     fn run(&mut self, removed: Option<Rule>, mut watch: impl FnMut(&State, Option<&State>)) -> Option<Vec<Step>> {
         let protocol = Protocol { removed };
         let mut steps = Vec::new();
@@ -547,7 +544,7 @@ fn listing(path: &[Step]) -> String {
     path.iter().enumerate().map(line).collect()
 }
 
-/// What some transition must do, or the model proves nothing.
+/// What some transition must do; otherwise the model proves nothing.
 type Witness = (&'static str, fn(&State, &State) -> bool);
 
 const WITNESSES: [Witness; 8] = [
@@ -589,7 +586,7 @@ fn the_full_protocol_is_safe() {
         }
     });
     println!("{} states, {} transitions", search.found.len(), search.transitions);
-    // What docs/guarantees.md says was searched.
+    // The number that docs/guarantees.md names.
     assert!(broken.is_some() || (search.found.len(), search.transitions) == (1_465_780, 8_030_615));
     if let Some(path) = broken {
         panic!("stale after {} steps:\n{}", path.len(), listing(&path));

@@ -155,7 +155,7 @@ fn cells(line: &str) -> Vec<String> {
 }
 
 #[test]
-fn a_page_is_taken_apart() {
+fn a_page_is_parsed() {
     let page = "# A `b` page\n\nSee [x](docs/x.md#y) and\n`code\nspan`.\n\n```yaml fragment\n# no: heading\n`no span`\n```\n\n\
                 ## Part\n\n| a | b |\n|---|---|\n| `x` | 1\\|2 |\n\n### Deep\n\ntext\n\n## Part\n";
     let block = Block { language: "yaml fragment".to_owned(), line: 7, text: "# no: heading\n`no span`\n".to_owned() };

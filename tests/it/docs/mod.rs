@@ -1,8 +1,8 @@
-//! The documentation, held against the code: blocks, commands, links, paths, tables.
+//! The documentation, compared with the code: blocks, commands, links, paths, tables.
 //!
 //! Owns what the documentation promises to name completely. It must not know how anything is
-//! worded. Every check is a function from a page to what is wrong with it, so that each is also
-//! shown to fail.
+//! worded. Every check is a function from a page to its errors, so each is also tested with a page
+//! that fails.
 
 mod markdown;
 mod shell;
@@ -26,7 +26,7 @@ const LANGUAGES: [&str; 10] =
 /// The directories that a path in the documentation may begin with.
 const DIRECTORIES: [&str; 9] = ["src/", "sql/", "tests/", "docs/", "benches/", "fuzz/", "deploy/", ".ci/", ".github/"];
 
-/// The lines that README may have.
+/// The most lines of README.
 const README_LINES_MAX: usize = 200;
 
 /// A page of the documentation.
@@ -68,7 +68,7 @@ fn on(text: &str, check: impl Fn(&Page) -> Vec<String>) -> Vec<String> {
     check(&Page { name: "README.md".to_owned(), text: text.to_owned() })
 }
 
-/// Blocks in a language that no check is about.
+/// Blocks in an unknown language.
 fn unknown_languages(page: &Page) -> Vec<String> {
     let unknown = blocks(&page.text).into_iter().filter(|block| !LANGUAGES.contains(&block.language.as_str()));
     unknown.map(|block| format!("{}:{}: a block of `{}`", page.name, block.line, block.language)).collect()
@@ -115,7 +115,7 @@ fn refused(file: &str) -> Option<String> {
     run(&["check", "--offline"]).or_else(|| run(&["test"]).filter(|_| has_tests))
 }
 
-/// Command lines that the program, or the Makefile, does not know.
+/// Command lines that the program or the Makefile does not accept.
 fn unknown_commands(page: &Page) -> Vec<String> {
     let scripts = blocks(&page.text).into_iter().filter(|block| block.language == "sh");
     let in_blocks = scripts.flat_map(|block| {
@@ -175,7 +175,7 @@ fn refused_span(span: &str) -> Option<String> {
 /// Commands that the documentation says do not exist yet.
 const PLANNED: [&str; 1] = ["verify"];
 
-/// Links to a file or an anchor that is not there.
+/// Links to a file or an anchor that does not exist.
 fn broken_links(page: &Page) -> Vec<String> {
     let broken = |link: &markdown::Piece| {
         let target = link.text.as_str();
@@ -201,7 +201,7 @@ fn broken_links(page: &Page) -> Vec<String> {
     links.iter().filter_map(|link| Some(format!("{}:{}: {}", page.name, link.line, broken(link)?))).collect()
 }
 
-/// Code spans that name a file or a directory that is not there.
+/// Code spans that name a file or a directory that does not exist.
 fn broken_paths(page: &Page) -> Vec<String> {
     let is_path = |span: &str| DIRECTORIES.iter().any(|directory| span.starts_with(directory)) && !span.contains(' ');
     let broken = spans(&page.text).into_iter().filter(|span| is_path(&span.text));
@@ -253,7 +253,7 @@ fn commands_and_targets_exist() {
 }
 
 #[test]
-fn links_and_paths_lead_somewhere() {
+fn links_and_paths_exist() {
     check(broken_links);
     check(broken_paths);
     assert_eq!(on("[a](docs/nothing.md)", broken_links).len(), 1);
@@ -265,7 +265,7 @@ fn links_and_paths_lead_somewhere() {
 }
 
 #[test]
-fn readme_is_short_and_names_every_page() {
+fn readme_is_short_and_links_every_page() {
     let readme = read("README.md");
     assert!(readme.lines().count() < README_LINES_MAX, "README.md has {} lines", readme.lines().count());
     let linked: BTreeSet<String> = links(&readme).into_iter().map(|link| link.text).collect();

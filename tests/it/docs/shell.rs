@@ -1,7 +1,7 @@
-//! Command lines in shell blocks, taken apart as far as the documentation uses the shell.
+//! Command lines in shell blocks, parsed as far as the documentation uses the shell.
 //!
 //! Owns words, quotes, comments, pipes and redirections. It must not know any command. Invariant:
-//! what is inside of quotes separates nothing.
+//! nothing inside quotes is a separator.
 
 /// The simple commands of a script, each as its words, without redirections and without variables
 /// set in front.
@@ -37,7 +37,7 @@ pub(super) fn commands(script: &str) -> Vec<Vec<String>> {
     commands.into_iter().map(simple).filter(|command| !command.is_empty()).collect()
 }
 
-/// Without variables in front and redirections.
+/// Without leading variables and redirections.
 fn simple(words: Vec<String>) -> Vec<String> {
     let is_variable = |word: &String| {
         word.split_once('=').is_some_and(|(name, _)| {
@@ -56,7 +56,7 @@ fn simple(words: Vec<String>) -> Vec<String> {
 }
 
 #[test]
-fn a_script_is_taken_apart() {
+fn a_script_is_split_into_commands() {
     let script = "# a comment\nA=b unstale run --flag   # another\necho '{\"a\": \"x|y\"}' |\n  unstale dry-run --file - \\\n    \
                   --json > out.txt && make x ARGS=\"--for 10s\"\n";
     let expected: [&[&str]; 4] = [

@@ -1,9 +1,8 @@
-//! Tables that must name everything there is: fields, commands, flags, keys, reasons, findings,
-//! problems.
+//! Tables that must be complete: fields, commands, flags, keys, reasons, findings, problems.
 //!
-//! Owns which table answers to which part of the code. It must not know what a row says beside its
-//! name. Invariant: both directions are compared, so that neither the code nor the documentation
-//! can have more.
+//! Owns which table belongs to which part of the code. It must not know what a row says beside its
+//! name. Invariant: both directions are compared, so neither the code nor the documentation can
+//! have more.
 
 use std::collections::BTreeSet;
 
@@ -54,7 +53,7 @@ fn part(page: &str, heading: &str) -> String {
     section(&read(page), heading).unwrap_or_else(|| panic!("{page} has no heading {heading}"))
 }
 
-/// What the table of a definition lacks, or has too much; a default or a `required` that differs.
+/// The rows that a definition's table lacks or has too many, and differing defaults or `required`.
 fn field_problems(table: &str, definition: &Value) -> Vec<String> {
     let properties = definition["properties"].as_object().unwrap();
     let known = properties.keys().cloned().collect();
@@ -113,7 +112,7 @@ fn every_field_of_the_file_has_its_row() {
     }
 }
 
-/// What the page of commands says otherwise than the program about one command.
+/// The differences between the page of commands and the program, for one command.
 fn command_problems(page: &str, command: &clap::Command) -> Vec<String> {
     let name = command.get_name();
     let Some(text) = section(page, name) else { return vec![format!("`{name}` has no section")] };
@@ -266,7 +265,7 @@ fn every_counter_of_the_api_is_described() {
     assert!(missing.is_empty(), "not documented: {missing:?}");
 }
 
-/// The names of counters in a file: what stands as the second of a pair.
+/// The names of counters in a file: the second elements of pairs.
 fn words_of_snake(file: &str) -> BTreeSet<String> {
     let text = read(file);
     let pairs = text.split("(Self::").skip(1).filter_map(|rest| rest.split_once(", \""));

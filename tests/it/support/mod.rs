@@ -1,4 +1,4 @@
-//! What the integration tests share: servers of their own, the binary, and waiting for events.
+//! What the integration tests share: their servers, the binary, and waiting for events.
 
 pub(crate) mod template;
 
@@ -39,7 +39,7 @@ pub(crate) struct World {
     /// Overrides the servers' URLs, to put something in between.
     pub(crate) database_url: String,
     pub(crate) redis_url: String,
-    /// Which rule of the protocol the binary breaks, if it is to break one.
+    /// The protocol rule that the binary breaks, if any.
     pub(crate) mutant: Option<Mutant>,
     runtime: tokio::runtime::Runtime,
 }
@@ -100,7 +100,7 @@ impl World {
         std::fs::write(self.directory.path().join("invalidation.yaml"), rules).unwrap();
     }
 
-    /// Runs SQL: one transaction, unless it says otherwise.
+    /// Runs SQL: one transaction, unless the SQL says otherwise.
     pub(crate) fn sql(&self, sql: &str) {
         self.runtime.block_on(self.client.batch_execute(sql)).unwrap_or_else(|error| panic!("{sql}: {error:?}"));
     }
@@ -148,13 +148,13 @@ impl World {
         self.value("select pg_current_wal_insert_lsn()::text").parse().unwrap()
     }
 
-    /// Connects anew, after the server was away.
+    /// Reconnects after the server was unavailable.
     pub(crate) fn reconnect(&mut self) {
         let url = self.postgres.url("postgres");
         self.client = self.runtime.block_on(connect(&url));
     }
 
-    /// What [`World::value`] gives on a new connection, if the server lets us.
+    /// What [`World::value`] returns on a new connection, if the server accepts one.
     pub(crate) fn try_value(&self, sql: &str) -> Option<String> {
         let address = Address::parse(&self.postgres.url("postgres"), &|_| None).unwrap();
         self.runtime.block_on(async {
@@ -216,8 +216,7 @@ impl World {
 
     pub(crate) fn settle_within(&self, limit: Duration) {
         let end: Lsn = self.value("select pg_current_wal_lsn()::text").parse().unwrap();
-        // What no publication carries is confirmed too, but only a published commit is announced at
-        // once.
+        // Unpublished changes are confirmed too, but only a published commit is announced at once.
         let reached = || self.applied() >= end;
         wait_until(limit, "the watermark passes the log's end", reached);
     }
@@ -231,15 +230,14 @@ impl World {
         })
     }
 
-    /// Commits from now on wait for a standby that is not there, except those of the world's own
-    /// session.
+    /// Commits from now on wait for a missing standby, except those of the world's own session.
     pub(crate) fn hold_commits(&self) {
         const PROBE: &str = "select pg_logical_emit_message(true, 'probe', '')";
         self.sql("set synchronous_commit = local");
         self.sql("alter system set synchronous_standby_names = 'missing'");
         self.sql("select pg_reload_conf()");
-        // The setting counts only once the checkpointer has read it too, which nothing shows: a
-        // commit has to try.
+        // The setting takes effect only once the checkpointer has read it too, which is not
+        // visible, so try a commit.
         let cancelled = format!(
             "select count(pg_cancel_backend(pid))::text from pg_stat_activity \
              where wait_event = 'SyncRep' and query = {}",
@@ -261,7 +259,7 @@ impl World {
         self.sql("select pg_reload_conf()");
     }
 
-    /// A change whose commit is stuck: it is in the log, and no snapshot sees it.
+    /// A change whose commit is stuck: it is in the log, but no snapshot sees it.
     pub(crate) fn stuck(&self, sql: &'static str) -> std::thread::JoinHandle<()> {
         let waiting = "select count(*)::text from pg_stat_activity where wait_event = 'SyncRep'";
         let before: u32 = self.value(waiting).parse().unwrap();
@@ -270,7 +268,7 @@ impl World {
         committing
     }
 
-    /// Waits until the walsender has sent everything there is: the daemon has it, or soon will.
+    /// Waits until the walsender has sent everything: the daemon has it, or soon will.
     pub(crate) fn wait_until_sent(&self) {
         let end: Lsn = self.value("select pg_current_wal_lsn()::text").parse().unwrap();
         let sent = "select coalesce(max(sent_lsn), '0/0')::text from pg_stat_replication";
@@ -312,13 +310,12 @@ pub(crate) async fn connect(url: &str) -> tokio_postgres::Client {
     postgres::connect(&Address::parse(url, &|_| None).unwrap()).await.unwrap()
 }
 
-/// A text as a literal of SQL.
+/// A text as an SQL literal.
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
 
-/// Asks again and again until it is so. The condition is an outside process's state: nothing
-/// announces it.
+/// Polls until the condition is true. It is the state of another process, which announces nothing.
 pub(crate) fn wait_until(limit: Duration, what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + limit;
     while !condition() {
@@ -362,7 +359,7 @@ impl Daemon {
         Self { process, log: std::sync::Mutex::new(Log { lines, seen: Vec::new() }) }
     }
 
-    /// Waits for a line of the log that was not waited for before; everything seen is kept.
+    /// Waits for a line of the log that no earlier call has returned; all lines are kept.
     pub(crate) fn wait_for_log(&self, part: &str) -> String {
         let mut log = self.log.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let deadline = Instant::now() + EVENT_MAX;
@@ -402,12 +399,12 @@ impl Daemon {
         assert!(sandbox::signal(self.process.id(), name));
     }
 
-    /// Whether it has ended.
+    /// Whether the process has exited.
     pub(crate) fn has_ended(&mut self) -> bool {
         self.process.try_wait().unwrap().is_some()
     }
 
-    /// Waits for its end, and for the end of its log; the exit code.
+    /// Waits until the process has exited and its log has ended. Returns the exit code.
     pub(crate) fn wait(&mut self) -> Option<i32> {
         let deadline = Instant::now() + EVENT_MAX;
         loop {
@@ -421,7 +418,7 @@ impl Daemon {
         }
     }
 
-    /// Ends it as an operator does; the exit code.
+    /// Stops it as an operator does. Returns the exit code.
     pub(crate) fn stop(mut self) -> Option<i32> {
         self.signal("TERM");
         self.wait()

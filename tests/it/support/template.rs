@@ -13,7 +13,7 @@ use unstale::sandbox::{self, Postgres, example};
 
 use super::{EVENT_MAX, connect, text, wait_until};
 
-/// What the copies of one run may take, in KiB. Where less is free in memory they are kept on disk.
+/// How much memory the copies of one run may take, in KiB. If less is free, they are kept on disk.
 const ROOM_KIB: u64 = 4 << 20;
 
 /// Starts a copy, with these settings.
@@ -56,7 +56,7 @@ fn make(template: &Path) {
     let making = template.with_extension(std::process::id().to_string());
     let copied = Command::new("cp").arg("-a").arg(postgres.data_directory()).arg(&making).output().unwrap();
     assert!(copied.status.success(), "{}", text(&copied));
-    // Another process may have made one meanwhile, which is as good.
+    // Another process may have made one meanwhile, which is just as good.
     if std::fs::rename(&making, template).is_err() {
         std::fs::remove_dir_all(&making).unwrap();
     }

@@ -19,7 +19,7 @@ use super::targets::Targets;
 use crate::proxy::{Fault, Proxy};
 use crate::support::{Daemon, template, text};
 
-/// What the daemon's sessions are called in PostgreSQL.
+/// The application name of the daemon's sessions in PostgreSQL.
 pub(super) const SESSIONS: &str = "daemon";
 
 const SCHEMA: &str = "
@@ -29,7 +29,7 @@ create table items (id int primary key, alias text not null unique, grp int not 
 create table unpublished (n int);
 insert into items (id, alias, grp) select n, 'a' || n, n % 12 from generate_series(1, 60) n";
 
-/// A table whose rows take items with them when they are deleted. Only triggers see that.
+/// Deleting its rows deletes items by cascade. Only triggers see that.
 const CASCADES: &str = "
 create table groups (id int primary key);
 insert into groups select generate_series(0, 11);
@@ -108,13 +108,13 @@ impl Cluster {
         redis::cmd("REPLICAOF").arg("127.0.0.1").arg(self.redis.port()).exec(&mut spare).unwrap();
     }
 
-    /// Ends replication: the spare keeps what it has.
+    /// Ends replication: the spare keeps its data.
     pub(super) fn unfollow(&self) {
         let mut spare = redis::Client::open(self.spare.url()).unwrap().get_connection().unwrap();
         redis::cmd("REPLICAOF").arg("NO").arg("ONE").exec(&mut spare).unwrap();
     }
 
-    /// Makes the spare the Redis in use, with what it has, and the other one the spare.
+    /// Makes the spare, with its data, the Redis in use, and the other one the spare.
     pub(super) fn fail_over(&mut self) {
         self.unfollow();
         std::mem::swap(&mut self.redis, &mut self.spare);

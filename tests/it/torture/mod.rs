@@ -35,7 +35,7 @@ use cluster::Cluster;
 use fault::Fault;
 use mode::Mode;
 
-/// How long a run takes if it is not told: in `make test`, and in `make torture`.
+/// How long a run takes by default: in `make test`, and in `make torture`.
 const SHORT: Duration = Duration::from_secs(12);
 const LONG: Duration = Duration::from_secs(180);
 
@@ -45,7 +45,7 @@ const EXTENSION_MAX: Duration = Duration::from_secs(300);
 /// The beginning of a finding that is not a stale value: the watermark does not move.
 const STUCK: &str = "stuck:";
 
-/// What a run is told.
+/// The options of a run.
 #[derive(Clone, Debug)]
 struct Options {
     time: Duration,
@@ -121,7 +121,7 @@ impl Report {
 }
 
 impl Report {
-    /// Whether so much was compared that finding nothing means something.
+    /// Whether enough was compared for a run without findings to mean something.
     fn is_enough(&self) -> bool {
         let http = &self.by_http;
         let values = self.fills > 100 && self.compared > 100 && self.sampled > 100;

@@ -17,17 +17,17 @@ use super::Report;
 use super::api::Api;
 use super::mode::Mode;
 
-/// How long everything may take to come to rest once no fault is at work. It ends as soon as that
-/// is so.
+/// How long everything may take to come to rest once no fault is active. The wait ends as soon as
+/// it has.
 pub(super) const REST_MAX: Duration = Duration::from_secs(300);
 
-/// What a writer knows of a commit once it returned.
+/// What a writer knows about a commit once it returned.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Committed {
     pub(super) version: i64,
-    /// Where the log was then.
+    /// The end of the log at that time.
     pub(super) position: Lsn,
-    /// When that was, in milliseconds since 1970.
+    /// That time, in milliseconds since 1970.
     pub(super) at: u64,
 }
 
