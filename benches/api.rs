@@ -1,5 +1,5 @@
-//! What a hit costs by HTTP: the read API beside the usual recipe, and beside a handler that
-//! returns a constant.
+//! The cost of a hit over HTTP: the read API compared with the usual recipe, and with a handler
+//! that returns a constant.
 //!
 //! Owns throwaway servers with 2,000 users, all of them cached. What is compared takes turns within
 //! every round, so what disturbs one disturbs all, and each is one process. Run it with `make
@@ -33,10 +33,10 @@ const WAITING: usize = 200;
 /// How long a server may take until it serves, or until everything is cached.
 const START_MAX: Duration = Duration::from_secs(60);
 
-/// By this argument the bench is the process that returns the constant behind it.
+/// With this argument, the bench is the process that returns the constant that follows.
 const CONSTANT: &str = "--constant";
 
-/// A user as the shipped file has it. The recipe reads the same.
+/// A user as in the shipped file. The recipe reads the same.
 const SQL: &str = "select json_build_object(
   'id', u.id, 'email', u.email, 'name', u.name, 'avatar_url', u.avatar_url,
   'organizations', coalesce((
@@ -44,7 +44,7 @@ const SQL: &str = "select json_build_object(
       from memberships m join organizations o on o.id = m.organization_id where m.user_id = u.id), '[]'))
 from users u where u.id = $1";
 
-/// Takes long enough for all clients to ask while it is read.
+/// Takes long enough that all clients ask while it is read.
 const SLOW_SQL: &str = "select json_build_object('id', u.id) from users u cross join pg_sleep(0.05) where u.id = $1";
 
 const RULES: &str = r#"
@@ -62,13 +62,13 @@ reads:
   slow: {path: "/slow/{id}", key: "slow:{id}", ttl: 1h, sql: SLOW}
 "#;
 
-/// What answers.
+/// The server that answers.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
     Constant,
     Ours,
     Recipe,
-    /// The recipe, but for parsing what it only sends on.
+    /// The recipe without parsing values that it only passes on.
     RecipeOfText,
 }
 
@@ -89,7 +89,7 @@ impl Way {
     }
 }
 
-/// What one run of wrk tells; latencies in milliseconds.
+/// The result of one run of wrk; latencies in milliseconds.
 struct Run {
     rate: f64,
     p50: f64,
@@ -129,7 +129,7 @@ impl Drop for Server {
 }
 
 impl Server {
-    /// The port is in the first line in which `port` finds one; what is said later is not kept.
+    /// The port is in the first line in which `port` finds one; later lines are not kept.
     fn start(mut command: Command, logs: bool, port: fn(&str) -> Option<u16>) -> Self {
         command.stdin(Stdio::null());
         let _ = if logs { command.stderr(Stdio::piped()) } else { command.stdout(Stdio::piped()) };
@@ -140,7 +140,7 @@ impl Server {
         std::thread::spawn(move || {
             BufReader::new(output).lines().map_while(Result::ok).for_each(|line| drop(sender.send(line)));
         });
-        // Dropped, and so ended, if it never serves.
+        // If it never serves, it is dropped here, and so killed.
         let mut server = Self { process, port: 0 };
         let mut seen = Vec::new();
         while server.port == 0 {
@@ -160,7 +160,7 @@ impl Server {
         kilobytes.unwrap_or(f64::NAN) / 1024.0
     }
 
-    /// What it answers to these paths, on one connection.
+    /// The answers to these paths, on one connection.
     fn get_all(&self, paths: impl Iterator<Item = String>) -> Vec<String> {
         let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).unwrap();
         stream.set_nodelay(true).unwrap();
@@ -201,7 +201,7 @@ struct Bench {
     options: Options,
 }
 
-/// What is measured: one process for each way, the two recipes in the same.
+/// The servers to measure: one process for each way, both recipes in the same one.
 struct Servers {
     constant: Server,
     ours: Server,
@@ -264,7 +264,7 @@ impl Bench {
         example::create(&client, USERS).await.unwrap();
         client.batch_execute("analyze").await.unwrap();
         let directory = TempDir::new().unwrap();
-        // A text of JSON is one of YAML.
+        // JSON text is also YAML.
         let quoted = |sql: &str| serde_json::to_string(sql).unwrap();
         let rules = RULES.replace("USER}", &format!("{}}}", quoted(SQL)));
         let rules = rules.replace("SLOW}", &format!("{}}}", quoted(SLOW_SQL)));
@@ -319,7 +319,7 @@ impl Bench {
         Server::start(node, false, |line| line.parse().ok())
     }
 
-    /// Reads everything until all of it are hits; one body.
+    /// Reads everything until all are hits. Returns one body.
     fn warm(&self, ours: &Server, recipe: &Server) -> String {
         let users = |prefix: &'static str| (1..=USERS).map(move |user| format!("{prefix}/users/u{user}"));
         let deadline = Instant::now() + START_MAX;
@@ -407,7 +407,7 @@ async fn ask_once(mut stream: tokio::net::TcpStream, user: usize) {
     assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
 }
 
-/// One run of wrk. Every request must be answered, and with what was asked for.
+/// One run of wrk. Every request must get the expected answer.
 fn wrk(server: &Server, way: Way, connections: u32, seconds: usize) -> Run {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/api/users.lua");
     let mut wrk = Command::new("wrk");

@@ -1,4 +1,5 @@
-//! How fast a backlog drains, beside PostgreSQL's own walsender; and how soon a commit is heard.
+//! How fast a backlog drains, compared with PostgreSQL's own walsender; and how soon a commit is
+//! announced.
 //!
 //! `pg_recvlogical -f /dev/null` reads a copy of the same slot in the same run and does nothing
 //! with it: that is the limit. Each row makes two deletes and one publish. Run it with `make
@@ -122,7 +123,7 @@ impl Bench {
     }
 
     async fn drop_slot(&self, name: &str) {
-        // The walsender may still be on its way out.
+        // The walsender may still be exiting.
         let deadline = Instant::now() + Duration::from_secs(30);
         while self.client.execute("select pg_drop_replication_slot($1)", &[&name]).await.is_err() {
             assert!(Instant::now() < deadline, "slot {name} stays active");
@@ -181,8 +182,7 @@ impl Bench {
         (time, memory)
     }
 
-    /// From the moment a commit returned to the moment a subscriber heard of it, on an idle
-    /// machine.
+    /// The time from the return of a commit until a subscriber received it, on an idle machine.
     async fn latency(&self) {
         const COMMITS: u32 = 500;
         self.client.batch_execute("set synchronous_commit = on").await.unwrap();

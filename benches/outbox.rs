@@ -1,8 +1,8 @@
-//! What the outbox costs: the writers, the table it is, and the time until a commit is heard.
+//! What the outbox costs: write throughput, table size, and the time until a commit is announced.
 //!
-//! Owns throwaway servers that differ in `wal_level` alone. The ways to invalidate take turns
-//! within every round, so what disturbs one disturbs all. Run it with `make bench-outbox`;
-//! `ARGS="--quick"` only shows that it runs, and `ARGS="--rounds 5 --seconds 4"` measures longer.
+//! Owns throwaway servers that differ only in `wal_level`. The ways to invalidate take turns within
+//! every round, so a disturbance affects all. Run it with `make bench-outbox`; `ARGS="--quick"`
+//! only shows that it runs, and `ARGS="--rounds 5 --seconds 4"` measures longer.
 
 #![allow(clippy::indexing_slicing, clippy::print_stdout, clippy::unwrap_used)]
 
@@ -26,8 +26,8 @@ const CLIENTS: [u32; 3] = [1, 8, 64];
 /// How long anything may take to be in force before the bench gives up.
 const IN_FORCE_MAX: Duration = Duration::from_secs(120);
 
-/// As on a server that is not to lose commits. The table's size depends on how often autovacuum
-/// looks: by default once a minute, which no short run can show.
+/// As on a server that must not lose commits. The table's size depends on how often autovacuum
+/// runs: by default once a minute, which is too rare for a short run.
 const SETTINGS: &[&str] = &[
     "fsync=on",
     "synchronous_commit=on",
@@ -62,14 +62,14 @@ begin
   return null;
 end $$;";
 
-/// How a write becomes known.
+/// How a write is captured.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
     /// Not at all.
     Nothing,
     /// Triggers, and no daemon that reads the outbox.
     Triggers,
-    /// Triggers that ring for a daemon at work.
+    /// Triggers that notify a daemon at work.
     Wakeup,
     /// A replication slot, and a daemon at work.
     Slot,
@@ -91,7 +91,7 @@ impl Way {
     }
 }
 
-/// What one run of pgbench tells.
+/// The result of one run of pgbench.
 struct Run {
     tps: f64,
     /// Seconds from the last commit until all of it was in force; zero if no daemon reads.
@@ -226,7 +226,7 @@ impl Side {
 
     /// Waits until everything committed so far is in force and taken out of the outbox.
     async fn in_force(&self) {
-        // What is read off a slot is flushed, and without further writes nothing beyond that comes.
+        // The slot reads only flushed log, and without further writes nothing flushes it.
         let position = "select case current_setting('wal_level') when 'logical' then pg_current_wal_flush_lsn()
                                else pg_current_wal_insert_lsn() end::text";
         let token: String = self.client.query_one(position, &[]).await.unwrap().get(0);
@@ -241,7 +241,7 @@ impl Side {
             assert!(began.elapsed() < IN_FORCE_MAX, "what was committed is not in force");
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
-        // The entries go a moment after they took effect.
+        // The entries are removed a moment after they took effect.
         while self.has_entries().await {
             assert!(began.elapsed() < IN_FORCE_MAX, "the outbox is not emptied");
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -258,7 +258,7 @@ impl Side {
 
     /// pgbench with one of these scripts, ready to start.
     fn pgbench(&self, script: &NamedTempFile, clients: u32, seconds: usize) -> Command {
-        // Some builds of PostgreSQL come without it; any version will do.
+        // Some builds of PostgreSQL come without pgbench; any version will do.
         let beside = self.postgres.bin().join("pgbench");
         let mut pgbench = Command::new(if beside.is_file() { beside } else { PathBuf::from("pgbench") });
         pgbench.args(["-n", "-M", "prepared", "-h", "127.0.0.1", "-U", "postgres", "-f"]).arg(script.path());
@@ -323,7 +323,7 @@ impl Bench {
         if way != Way::Nothing && way != Way::Slot {
             side.setup(config);
             assert_eq!(self.wakes().await, way == Way::Wakeup, "setup installs what the file says");
-            // Entries that were not read in the last run must not count in the next one.
+            // Entries that the last run did not read must not count in the next one.
             side.client.batch_execute("truncate unstale.outbox").await.unwrap();
         }
         let table = if way == Way::Nothing { "plain" } else { "items" };
@@ -341,7 +341,7 @@ impl Bench {
 
         let script = script(table);
         let mut pgbench = side.pgbench(&script, clients, self.options.seconds);
-        // On a thread of its own: the listener reads meanwhile.
+        // On its own thread, because the listener reads meanwhile.
         let output = tokio::task::spawn_blocking(move || pgbench.output()).await.unwrap();
         let output = output.expect("pgbench is part of PostgreSQL's server programs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -367,8 +367,8 @@ impl Bench {
         self.outbox.client.query_one(query, &[]).await.unwrap().get(0)
     }
 
-    /// One statement that writes many entries, again and again: how fast they go, and what stays of
-    /// the table.
+    /// One statement that writes many entries, repeatedly: how fast they are processed, and how
+    /// much of the table remains.
     async fn bursts(&self) {
         let side = &self.outbox;
         side.setup(&self.with_wakeup);
@@ -380,7 +380,7 @@ impl Bench {
             speeds.push(self.burst().await);
             sizes.push(self.size().await);
         }
-        // Nothing that was deleted since this snapshot can be taken out of the table.
+        // Vacuum can remove nothing that was deleted after this snapshot.
         let other = connect(&side.postgres).await;
         other.batch_execute("begin isolation level repeatable read; select 1").await.unwrap();
         let mut held = Vec::new();
@@ -414,7 +414,7 @@ impl Bench {
 
     /// Entries per second.
     async fn burst(&self) -> f64 {
-        // Another name every time: an update that changes nothing is no change.
+        // Another name each time, because an update without a change is not a change to the rules.
         let update = "update items set name = 'User ' || random() where id <= 100000";
         self.outbox.client.batch_execute(update).await.unwrap();
         let committed = Instant::now();
@@ -428,10 +428,10 @@ impl Bench {
         self.outbox.client.query_one(query, &[]).await.unwrap().get(0)
     }
 
-    /// From the moment a commit returned to the moment a subscriber heard of it.
+    /// The time from the return of a commit until a subscriber received it.
     async fn latencies(&self) {
         println!("\nfrom commit to subscriber, {} commits", self.options.commits);
-        // Long enough for the daemon to have gone to sleep, and never in step with its poll.
+        // Long enough for the daemon to sleep, and never in step with its polling.
         let asleep = |n: usize| Duration::from_millis(25 + (n as u64 * 37) % 20);
         let any_time = |n: usize| Duration::from_millis((n as u64 * 37) % 100);
         self.latency("wakeup", &self.with_wakeup, asleep, false).await;
@@ -486,7 +486,7 @@ async fn connect(postgres: &Postgres) -> tokio_postgres::Client {
     postgres::connect(&address).await.unwrap()
 }
 
-/// What every client of pgbench does: a one-row update that the rule cares for.
+/// What every client of pgbench does: a one-row update that a rule matches.
 fn script(table: &str) -> NamedTempFile {
     let mut file = NamedTempFile::new().unwrap();
     writeln!(file, "\\set id random(1, {ROWS})\n\\set name random(1, 1000000000)").unwrap();

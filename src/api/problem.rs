@@ -1,4 +1,4 @@
-//! HttpProblem details for requests that fail: RFC 9457.
+//! Problem details for requests that fail: RFC 9457.
 //!
 //! Owns the kinds of problems, their texts and their status codes. It must not know what caused
 //! one. Invariant: a problem contains no value of a row, no token and no SQL, and repeats nothing
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn who_may_come_back_is_told_when_and_who_needs_a_session_is_told_so() {
+    fn retry_after_and_www_authenticate_are_set_for_their_problems() {
         for problem in all() {
             let response = problem.clone().into_response();
             let wait = response.headers().get(RETRY_AFTER).map(|wait| wait.to_str().unwrap().to_owned());
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_added_stays_and_what_is_no_problem_is_left_alone() {
+    fn headers_of_others_stay_and_other_responses_are_unchanged() {
         let mut response = HttpProblem::rate_limited(Duration::from_secs(1)).into_response();
         response.headers_mut().insert("ratelimit", HeaderValue::from_static("\"a\";r=0"));
         response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from_static("7"));

@@ -100,7 +100,7 @@ impl CounterValues {
         let all = [ReadEvent::Hit, ReadEvent::Miss, ReadEvent::Bypass].map(|event| self.of(event)).iter().sum::<u64>();
         match all {
             0 => Value::Null,
-            // CounterValues stay far below 2^53, above which f64 is not exact.
+            // Counts stay far below 2^53, above which f64 is not exact.
             all => json!((self.of(ReadEvent::Hit) as f64 / all as f64 * 1e4).round() / 1e4),
         }
     }
@@ -139,7 +139,7 @@ impl Stats {
         self.reads.get(read).map_or(&self.others, |(_, counters)| counters)
     }
 
-    /// CounterValues a request that a limit refused.
+    /// Counts a request that a limit refused.
     pub(super) fn count_rate_limited(&self) {
         self.rate_limited.fetch_add(1, Ordering::Relaxed);
     }

@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn what_differs_is_named() {
+    fn differences_are_named() {
         let one = catalog(vec![table("orgs", &[]), table("users", &["a"])]);
         let other = catalog(vec![table("users", &["b"]), table("new", &[]), table("orgs", &[])]);
         assert_eq!(differing(&one, &other), ["public.new", "public.users"]);

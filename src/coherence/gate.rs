@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_seen_is_asked_again_once_it_is_forgotten() {
+    fn a_forgotten_snapshot_sees_nothing() {
         let mut gate = Gate::default();
         gate.learn(Snapshot::parse("10:10:").unwrap());
         assert!(gate.sees(Xid::new(9)) && !gate.sees(Xid::new(10)));
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_snapshot_is_refused() {
+    fn an_invalid_snapshot_is_refused() {
         for text in ["", "1", "1:2", "a:2:", "1:2:x", "1:-2:"] {
             assert_eq!(Snapshot::parse(text), None, "{text}");
         }

@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_right_is_left_alone() {
+    fn a_script_without_findings_is_empty() {
         let script = script("PostgreSQL at h:1", &Findings::default());
         assert!(script.lines().all(|line| line.is_empty() || line.starts_with("--")), "{script}");
     }

@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_one_asks_for_is_a_difference() {
+    fn an_op_of_only_one_rule_set_is_a_difference() {
         let (old, new) = (rules(["a", "b"]), rules(["b", "c"]));
         let (mut before, mut after) = (Plan::default(), Plan::default());
         let [a, b, c] = ["a", "b", "c"].map(RuleId::of);

@@ -228,7 +228,7 @@ rules:
     }
 
     #[test]
-    fn a_key_is_made_by_what_could_have_made_it() {
+    fn every_template_that_makes_a_key_is_listed() {
         let file = file();
         let names = Names::new("v1:", "unstale");
         let check = |key: &str, expected: &[&str]| {
@@ -247,7 +247,7 @@ rules:
     }
 
     #[test]
-    fn what_a_key_holds() {
+    fn the_content_of_a_key_is_printed() {
         let file = file();
         let check = |key: &str, held: KeyContent, ttl: Option<u64>, expected: &[&str]| {
             let report = KeyReport {
@@ -276,7 +276,7 @@ rules:
     }
 
     #[test]
-    fn what_touched_a_key_last() {
+    fn the_last_ops_on_a_key_are_listed() {
         let touch = |op, key: &str, at: u32| Touch {
             op,
             key: key.to_owned(),

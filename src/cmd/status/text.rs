@@ -231,7 +231,7 @@ target     away
     }
 
     #[test]
-    fn what_is_not_known_yet_is_shown() {
+    fn unknown_values_are_shown() {
         let expected = "\
 source     no\\u{1b}
 

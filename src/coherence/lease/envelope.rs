@@ -130,7 +130,7 @@ mod tests {
         /// Close to an envelope, because random bytes are far from one: the bytes mean what they
         /// would mean if `encode` had written them, or nothing.
         #[test]
-        fn what_another_program_wrote_is_not_an_envelope(at in 0..70_usize, byte: u8, cut in 0..90_usize) {
+        fn a_foreign_value_is_not_an_envelope(at in 0..70_usize, byte: u8, cut in 0..90_usize) {
             let etag = "e".to_owned();
             let nonce = Token::of_new_value();
             let own = Envelope { nonce, lo: Lsn::new(7), stored_at: 1, soft_ttl: 0, etag, body: b"b".to_vec() };

@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fits_is_not_reported() {
+    fn valid_conditions_are_not_reported() {
         for text in [
             "old.name != new.name",
             "new.age > 1.5 && new.price > 10 && new.age == 7.0",

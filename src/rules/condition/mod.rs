@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_absent_decides_only_if_it_must() {
+    fn an_unknown_value_matters_only_if_the_result_depends_on_it() {
         let check = |text: &str, expected: Result<bool, ConditionError>| {
             assert_eq!(evaluate(text, &[("new.x", value("a", ColumnKind::Text))]), expected, "{text}");
         };
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fails_says_why_and_quotes_no_row() {
+    fn errors_give_a_reason_and_quote_no_row() {
         let check = |text: &str, operand: ColumnOperand<'_>, reason: &str| {
             let error = evaluate(text, &[("new.x", operand)]).unwrap_err();
             let ConditionError::Failed(found) = &error else { panic!("{text}: {error:?}") };
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn what_depends_on_nothing_is_constant() {
+    fn conditions_without_inputs_are_constant() {
         let check = |text: &str, expected: Option<bool>| {
             assert_eq!(Condition::parse(text).unwrap().constant(), expected, "{text}");
         };

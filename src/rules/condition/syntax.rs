@@ -226,7 +226,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_condition_says_where() {
+    fn a_syntax_error_is_shown_at_its_place() {
         let check = |text: &str, at: &str, advice: &str| {
             let error = parse(text).map(|_| ()).unwrap_err();
             let found = text.get(error.span.clone()).unwrap();

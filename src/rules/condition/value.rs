@@ -225,7 +225,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_postgres_writes_becomes_rfc_3339() {
+    fn timestamps_of_postgresql_become_rfc_3339() {
         let check = |text: &str, expected: Option<&str>| assert_eq!(rfc3339(text).as_deref(), expected, "{text}");
         check("2026-11-20 12:00:03.123+00", Some("2026-11-20T12:00:03.123+00:00"));
         check("2026-11-20 12:00:03-08", Some("2026-11-20T12:00:03-08:00"));
