@@ -33,3 +33,4 @@ mod status;
 mod support;
 mod tidy;
 mod torture;
+mod world;

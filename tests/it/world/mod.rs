@@ -1,0 +1,4 @@
+//! The promise with the schemas, migrations, servers and inputs that people have.
+//!
+//! Each file owns one kind of them. Every test is a case in which an older value stayed in Redis,
+//! an invalidation was lost, or everything stopped.
