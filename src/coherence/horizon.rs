@@ -9,14 +9,15 @@
 
 use std::time::Instant;
 
+use super::marks::Marks;
 use crate::change::Lsn;
 
 /// Up to where every commit is in force.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Horizon {
-    /// A survey that found entries: the position of the log, when it was asked for, and the highest
-    /// number of the entries.
-    waiting: Option<(Lsn, Instant, i64)>,
+    /// Surveys that found entries: the highest number of the entries, the position of the log, and
+    /// when that was asked for.
+    waiting: Marks<i64, (Lsn, Instant)>,
     /// The position of the log at the last survey.
     seen: Lsn,
     /// The highest position that was given.
@@ -38,13 +39,13 @@ impl Horizon {
         self.seen = position;
         let (proven, asked) = match entries {
             None => {
-                self.waiting = None;
+                self.waiting = Marks::default();
                 (if calm { position } else { position.just_before() }, asked)
             }
             Some((first, last)) => {
-                let gone = self.waiting.take_if(|(_, _, highest)| first > *highest);
-                self.waiting.get_or_insert((position, asked, last));
-                gone.map(|(position, asked, _)| (position.just_before(), asked))?
+                let gone = self.waiting.take(&first.saturating_sub(1));
+                self.waiting.set(last, (position, asked));
+                gone.map(|(position, asked)| (position.just_before(), asked))?
             }
         };
         self.given = self.given.max(proven);
@@ -54,7 +55,7 @@ impl Horizon {
     /// Whether only a commit in progress can keep the last survey's position from being in force.
     /// Then it is worth asking whether there is one.
     pub fn wants_calm(&self) -> bool {
-        self.waiting.is_none() && self.seen > self.given
+        self.waiting.is_empty() && self.seen > self.given
     }
 }
 
@@ -115,10 +116,11 @@ mod tests {
         assert_eq!(survey(200, false, Some((5, 9))), None);
         assert_eq!(survey(210, false, Some((8, 12))), None, "8 and 9 were there");
         assert_eq!(survey(220, false, Some((10, 14))), Some(199));
-        // The next to wait for is what that one found.
-        assert_eq!(survey(230, false, Some((14, 20))), None);
+        // Each of the surveys since then waits for what it found.
+        assert_eq!(survey(230, false, Some((13, 20))), Some(209));
         assert_eq!(survey(240, false, Some((15, 21))), Some(219));
-        assert_eq!(survey(250, false, None), Some(249));
+        assert_eq!(survey(250, false, Some((21, 30))), Some(229));
+        assert_eq!(survey(260, false, None), Some(259));
     }
 
     #[test]
@@ -145,7 +147,7 @@ mod tests {
         // 3 was not visible then, and is now.
         assert_eq!(horizon.survey(Lsn::new(20), later, false, Some((3, 3))), None);
         assert!(!horizon.wants_calm());
-        assert_eq!(horizon.survey(Lsn::new(25), later, false, Some((6, 6))), Some((Lsn::new(9), start)));
+        assert_eq!(horizon.survey(Lsn::new(25), later, false, Some((6, 6))), Some((Lsn::new(19), later)));
         assert_eq!(horizon.survey(Lsn::new(30), later, false, None), Some((Lsn::new(29), later)));
         assert!(horizon.wants_calm());
         assert_eq!(horizon.survey(Lsn::new(30), later, true, None), Some((Lsn::new(30), later)));

@@ -9,6 +9,7 @@ pub mod gate;
 pub mod history;
 pub mod horizon;
 pub mod lease;
+pub mod marks;
 pub mod primary;
 pub mod progress;
 pub mod watermark;

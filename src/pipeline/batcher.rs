@@ -19,6 +19,7 @@ use super::slow_queue::{SlowQueue, SlowWork};
 use super::streams::Streams;
 use crate::change::{Begin, Lsn, SourceEvent, Xid};
 use crate::coherence::gate::Snapshot;
+use crate::coherence::marks::Marks;
 use crate::coherence::progress::{Progress, Ticket};
 use crate::plan::Plan;
 use crate::rules::{PlanError, Planner};
@@ -57,7 +58,7 @@ pub(super) struct Batcher {
     /// not.
     probe_due: bool,
     /// Everything committed before the moment lies before the position.
-    caught_up: Option<(Lsn, Instant)>,
+    caught_up: Marks<Lsn, Instant>,
     /// The source is an outbox, which must know how many batches Redis counted.
     counts: bool,
 }
@@ -90,7 +91,7 @@ impl Batcher {
             recording: Lsn::ZERO,
             record_due: false,
             probe_due: false,
-            caught_up: None,
+            caught_up: Marks::default(),
             counts,
         }
     }
@@ -254,7 +255,7 @@ impl Batcher {
 
     /// Everything committed before `moment` lies before `position`.
     pub(super) fn caught_up(&mut self, position: Lsn, moment: Instant) {
-        self.caught_up = Some((position, moment));
+        self.caught_up.set(position, moment);
     }
 
     /// The next batch asks Redis whether it is still the same dataset.
@@ -284,7 +285,7 @@ impl Batcher {
         let (tickets, streams) = self.streams.take(&self.progress);
         part.tickets.extend(tickets);
         let applied = self.progress.applied();
-        let heartbeat = self.caught_up.take_if(|(position, _)| applied >= *position).map(|(_, moment)| moment);
+        let heartbeat = self.caught_up.take(&applied);
         let probe = self.probe_due || heartbeat.is_some();
         let record = (applied > self.recording || probe).then_some(applied);
         let is_still = part.plan.is_empty() && streams.is_empty() && !must_count;
@@ -670,5 +671,23 @@ mod tests {
         let beat = batcher.next_batch(false).unwrap();
         assert_eq!((beat.heartbeat, beat.record), (Some(moment), Some(Lsn::new(150))));
         assert_eq!(batcher.applied(Instant::now()), Some(moment));
+    }
+
+    #[test]
+    fn with_a_steady_lag_redis_hears_how_far_everything_is_current() {
+        let mut batcher = open_batcher();
+        let start = Instant::now();
+        let moments = [1, 2, 3].map(|second| start + std::time::Duration::from_secs(second));
+        for (lsn, moment) in [100, 200, 300].into_iter().zip(moments) {
+            batcher.takes([begin(lsn), insert(1), commit(lsn + 50)]);
+            batcher.caught_up(Lsn::new(lsn + 50), moment);
+            batcher.next_batch(false);
+        }
+        batcher.applied(start);
+        let beat = batcher.next_batch(false).unwrap();
+        assert_eq!((beat.heartbeat, beat.record), (Some(moments[0]), Some(Lsn::new(150))));
+        batcher.applied(start);
+        let beat = batcher.next_batch(false).unwrap();
+        assert_eq!((beat.heartbeat, beat.record), (Some(moments[2]), Some(Lsn::new(350))));
     }
 }
