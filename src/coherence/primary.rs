@@ -13,7 +13,7 @@ use tokio_postgres::{Client, SimpleQueryMessage, Statement};
 
 use super::gate::Snapshot;
 use crate::change::{Lsn, Xid};
-use crate::postgres::{self, Address, ConnectError, SESSION, SqlConnection};
+use crate::postgres::{self, Address, ConnectError, SqlConnection, session};
 
 /// How long one question may take. A healthy server needs less.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
@@ -103,7 +103,7 @@ impl Primary {
 
     async fn new(opened: SqlConnection, instance: Option<&str>) -> Result<Self, PrimaryError> {
         let SqlConnection { client, closer, .. } = opened;
-        client.batch_execute(SESSION).await?;
+        client.batch_execute(session::LONG_LIVED).await?;
         let found: String = client.query_one(INSTANCE, &[]).await?.get(0);
         if instance.is_some_and(|instance| found != instance) {
             return Err(PrimaryError::OtherServer);

@@ -18,8 +18,9 @@ use tokio::task::AbortHandle;
 use tokio_postgres::tls::{ChannelBinding as Bound, TlsConnect, TlsStream};
 use tokio_postgres::{AsyncMessage, Client, Config, config};
 
-use super::address::{Address, ChannelBinding};
+use super::address::{Address, ChannelBinding, Host};
 use super::error::{ConnectError, NO_CHANNEL_BINDING, NO_PASSWORD, ServerError, UNSUPPORTED};
+use super::session;
 use super::transport::{Attempt, Transport, try_hosts};
 
 /// Connects. A task drives the connection; it ends with the client.
@@ -54,6 +55,13 @@ pub async fn open(address: &Address) -> Result<SqlConnection, ConnectError> {
             }
         }
     });
+    client.batch_execute(&session::statements()).await.map_err(|error| match error.as_db_error() {
+        Some(refusal) => ConnectError::Refused(ServerError::from(refusal)),
+        None => {
+            let lost = |host: &Host| (host.clone(), io::Error::other("the connection broke after the log-in"));
+            ConnectError::Unreachable(address.hosts.iter().map(lost).collect())
+        }
+    })?;
     Ok(SqlConnection { client, wakeup, closer: driver.abort_handle() })
 }
 

@@ -8,6 +8,7 @@ pub mod catalog;
 mod client;
 mod error;
 mod parameters;
+pub(crate) mod session;
 mod statement;
 mod text_parameter;
 mod tls;
@@ -21,10 +22,3 @@ pub use parameters::InvalidAddress;
 pub use statement::StatementError;
 pub(crate) use text_parameter::TextParameter;
 pub(crate) use transport::{Attempt, Transport, try_hosts};
-
-/// The settings of long-lived connections. Time-outs that the role has set would end them, and
-/// reading an outbox in a serializable transaction could make serializable writers fail.
-pub(crate) const SESSION: &str = "select set_config(name, '0', false) from pg_settings where name in \
-     ('statement_timeout', 'lock_timeout', 'transaction_timeout', 'idle_session_timeout', \
-      'idle_in_transaction_session_timeout'); \
-     set default_transaction_isolation = 'read committed'; set default_transaction_read_only = off";

@@ -13,7 +13,6 @@ use tokio_postgres::{Client, RowStream};
 
 use super::replication::assemble::{AssembleError, Assembler};
 use super::replication::pgoutput::{self, DecodeError, Message};
-use super::table::AS_IN_THE_LOG;
 use crate::change::{RelationId, SourceEvent, TableName};
 use crate::postgres::catalog::{Ancestry, ancestry};
 
@@ -65,7 +64,6 @@ impl Peek {
     ) -> Result<Self, PeekError> {
         const PEEK: &str = "select data from pg_logical_slot_peek_binary_changes($1::name, null, $2::int4, \
              'proto_version', '1', 'publication_names', $3::text, 'messages', 'true')";
-        client.batch_execute(AS_IN_THE_LOG).await?;
         let messages_max = limit.map(|limit| limit.saturating_mul(MESSAGES_PER_CHANGE));
         let messages_max = messages_max.map(|messages| i32::try_from(messages).unwrap_or(i32::MAX));
         let publication = format!("\"{}\"", publication.replace('"', "\"\""));

@@ -14,10 +14,6 @@ use tokio_postgres::{Client, Error, SimpleQueryMessage, SimpleQueryRow, SimpleQu
 use crate::catalog::{CatalogColumn, Table, quote, quote_table};
 use crate::change::{Cell, Change, Column, ColumnKind, Operation, Relation, RelationId, Row, TableName};
 
-/// Makes a session write values as the log has them, whatever the role's settings are.
-pub(super) const AS_IN_THE_LOG: &str =
-    "set datestyle = 'ISO'; set intervalstyle = 'postgres'; set extra_float_digits = 3";
-
 /// The rows of a table, on their way.
 pub struct TableRows {
     rows: Pin<Box<SimpleQueryStream>>,
@@ -43,7 +39,6 @@ impl TableRows {
         condition: Option<&str>,
         limit: Option<u32>,
     ) -> Result<Self, Error> {
-        client.batch_execute(AS_IN_THE_LOG).await?;
         client.batch_execute("begin isolation level repeatable read, read only").await?;
         let query = query(table, condition, limit);
         // A statement that can be prepared is one statement. It is not run as such, because then

@@ -89,8 +89,7 @@ impl managed::Manager for Connector {
         let timeout = self.statement_max.as_millis();
         let settings = format!(
             "set default_transaction_read_only = on; set default_transaction_isolation = 'read committed'; \
-             set statement_timeout = {timeout}; set client_connection_check_interval = '1s'; set datestyle = 'ISO'; \
-             set intervalstyle = 'postgres'; set extra_float_digits = 3"
+             set statement_timeout = {timeout}; set client_connection_check_interval = '1s'"
         );
         let unusable = |error: tokio_postgres::Error| ConnectError::Protocol(with_causes(&error));
         client.batch_execute(&settings).await.map_err(unusable)?;

@@ -42,7 +42,7 @@ impl Preflight {
     pub(super) async fn compare(file: &ConfigFile) -> Result<Self, Failure> {
         let settings = &file.settings;
         let client = postgres::connect(&settings.postgres).await?;
-        client.batch_execute(postgres::SESSION).await?;
+        client.batch_execute(postgres::session::LONG_LIVED).await?;
         if client.query_one("select pg_is_in_recovery()", &[]).await?.get(0) {
             return Err(Failure::configuration(format!("{}: {}", settings.postgres, PrimaryError::Standby)));
         }

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use super::captured::{CapturedColumn, CapturedTable, digest};
 use super::quoting::{dollar_quoted, identifier, literal};
 use crate::change::TableName;
+use crate::postgres::session;
 
 /// The longest identifier of PostgreSQL, in bytes; it truncates longer ones.
 const IDENTIFIER_BYTES_MAX: usize = 63;
@@ -17,13 +18,6 @@ const PREFIX: &str = "capture_";
 
 /// The largest entry, in bytes of both rows. A larger change is captured as an unknown change.
 const BYTES_MAX: u32 = 64 << 20;
-
-/// The defaults of a new session of the current role, which the text in the log depends on.
-#[derive(Clone, Debug)]
-pub(super) struct SessionDefaults {
-    pub(super) time_zone: String,
-    pub(super) monetary: String,
-}
 
 /// A capture function.
 #[derive(Clone, Debug)]
@@ -38,7 +32,7 @@ pub(super) struct CaptureFunction {
 }
 
 impl CaptureFunction {
-    pub(super) fn of(table: &CapturedTable, shape: i32, notify: bool, defaults: &SessionDefaults) -> Self {
+    pub(super) fn of(table: &CapturedTable, shape: i32, notify: bool) -> Self {
         let values = |row: &str| {
             table.columns.iter().map(|column| column.text_of(row)).collect::<Vec<_>>().join(",\n          ")
         };
@@ -92,7 +86,7 @@ end
         );
         let owners: BTreeSet<&String> = table.members.iter().map(|member| &member.owner).collect();
         let callers = owners.into_iter().cloned().collect();
-        Self { name: function_name(&table.capture.table), body, settings: settings(table, defaults), callers }
+        Self { name: function_name(&table.capture.table), body, settings: settings(table), callers }
     }
 
     /// Creates or replaces the function. Only the owners may create triggers that call it.
@@ -135,18 +129,11 @@ fn retyped(table: &CapturedTable) -> String {
 
 /// The settings that the text of the values depends on. Each one costs time in every call, so no
 /// others are set.
-fn settings(table: &CapturedTable, defaults: &SessionDefaults) -> Vec<(&'static str, String)> {
+fn settings(table: &CapturedTable) -> Vec<(&'static str, String)> {
     let needed: BTreeSet<&'static str> = table.columns.iter().flat_map(|column| column.depends_on()).copied().collect();
-    let value = |name: &str| match name {
-        "bytea_output" => "hex".to_owned(),
-        "datestyle" => "ISO".to_owned(),
-        "extra_float_digits" => "3".to_owned(),
-        "intervalstyle" => "postgres".to_owned(),
-        "lc_monetary" => defaults.monetary.clone(),
-        _ => defaults.time_zone.clone(),
-    };
     let path = ("search_path", "pg_catalog, pg_temp".to_owned());
-    std::iter::once(path).chain(needed.into_iter().map(|name| (name, value(name)))).collect()
+    let text = |name: &'static str| (name, session::text_setting(name).to_owned());
+    std::iter::once(path).chain(needed.into_iter().map(text)).collect()
 }
 
 /// The name of a table's capture function. It needs no quotes.
@@ -174,10 +161,6 @@ mod tests {
         CapturedTable { capture, columns, members: Vec::new() }
     }
 
-    fn defaults() -> SessionDefaults {
-        SessionDefaults { time_zone: "Europe/Berlin".to_owned(), monetary: "C".to_owned() }
-    }
-
     #[test]
     fn names_fit_and_differ() {
         let check = |schema: &str, table: &str, beginning: &str| {
@@ -198,7 +181,7 @@ mod tests {
         let check = |oids: &[u32], expected: &[&str]| {
             let columns = oids.iter().map(|&oid| column("c", oid)).collect();
             let table = watched(TableName::new("public", "t"), &Operation::ALL, columns);
-            let settings = CaptureFunction::of(&table, 1, true, &defaults()).settings;
+            let settings = CaptureFunction::of(&table, 1, true).settings;
             let names: Vec<_> = settings.iter().map(|(name, _)| *name).collect();
             assert_eq!(names, [&["search_path"][..], expected].concat());
         };
@@ -211,7 +194,7 @@ mod tests {
     fn hostile_names_stay_names() {
         let table = TableName::new("public", "a'b\\c");
         let watched = watched(table, &Operation::ALL, vec![column("x\"; $unstale$ drop", 25)]);
-        let function = CaptureFunction::of(&watched, 7, false, &defaults());
+        let function = CaptureFunction::of(&watched, 7, false);
         assert!(function.body.contains("new.\"x\"\"; $unstale$ drop\"::text"), "{}", function.body);
         assert!(!function.body.contains("ring"));
         let text = function.statements().join("\n");

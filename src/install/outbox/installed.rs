@@ -8,7 +8,6 @@ use std::collections::HashMap;
 use tokio_postgres::{Client, Error, Row};
 
 use super::captured::{CapturedColumn, CapturedTable, Member};
-use super::function::SessionDefaults;
 use super::shape::Shape;
 use crate::change::TableName;
 use crate::rules::Capture;
@@ -26,9 +25,7 @@ const OBJECTS: &str = "with ours as (select oid from pg_namespace where nspname 
      coalesce((select has_schema_privilege(oid, 'USAGE') from ours), false) \
        and coalesce((select bool_and(has_table_privilege(oid, 'SELECT')) from class \
                       where relname in ('shape', 'consumer') and relkind = 'r'), false), \
-     (select count(*) from class where relname in ('outbox', 'shape', 'consumer') and relkind = 'r'), \
-     (select reset_val from pg_settings where name = 'TimeZone'), \
-     (select reset_val from pg_settings where name = 'lc_monetary')";
+     (select count(*) from class where relname in ('outbox', 'shape', 'consumer') and relkind = 'r')";
 
 const FUNCTIONS: &str = "select p.proname::text, p.prosrc, \
      p.prosecdef and l.lanname = 'plpgsql' and p.prorettype = 'trigger'::regtype, coalesce(p.proconfig, '{}'), \
@@ -80,7 +77,6 @@ pub(super) struct Installed {
     pub(super) readable: bool,
     pub(super) functions: Vec<InstalledFunction>,
     pub(super) triggers: Vec<InstalledTrigger>,
-    pub(super) defaults: SessionDefaults,
 }
 
 #[derive(Debug)]
@@ -128,10 +124,6 @@ pub(super) async fn read(client: &Client) -> Result<Installed, Error> {
     let tables: i64 = row.get(3);
     // If there are no tables, there is nothing that the role may not read.
     let readable = row.get::<_, bool>(2) || tables == 0;
-    let defaults = SessionDefaults {
-        time_zone: row.get::<_, Option<String>>(4).unwrap_or_default(),
-        monetary: row.get::<_, Option<String>>(5).unwrap_or_default(),
-    };
     let (mut consumers, mut shapes) = (Vec::new(), HashMap::new());
     if readable && tables == 3 {
         let rows = client.query("select slot from unstale.consumer order by 1", &[]).await?;
@@ -150,7 +142,6 @@ pub(super) async fn read(client: &Client) -> Result<Installed, Error> {
         readable,
         functions: functions.iter().map(function).collect(),
         triggers: triggers.iter().map(trigger).collect(),
-        defaults,
     })
 }
 

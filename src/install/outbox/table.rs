@@ -14,7 +14,7 @@ pub(super) fn compare(installed: &Installed, watched: &CapturedTable, notify: bo
     let table = &watched.capture.table;
     let shape = watched.shape();
     let id = shape_id(installed, &shape);
-    let function = CaptureFunction::of(watched, id, notify, &installed.defaults);
+    let function = CaptureFunction::of(watched, id, notify);
     let mut wrong = Vec::new();
     let mut statements = Vec::new();
     let is_written = !installed.readable || installed.shapes.get(&id) == Some(&shape);

@@ -18,7 +18,7 @@ use secrecy::ExposeSecret as _;
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _};
 
 use crate::causes::with_causes;
-use crate::postgres::{self, Address, Attempt, ChannelBinding, ConnectError, ServerError, Transport};
+use crate::postgres::{self, Address, Attempt, ChannelBinding, ConnectError, ServerError, Transport, session};
 
 /// The largest message taken from a server: a row is at most 1 GB, and its old image as much again.
 pub const MESSAGE_BYTES_MAX: usize = 0x7FFF_FFFF;
@@ -80,13 +80,11 @@ impl Connection {
     }
 
     async fn log_in(mut self, address: &Address) -> Result<Self, Attempt> {
-        // Text of values must not depend on the role's settings; this is what a subscription sets
-        // too. The server reports by a warning that it skipped a publication.
-        let settings =
-            "-c datestyle=ISO -c intervalstyle=postgres -c extra_float_digits=3 -c client_min_messages=warning";
+        // The server reports by a warning that it skipped a publication.
+        let settings = format!("{} -c client_min_messages=warning", session::options());
         let options = match &address.options {
-            Some(own) => format!("{own} {settings}"),
-            None => settings.to_owned(),
+            Some(own) => format!("{own}{settings}"),
+            None => settings,
         };
         let parameters = [
             ("user", address.user.as_str()),

@@ -1,0 +1,41 @@
+//! The settings of every session.
+//!
+//! Owns what makes two sessions write a value in the same text, and see the same rows. It must not
+//! know what is asked. Invariant: no setting of a role, a database or the server reaches a text
+//! that becomes part of a key.
+
+/// The settings on which the text of values depends, with the value that every session has.
+pub(crate) const TEXT: [(&str, &str); 6] = [
+    ("bytea_output", "hex"),
+    ("datestyle", "ISO, MDY"),
+    ("extra_float_digits", "3"),
+    ("intervalstyle", "postgres"),
+    ("lc_monetary", "C"),
+    ("timezone", "UTC"),
+];
+
+/// Row level security must not hide rows: a query that it concerns is an error.
+const ALL_ROWS: (&str, &str) = ("row_security", "off");
+
+/// The statements that begin a session.
+pub(crate) fn statements() -> String {
+    TEXT.into_iter().chain([ALL_ROWS]).map(|(name, value)| format!("set {name} = '{value}';")).collect()
+}
+
+/// The options that begin a replication session, as a server's command line has them.
+pub(crate) fn options() -> String {
+    let option = |(name, value): (&str, &str)| format!(" -c {name}={}", value.replace(' ', "\\ "));
+    TEXT.into_iter().map(option).collect()
+}
+
+/// The value of one of the settings of [`TEXT`].
+pub(crate) fn text_setting(name: &str) -> &'static str {
+    TEXT.into_iter().find(|(known, _)| *known == name).map_or("", |(_, value)| value)
+}
+
+/// The settings of long-lived connections. Time-outs that the role has set would end them, and
+/// reading an outbox in a serializable transaction could make serializable writers fail.
+pub(crate) const LONG_LIVED: &str = "select set_config(name, '0', false) from pg_settings where name in \
+     ('statement_timeout', 'lock_timeout', 'transaction_timeout', 'idle_session_timeout', \
+      'idle_in_transaction_session_timeout'); \
+     set default_transaction_isolation = 'read committed'; set default_transaction_read_only = off";
