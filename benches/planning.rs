@@ -34,6 +34,7 @@ fn change(table: &str) -> Change {
     let relation = Relation {
         id: RelationId::new(16_400),
         name: TableName::new("public", table),
+        also: Vec::new(),
         columns: columns.iter().map(|name| column(name)).collect(),
     };
     let row = |name| {

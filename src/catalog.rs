@@ -7,13 +7,14 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::change::{ColumnKind, TableName};
+use crate::change::{ColumnKind, RelationId, TableName};
 
 /// The columns of the old row that the log carries.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Identity {
     /// Every column.
+    #[default]
     Full,
     /// These columns: a primary key or a unique index.
     Columns(Vec<String>),
@@ -32,8 +33,28 @@ impl Identity {
     }
 }
 
+/// How the value of a column is generated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Generation {
+    /// It is not: an application writes it.
+    #[default]
+    Never,
+    /// When the row is written.
+    Stored,
+    /// When the row is read (PostgreSQL 18). It is never in the log, and triggers do not see it.
+    Virtual,
+}
+
+impl Generation {
+    /// Whether an application writes the column.
+    pub fn is_never(&self) -> bool {
+        *self == Self::Never
+    }
+}
+
 /// A column of a [`Table`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CatalogColumn {
     /// The name.
     pub name: String,
@@ -44,10 +65,41 @@ pub struct CatalogColumn {
     pub kind: ColumnKind,
     /// Whether it is declared NOT NULL, as a replica identity index needs it.
     pub not_null: bool,
+    /// How its value is generated.
+    #[serde(default, skip_serializing_if = "Generation::is_never")]
+    pub generated: Generation,
+    /// The OID of the type.
+    #[serde(skip)]
+    pub type_oid: u32,
+    /// The OID of the type beneath all domains; the same as `type_oid` if the type is no domain.
+    #[serde(skip)]
+    pub base_oid: u32,
+}
+
+/// What happens to a row if the row that it refers to is deleted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum OnDelete {
+    /// The delete is refused.
+    #[default]
+    #[serde(rename = "a", alias = "r")]
+    Refuse,
+    /// The row is deleted too.
+    #[serde(rename = "c")]
+    Cascade,
+    /// The columns become NULL or take their defaults.
+    #[serde(rename = "n", alias = "d")]
+    Detach,
+}
+
+impl OnDelete {
+    /// Whether the row stays as it is.
+    pub fn is_refuse(&self) -> bool {
+        *self == Self::Refuse
+    }
 }
 
 /// Columns whose values are those of another table's columns.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ForeignKey {
     /// The columns here.
     pub columns: Vec<String>,
@@ -55,10 +107,34 @@ pub struct ForeignKey {
     pub table: TableName,
     /// The columns there, in the same order.
     pub referenced: Vec<String>,
+    /// What happens here if a row there is deleted.
+    #[serde(default, skip_serializing_if = "OnDelete::is_refuse")]
+    pub on_delete: OnDelete,
+}
+
+/// A table that holds rows of another one: that table itself, a partition or a child.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableMember {
+    /// Its OID.
+    pub id: RelationId,
+    /// Its name.
+    pub name: TableName,
+    /// The tables above it, nearest first.
+    pub ancestors: Vec<RelationId>,
+    /// Whether it is a partition. What is published of its ancestors is published of it.
+    pub is_partition: bool,
+    /// Whether it has rows of its own: a partitioned table has none.
+    pub has_rows: bool,
+    /// What its updates and deletes carry.
+    pub identity: Identity,
+    /// Whether its changes are not logged.
+    pub unlogged: bool,
+    /// The number of the file that holds its rows. It changes when all rows are written anew.
+    pub file: u32,
 }
 
 /// A table, as the server has it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Table {
     /// The name, schema included.
     pub name: TableName,
@@ -76,6 +152,15 @@ pub struct Table {
     pub unlogged: bool,
     /// The tables that hold the rows: the partitions, or the table itself.
     pub leaves: Vec<TableName>,
+    /// The OID; zero if it is not known.
+    #[serde(skip)]
+    pub id: RelationId,
+    /// The table itself, then its partitions and children at every level, by name.
+    #[serde(skip)]
+    pub members: Vec<TableMember>,
+    /// Whether row level security is enabled.
+    #[serde(skip)]
+    pub row_security: bool,
 }
 
 /// The tables of a database.

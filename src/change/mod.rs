@@ -124,7 +124,7 @@ impl RelationId {
 }
 
 /// A table's name. An empty schema means that the source did not say (a hand-written recording).
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct TableName {
     /// The schema, or nothing when the source did not say.
     pub schema: String,
@@ -255,6 +255,9 @@ pub struct Relation {
     pub id: RelationId,
     /// The table that rules name: for a partition, the root of its tree.
     pub name: TableName,
+    /// Other names by which rules may mean it: those of the tables above it, and the one that it
+    /// had when the rules were read.
+    pub also: Vec<TableName>,
     /// The columns, in the order of each [`Row`].
     pub columns: Vec<Column>,
 }

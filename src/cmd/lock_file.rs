@@ -13,6 +13,7 @@ use super::config_file::ConfigFile;
 use super::failure::Failure;
 use super::preflight::catalog_fit;
 use crate::catalog::{Catalog, Table};
+use crate::change::RelationId;
 use crate::postgres;
 use crate::postgres::catalog;
 use crate::rules::RuleSet;
@@ -98,6 +99,10 @@ pub(super) fn reduce(catalog: &Catalog, rules: &RuleSet) -> Catalog {
         table.unique.sort();
         table.foreign_keys.sort_by(|one, other| (&one.columns, &one.table).cmp(&(&other.columns, &other.table)));
         table.leaves.sort();
+        // The file does not have these.
+        (table.id, table.row_security) = (RelationId::default(), false);
+        table.members.clear();
+        table.columns.iter_mut().for_each(|column| (column.type_oid, column.base_oid) = (0, 0));
     }
     Catalog { tables, search_path: catalog.search_path.clone() }
 }
@@ -124,6 +129,7 @@ mod tests {
             type_name: "uuid".to_owned(),
             kind: ColumnKind::Text,
             not_null: true,
+            ..CatalogColumn::default()
         };
         let name = TableName::new("public", name);
         Table {
@@ -135,6 +141,7 @@ mod tests {
             identity: Identity::Columns(vec!["id".to_owned()]),
             unlogged: false,
             leaves: vec![name],
+            ..Table::default()
         }
     }
 

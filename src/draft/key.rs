@@ -147,7 +147,13 @@ mod tests {
     use crate::rules::{Rendered, Resolved, Template};
 
     fn column(name: &str, type_name: &str, kind: ColumnKind) -> CatalogColumn {
-        CatalogColumn { name: name.to_owned(), type_name: type_name.to_owned(), kind, not_null: true }
+        CatalogColumn {
+            name: name.to_owned(),
+            type_name: type_name.to_owned(),
+            kind,
+            not_null: true,
+            ..CatalogColumn::default()
+        }
     }
 
     #[test]
@@ -190,6 +196,7 @@ mod tests {
             identity: crate::catalog::Identity::Full,
             unlogged: false,
             leaves: vec![name.clone()],
+            ..Table::default()
         };
         let generated = Generated::from([(name, "computed".to_owned())]);
         let check = |name: &str, type_name: &str, kind: ColumnKind, expected: Option<&str>| {

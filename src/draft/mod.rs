@@ -114,6 +114,7 @@ mod tests {
             type_name: type_name.trim_end_matches('?').to_owned(),
             kind,
             not_null: !type_name.ends_with('?'),
+            ..CatalogColumn::default()
         }
     }
 
@@ -129,6 +130,7 @@ mod tests {
             columns: strings(&[column]),
             table: TableName::new("public", table),
             referenced: strings(&["id"]),
+            ..ForeignKey::default()
         };
         Table {
             primary_key: vec![columns[0].name.clone()],
@@ -139,6 +141,7 @@ mod tests {
             unlogged: false,
             leaves: vec![name.clone()],
             name,
+            ..Table::default()
         }
     }
 

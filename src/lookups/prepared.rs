@@ -5,11 +5,12 @@
 
 use bytes::Bytes;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, Portal, Row, Statement, Transaction};
+use tokio_postgres::{Client, Column, Portal, Row, Statement, Transaction};
 
 use crate::change::Cell;
 use crate::plan::LookupCall;
 use crate::postgres::TextParameter;
+use crate::postgres::value_text::text_of;
 use crate::rules::Lookup;
 
 /// The most rows that are fetched at once.
@@ -26,9 +27,14 @@ pub(super) struct PreparedLookup {
 impl PreparedLookup {
     pub(super) async fn new(client: &Client, lookup: &Lookup) -> Result<Self, tokio_postgres::Error> {
         let sql = lookup.sql.value.trim().trim_end_matches(';');
-        let columns: Vec<String> =
-            client.prepare(sql).await?.columns().iter().map(|column| column.name().to_owned()).collect();
-        let texts: Vec<_> = columns.iter().map(|name| format!("\"{}\"::text", name.replace('"', "\"\""))).collect();
+        let described = client.prepare(sql).await?;
+        let columns: Vec<String> = described.columns().iter().map(|column| column.name().to_owned()).collect();
+        // The server describes a domain as the type beneath it.
+        let text = |column: &Column| {
+            let name = format!("unstale_lookup.\"{}\"", column.name().replace('"', "\"\""));
+            text_of(&name, column.type_().oid())
+        };
+        let texts: Vec<_> = described.columns().iter().map(text).collect();
         // The line break ends a comment at the end of the query.
         let statement = client.prepare(&format!("select {} from ({sql}\n) unstale_lookup", texts.join(", "))).await?;
         Ok(Self { statement, columns })

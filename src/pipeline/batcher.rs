@@ -7,6 +7,7 @@
 //! most one batch is in flight, so order holds; a transaction is done only when the batch with its
 //! last row is in force.
 
+use std::collections::HashMap;
 use std::ops::RangeInclusive;
 use std::time::Instant;
 
@@ -17,7 +18,7 @@ use super::part::Part;
 use super::repeats::{ConfirmLimit, Repeats};
 use super::slow_queue::{SlowQueue, SlowWork};
 use super::streams::Streams;
-use crate::change::{Begin, Lsn, SourceEvent, Xid};
+use crate::change::{Begin, Lsn, RelationId, SourceEvent, TableName, Xid};
 use crate::coherence::gate::Snapshot;
 use crate::coherence::marks::Marks;
 use crate::coherence::progress::{Progress, Ticket};
@@ -61,6 +62,8 @@ pub(super) struct Batcher {
     caught_up: Marks<Lsn, Instant>,
     /// The source is an outbox, which must know how many batches Redis counted.
     counts: bool,
+    /// The names by which rules mean each table that they concern.
+    tables: HashMap<RelationId, Vec<TableName>>,
 }
 
 /// A question to the primary, without whose answer held or waiting ops cannot go on.
@@ -93,6 +96,7 @@ impl Batcher {
             probe_due: false,
             caught_up: Marks::default(),
             counts,
+            tables: HashMap::new(),
         }
     }
 
@@ -103,6 +107,12 @@ impl Batcher {
 
     pub(super) fn planner(&self) -> &Planner {
         self.intake.planner()
+    }
+
+    /// The names by which rules mean a relation, if the catalog was asked about it. None: the
+    /// relation is new.
+    pub(super) fn known_names(&self, relation: RelationId) -> Option<&[TableName]> {
+        self.tables.get(&relation).map(Vec::as_slice)
     }
 
     /// What waits for the gate, for the times at which to ask.
@@ -477,7 +487,12 @@ mod tests {
 
     fn insert(id: usize) -> SourceEvent {
         let columns = vec![Column { name: "id".into(), kind: ColumnKind::Text, in_identity: true }];
-        let relation = Arc::new(Relation { id: RelationId::new(1), name: TableName::new("public", "users"), columns });
+        let relation = Arc::new(Relation {
+            id: RelationId::new(1),
+            name: TableName::new("public", "users"),
+            also: Vec::new(),
+            columns,
+        });
         let new = Some(Row::new(vec![Cell::Value(id.to_string().into())]));
         SourceEvent::Change(Change { relation, operation: Operation::Insert, old: None, new })
     }

@@ -93,7 +93,12 @@ impl World {
 
     fn insert(&mut self, table: &str, id: u64) {
         let columns = vec![Column { name: "id".into(), kind: ColumnKind::Text, in_identity: true }];
-        let relation = Arc::new(Relation { id: RelationId::new(1), name: TableName::new("public", table), columns });
+        let relation = Arc::new(Relation {
+            id: RelationId::new(1),
+            name: TableName::new("public", table),
+            also: Vec::new(),
+            columns,
+        });
         let new = Some(Row::new(vec![Cell::Value(id.to_string().into())]));
         self.take(SourceEvent::Change(Change { relation, operation: Operation::Insert, old: None, new }));
     }

@@ -4,15 +4,18 @@
 //! Invariant: no error from here contains a password.
 
 mod address;
+pub mod ancestry;
 pub mod catalog;
 mod client;
 mod error;
 mod parameters;
+pub mod publication;
 pub(crate) mod session;
 mod statement;
 mod text_parameter;
 mod tls;
 mod transport;
+pub(crate) mod value_text;
 
 pub use address::{Address, ChannelBinding, Host, SslMode};
 pub use client::{SqlConnection, connect, open};

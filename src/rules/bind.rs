@@ -66,7 +66,7 @@ impl BoundRules {
     pub(super) fn new(rules: &RuleSet, relation: &Arc<Relation>, operation: Operation) -> Self {
         let rules = match operation {
             Operation::Event => rules.of_event(&relation.name.table),
-            _ => rules.of_table(&relation.name),
+            _ => rules.of_tables(std::iter::once(&relation.name).chain(&relation.also)),
         };
         let binder = RelationBinder(relation);
         let rules = rules.into_iter().map(|(position, rule)| binder.rule(position, rule)).collect();

@@ -43,7 +43,7 @@ impl Planner {
     pub fn missing(&self, relation: &Relation) -> Vec<String> {
         let exists = |name: &str| relation.columns.iter().any(|column| column.name == name);
         let mut missing = Vec::new();
-        for (_, rule) in self.rules.of_table(&relation.name) {
+        for (_, rule) in self.rules.of_tables(std::iter::once(&relation.name).chain(&relation.also)) {
             for column in rule.columns().into_iter().filter(|column| !exists(column)) {
                 missing.push(format!("{}: {column}", rule.name));
             }
@@ -137,7 +137,7 @@ mod tests {
     fn relation(table: &str) -> Arc<Relation> {
         let column = |name: &str| Column { name: name.into(), kind: ColumnKind::Text, in_identity: true };
         let columns = vec![column("id"), column("a")];
-        Arc::new(Relation { id: RelationId::new(1), name: TableName::new("public", table), columns })
+        Arc::new(Relation { id: RelationId::new(1), name: TableName::new("public", table), also: Vec::new(), columns })
     }
 
     fn change(table: &str, old: Option<[Cell; 2]>, new: Option<[Cell; 2]>) -> Change {

@@ -129,24 +129,32 @@ impl RuleSet {
         self.at(self.by_event.get(name).into_iter().flatten().copied().collect())
     }
 
-    /// The rules of a table, with their positions, in the order of the file. A name without a
-    /// schema, in the rules or in the change, matches in any schema; only the catalog can tell
-    /// which one is meant.
+    /// The rules of a table, with their positions, in the order of the file.
     pub(super) fn of_table(&self, name: &TableName) -> Vec<(usize, &Rule)> {
-        let bare = TableName::new("", name.table.clone());
-        let mut found = self.by_table.get(name).cloned().unwrap_or_default();
-        if name.schema.is_empty() {
-            let qualified =
-                self.by_table.iter().filter(|(table, _)| table.table == name.table && !table.schema.is_empty());
-            found.extend(qualified.flat_map(|(_, rules)| rules));
-        } else {
-            found.extend(self.by_table.get(&bare).into_iter().flatten());
+        self.of_tables(std::iter::once(name))
+    }
+
+    /// The rules that mean a table by any of its names, with their positions, in the order of the
+    /// file. A name without a schema, in the rules or in the change, matches in any schema; only
+    /// the catalog can tell which one is meant.
+    pub(super) fn of_tables<'n>(&self, names: impl Iterator<Item = &'n TableName>) -> Vec<(usize, &Rule)> {
+        let mut found = Vec::new();
+        for name in names {
+            found.extend(self.by_table.get(name).into_iter().flatten());
+            if name.schema.is_empty() {
+                let qualified =
+                    self.by_table.iter().filter(|(table, _)| table.table == name.table && !table.schema.is_empty());
+                found.extend(qualified.flat_map(|(_, rules)| rules));
+            } else {
+                found.extend(self.by_table.get(&TableName::new("", name.table.clone())).into_iter().flatten());
+            }
         }
         self.at(found)
     }
 
     fn at(&self, mut positions: Vec<usize>) -> Vec<(usize, &Rule)> {
         positions.sort_unstable();
+        positions.dedup();
         positions.into_iter().filter_map(|position| Some((position, self.rules.get(position)?))).collect()
     }
 }

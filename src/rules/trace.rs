@@ -215,7 +215,7 @@ rules:
         };
         let column = |name: &str| Column { name: name.into(), kind: ColumnKind::Text, in_identity: true };
         let columns = vec![column("id"), column("a")];
-        let relation = Relation { id: RelationId::new(1), name: TableName::new("", "t"), columns };
+        let relation = Relation { id: RelationId::new(1), name: TableName::new("", "t"), also: Vec::new(), columns };
         let row = |cells: [Cell; 2]| Row::new(cells.into());
         Change { relation: Arc::new(relation), operation, old: old.map(row), new: new.map(row) }
     }

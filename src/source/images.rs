@@ -76,7 +76,7 @@ impl Images {
             held = 0;
         }
         let (name, columns) = (described.name.clone(), described.columns.clone());
-        let relation = Arc::new(Relation { id: RelationId::new(held + 1), name, columns });
+        let relation = Arc::new(Relation { id: RelationId::new(held + 1), name, also: Vec::new(), columns });
         self.relations.insert(described, Arc::clone(&relation));
         relation
     }

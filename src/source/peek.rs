@@ -11,10 +11,10 @@ use futures_util::StreamExt as _;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, RowStream};
 
-use super::replication::assemble::{AssembleError, Assembler};
-use super::replication::pgoutput::{self, DecodeError, Message};
-use crate::change::{RelationId, SourceEvent, TableName};
-use crate::postgres::catalog::{Ancestry, ancestry};
+use super::replication::assemble::{AssembleError, Assembler, RelationContext};
+use super::replication::pgoutput::{self, DecodeError, Message, RelationBody};
+use crate::change::{SourceEvent, TableName};
+use crate::postgres::ancestry::{Ancestry, ancestry};
 
 /// A change comes with at most its transaction's begin and commit and descriptions of its table and
 /// types. The server counts all of them; this many for each change is enough but for the oddest
@@ -86,29 +86,30 @@ impl Peek {
             let row = row?;
             let message = pgoutput::decode(Bytes::copy_from_slice(row.try_get(0)?))?;
             if let Message::Relation(body) = &message {
-                let root = match has_rules_for(&TableName::new(&body.schema, &body.table)) {
-                    true => None,
-                    false => find_root(&self.catalog, body.id).await?,
-                };
-                self.assembler.set_root(body.id, root);
+                let context = ask_context(&self.catalog, body, has_rules_for).await?;
+                self.assembler.set_context(body.id, context);
             }
             self.assembler.take(message)?;
         }
     }
 }
 
-/// The root of a partition, if the relation is one. A commit is in the log before it can be seen,
-/// so the answer may be that of a moment before. Peeking and recording wait for a while until it is
+/// What the description of a relation leaves open. A commit is in the log before it can be seen, so
+/// the answer may be that of a moment before. Peeking and recording wait for a while until it is
 /// settled.
-pub async fn find_root(client: &Client, relation: RelationId) -> Result<Option<TableName>, tokio_postgres::Error> {
+pub async fn ask_context(
+    client: &Client,
+    body: &RelationBody,
+    has_rules_for: &dyn Fn(&TableName) -> bool,
+) -> Result<RelationContext, tokio_postgres::Error> {
     const ASK_AGAIN_AFTER: Duration = Duration::from_millis(5);
     const ASKED_MAX: u32 = 50;
+    let (name, types) = (TableName::new(&body.schema, &body.table), body.custom_types());
     let mut asked = 1;
     loop {
-        let Ancestry { mut ancestors, is_settled, .. } = ancestry(client, relation).await?;
-        let root = ancestors.pop();
+        let Ancestry { ancestors, is_settled, bases, .. } = ancestry(client, body.id, &types).await?;
         if is_settled || asked >= ASKED_MAX {
-            return Ok(root);
+            return Ok(RelationContext::of(&name, ancestors, has_rules_for, bases));
         }
         asked += 1;
         tokio::time::sleep(ASK_AGAIN_AFTER).await;

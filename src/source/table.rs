@@ -49,7 +49,7 @@ impl TableRows {
         let column =
             |column: &CatalogColumn| Column { name: column.name.clone(), kind: column.kind, in_identity: true };
         let columns = table.columns.iter().map(column).collect();
-        let relation = Arc::new(Relation { id: RelationId::default(), name, columns });
+        let relation = Arc::new(Relation { id: RelationId::default(), name, also: Vec::new(), columns });
         Ok(Self { rows, relation, _client: client })
     }
 
@@ -104,6 +104,7 @@ mod tests {
             type_name: "text".to_owned(),
             kind: ColumnKind::Text,
             not_null: true,
+            ..CatalogColumn::default()
         };
         let table = Table {
             name: TableName::new("public", "Order"),
@@ -114,6 +115,7 @@ mod tests {
             identity: Identity::Full,
             unlogged: false,
             leaves: Vec::new(),
+            ..Table::default()
         };
         assert_eq!(query(&table, None, None), "select id, \"user\", \"a\"\"b\" from public.\"Order\"");
         let expected = "select id, \"user\", \"a\"\"b\" from public.\"Order\" where id > 1 -- or so\n limit 5";

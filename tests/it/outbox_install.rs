@@ -327,9 +327,8 @@ fn captured_values_equal_those_of_the_log() {
            '05:06:07+02', '2026-03-04 05:06:07', null, ''); \
          reset all",
     );
-    // Like the session of a replication connection: the role's defaults, and the settings that ours
-    // requests.
-    world.sql("set datestyle = ISO; set intervalstyle = postgres; set extra_float_digits = 3");
+    // Like the session of a replication connection.
+    world.sql("set datestyle = ISO; set intervalstyle = postgres; set extra_float_digits = 3; set timezone = 'UTC'");
     let lines = "select encode(data, 'hex') from pg_logical_slot_get_binary_changes('reference', null, null, \
                  'proto_version', '1', 'publication_names', 'reference') where get_byte(data, 0) = ascii('I')";
     let logged = tuple(&hex(&world.value(lines)));

@@ -79,6 +79,7 @@ mod tests {
             type_name: "text".to_owned(),
             kind: ColumnKind::Text,
             not_null: true,
+            ..CatalogColumn::default()
         };
         let name = TableName::new("public", "users");
         let table = Table {
@@ -90,6 +91,7 @@ mod tests {
             identity: Identity::Columns(vec!["id".to_owned()]),
             unlogged: false,
             leaves: vec![name],
+            ..Table::default()
         };
         let catalog = Catalog { tables: vec![table], search_path: vec!["public".to_owned()] };
         let mut findings = Findings::default();

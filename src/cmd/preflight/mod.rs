@@ -1,17 +1,15 @@
 //! What must hold before anything is installed or run: the file fits the database.
 //!
-//! Owns which mismatches stop `setup`, `run` and `serve`. [`catalog_fit`], [`publication`] and
-//! [`read_review`] hold what `check` finds by the same questions. Invariant: nothing is changed in
+//! Owns which mismatches stop `setup`, `run` and `serve`. [`catalog_fit`] and [`read_review`] hold
+//! what `check` finds by the same questions. Invariant: nothing is changed in
 //! the database.
 
 pub(super) mod catalog_fit;
-pub(super) mod publication;
 pub(super) mod read_review;
 
 use tokio_postgres::Client;
 
 use self::catalog_fit::CatalogFit;
-use self::publication::Publication;
 use super::config_file::ConfigFile;
 use super::failure::Failure;
 use crate::catalog::Catalog;
@@ -21,6 +19,7 @@ use crate::install::outbox;
 use crate::lookups;
 use crate::postgres;
 use crate::postgres::catalog;
+use crate::postgres::publication::Publication;
 use crate::rules::{Capture, RuleSet, Widening};
 
 /// A database whose tables and lookups fit the rules.

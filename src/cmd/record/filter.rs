@@ -64,6 +64,7 @@ mod tests {
             type_name: "text".to_owned(),
             kind: ColumnKind::Text,
             not_null: true,
+            ..CatalogColumn::default()
         };
         Table {
             name: TableName::new("public", name),
@@ -74,6 +75,7 @@ mod tests {
             identity: Identity::Full,
             unlogged: false,
             leaves: leaves.iter().map(|leaf| TableName::new("public", *leaf)).collect(),
+            ..Table::default()
         }
     }
 
@@ -88,7 +90,12 @@ mod tests {
     }
 
     fn change(table: &str, operation: Operation) -> Change {
-        let relation = Relation { id: RelationId::new(1), name: TableName::new("public", table), columns: Vec::new() };
+        let relation = Relation {
+            id: RelationId::new(1),
+            name: TableName::new("public", table),
+            also: Vec::new(),
+            columns: Vec::new(),
+        };
         Change { relation: std::sync::Arc::new(relation), operation, old: None, new: Some(Row::default()) }
     }
 

@@ -158,7 +158,8 @@ mod tests {
     #[test]
     fn an_unknown_change_is_written_as_every_kind_of_change() {
         let columns = vec![Column { name: "id".to_owned(), kind: ColumnKind::Integer, in_identity: true }];
-        let relation = Relation { id: RelationId::new(20_000), name: TableName::new("public", "t"), columns };
+        let relation =
+            Relation { id: RelationId::new(20_000), name: TableName::new("public", "t"), also: Vec::new(), columns };
         let unknown = Change { relation: Arc::new(relation), operation: Operation::Truncate, old: None, new: None };
         let lines = possibilities(&unknown).map(|change| {
             let line = change.to_line(&Commit::default(), None, json::plainly);

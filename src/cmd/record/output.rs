@@ -215,7 +215,12 @@ mod tests {
 
     fn transaction(xid: u32) -> RecordedTransaction {
         let begin = Begin { xid: Xid::new(xid), commit_lsn: Lsn::new(1), at: std::time::SystemTime::UNIX_EPOCH };
-        let relation = Relation { id: RelationId::new(1), name: TableName::parse("public.t"), columns: Vec::new() };
+        let relation = Relation {
+            id: RelationId::new(1),
+            name: TableName::parse("public.t"),
+            also: Vec::new(),
+            columns: Vec::new(),
+        };
         let change =
             Change { relation: std::sync::Arc::new(relation), operation: Operation::Truncate, old: None, new: None };
         let mut transaction = RecordedTransaction::new(begin);

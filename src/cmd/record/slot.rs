@@ -18,7 +18,7 @@ use crate::cmd::display::printable;
 use crate::cmd::failure::{Failure, with_causes};
 use crate::postgres::{PREREQUISITE_STATE, UNDEFINED_OBJECT};
 use crate::rules::Planner;
-use crate::source::peek::find_root;
+use crate::source::peek::ask_context;
 use crate::source::replication::assemble::Assembler;
 use crate::source::replication::connection::{Connection, ConnectionError};
 use crate::source::replication::pgoutput::{self, Message};
@@ -129,11 +129,9 @@ impl SlotRecorder {
         };
         let message = pgoutput::decode(bytes).map_err(|error| undecodable(&error))?;
         if let Message::Relation(body) = &message {
-            let root = match self.planner.has_rules_for(&TableName::new(&body.schema, &body.table)) {
-                true => None,
-                false => find_root(&self.client, body.id).await.map_err(Failure::from)?,
-            };
-            self.assembler.set_root(body.id, root);
+            let has_rules_for = |table: &TableName| self.planner.has_rules_for(table);
+            let context = ask_context(&self.client, body, &has_rules_for).await.map_err(Failure::from)?;
+            self.assembler.set_context(body.id, context);
         }
         self.assembler.take(message).map_err(|error| undecodable(&error))?;
         while let Some(event) = self.assembler.next_event() {

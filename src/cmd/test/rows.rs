@@ -63,7 +63,7 @@ pub(super) fn complete(seen: &Change, table: &Table) -> Change {
         table.columns.iter().map(|column| Column { name: column.name.clone(), kind: column.kind, in_identity: true });
     let (id, name) = (seen.relation.id, seen.relation.name.clone());
     Change {
-        relation: Arc::new(Relation { id, name, columns: columns.collect() }),
+        relation: Arc::new(Relation { id, name, also: Vec::new(), columns: columns.collect() }),
         operation: seen.operation,
         old: seen.old.as_ref().map(row),
         new: seen.new.as_ref().map(row),

@@ -188,6 +188,7 @@ lookups: {members: {sql: select 1}}
             type_name: "text".to_owned(),
             kind,
             not_null: true,
+            ..CatalogColumn::default()
         };
         let name = TableName::new("public", "users");
         let table = Table {
@@ -203,6 +204,7 @@ lookups: {members: {sql: select 1}}
             unlogged: false,
             leaves: vec![name.clone()],
             name,
+            ..Table::default()
         };
         Catalog { tables: vec![table], search_path: vec!["public".to_owned()] }
     }

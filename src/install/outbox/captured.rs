@@ -10,6 +10,7 @@ use super::quoting::identifier;
 use super::shape::Shape;
 use crate::catalog::quote_table;
 use crate::change::TableName;
+use crate::postgres::value_text::text_of;
 use crate::rules::Capture;
 
 /// A table whose changes are captured.
@@ -28,6 +29,8 @@ pub(super) struct CapturedColumn {
     pub(super) name: String,
     /// The type.
     pub(super) type_oid: u32,
+    /// The type beneath all domains.
+    pub(super) base_oid: u32,
     /// For an array the type of its elements, else the type itself.
     pub(super) element_oid: u32,
     /// Whether the element type is an enum.
@@ -51,23 +54,16 @@ impl CapturedTable {
         Shape {
             table: self.capture.table.clone(),
             columns: self.columns.iter().map(|column| column.name.clone()).collect(),
-            types: self.columns.iter().map(|column| column.type_oid).collect(),
+            // Only these say what the values are.
+            types: self.columns.iter().map(|column| column.base_oid).collect(),
         }
     }
 }
 
 impl CapturedColumn {
-    /// The expression for its text: the result of the type's output function, but `true` and
-    /// `false` for a boolean.
+    /// The expression for its text.
     pub(super) fn text_of(&self, row: &str) -> String {
-        let column = format!("{row}.{}", identifier(&self.name));
-        match self.type_oid {
-            // A cast to text calls the output function for these types; for others it may not.
-            16 | 17 | 20 | 21 | 23 | 25 | 26 | 114 | 700 | 701 | 1043 | 1082 | 1083 | 1114 | 1184 | 1186 | 1266
-            | 1700 | 2950 | 3802 => format!("{column}::text"),
-            // `is not null` is false for a composite that contains only NULLs.
-            _ => format!("case when {column} is distinct from null then format('%s', {column}) end"),
-        }
+        text_of(&format!("{row}.{}", identifier(&self.name)), self.base_oid)
     }
 
     /// The settings that its output function depends on.

@@ -152,7 +152,14 @@ mod tests {
     use crate::rules::Capture;
 
     fn column(name: &str, type_oid: u32) -> CapturedColumn {
-        CapturedColumn { name: name.to_owned(), type_oid, element_oid: type_oid, is_enum: false, is_virtual: false }
+        CapturedColumn {
+            name: name.to_owned(),
+            type_oid,
+            base_oid: type_oid,
+            element_oid: type_oid,
+            is_enum: false,
+            is_virtual: false,
+        }
     }
 
     fn watched(table: TableName, operations: &[Operation], columns: Vec<CapturedColumn>) -> CapturedTable {

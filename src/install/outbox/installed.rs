@@ -44,9 +44,13 @@ const TRIGGERS: &str = "select t.tgrelid, n.nspname::text, c.relname::text, t.tg
      join pg_class c on c.oid = t.tgrelid join pg_namespace n on n.oid = c.relnamespace \
      where s.nspname = 'unstale' and p.proname like 'capture\\_%' order by 2, 3, 4";
 
-const COLUMNS: &str = "select a.attname::text, a.atttypid, e.oid, e.typtype = 'e', a.attgenerated = 'v' \
-     from pg_attribute a \
-     join pg_type t on t.oid = a.atttypid \
+const COLUMNS: &str = "with recursive domains (id, base) as ( \
+       select oid, typbasetype from pg_type where typtype = 'd' \
+       union all select d.id, t.typbasetype from domains d join pg_type t on t.oid = d.base where t.typtype = 'd'), \
+     bases as (select d.id, d.base from domains d join pg_type t on t.oid = d.base where t.typtype <> 'd') \
+     select a.attname::text, a.atttypid, e.oid, e.typtype = 'e', a.attgenerated = 'v', t.oid \
+     from pg_attribute a left join bases b on b.id = a.atttypid \
+     join pg_type t on t.oid = coalesce(b.base, a.atttypid) \
      join pg_type e on e.oid = case when t.typcategory = 'A' and t.typelem <> 0 then t.typelem else t.oid end \
      where a.attrelid = $1 and a.attnum > 0 and not a.attisdropped and a.attname::text = any($2) order by a.attnum";
 
@@ -163,6 +167,7 @@ pub(super) async fn table(client: &Client, capture: &Capture) -> Result<Option<C
         element_oid: row.get(2),
         is_enum: row.get(3),
         is_virtual: row.get(4),
+        base_oid: row.get(5),
     };
     Ok(Some(CapturedTable { capture: capture.clone(), columns: rows.iter().map(column).collect(), members }))
 }

@@ -5,6 +5,7 @@
 //! a change. Invariants: only what Redis recorded as applied is confirmed to the slot; the status
 //! goes out on a timer of its own, also while Redis blocks.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -15,8 +16,8 @@ use crate::coherence::primary::{Primary, PrimaryError};
 use crate::pipeline::batcher::Batcher;
 use crate::pipeline::error::SessionError;
 use crate::pipeline::running::Running;
-use crate::postgres::catalog::{self, Ancestry};
-use crate::source::replication::assemble::Assembler;
+use crate::postgres::ancestry::{Ancestry, ancestry};
+use crate::source::replication::assemble::{Assembler, RelationContext};
 use crate::source::replication::pgoutput::{self, Message, RelationBody};
 use crate::source::replication::stream::{Frame, ReplicationStream};
 
@@ -37,10 +38,12 @@ pub(in crate::pipeline) struct SlotFeed {
     stream: ReplicationStream,
     primary: Arc<Primary>,
     assembler: Assembler,
-    /// A table's description that waits for the catalog to name the table's ancestors, nearest
-    /// first. Nothing is read meanwhile.
-    describing: Running<Result<(RelationBody, Vec<TableName>), SessionError>>,
-    described: Option<(RelationBody, Vec<TableName>)>,
+    /// A relation's description that waits for what the catalog knows of the relation. Nothing is
+    /// read meanwhile.
+    describing: Running<Result<(RelationBody, Ancestry), SessionError>>,
+    described: Option<(RelationBody, Ancestry)>,
+    /// The type beneath each type that is not built in, as far as it was asked for.
+    bases: HashMap<u32, u32>,
     measuring: Running<Result<Lsn, PrimaryError>>,
     /// When the question how far the log is written was asked.
     measured: Instant,
@@ -60,6 +63,7 @@ impl SlotFeed {
             assembler: Assembler::default(),
             describing: Running::default(),
             described: None,
+            bases: HashMap::new(),
             measuring: Running::default(),
             measured: now,
             heard: now,
@@ -71,10 +75,10 @@ impl SlotFeed {
     /// Takes everything that has arrived, until too much waits. Returns whether that was all that
     /// can be taken now.
     pub(super) fn read(&mut self, batcher: &mut Batcher) -> Result<bool, SessionError> {
-        if let Some((body, ancestors)) = self.described.take() {
-            let named = ancestors.iter().find(|table| batcher.planner().has_rules_for(table));
-            let root = named.or(ancestors.last()).cloned();
-            self.describe(body, root, batcher)?;
+        if let Some((body, Ancestry { ancestors, bases, .. })) = self.described.take() {
+            let types = body.custom_types().into_iter();
+            self.bases.extend(types.map(|oid| (oid, *bases.get(&oid).unwrap_or(&oid))));
+            self.describe(body, ancestors, batcher)?;
         }
         while !batcher.is_full() {
             if self.describing.is_running() {
@@ -86,7 +90,7 @@ impl SlotFeed {
                 Some(Frame::Keepalive { wal_end }) => Some(SourceEvent::Progress { wal_end }),
                 Some(Frame::Log(bytes)) => {
                     match pgoutput::decode(bytes)? {
-                        Message::Relation(body) => self.find_root(body, batcher)?,
+                        Message::Relation(body) => self.describe_or_ask(body, batcher)?,
                         message => self.assembler.take(message)?,
                     }
                     None
@@ -101,22 +105,28 @@ impl SlotFeed {
     }
 
     /// A table that no rule names may be a partition of a table that a rule names, or inherit from
-    /// it.
-    fn find_root(&mut self, body: RelationBody, batcher: &Batcher) -> Result<(), SessionError> {
-        if batcher.planner().has_rules_for(&TableName::new(&body.schema, &body.table)) {
-            return self.describe(body, None, batcher);
+    /// it; and a type that is not built in may be a domain.
+    fn describe_or_ask(&mut self, body: RelationBody, batcher: &Batcher) -> Result<(), SessionError> {
+        let types = body.custom_types();
+        let knows_types = types.iter().all(|oid| self.bases.contains_key(oid));
+        if let Some(names) = batcher.known_names(body.id).filter(|_| knows_types) {
+            return self.describe(body, names.to_vec(), batcher);
         }
         let (primary, xid) = (Arc::clone(&self.primary), batcher.open_xid());
         self.describing.start(async move {
-            let asked = tokio::time::timeout(CATALOG_MAX, ask_ancestors(&primary, body.id, xid)).await;
+            let asked = tokio::time::timeout(CATALOG_MAX, ask_ancestors(&primary, body.id, &types, xid)).await;
             Ok((body, asked.unwrap_or(Err(SessionError::Unanswered(CATALOG_MAX)))?))
         });
         Ok(())
     }
 
-    fn describe(&mut self, body: RelationBody, root: Option<TableName>, batcher: &Batcher) -> Result<(), SessionError> {
-        let id = body.id;
-        self.assembler.set_root(id, root);
+    /// Takes a relation's description; `names` are the other names by which rules may mean it.
+    fn describe(&mut self, body: RelationBody, names: Vec<TableName>, batcher: &Batcher) -> Result<(), SessionError> {
+        let (id, own) = (body.id, TableName::new(&body.schema, &body.table));
+        let mut names = names;
+        names.extend(batcher.known_names(id).into_iter().flatten().cloned());
+        let has_rules_for = |table: &TableName| batcher.planner().has_rules_for(table);
+        self.assembler.set_context(id, RelationContext::of(&own, names, &has_rules_for, self.bases.clone()));
         self.assembler.take(Message::Relation(body))?;
         if let Some(relation) = self.assembler.relation(id) {
             warn_of_missing_columns(relation, batcher);
@@ -195,16 +205,17 @@ impl SlotFeed {
 async fn ask_ancestors(
     primary: &Primary,
     relation: RelationId,
+    types: &[u32],
     xid: Option<Xid>,
-) -> Result<Vec<TableName>, SessionError> {
+) -> Result<Ancestry, SessionError> {
     const ASK_AGAIN_AFTER: Duration = Duration::from_millis(1);
     loop {
-        let answer = catalog::ancestry(primary.client(), relation).await;
-        let Ancestry { ancestors, is_settled, snapshot } =
-            answer.map_err(|error| SessionError::Catalog(error.into()))?;
-        let snapshot = Snapshot::parse(&snapshot).ok_or(SessionError::CatalogUnreadable(snapshot))?;
-        if is_settled || xid.is_none_or(|xid| snapshot.sees(xid)) {
-            return Ok(ancestors);
+        let answer = ancestry(primary.client(), relation, types).await;
+        let answer = answer.map_err(|error| SessionError::Catalog(error.into()))?;
+        let snapshot = Snapshot::parse(&answer.snapshot);
+        let snapshot = snapshot.ok_or_else(|| SessionError::CatalogUnreadable(answer.snapshot.clone()))?;
+        if answer.is_settled || xid.is_none_or(|xid| snapshot.sees(xid)) {
+            return Ok(answer);
         }
         tokio::time::sleep(ASK_AGAIN_AFTER).await;
     }

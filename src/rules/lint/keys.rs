@@ -167,11 +167,13 @@ mod tests {
             type_name: type_name.to_owned(),
             kind: ColumnKind::Text,
             not_null: true,
+            ..CatalogColumn::default()
         };
         let foreign_key = |&(column, table, referenced): &(&str, &str, &str)| ForeignKey {
             columns: vec![column.to_owned()],
             table: TableName::new("public", table),
             referenced: vec![referenced.to_owned()],
+            ..ForeignKey::default()
         };
         let name = TableName::new("public", name);
         Table {
@@ -183,6 +185,7 @@ mod tests {
             identity: Identity::Full,
             unlogged: false,
             leaves: vec![name],
+            ..Table::default()
         }
     }
 

@@ -188,8 +188,12 @@ mod tests {
     use crate::change::{Change, Operation, Relation, RelationId, TableName};
 
     fn entry(id: i64, xid: u64) -> Entry {
-        let relation =
-            Relation { id: RelationId::default(), name: TableName::parse("public.users"), columns: Vec::new() };
+        let relation = Relation {
+            id: RelationId::default(),
+            name: TableName::parse("public.users"),
+            also: Vec::new(),
+            columns: Vec::new(),
+        };
         let change = Change { relation: Arc::new(relation), operation: Operation::Truncate, old: None, new: None };
         Entry { id, xid, at: SystemTime::UNIX_EPOCH, event: EntryEvent::Change(change) }
     }

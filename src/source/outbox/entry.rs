@@ -107,7 +107,7 @@ impl Shapes {
         let column = |(name, kind)| Column { name, kind, in_identity: true };
         let columns = names.into_iter().zip(kinds).map(column).collect();
         let id = RelationId::new(FIRST_ID.wrapping_add(shape.unsigned_abs()));
-        self.relations.insert(shape, Arc::new(Relation { id, name, columns }));
+        self.relations.insert(shape, Arc::new(Relation { id, name, also: Vec::new(), columns }));
         Ok(())
     }
 

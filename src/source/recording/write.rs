@@ -135,7 +135,8 @@ mod tests {
     ) -> Change {
         let column = |&(name, kind): &(&str, ColumnKind)| Column { name: name.to_owned(), kind, in_identity: true };
         let columns = columns.iter().map(column).collect();
-        let relation = Relation { id: RelationId::new(20_000), name: TableName::new("public", "t"), columns };
+        let relation =
+            Relation { id: RelationId::new(20_000), name: TableName::new("public", "t"), also: Vec::new(), columns };
         Change { relation: Arc::new(relation), operation, old: old.map(Row::new), new: new.map(Row::new) }
     }
 

@@ -47,25 +47,50 @@ struct KnownRelation {
     identity_is_full: bool,
 }
 
+/// What the log's description of a relation leaves open. The catalog knows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RelationContext {
+    /// The table that rules name, if it is another one.
+    pub root: Option<TableName>,
+    /// The other names by which rules may mean the relation.
+    pub also: Vec<TableName>,
+    /// The type beneath each domain among the types of its columns.
+    pub bases: HashMap<u32, u32>,
+}
+
+impl RelationContext {
+    /// The context of a relation with this name and these ancestors, nearest first. The table that
+    /// rules name is the relation itself, or the nearest above it that has rules, or the root.
+    pub fn of(
+        name: &TableName,
+        ancestors: Vec<TableName>,
+        has_rules_for: &dyn Fn(&TableName) -> bool,
+        bases: HashMap<u32, u32>,
+    ) -> Self {
+        let root = match has_rules_for(name) {
+            true => None,
+            false => ancestors.iter().find(|table| has_rules_for(table)).or(ancestors.last()).cloned(),
+        };
+        Self { root, also: ancestors, bases }
+    }
+}
+
 /// Follows one replication stream.
 #[derive(Debug, Default)]
 pub struct Assembler {
     relations: HashMap<RelationId, KnownRelation>,
-    /// The root tables of partitions.
-    roots: HashMap<RelationId, TableName>,
+    /// What the descriptions of relations leave open.
+    contexts: HashMap<RelationId, RelationContext>,
     images: Images,
     in_transaction: bool,
     ready: VecDeque<SourceEvent>,
 }
 
 impl Assembler {
-    /// Sets the root table of a relation that is a partition. Must be called before each
-    /// description of the relation.
-    pub fn set_root(&mut self, relation: RelationId, root: Option<TableName>) {
-        match root {
-            Some(root) => self.roots.insert(relation, root),
-            None => self.roots.remove(&relation),
-        };
+    /// Sets what the description of a relation leaves open. Must be called before each description
+    /// of the relation.
+    pub fn set_context(&mut self, relation: RelationId, context: RelationContext) {
+        self.contexts.insert(relation, context);
     }
 
     /// Takes one message. The events that follow from it are then ready.
@@ -179,28 +204,26 @@ impl Assembler {
     }
 
     fn describe(&mut self, body: RelationBody) {
-        let name = TableName::new(body.schema, body.table);
-        if let Some(known) = self.relations.get(&body.id)
-            && !self.roots.contains_key(&body.id)
-            && known.relation.name != name
-        {
-            tracing::warn!(from = %known.relation.name, to = %name, "a table was renamed; rules match the new name");
-        }
+        let RelationContext { root, also, bases } = self.contexts.remove(&body.id).unwrap_or_default();
+        let kind = |oid: u32| ColumnKind::of_type(*bases.get(&oid).unwrap_or(&oid));
         let identity_is_full = body.identity == b'f';
-        let booleans = body
-            .columns
-            .iter()
-            .enumerate()
-            .filter(|(_, c)| ColumnKind::of_type(c.type_oid) == ColumnKind::Boolean)
-            .map(|(at, _)| at)
-            .collect();
+        let booleans = body.columns.iter().enumerate();
+        let booleans = booleans.filter(|(_, column)| kind(column.type_oid) == ColumnKind::Boolean).map(|(at, _)| at);
+        let booleans = booleans.collect();
         let columns = body.columns.into_iter().map(|column| Column {
             in_identity: column.in_identity || identity_is_full,
-            kind: ColumnKind::of_type(column.type_oid),
+            kind: kind(column.type_oid),
             name: column.name,
         });
-        let name = self.roots.get(&body.id).cloned().unwrap_or(name);
-        let relation = Arc::new(Relation { id: body.id, name, columns: columns.collect() });
+        let own = TableName::new(body.schema, body.table);
+        let mut relation = Relation { id: body.id, name: own.clone(), also, columns: columns.collect() };
+        if let Some(root) = root {
+            relation.name = root;
+            relation.also.push(own);
+        }
+        let name = relation.name.clone();
+        relation.also.retain(|other| *other != name);
+        let relation = Arc::new(relation);
         self.relations.insert(body.id, KnownRelation { relation, booleans, identity_is_full });
     }
 }
@@ -329,7 +352,8 @@ mod tests {
     #[test]
     fn a_partition_speaks_for_its_root() {
         let mut assembler = Assembler::default();
-        assembler.set_root(USERS, Some(TableName::new("public", "people")));
+        let root = Some(TableName::new("public", "people"));
+        assembler.set_context(USERS, RelationContext { root, ..RelationContext::default() });
         assembler.take(describe(b'd', &["id"])).unwrap();
         assert_eq!(assembler.known(USERS).unwrap().relation.name, TableName::new("public", "people"));
     }

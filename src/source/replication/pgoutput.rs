@@ -89,6 +89,15 @@ pub struct RelationBody {
     pub columns: Vec<ColumnBody>,
 }
 
+impl RelationBody {
+    /// The types of its columns that are not built in: some may be domains. PostgreSQL's
+    /// `FirstNormalObjectId` is the first OID that is not its own.
+    pub fn custom_types(&self) -> Vec<u32> {
+        const FIRST_NORMAL_OBJECT_ID: u32 = 16384;
+        self.columns.iter().map(|column| column.type_oid).filter(|oid| *oid >= FIRST_NORMAL_OBJECT_ID).collect()
+    }
+}
+
 /// The description of a column.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ColumnBody {

@@ -7,7 +7,7 @@
 use super::probe::PostgresProbe;
 use crate::catalog::{Catalog, Table, quote, quote_table};
 use crate::cmd::check::finding::{Finding, Findings, Stage};
-use crate::cmd::preflight::publication::Publication;
+use crate::postgres::publication::Publication;
 use crate::rules::RuleSet;
 
 const COST: &str = "locks the tables briefly against changes of their definition (SHARE UPDATE EXCLUSIVE)";
