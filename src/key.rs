@@ -59,6 +59,11 @@ impl Glob {
         Self(Vec::new())
     }
 
+    /// A pattern that was read back as Redis reads it.
+    pub fn from_pattern(pattern: impl Into<Vec<u8>>) -> Self {
+        Self(pattern.into())
+    }
+
     /// Appends bytes that match only themselves.
     pub fn push_literal(&mut self, bytes: &[u8]) {
         for &byte in bytes {

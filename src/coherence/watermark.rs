@@ -72,6 +72,9 @@ pub struct Names {
     pub batches: CacheKey,
     /// Stream entries that were added and whose entry in the outbox is not deleted yet: a hash.
     pub added: CacheKey,
+    /// Second deletes that are not in force yet, each with the time at which it is due: a sorted
+    /// set.
+    pub again: CacheKey,
 }
 
 impl Names {
@@ -96,6 +99,7 @@ impl Names {
             streams: state("streams"),
             batches: state("batches"),
             added: state("added"),
+            again: state("again"),
             reserved,
             state: prefix,
         }

@@ -15,7 +15,7 @@ use super::held::Held;
 use super::in_flight::InFlight;
 use super::intake::{ArrivedTransaction, Intake};
 use super::part::Part;
-use super::repeats::{ConfirmLimit, Repeats};
+use super::repeats::Repeats;
 use super::slow_queue::{SlowQueue, SlowWork};
 use super::streams::Streams;
 use crate::change::{Begin, Lsn, RelationId, SourceEvent, TableName, Xid};
@@ -24,7 +24,7 @@ use crate::coherence::marks::Marks;
 use crate::coherence::progress::{Progress, Ticket};
 use crate::plan::Plan;
 use crate::rules::{PlanError, Planner};
-use crate::sink::Batch;
+use crate::sink::{Batch, DueDeletes};
 use crate::source::outbox::claim::ClaimedTransaction;
 use crate::source::outbox::entry::EntryEvent;
 
@@ -198,9 +198,9 @@ impl Batcher {
         self.progress.proven(position);
     }
 
-    /// Whether these transactions of an outbox are in force, with all of their second deletes.
+    /// Whether these transactions of an outbox are in force.
     pub(super) fn are_settled(&self, tickets: &RangeInclusive<Ticket>) -> bool {
-        self.progress.are_done(tickets.clone()) && !self.repeats.hold_up(*tickets.end())
+        self.progress.are_done(tickets.clone())
     }
 
     /// The entries of these transactions are gone from the outbox.
@@ -271,6 +271,9 @@ impl Batcher {
     /// The next batch asks Redis whether it is still the same dataset.
     pub(super) fn probe(&mut self) {
         self.probe_due = true;
+        if self.intake.planner().rules().repeats() {
+            self.repeats.probe();
+        }
     }
 
     /// The next batch, if there is one and none is in flight. If only the position of a quiet
@@ -283,14 +286,13 @@ impl Batcher {
         self.split_slow(&mut part);
         part.plan.sets_to_deletes(self.resumed_at);
         let repeats = part.plan.take_repeats();
-        // An outbox may only forget what was counted afterwards.
-        let must_count = self.counts && !(part.tickets.is_empty() && part.repeated.is_empty());
-        if part.plan.is_empty() && !must_count {
+        // An outbox may only forget what was counted afterwards, and what is deleted a second time.
+        let must_send = self.counts && !part.tickets.is_empty() || !repeats.is_empty();
+        if part.plan.is_empty() && !must_send {
             for ticket in part.tickets.drain(..) {
                 self.progress.done(ticket);
                 self.record_due = true;
             }
-            part.repeated.drain(..).for_each(|id| self.repeats.done(id));
         }
         let (tickets, streams) = self.streams.take(&self.progress);
         part.tickets.extend(tickets);
@@ -298,15 +300,18 @@ impl Batcher {
         let heartbeat = self.caught_up.take(&applied);
         let probe = self.probe_due || heartbeat.is_some();
         let record = (applied > self.recording || probe).then_some(applied);
-        let is_still = part.plan.is_empty() && streams.is_empty() && !must_count;
-        if is_still && repeats.is_empty() && !probe && !(record.is_some() && (urgent || self.record_due)) {
+        let is_still = part.plan.is_empty() && streams.is_empty() && !must_send && part.repeated.is_empty();
+        let is_still = is_still && !self.repeats.must_ask();
+        if is_still && !probe && !(record.is_some() && (urgent || self.record_due)) {
             self.record_due &= record.is_some();
             return None;
         }
+        let (delays, repeated) = (repeats.iter().map(|(after, ..)| *after).collect(), part.repeated.len());
+        let again = self.repeats.take(repeats, part.repeated, self.intake.planner().rules());
         self.started = self.started.max(part.started);
         self.recording = self.recording.max(applied);
         (self.record_due, self.probe_due) = (false, false);
-        self.in_flight = Some(InFlight { tickets: part.tickets, record, heartbeat, repeats, repeated: part.repeated });
+        self.in_flight = Some(InFlight { tickets: part.tickets, record, heartbeat, delays, repeated });
         Some(Batch {
             plan: part.plan,
             streams,
@@ -319,6 +324,7 @@ impl Batcher {
             probe,
             counts: self.counts,
             forget: self.streams.take_forgotten(),
+            again,
         })
     }
 
@@ -371,29 +377,26 @@ impl Batcher {
         }
     }
 
-    /// When the next second delete is due.
+    /// When Redis is to be asked which second deletes are due.
     pub(super) fn next_repeat(&self) -> Option<Instant> {
         self.repeats.next_due()
     }
 
-    /// Takes the second deletes that are due.
-    pub(super) fn repeat(&mut self, now: Instant) {
-        while let Some((id, plan)) = self.repeats.take_due(now) {
-            let part = self.slow.found_part(plan);
-            self.waiting.append(Part { repeated: vec![id], started: self.started, ..part });
-        }
+    /// Asks Redis for second deletes if some are due by now.
+    pub(super) fn wake(&mut self, now: Instant) {
+        self.repeats.wake(now);
     }
 
-    /// The batch in flight is in force. Returns since when everything is, if that is known.
-    pub(super) fn applied(&mut self, now: Instant) -> Option<Instant> {
-        let InFlight { tickets, record, heartbeat, repeats, repeated } = self.in_flight.take()?;
-        if !repeats.is_empty() {
-            // None of their transactions is done at this moment.
-            let since = self.progress.first_open().unwrap_or_default();
-            let limit = ConfirmLimit { confirmed: self.progress.confirmed(), since };
-            self.repeats.schedule(repeats, now, limit, self.intake.planner().rules());
+    /// The batch in flight is in force, and Redis named these second deletes. Returns since when
+    /// everything is in force, if that is known.
+    pub(super) fn applied(&mut self, due: DueDeletes, now: Instant) -> Option<Instant> {
+        let InFlight { tickets, record, heartbeat, delays, repeated } = self.in_flight.take()?;
+        self.repeats.applied(&delays, repeated, now);
+        let (plan, repeated) = self.repeats.learn(due, now);
+        if !repeated.is_empty() {
+            let part = self.slow.found_part(plan);
+            self.waiting.append(Part { repeated, started: self.started, ..part });
         }
-        repeated.into_iter().for_each(|id| self.repeats.done(id));
         if let Some(applied) = record {
             self.progress.recorded(applied);
         }
@@ -416,8 +419,7 @@ impl Batcher {
 
     /// The position that may be acknowledged to the slot.
     pub(super) fn confirmed(&self) -> Lsn {
-        let confirmed = self.progress.confirmed();
-        self.repeats.limit().map_or(confirmed, |limit| limit.min(confirmed))
+        self.progress.confirmed()
     }
 
     /// Whether everything received completely is in force and recorded.
@@ -509,11 +511,11 @@ mod tests {
         assert_eq!((batch.started, batch.record, batch.plan.len()), (Lsn::new(150), None, 2));
         assert!(batcher.next_batch(true).is_none(), "one batch at a time");
         assert_eq!(batcher.confirmed(), Lsn::ZERO);
-        batcher.applied(Instant::now());
+        batcher.applied(DueDeletes::default(), Instant::now());
         assert_eq!(batcher.confirmed(), Lsn::ZERO, "in force, but Redis does not say so yet");
         let record = batcher.next_batch(false).unwrap();
         assert_eq!((record.record, record.plan.len()), (Some(Lsn::new(150)), 0));
-        batcher.applied(Instant::now());
+        batcher.applied(DueDeletes::default(), Instant::now());
         assert_eq!(batcher.confirmed(), Lsn::new(150));
         assert!(batcher.is_drained() && batcher.next_batch(true).is_none());
     }
@@ -530,12 +532,12 @@ mod tests {
         let part = batcher.next_batch(false).unwrap();
         assert_eq!((part.started, part.plan.len()), (Lsn::new(101), OPS_MAX));
         assert!(part.plan.bumps().all(|(_, lsn)| lsn == Lsn::new(101)));
-        batcher.applied(Instant::now());
+        batcher.applied(DueDeletes::default(), Instant::now());
         assert!(batcher.next_batch(true).is_none(), "a part records nothing");
         batcher.takes([insert(id), commit(150)]);
         let last = batcher.next_batch(false).unwrap();
         assert!(last.plan.bumps().all(|(_, lsn)| lsn == Lsn::new(150)));
-        batcher.applied(Instant::now());
+        batcher.applied(DueDeletes::default(), Instant::now());
         assert_eq!(batcher.next_batch(false).unwrap().record, Some(Lsn::new(150)));
     }
 
@@ -545,7 +547,7 @@ mod tests {
         batcher.takes([SourceEvent::Progress { wal_end: Lsn::new(70) }]);
         assert!(batcher.next_batch(false).is_none());
         assert_eq!(batcher.next_batch(true).unwrap().record, Some(Lsn::new(70)));
-        batcher.applied(Instant::now());
+        batcher.applied(DueDeletes::default(), Instant::now());
         assert_eq!(batcher.confirmed(), Lsn::new(70));
     }
 
@@ -591,14 +593,14 @@ mod tests {
         batcher.takes([begin_as(7, 100), insert(1), commit(150), begin_as(8, 200), insert(2), commit(250)]);
         batcher.learns("7:9:7", None);
         assert_eq!(keys(&batcher.next_batch(false).unwrap()), ["user:2"]);
-        batcher.applied(Instant::now());
+        batcher.applied(DueDeletes::default(), Instant::now());
         batcher.takes([SourceEvent::Progress { wal_end: Lsn::new(300) }]);
         assert!(batcher.next_batch(true).is_none() && !batcher.is_drained());
         assert_eq!(batcher.confirmed(), Lsn::ZERO);
         batcher.learns("9:9:", None);
         batcher.learns("9:9:", Some(260));
         batcher.next_batch(false).unwrap();
-        batcher.applied(Instant::now());
+        batcher.applied(DueDeletes::default(), Instant::now());
         assert_eq!(batcher.next_batch(false).unwrap().record, Some(Lsn::new(250)));
     }
 
@@ -611,10 +613,10 @@ mod tests {
         batcher.learns("7:9:7", None);
         let first = batcher.next_batch(false).unwrap();
         assert_eq!((first.started, first.plan.bumps().next().unwrap().1), (Lsn::new(250), Lsn::new(250)));
-        batcher.applied(Instant::now());
+        batcher.applied(DueDeletes::default(), Instant::now());
         batcher.learns("9:9:", None);
         assert!(batcher.next_batch(true).is_none_or(|batch| batch.plan.is_empty()));
-        batcher.applied(Instant::now());
+        batcher.applied(DueDeletes::default(), Instant::now());
         assert_eq!(batcher.question(), Some(GateQuestion::FreshPosition));
         batcher.learns("9:9:", Some(260));
         let late = batcher.next_batch(false).unwrap();
@@ -682,10 +684,10 @@ mod tests {
         batcher.takes([begin(100), insert(1), commit(150)]);
         batcher.caught_up(Lsn::new(150), moment);
         assert_eq!(batcher.next_batch(false).unwrap().heartbeat, None);
-        assert_eq!(batcher.applied(Instant::now()), None);
+        assert_eq!(batcher.applied(DueDeletes::default(), Instant::now()), None);
         let beat = batcher.next_batch(false).unwrap();
         assert_eq!((beat.heartbeat, beat.record), (Some(moment), Some(Lsn::new(150))));
-        assert_eq!(batcher.applied(Instant::now()), Some(moment));
+        assert_eq!(batcher.applied(DueDeletes::default(), Instant::now()), Some(moment));
     }
 
     #[test]
@@ -698,10 +700,10 @@ mod tests {
             batcher.caught_up(Lsn::new(lsn + 50), moment);
             batcher.next_batch(false);
         }
-        batcher.applied(start);
+        batcher.applied(DueDeletes::default(), start);
         let beat = batcher.next_batch(false).unwrap();
         assert_eq!((beat.heartbeat, beat.record), (Some(moments[0]), Some(Lsn::new(150))));
-        batcher.applied(start);
+        batcher.applied(DueDeletes::default(), start);
         let beat = batcher.next_batch(false).unwrap();
         assert_eq!((beat.heartbeat, beat.record), (Some(moments[2]), Some(Lsn::new(350))));
     }

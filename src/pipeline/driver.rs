@@ -187,7 +187,7 @@ impl<'a> Driver<'a> {
         let Some(mut sink) = self.sink.take() else { return };
         self.sinking.start(async move {
             match sink.apply(batch).await {
-                Ok(()) => (sink, SinkOutcome::Applied),
+                Ok(due) => (sink, SinkOutcome::Applied(due)),
                 Err(Unproven) => (sink, SinkOutcome::Failed(SessionError::Unproven)),
             }
         });

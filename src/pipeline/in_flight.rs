@@ -2,13 +2,13 @@
 //!
 //! Owns what becomes true with its outcome. It must not know how a batch is sent.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::error::SessionError;
-use super::repeats::RepeatId;
 use crate::change::Lsn;
 use crate::coherence::progress::Ticket;
-use crate::plan::{Removal, RuleId};
+use crate::sink::DueDeletes;
 
 /// What becomes true when the batch in flight is in force.
 #[derive(Debug)]
@@ -19,10 +19,10 @@ pub(super) struct InFlight {
     pub(super) record: Option<Lsn>,
     /// Everything committed before this moment is in force.
     pub(super) heartbeat: Option<Instant>,
-    /// These removals are due once more, each after its delay.
-    pub(super) repeats: Vec<(Duration, RuleId, Removal)>,
-    /// These second deletes are done.
-    pub(super) repeated: Vec<RepeatId>,
+    /// Second deletes are stored, with these delays.
+    pub(super) delays: BTreeSet<Duration>,
+    /// So many second deletes are done.
+    pub(super) repeated: usize,
 }
 
 /// How one run of the sink ended.
@@ -31,8 +31,8 @@ pub(super) enum SinkOutcome {
     /// History is proven, or a new epoch has begun. Invalidations up to this position may be in
     /// force.
     Resumed(Lsn),
-    /// The batch is in force.
-    Applied,
+    /// The batch is in force. These second deletes are due, if it asked.
+    Applied(DueDeletes),
     /// Neither. The session ends.
     Failed(SessionError),
 }

@@ -5,11 +5,11 @@
 
 use std::time::SystemTime;
 
-use super::repeats::RepeatId;
 use crate::change::Lsn;
 use crate::coherence::progress::Ticket;
 use crate::plan::Plan;
 use crate::rules::RuleSet;
+use crate::sink::DueDelete;
 
 /// The most ops that wait for the batch in flight.
 pub(super) const OPS_MAX: usize = 4096;
@@ -30,8 +30,8 @@ pub(super) struct Part {
     /// The earliest transaction that may raise or delete a version key.
     pub(super) first_bump: Option<Lsn>,
     pub(super) at: SystemTime,
-    /// Second deletes that this is.
-    pub(super) repeated: Vec<RepeatId>,
+    /// The second deletes that are in force with it.
+    pub(super) repeated: Vec<DueDelete>,
 }
 
 impl Default for Part {

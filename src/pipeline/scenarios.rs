@@ -16,9 +16,9 @@ use crate::change::{
 };
 use crate::coherence::gate::Snapshot;
 use crate::config::Document;
-use crate::plan::Plan;
+use crate::plan::{Plan, Removal, RuleId};
 use crate::rules::{Planner, RuleSet};
-use crate::sink::Unproven;
+use crate::sink::{DueDelete, DueDeletes, Unproven};
 
 const RULES: &str = "version: 1
 rules:
@@ -119,7 +119,7 @@ impl World {
     }
 
     fn applied(&mut self) -> Vec<String> {
-        self.on(Event::Sink(SinkOutcome::Applied))
+        self.on(Event::Sink(SinkOutcome::Applied(DueDeletes::default())))
     }
 
     fn visible(&mut self, snapshot: &str) -> Vec<String> {
@@ -140,6 +140,13 @@ fn describe(effect: &Effect) -> String {
             let mut words = vec!["apply".to_owned()];
             words.extend(batch.plan.deletes().map(ToString::to_string));
             words.extend(batch.plan.bumps().map(|(key, lsn)| format!("{key}={}", lsn.offset())));
+            let again = batch.again.add.iter().filter_map(|(_, _, removal)| match removal {
+                Removal::Key(key) => Some(format!("again={key}")),
+                _ => None,
+            });
+            words.extend(again);
+            words.extend((!batch.again.done.is_empty()).then(|| format!("done={}", batch.again.done.len())));
+            words.extend(batch.again.ask.then(|| "ask".to_owned()));
             words.extend(batch.record.map(|lsn| format!("record={}", lsn.offset())));
             words.extend(batch.probe.then(|| "probe".to_owned()));
             words.extend(batch.heartbeat.map(|_| "heartbeat".to_owned()));
@@ -277,7 +284,7 @@ fn what_slow_work_finds_is_sent_before_its_transaction_is_done() {
     assert_eq!(world.receive(7, 20, "posts", [1]), ["start slow work"]);
     let piece = |key: &str| {
         let mut plan = Plan::default();
-        plan.delete(crate::plan::RuleId::of("post"), key.into());
+        plan.delete(RuleId::of("post"), key.into());
         plan
     };
     assert_eq!(world.on(Event::Slow(SlowEvent::Found(Box::new(piece("posts:1"))))), ["apply posts:1"]);
@@ -296,18 +303,21 @@ fn slow_work_in_another_dataset_ends_the_session() {
 }
 
 #[test]
-fn a_second_delete_is_due_after_its_delay_and_holds_back_what_is_confirmed() {
+fn a_second_delete_waits_in_redis_and_holds_nothing_back() {
     let mut world = World::streaming();
-    assert_eq!(world.receive(7, 20, "orders", [1]), ["apply order:1"]);
+    assert_eq!(world.receive(7, 20, "orders", [1]), ["apply order:1 again=order:1"]);
     assert_eq!(world.applied(), ["apply record=20"]);
     assert_eq!(world.applied(), NOTHING);
-    assert_eq!(world.session.slot_at(), Some(Lsn::ZERO), "a crash must repeat it");
+    assert_eq!(world.session.slot_at(), Some(Lsn::new(20)), "Redis has it");
     let due = world.session.wakeup(world.now).unwrap();
     assert!(due >= world.now + Duration::from_secs(2));
     world.now = due;
-    assert_eq!(world.on(Event::Due), ["apply order:1"]);
-    world.applied();
-    assert_eq!(world.session.slot_at(), Some(Lsn::new(20)));
+    assert_eq!(world.on(Event::Due), ["apply ask"]);
+    let delete = DueDelete::of(RuleId::of("twice"), Removal::Key("order:1".into()));
+    let answer = DueDeletes { due: vec![delete], next: None };
+    assert_eq!(world.on(Event::Sink(SinkOutcome::Applied(answer))), ["apply order:1 done=1"]);
+    assert_eq!(world.applied(), NOTHING);
+    assert_eq!(world.session.wakeup(world.now), None);
 }
 
 #[test]
@@ -374,7 +384,7 @@ fn a_quiet_session_probes_redis_each_second() {
     for tick in 1..=30 {
         let effects = world.tick().unwrap();
         if !effects.is_empty() {
-            assert_eq!(effects, ["apply record=0 probe", "measure"]);
+            assert_eq!(effects, ["apply ask record=0 probe", "measure"]);
             probes.push(tick);
             assert_eq!(world.applied(), NOTHING);
         }

@@ -244,8 +244,8 @@ impl Session {
                 self.current = now;
                 self.measure_due = true;
             }
-            SinkOutcome::Applied => {
-                if let Some(moment) = self.batcher.applied(now) {
+            SinkOutcome::Applied(due) => {
+                if let Some(moment) = self.batcher.applied(due, now) {
                     self.current = moment;
                     if self.lag_notices.any() {
                         tracing::info!("caught up with PostgreSQL");
@@ -266,7 +266,7 @@ impl Session {
             );
             self.is_over = true;
         }
-        self.batcher.repeat(now);
+        self.batcher.wake(now);
     }
 
     fn on_tick(&mut self, redis_idle: Duration, now: Instant) -> Result<(), SessionError> {

@@ -12,6 +12,17 @@ use sha2::{Digest as _, Sha256};
 pub struct RuleId(u64);
 
 impl RuleId {
+    /// The number in 16 hexadecimal digits.
+    pub fn to_hex(self) -> String {
+        format!("{:016x}", self.0)
+    }
+
+    /// Reads what [`RuleId::to_hex`] wrote.
+    pub fn from_hex(digits: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(digits).ok().filter(|text| text.len() == 16)?;
+        u64::from_str_radix(text, 16).ok().map(Self)
+    }
+
     /// No rule: removals of a new epoch have this id.
     pub const NONE: Self = Self(0);
 

@@ -75,6 +75,11 @@ impl RuleSet {
         !self.by_event.is_empty()
     }
 
+    /// Whether any rule asks for second deletes (`again_after`).
+    pub fn repeats(&self) -> bool {
+        self.rules.iter().any(|rule| rule.again_after.is_some())
+    }
+
     /// Whether the actions of some rule depend on the order of transactions, as `set` and `stream`
     /// do.
     pub fn needs_order(&self) -> bool {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use redis::{ConnectionInfo, Value};
 
+use super::again::DueDeletes;
 use super::batch::Batch;
 use super::broadcast::{Broadcast, BroadcastOp, Numbering};
 use super::dataset::{Dataset, RedisClock};
@@ -108,11 +109,12 @@ impl Sink {
     }
 
     /// Applies a batch, and tries again until Redis answered every command without an error.
+    /// Returns the second deletes that are due, if the batch asks for them.
     ///
     /// # Errors
     ///
     /// Redis does not hold the dataset any more whose history is proven.
-    pub async fn apply(&mut self, mut batch: Batch) -> Result<(), Unproven> {
+    pub async fn apply(&mut self, mut batch: Batch) -> Result<DueDeletes, Unproven> {
         let ops = Broadcast::ops(&batch.plan);
         let mut broadcast: Option<Broadcast> = None;
         let mut retry = RetryState::default();
@@ -121,9 +123,9 @@ impl Sink {
         self.link.liveness().restart();
         loop {
             match self.attempt(&batch, &ops, &mut broadcast).await {
-                Ok(()) => {
+                Ok(due) => {
                     self.link.succeeded(&retry);
-                    return Ok(());
+                    return Ok(due);
                 }
                 Err(AttemptError::Unproven) => {
                     self.proof.revoke();
@@ -143,7 +145,7 @@ impl Sink {
         batch: &Batch,
         ops: &[BroadcastOp],
         broadcast: &mut Option<Broadcast>,
-    ) -> Result<(), AttemptError> {
+    ) -> Result<DueDeletes, AttemptError> {
         let connection = self.link.open().await?;
         if !self.proof.covers(&connection.dataset) {
             return Err(AttemptError::Unproven);
@@ -173,7 +175,8 @@ impl Sink {
             _ => None,
         });
         self.proof.applied(batch.record, counted);
-        Ok(())
+        let due = positions.due.and_then(|at| replies.get(at)).and_then(DueDeletes::parse);
+        Ok(due.unwrap_or_default())
     }
 
     /// Redis said over the open connection what time it is, and which dataset it holds.

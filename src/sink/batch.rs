@@ -5,6 +5,7 @@
 
 use std::time::{Instant, SystemTime};
 
+use super::again::Again;
 use crate::change::Lsn;
 use crate::plan::{Plan, RuleId, StreamAppend};
 
@@ -30,6 +31,8 @@ pub struct Batch {
     pub counts: bool,
     /// The marks ([`StreamEntry::mark`]) whose entries in the outbox are gone.
     pub forget: Vec<String>,
+    /// Second deletes: those to store, those in force, and whether to ask which are due.
+    pub again: Again,
 }
 
 /// An entry to add to a stream.

@@ -25,6 +25,8 @@ pub struct Usage<'a> {
     pub outbox: bool,
     /// Some rule adds entries to streams.
     pub streams: bool,
+    /// Some rule asks for second deletes.
+    pub again: bool,
 }
 
 /// A command as the daemon sends it, with arguments that do no harm if it may be tried.
@@ -96,6 +98,13 @@ impl Usage<'_> {
             commands.push(on_key("XINFO STREAM", "", true));
             commands.push(on_key("HSET", "field value", false));
         }
+        if self.again {
+            commands.push(on_key("ZADD", "XX 1 member", true));
+            commands.push(on_key("ZCARD", "", true));
+            commands.push(on_key("ZRANGE", "0 0", true));
+            commands.push(on_key("ZSCORE", "member", true));
+            commands.push(on_key("ZREM", "member", true));
+        }
         if self.outbox {
             commands.push(on_key("INCR", "", false));
             commands.push(on_key("HEXISTS", "field", true));
@@ -146,7 +155,7 @@ mod tests {
 
     #[test]
     fn no_command_of_the_sink_or_of_a_script_is_missing() {
-        let usage = Usage { namespace: "v1:", slot: "s", removals: &[], outbox: true, streams: true };
+        let usage = Usage { namespace: "v1:", slot: "s", removals: &[], outbox: true, streams: true, again: true };
         let first = |sent: &SentCommand| match sent.command.args_iter().next() {
             Some(Arg::Simple(name)) => String::from_utf8(name.to_vec()).unwrap(),
             _ => String::new(),
@@ -160,6 +169,7 @@ mod tests {
         }
         assert!(sent.contains("XINFO") && sent.len() > 10, "{sent:?}");
         for file in [
+            include_str!("again.rs"),
             include_str!("connection.rs"),
             include_str!("dataset.rs"),
             include_str!("encode.rs"),

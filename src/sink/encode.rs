@@ -11,18 +11,16 @@ use std::time::{Duration, SystemTime};
 
 use redis::{Cmd, Pipeline};
 
+use super::again;
 use super::batch::{Batch, StreamEntry};
 use super::broadcast::Broadcast;
 use super::dataset::{info, time};
 use super::proof::Proof;
 use super::recent;
-use super::scripts::{Scripts, script};
+use super::scripts::{KEYS_PER_COMMAND, Scripts, script};
 use super::settings::SinkSettings;
 use crate::coherence::lease::{Envelope, Token};
 use crate::coherence::watermark::Names;
-
-/// The most keys that one command names.
-pub(super) const KEYS_PER_COMMAND: usize = 256;
 
 /// About how many dead letters are kept.
 const DEAD_LETTERS_MAX: u64 = 10_000;
@@ -63,6 +61,8 @@ pub(super) struct Positions {
     pub(super) streams: Range<usize>,
     /// The count of batches.
     pub(super) count: Option<usize>,
+    /// The second deletes that are due.
+    pub(super) due: Option<usize>,
     /// `TIME` and `INFO`.
     pub(super) probe: Range<usize>,
 }
@@ -74,6 +74,7 @@ pub(super) fn encode(batch: &Batch, attached: Attached<'_>, target: Target<'_>) 
     encoder.raise_started();
     encoder.deletes();
     encoder.sets(attached.now);
+    encoder.second_deletes();
     encoder.bumps();
     encoder.publishes();
     encoder.broadcast(attached.broadcast);
@@ -83,8 +84,9 @@ pub(super) fn encode(batch: &Batch, attached: Attached<'_>, target: Target<'_>) 
     encoder.forget_marks();
     let count = encoder.count();
     encoder.heartbeat(attached.heartbeat);
+    let due = encoder.due();
     let probe = encoder.probe();
-    Encoded { pipeline: encoder.pipeline, positions: Positions { streams, count, probe } }
+    Encoded { pipeline: encoder.pipeline, positions: Positions { streams, count, due, probe } }
 }
 
 /// The commands of a replayed plan: those that go before its patterns and tags are swept, and those
@@ -166,6 +168,14 @@ impl Encoder<'_> {
             write.arg(self.batch.started.to_fixed_hex());
             self.pipeline.add_command(write);
         }
+    }
+
+    /// Stores second deletes, and removes those that are in force.
+    fn second_deletes(&mut self) {
+        let Target { names, scripts, .. } = self.target;
+        let again = &self.batch.again;
+        let (adds, dones) = (again.adds(&names.again, scripts), again.dones(&names.again, scripts));
+        adds.into_iter().chain(dones).for_each(|command| _ = self.pipeline.add_command(command));
     }
 
     fn bumps(&mut self) {
@@ -279,6 +289,15 @@ impl Encoder<'_> {
         self.pipeline.add_command(rules).add_command(time);
     }
 
+    /// Asks which second deletes are due. Returns the position.
+    fn due(&mut self) -> Option<usize> {
+        let Target { names, scripts, .. } = self.target;
+        self.batch.again.ask.then(|| {
+            self.pipeline.add_command(again::ask(&names.again, scripts));
+            self.pipeline.len() - 1
+        })
+    }
+
     /// Asks for the clock and the dataset. Returns their positions.
     fn probe(&mut self) -> Range<usize> {
         let first = self.pipeline.len();
@@ -315,12 +334,13 @@ mod tests {
 
     use redis::Arg;
 
+    use super::super::again::Again;
     use super::super::dataset::Dataset;
     use super::super::settings::RuleLabel;
     use super::*;
     use crate::change::Lsn;
     use crate::coherence::history::{Origin, Remembered};
-    use crate::plan::{ActionKind, DeadLetter, Plan, Publish, RuleId, SetValue, StreamAppend};
+    use crate::plan::{ActionKind, DeadLetter, Plan, Publish, Removal, RuleId, SetValue, StreamAppend};
 
     fn batch(plan: Plan) -> Batch {
         Batch {
@@ -333,6 +353,7 @@ mod tests {
             probe: false,
             counts: false,
             forget: Vec::new(),
+            again: Again::default(),
         }
     }
 
@@ -452,7 +473,7 @@ mod tests {
         let positions = check(&with(|batch| batch.counts = true), plain(), &["count @batches 4"]);
         assert_eq!(positions.count, Some(0));
         let positions = check(&with(|batch| batch.probe = true), plain(), &["TIME", "INFO server replication"]);
-        assert_eq!(positions, Positions { streams: 0..0, count: None, probe: 0..2 });
+        assert_eq!(positions, Positions { streams: 0..0, count: None, due: None, probe: 0..2 });
         let heartbeat = Attached { heartbeat: Some(70), ..plain() };
         check(&nothing(), heartbeat, &["set @rules d1", "set @asof 70"]);
         let forget = with(|batch| batch.forget = vec!["e1".to_owned(), "e2".to_owned()]);
@@ -467,6 +488,18 @@ mod tests {
     }
 
     #[test]
+    fn second_deletes_are_stored_with_what_takes_their_place() {
+        let (rule, hex) = (RuleId::of("user"), RuleId::of("user").to_hex());
+        let mut glob = crate::key::Glob::new();
+        glob.push_any();
+        let mut batch = batch(Plan::default());
+        batch.again.add = vec![(Duration::from_secs(1), rule, Removal::Key("a".into()))];
+        batch.again.instead = vec![(Duration::from_secs(1), rule, Removal::Keys(glob))];
+        let expected = format!("again @again 100000 1 1000 {hex} k a 1000 {hex} p *");
+        check(&batch, Attached::default(), &[&expected]);
+    }
+
+    #[test]
     fn stream_entries_keep_their_order_and_their_positions() {
         let mut streams = batch(Plan::default());
         streams.streams = vec![entry("s", None), entry("t", Some("e1"))];
@@ -477,7 +510,7 @@ mod tests {
         };
         let expected = [&*format!("raise @started {NINE}"), &added("s", "''"), &added("t", "H:e1"), "count @batches 4"];
         let positions = check(&streams, Attached::default(), &expected);
-        assert_eq!(positions, Positions { streams: 1..3, count: Some(3), probe: 4..4 });
+        assert_eq!(positions, Positions { streams: 1..3, count: Some(3), due: None, probe: 4..4 });
     }
 
     /// A batch of everything.
@@ -493,6 +526,8 @@ mod tests {
         whole.record = Some(Lsn::new(6));
         (whole.heartbeat, whole.probe, whole.counts) = (Some(Instant::now()), true, true);
         whole.forget = vec!["e1".to_owned()];
+        whole.again.add = vec![(Duration::from_secs(1), RuleId::of("user"), Removal::Key("a".into()))];
+        whole.again.ask = true;
         whole
     }
 
@@ -518,6 +553,7 @@ mod tests {
             "raise",
             "UNLINK",
             "write",
+            "again",
             "bump",
             "PUBLISH",
             "announce",
@@ -529,6 +565,7 @@ mod tests {
             "count",
             "set",
             "set",
+            "again_due",
             "TIME",
             "INFO",
         ];
@@ -537,7 +574,8 @@ mod tests {
         assert_eq!(at(positions.streams), ["stream", "stream"]);
         assert_eq!(positions.count.map(|at| first[at]), Some("count"));
         assert_eq!(at(positions.probe), ["TIME", "INFO"]);
-        assert!(commands[13].starts_with("set @rules") && commands[14].starts_with("set @asof"), "{commands:?}");
+        assert_eq!(positions.due.map(|at| first[at]), Some("again_due"));
+        assert!(commands[14].starts_with("set @rules") && commands[15].starts_with("set @asof"), "{commands:?}");
     }
 
     #[test]

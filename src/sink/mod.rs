@@ -12,9 +12,11 @@
 //! - [`refusal`], [`retry`], [`liveness`], [`warnings`]: what goes wrong, and what follows from it.
 //! - [`apply`]: the [`Sink`] itself. [`resume`]: how it begins. [`replay`]: plans beside the
 //!   daemon.
+//! - [`again`]: second deletes, which wait in Redis.
 //! - [`commands`]: every command that is sent, for `check`.
 //! - [`sweep`]: the search for what patterns and tags remove.
 
+mod again;
 mod apply;
 mod batch;
 mod broadcast;
@@ -35,6 +37,7 @@ mod settings;
 mod sweep;
 mod warnings;
 
+pub use again::{Again, DueDelete, DueDeletes, Repeat};
 pub use apply::Sink;
 pub use batch::{Batch, StreamEntry};
 pub use broadcast::{Broadcast, BroadcastOp};

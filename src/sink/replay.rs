@@ -7,6 +7,7 @@ use std::time::SystemTime;
 
 use redis::{Pipeline, RedisError, Value};
 
+use super::again::Again;
 use super::apply::Sink;
 use super::batch::{Batch, StreamEntry};
 use super::broadcast::Broadcast;
@@ -65,6 +66,7 @@ impl Sink {
             probe: false,
             counts: false,
             forget: Vec::new(),
+            again: Again::default(),
         };
         self.recent.remember(&batch, &self.settings);
         let (recent, ops) = (self.recent.take_due(true), Broadcast::ops(&batch.plan));

@@ -8,6 +8,9 @@ use redis::{Cmd, RedisError, Value};
 use crate::coherence::watermark::{BEGIN, COUNT, DECIMAL, PROVE, RAISE, RECORD, SET};
 use crate::key::CacheKey;
 
+/// The most keys that one command names.
+pub(super) const KEYS_PER_COMMAND: usize = 256;
+
 /// Runs when memory is full, as every script does that writes the daemon's state.
 const BUMP: [&str; 3] = ["#!lua flags=allow-oom\n", DECIMAL, include_str!("bump.lua")];
 
@@ -27,6 +30,9 @@ pub(super) struct Scripts {
     pub(super) dead_letter: String,
     pub(super) announce: String,
     pub(super) count: String,
+    pub(super) again: String,
+    pub(super) again_due: String,
+    pub(super) again_done: String,
 }
 
 impl Scripts {
@@ -45,7 +51,7 @@ impl Scripts {
     }
 
     /// Where the hash of each script goes, in the order of [`sources`].
-    fn hashes(&mut self) -> [&mut String; 13] {
+    fn hashes(&mut self) -> [&mut String; 16] {
         [
             &mut self.raise,
             &mut self.record,
@@ -60,13 +66,16 @@ impl Scripts {
             &mut self.dead_letter,
             &mut self.announce,
             &mut self.count,
+            &mut self.again,
+            &mut self.again_due,
+            &mut self.again_done,
         ]
     }
 
     /// Scripts whose hashes are their own names, for tests of what is sent.
     #[cfg(test)]
     pub(super) fn named() -> Self {
-        const NAMES: [&str; 13] = [
+        const NAMES: [&str; 16] = [
             "raise",
             "record",
             "bump",
@@ -80,6 +89,9 @@ impl Scripts {
             "dead_letter",
             "announce",
             "count",
+            "again",
+            "again_due",
+            "again_done",
         ];
         let mut scripts = Self::default();
         scripts.hashes().into_iter().zip(NAMES).for_each(|(hash, name)| *hash = name.to_owned());
@@ -88,7 +100,7 @@ impl Scripts {
 }
 
 /// Every script.
-pub(super) fn sources() -> [String; 13] {
+pub(super) fn sources() -> [String; 16] {
     [
         RAISE.to_owned(),
         RECORD.to_owned(),
@@ -103,6 +115,9 @@ pub(super) fn sources() -> [String; 13] {
         include_str!("dead_letter.lua").to_owned(),
         include_str!("announce.lua").to_owned(),
         COUNT.to_owned(),
+        include_str!("again.lua").to_owned(),
+        include_str!("again_due.lua").to_owned(),
+        include_str!("again_done.lua").to_owned(),
     ]
 }
 

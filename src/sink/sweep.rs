@@ -10,11 +10,10 @@ use tokio::sync::mpsc;
 
 use super::connection::RedisConnection;
 use super::dataset::Dataset;
-use super::encode::KEYS_PER_COMMAND;
 use super::link::RedisLink;
 use super::proof::Unproven;
 use super::retry::{AttemptError, RetryState};
-use super::scripts::script;
+use super::scripts::{KEYS_PER_COMMAND, script};
 use crate::change::Lsn;
 use crate::coherence::watermark::Names;
 use crate::key::{CacheKey, Glob};

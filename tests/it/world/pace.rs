@@ -34,7 +34,16 @@ impl World {
     fn asof(&self) -> u64 {
         self.redis().get::<_, Option<u64>>("v1:unstale:{unstale}:asof").unwrap().unwrap_or(0)
     }
+
+    /// The second deletes that wait in Redis, each without the id of its rule.
+    fn second_deletes(&self) -> Vec<String> {
+        let members: Vec<String> = self.redis().zrange(AGAIN, 0, -1).unwrap();
+        members.iter().map(|member| member.split_once(' ').unwrap().1.to_owned()).collect()
+    }
 }
+
+/// Where second deletes wait.
+const AGAIN: &str = "v1:unstale:{unstale}:again";
 
 /// Commits without a pause until it is dropped.
 struct Writer {
@@ -93,4 +102,54 @@ reads:
         drop(writer);
         drop(daemon);
     }
+}
+
+#[test]
+fn a_second_delete_waits_in_redis_and_holds_no_transaction_open() {
+    const RULES: &str = "rules: {r: {table: users, delete: 'user:{id}', again_after: 1m}}";
+    for world in in_both_modes(RULES, "") {
+        let daemon = world.daemon();
+        world.cache("v1:user:u1");
+        world.sql("update users set name = 'x' where id = 'u1'");
+        wait_until(EVENT_MAX, "the first delete", || !world.holds("v1:user:u1"));
+        assert_eq!(world.second_deletes(), ["k v1:user:u1"], "stored with the first delete");
+        world.settle();
+        if world.value("select (to_regclass('unstale.outbox') is not null)::text") == "true" {
+            wait_until(EVENT_MAX, "the claim is committed", || world.entries() == 0);
+        } else {
+            wait_until(EVENT_MAX, "the slot goes on", || world.confirmed() >= world.applied());
+        }
+        assert_eq!(world.second_deletes(), ["k v1:user:u1"]);
+        // A slow reader stores the old value, and the daemon is killed.
+        drop(daemon);
+        world.cache("v1:user:u1");
+        let daemon = world.daemon();
+        world.settle();
+        assert!(world.holds("v1:user:u1"), "it is not due");
+        let waiting: Vec<String> = world.redis().zrange(AGAIN, 0, -1).unwrap();
+        let () = world.redis().zadd(AGAIN, &waiting[0], 1).unwrap();
+        wait_until(EVENT_MAX, "the second delete", || !world.holds("v1:user:u1"));
+        wait_until(EVENT_MAX, "Redis forgets it", || world.second_deletes().is_empty());
+        assert_eq!(daemon.stop(), Some(0));
+    }
+}
+
+#[test]
+fn too_many_second_deletes_become_one_by_pattern() {
+    const FILL: &str = "for i = 1, 100000 do redis.call('ZADD', KEYS[1], 1e15, 'x' .. i) end";
+    let world =
+        World::with_rules(&format!("{HEAD}rules: {{r: {{table: users, delete: 'user:{{id}}', again_after: 1m}}}}"));
+    world.run_ok(&["setup"]);
+    let daemon = world.daemon();
+    redis::cmd("EVAL").arg(FILL).arg(1).arg(AGAIN).exec(&mut world.redis()).unwrap();
+    world.cache("v1:user:u1");
+    world.sql("update users set name = 'x' where id in ('u1', 'u2')");
+    wait_until(EVENT_MAX, "the first delete", || !world.holds("v1:user:u1"));
+    let first: Vec<String> = world.redis().zrange(AGAIN, 0, 0).unwrap();
+    assert!(first[0].ends_with(" p v1:user:*"), "{first:?}");
+    assert_eq!(world.redis().zcard::<_, usize>(AGAIN).unwrap(), 100_001);
+    world.cache("v1:user:u1");
+    let () = world.redis().zadd(AGAIN, &first[0], 1).unwrap();
+    wait_until(EVENT_MAX, "the second delete", || !world.holds("v1:user:u1"));
+    assert_eq!(daemon.stop(), Some(0));
 }

@@ -152,6 +152,7 @@ async fn permissions(
         removals: &file.rules.removals(),
         outbox: settings.mode == Mode::Outbox,
         streams: file.rules.rules().iter().flat_map(Rule::actions).any(|(kind, _)| kind == ActionKind::Stream),
+        again: file.rules.repeats(),
     };
     for need in probe::needs(&usage) {
         match server.may(user.as_deref(), &need).await? {

@@ -231,7 +231,8 @@ mod tests {
     #[test]
     fn nothing_that_leaves_a_trace_is_called_harmless() {
         let removals = [Removal::Key("v1:all".into())];
-        let usage = Usage { namespace: "v1:", slot: "unstale", removals: &removals, outbox: true, streams: true };
+        let usage =
+            Usage { namespace: "v1:", slot: "unstale", removals: &removals, outbox: true, streams: true, again: true };
         for need in needs(&usage) {
             let name = need.name();
             let named = need.sent.command.args_iter().any(|argument| argument == Arg::Simple(&b"v1:all"[..]));
