@@ -32,7 +32,8 @@ begin
     -- Without compression, the stored size of an entry is the size to send.
     alter table unstale.outbox alter column old set storage external, alter column new set storage external;
     comment on column unstale.outbox.op is
-      'i insert, u update, d delete, t truncate, e event (new: its name and payload), r unknown change';
+      'i insert, u update, d delete, t truncate, e event (new: its name and payload), r unknown change, '
+      'h hold by a daemon (new: until the entries up to this id are gone)';
     comment on column unstale.outbox.old is 'the old row: the values of the columns listed in unstale.shape';
   end if;
 

@@ -175,6 +175,24 @@ impl Primary {
         within(async { read_lsn(self.client.query_one(FLUSHED, &[]).await?.get(0)) }).await
     }
 
+    /// A position after every commit that was visible until now. The log is flushed up to there, so
+    /// a slot sends it without waiting for the next commit.
+    pub async fn horizon(&self) -> Result<Lsn, PrimaryError> {
+        const WRITTEN: &str = "select pg_current_wal_insert_lsn()::text, pg_current_wal_flush_lsn()::text";
+        // A commit flushes what is before it. This one is not replicated synchronously.
+        const FLUSH: &str = "begin; set local synchronous_commit = local; \
+             select pg_logical_emit_message(true, 'unstale', 'position'); commit";
+        within(async {
+            let row = self.client.query_one(WRITTEN, &[]).await?;
+            let (written, flushed) = (read_lsn(row.get(0))?, read_lsn(row.get(1))?);
+            if flushed < written {
+                self.client.batch_execute(FLUSH).await?;
+            }
+            Ok(written)
+        })
+        .await
+    }
+
     /// What decides whether changes were missed. A slot that is being read can be neither dropped
     /// nor moved.
     pub async fn facts(&self, slot: &str, publication: &str) -> Result<SlotFacts, PrimaryError> {

@@ -3,7 +3,9 @@
 //! Owns the two positions that follow from "transaction n is applied", which may come in any order:
 //! `applied` may be written to Redis, `confirmed` may be acknowledged to the slot. Synchronous;
 //! knows no clock or socket. Invariants: neither position passes a transaction that is not done, or
-//! ever goes back; `confirmed` is never ahead of what [`Progress::recorded`] said is durable.
+//! ever goes back; `confirmed` is never ahead of what [`Progress::recorded`] said is durable; a
+//! transaction whose ops follow from a later state of the database is done only when every commit
+//! in that state is in force.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -20,10 +22,14 @@ pub struct Ticket(u64);
 pub struct Progress {
     /// A transaction that is stuck for long takes no more room than itself.
     open: BTreeMap<Ticket, OpenTransaction>,
+    /// Transactions whose parts are all in force, and that wait for later commits.
+    behind: BTreeMap<Ticket, WaitingTransaction>,
     next: u64,
     /// The end of the last transaction that was received.
     received: Lsn,
     confirmed: Lsn,
+    /// The source has sent everything up to here.
+    sent: Lsn,
     /// The highest position of a keepalive at which no transaction was open.
     idle: Lsn,
 }
@@ -33,8 +39,20 @@ pub struct Progress {
 struct OpenTransaction {
     /// The end of the transaction before it.
     before: Lsn,
+    end: Lsn,
+    /// Its ops follow from a state of the database that may have commits up to here.
+    horizon: Option<Lsn>,
     /// How many of its parts are not done.
     parts: u32,
+}
+
+/// A transaction whose parts are all in force.
+#[derive(Clone, Copy, Debug)]
+struct WaitingTransaction {
+    /// The end of the transaction before it.
+    before: Lsn,
+    /// It waits for every commit up to here.
+    horizon: Lsn,
 }
 
 impl Progress {
@@ -42,9 +60,38 @@ impl Progress {
     pub fn received(&mut self, end_lsn: Lsn) -> Ticket {
         let ticket = Ticket(self.next);
         self.next += 1;
-        self.open.insert(ticket, OpenTransaction { before: self.received, parts: 1 });
+        let open = OpenTransaction { before: self.received, end: end_lsn, horizon: None, parts: 1 };
+        self.open.insert(ticket, open);
         self.received = self.received.max(end_lsn);
+        self.has_sent(end_lsn);
         ticket
+    }
+
+    /// Ops of a transaction follow from a state of the database that may have commits up to
+    /// `horizon`. The transaction is done only when these are in force, too.
+    pub fn looked(&mut self, ticket: Ticket, horizon: Lsn) {
+        if let Some(open) = self.open.get_mut(&ticket) {
+            open.horizon = open.horizon.max(Some(horizon));
+        }
+    }
+
+    /// Whether a transaction waits until the source has sent more.
+    pub fn awaits_source(&self) -> bool {
+        self.behind.values().any(|waiting| waiting.horizon > self.sent)
+    }
+
+    /// The source has sent everything up to this position.
+    fn has_sent(&mut self, position: Lsn) {
+        self.sent = self.sent.max(position);
+        self.release();
+    }
+
+    /// Removes transactions for which every commit is in force that their ops follow from. That
+    /// these commits may wait for others does not count: otherwise two could wait for each other.
+    fn release(&mut self) {
+        let first = self.open.values().next().map(|open| open.end);
+        let sent = self.sent;
+        self.behind.retain(|_, waiting| waiting.horizon > sent || first.is_some_and(|end| end <= waiting.horizon));
     }
 
     /// A transaction has one more part, which is done separately.
@@ -60,7 +107,10 @@ impl Progress {
         if let Some(open) = self.open.get_mut(&ticket) {
             open.parts -= 1;
             if open.parts == 0 {
-                self.open.remove(&ticket);
+                if let Some(OpenTransaction { before, horizon: Some(horizon), .. }) = self.open.remove(&ticket) {
+                    self.behind.insert(ticket, WaitingTransaction { before, horizon });
+                }
+                self.release();
             }
         }
     }
@@ -75,7 +125,8 @@ impl Progress {
     /// The source reached this position without a published transaction. It counts only if no
     /// transaction is open. Must not be called inside a transaction.
     pub fn reached(&mut self, position: Lsn) {
-        if self.open.is_empty() || mutant::is(Mutant::EagerKeepalive) {
+        self.has_sent(position);
+        if self.is_idle() || mutant::is(Mutant::EagerKeepalive) {
             self.idle = self.idle.max(position);
         }
     }
@@ -88,17 +139,15 @@ impl Progress {
 
     /// Whether all of these transactions are in force.
     pub fn are_done(&self, tickets: RangeInclusive<Ticket>) -> bool {
-        self.open.range(tickets).next().is_none()
-    }
-
-    /// The first transaction that is not in force.
-    pub fn first_open(&self) -> Option<Ticket> {
-        self.open.keys().next().copied()
+        self.open.range(tickets.clone()).next().is_none() && self.behind.range(tickets).next().is_none()
     }
 
     /// Every invalidation up to this position is in force. The watermark in Redis may rise to it.
     pub fn applied(&self) -> Lsn {
-        self.open.values().next().map_or(self.received, |open| open.before).max(self.idle)
+        let open = self.open.first_key_value().map(|(ticket, open)| (*ticket, open.before));
+        let behind = self.behind.first_key_value().map(|(ticket, waiting)| (*ticket, waiting.before));
+        let first = open.into_iter().chain(behind).min();
+        first.map_or(self.received, |(_, before)| before).max(self.idle)
     }
 
     /// Redis recorded this position as `applied`.
@@ -117,6 +166,12 @@ impl Progress {
 
     /// Whether every transaction that was received is in force.
     pub fn is_idle(&self) -> bool {
+        self.open.is_empty() && self.behind.is_empty()
+    }
+
+    /// Whether all ops that were received are in force. Transactions may still wait for what the
+    /// source has not sent.
+    pub fn is_drained(&self) -> bool {
         self.open.is_empty()
     }
 }
@@ -176,12 +231,66 @@ mod tests {
         let mut progress = Progress::default();
         let [first, second, third] = [(); 3].map(|()| progress.received(Lsn::ZERO));
         progress.proven(Lsn::new(7));
-        assert_eq!((progress.applied(), progress.first_open()), (Lsn::new(7), Some(first)));
+        assert_eq!((progress.applied(), progress.is_idle()), (Lsn::new(7), false));
         progress.done(second);
         assert!(progress.are_done(second..=second) && !progress.are_done(first..=second));
         progress.done(first);
         assert!(progress.are_done(first..=second) && !progress.are_done(first..=third));
-        assert_eq!((progress.applied(), progress.first_open()), (Lsn::new(7), Some(third)));
+        assert_eq!(progress.applied(), Lsn::new(7));
+    }
+
+    /// What happens to the transactions that end at 10, 20, 30 and so on.
+    #[derive(Clone, Copy)]
+    enum Step {
+        /// The next one is received.
+        Received,
+        /// The one that ends here looked at a state with commits up to there.
+        Looked(u64, u64),
+        /// The one that ends here is done.
+        Done(u64),
+        /// A keepalive.
+        Reached(u64),
+    }
+    use Step::{Done, Looked, Reached, Received};
+
+    #[test]
+    fn a_transaction_that_saw_later_commits_waits_for_them() {
+        let check = |steps: &[Step], expected: u64, awaits: bool| {
+            let (mut progress, mut tickets) = (Progress::default(), Vec::new());
+            let at = |lsn: u64| usize::try_from(lsn / 10).unwrap() - 1;
+            for step in steps {
+                match *step {
+                    Received => tickets.push(progress.received(Lsn::new(10 * (tickets.len() as u64 + 1)))),
+                    Looked(ticket, horizon) => progress.looked(tickets[at(ticket)], Lsn::new(horizon)),
+                    Done(ticket) => progress.done(tickets[at(ticket)]),
+                    Reached(position) => progress.reached(Lsn::new(position)),
+                }
+            }
+            assert_eq!((progress.applied(), progress.awaits_source()), (Lsn::new(expected), awaits));
+        };
+        check(&[Received, Looked(10, 10), Done(10)], 10, false);
+        check(&[Received, Looked(10, 25), Done(10)], 0, true);
+        check(&[Received, Looked(10, 25), Done(10), Reached(24)], 0, true);
+        check(&[Received, Looked(10, 25), Done(10), Reached(25)], 25, false);
+        check(&[Received, Looked(10, 25), Reached(25), Done(10)], 10, false);
+        // What arrives meanwhile must be in force, if it was committed before the answer.
+        check(&[Received, Looked(10, 25), Done(10), Received], 0, true);
+        check(&[Received, Looked(10, 25), Done(10), Received, Reached(25)], 0, false);
+        check(&[Received, Looked(10, 25), Done(10), Received, Reached(25), Done(20)], 20, false);
+        check(&[Received, Looked(10, 25), Done(10), Received, Received], 0, false);
+        check(&[Received, Looked(10, 25), Done(10), Received, Received, Done(20)], 20, false);
+        check(&[Received, Looked(10, 25), Done(10), Received, Received, Done(30)], 0, false);
+        // The further of two answers counts.
+        check(&[Received, Looked(10, 25), Looked(10, 15), Done(10), Reached(24)], 0, true);
+        // Two that saw each other do not wait for each other.
+        let both = [Received, Received, Looked(10, 25), Looked(20, 25), Done(20), Done(10)];
+        check(&both, 0, true);
+        check(&[&both[..], &[Reached(25)]].concat(), 25, false);
+        // An earlier transaction must be in force, and not what it waits for.
+        let earlier = [Received, Received, Looked(10, 45), Looked(20, 25), Done(20), Reached(30)];
+        check(&earlier, 0, false);
+        check(&[&earlier[..], &[Done(10)]].concat(), 0, true);
+        check(&[&earlier[..], &[Done(10), Reached(45)]].concat(), 45, false);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! most one batch is in flight, so order holds; a transaction is done only when the batch with its
 //! last row is in force.
 
+use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
 use std::time::Instant;
@@ -16,7 +17,7 @@ use super::in_flight::InFlight;
 use super::intake::{ArrivedTransaction, Intake};
 use super::part::Part;
 use super::repeats::Repeats;
-use super::slow_queue::{SlowQueue, SlowWork};
+use super::slow_queue::{LookupHorizon, SlowQueue, SlowWork};
 use super::streams::Streams;
 use crate::change::{Begin, Lsn, RelationId, SourceEvent, TableName, Xid};
 use crate::coherence::gate::Snapshot;
@@ -45,6 +46,10 @@ pub(super) struct Batcher {
     streams: Streams,
     repeats: Repeats,
     progress: Progress,
+    /// The highest entry of the outbox that the lookups of a transaction may have seen.
+    looked_to: BTreeMap<Ticket, i64>,
+    /// What the last lookups may have seen.
+    last_horizon: Option<LookupHorizon>,
     in_flight: Option<InFlight>,
     /// The furthest position that `started` in Redis may have reached.
     started: Lsn,
@@ -88,6 +93,8 @@ impl Batcher {
             streams: Streams::default(),
             repeats: Repeats::default(),
             progress: Progress::default(),
+            looked_to: BTreeMap::new(),
+            last_horizon: None,
             in_flight: None,
             started: Lsn::ZERO,
             resumed_at: Lsn::ZERO,
@@ -139,7 +146,10 @@ impl Batcher {
             }
             SourceEvent::Progress { wal_end } => {
                 if self.intake.xid().is_none() {
+                    let before = self.progress.applied();
+                    let awaited = self.progress.awaits_source();
                     self.progress.reached(wal_end);
+                    self.record_due |= awaited && self.progress.applied() > before;
                 }
             }
         }
@@ -185,6 +195,8 @@ impl Batcher {
         if self.slow.take_open() {
             self.progress.split(ticket);
             self.slow.join(ticket);
+            // Lookups for its first rows may have been answered.
+            self.looked(ticket, self.last_horizon);
         }
         if let Some(part) = held {
             self.held.push(begin.xid, part);
@@ -203,9 +215,20 @@ impl Batcher {
         self.progress.are_done(tickets.clone())
     }
 
+    /// The highest entry that their lookups may have seen.
+    pub(super) fn looked_to(&self, tickets: &RangeInclusive<Ticket>) -> Option<i64> {
+        self.looked_to.range(tickets.clone()).map(|(_, entry)| *entry).max()
+    }
+
     /// The entries of these transactions are gone from the outbox.
     pub(super) fn are_gone(&mut self, tickets: &RangeInclusive<Ticket>) {
         self.streams.are_gone(tickets);
+        self.looked_to.retain(|ticket, _| !tickets.contains(ticket));
+    }
+
+    /// Whether a transaction waits until the source has sent more.
+    pub(super) fn awaits_source(&self) -> bool {
+        self.progress.awaits_source()
     }
 
     /// The question that the primary must answer, if anything waits for an answer.
@@ -371,9 +394,24 @@ impl Batcher {
     }
 
     /// The slow work has finished, and all of its pieces were taken.
-    pub(super) fn finish_slow_work(&mut self) {
-        if let Some(part) = self.slow.finish() {
-            self.waiting.append(part);
+    /// What it found follows from the state of the database that `horizon` bounds.
+    pub(super) fn finish_slow_work(&mut self, horizon: Option<LookupHorizon>) {
+        let Some(part) = self.slow.finish() else { return };
+        for ticket in &part.tickets {
+            self.looked(*ticket, horizon);
+        }
+        self.last_horizon = horizon.or(self.last_horizon);
+        self.waiting.append(part);
+    }
+
+    fn looked(&mut self, ticket: Ticket, horizon: Option<LookupHorizon>) {
+        match horizon {
+            None => {}
+            Some(LookupHorizon::Log(position)) => self.progress.looked(ticket, position),
+            Some(LookupHorizon::Outbox(entry)) => {
+                let held = self.looked_to.entry(ticket).or_default();
+                *held = entry.max(*held);
+            }
         }
     }
 
@@ -429,7 +467,7 @@ impl Batcher {
             && self.refreshed.is_none()
             && self.slow.is_idle()
             && self.streams.is_empty()
-            && self.progress.is_idle()
+            && self.progress.is_drained()
             && !self.record_due
     }
 }
@@ -673,7 +711,7 @@ mod tests {
         };
         assert_eq!(globs, [glob(b"user:"), glob(b"v:")]);
         assert!(batcher.next_batch(true).is_none() && !batcher.is_drained(), "not before it is back");
-        batcher.finish_slow_work();
+        batcher.finish_slow_work(None);
         assert_eq!(batcher.next_batch(false).unwrap().record, Some(Lsn::new(250)));
     }
 

@@ -10,7 +10,7 @@ use super::error::SessionError;
 use super::feed::event::{FeedEvent, FeedStatus};
 use super::in_flight::SinkOutcome;
 use super::session::{Effect, Event, Session, SessionLimits};
-use super::slow_queue::SlowEvent;
+use super::slow_queue::{LookupHorizon, SlowEvent};
 use crate::change::{
     Begin, Cell, Change, Column, ColumnKind, Lsn, Operation, Relation, RelationId, Row, SourceEvent, TableName, Xid,
 };
@@ -18,7 +18,7 @@ use crate::coherence::gate::Snapshot;
 use crate::config::Document;
 use crate::plan::{Plan, Removal, RuleId};
 use crate::rules::{Planner, RuleSet};
-use crate::sink::{DueDelete, DueDeletes, Unproven};
+use crate::sink::{DueDelete, DueDeletes};
 
 const RULES: &str = "version: 1
 rules:
@@ -270,12 +270,35 @@ fn slow_work_delays_only_what_it_belongs_to() {
     assert_eq!(world.receive(8, 30, "users", [1]), ["apply user:1"]);
     assert_eq!(world.applied(), NOTHING, "20 is not in force");
     assert_eq!(world.receive(9, 40, "posts", [2]), NOTHING, "one at a time");
-    let finished = || Event::Slow(SlowEvent::Finished { rest: Vec::new(), result: Ok(()) });
+    let finished = || Event::Slow(SlowEvent::Finished { rest: Vec::new(), result: Ok(None) });
     assert_eq!(world.on(finished()), ["apply record=30", "start slow work"]);
     assert_eq!(world.applied(), NOTHING);
     assert_eq!(world.on(finished()), ["apply record=40"]);
     assert_eq!(world.applied(), NOTHING);
     assert_eq!(world.session.slot_at(), Some(Lsn::new(40)));
+}
+
+#[test]
+fn what_saw_a_later_commit_is_recorded_only_when_that_is_in_force() {
+    let mut world = World::streaming();
+    assert_eq!(world.receive(7, 20, "posts", [1]), ["start slow work"]);
+    let horizon = Some(LookupHorizon::Log(Lsn::new(35)));
+    let finished = SlowEvent::Finished { rest: Vec::new(), result: Ok(horizon) };
+    assert_eq!(world.on(Event::Slow(finished)), NOTHING);
+    assert!(world.session.batcher().awaits_source());
+    assert_eq!(world.receive(8, 30, "users", [1]), ["apply user:1"]);
+    world.take(SourceEvent::Progress { wal_end: Lsn::new(40) });
+    assert!(!world.session.batcher().awaits_source());
+    assert_eq!(world.effects(), NOTHING, "what it saw is in flight");
+    assert_eq!(world.applied(), ["apply record=30"]);
+    // Nothing else is received up to there.
+    assert_eq!(world.receive(9, 50, "posts", [2]), NOTHING);
+    assert_eq!(world.applied(), ["start slow work"]);
+    let horizon = Some(LookupHorizon::Log(Lsn::new(55)));
+    let finished = SlowEvent::Finished { rest: Vec::new(), result: Ok(horizon) };
+    assert_eq!(world.on(Event::Slow(finished)), NOTHING);
+    world.take(SourceEvent::Progress { wal_end: Lsn::new(60) });
+    assert_eq!(world.effects(), ["apply record=60"], "at once");
 }
 
 #[test]
@@ -288,7 +311,7 @@ fn what_slow_work_finds_is_sent_before_its_transaction_is_done() {
         plan
     };
     assert_eq!(world.on(Event::Slow(SlowEvent::Found(Box::new(piece("posts:1"))))), ["apply posts:1"]);
-    let finished = SlowEvent::Finished { rest: vec![piece("posts:2")], result: Ok(()) };
+    let finished = SlowEvent::Finished { rest: vec![piece("posts:2")], result: Ok(None) };
     assert_eq!(world.on(Event::Slow(finished)), NOTHING);
     assert_eq!(world.applied(), ["apply posts:2"]);
     assert_eq!(world.applied(), ["apply record=20"]);
@@ -298,7 +321,7 @@ fn what_slow_work_finds_is_sent_before_its_transaction_is_done() {
 fn slow_work_in_another_dataset_ends_the_session() {
     let mut world = World::streaming();
     assert_eq!(world.receive(7, 20, "posts", [1]), ["start slow work"]);
-    let finished = Event::Slow(SlowEvent::Finished { rest: Vec::new(), result: Err(Unproven) });
+    let finished = Event::Slow(SlowEvent::Finished { rest: Vec::new(), result: Err(SessionError::Unproven) });
     assert!(matches!(world.session.apply(finished, world.now), Err(SessionError::Unproven)));
 }
 

@@ -15,7 +15,7 @@ use super::slow_queue::{SlowEvent, SlowWork};
 use crate::backoff::Notices;
 use crate::change::Lsn;
 use crate::coherence::gate::Snapshot;
-use crate::sink::{Batch, Unproven};
+use crate::sink::Batch;
 
 /// How often Redis is asked whether it is still the same dataset, and how often the heartbeat is
 /// renewed.
@@ -169,8 +169,7 @@ impl Session {
             Event::Slow(SlowEvent::Finished { rest, result }) => {
                 rest.into_iter().for_each(|piece| self.batcher.take_found(piece));
                 self.is_slow_running = false;
-                result.map_err(|Unproven| SessionError::Unproven)?;
-                self.batcher.finish_slow_work();
+                self.batcher.finish_slow_work(result?);
             }
             Event::Feed(FeedEvent::Arrived) => {}
             Event::Feed(FeedEvent::LogWritten(position, asked)) => {
@@ -228,7 +227,7 @@ impl Session {
         let work = self.batcher.next_slow_work()?;
         if work.is_empty() {
             // Only messages and tickets waited.
-            self.batcher.finish_slow_work();
+            self.batcher.finish_slow_work(None);
             return None;
         }
         self.is_slow_running = true;

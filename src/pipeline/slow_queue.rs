@@ -6,12 +6,12 @@
 //! in which it was queued; a transaction's messages are sent, and the transaction is done, only
 //! after its slow work.
 
+use super::error::SessionError;
 use super::part::{Part, Size};
 use crate::change::Lsn;
 use crate::coherence::progress::Ticket;
 use crate::plan::{CallOrigin, LookupCall, Plan};
 use crate::rules::RuleSet;
-use crate::sink::Unproven;
 
 /// What the worker does in one run.
 #[derive(Debug)]
@@ -31,6 +31,15 @@ impl SlowWork {
     }
 }
 
+/// What the state of the database may contain in which lookups were answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LookupHorizon {
+    /// Commits up to this position of the log.
+    Log(Lsn),
+    /// Entries of the outbox up to this number.
+    Outbox(i64),
+}
+
 /// What comes of slow work.
 #[derive(Debug)]
 pub(super) enum SlowEvent {
@@ -40,8 +49,9 @@ pub(super) enum SlowEvent {
     Finished {
         /// The ops that it found last.
         rest: Vec<Plan>,
-        /// An error if Redis may not be the proven dataset any more.
-        result: Result<(), Unproven>,
+        /// What its lookups may have seen, if it had any. An error if that is not known, or if
+        /// Redis may not be the proven dataset any more.
+        result: Result<Option<LookupHorizon>, SessionError>,
     },
 }
 

@@ -8,15 +8,17 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
+use super::error::SessionError;
 use super::running::Running;
-use super::slow_queue::{SlowEvent, SlowWork};
+use super::slow_queue::{LookupHorizon, SlowEvent, SlowWork};
 use crate::causes::with_causes;
 use crate::coherence::primary::Primary;
-use crate::config::Settings;
+use crate::config::{Mode, Settings};
 use crate::lookups::{LookupOutput, LookupRunner, unanswered};
 use crate::plan::{CallOrigin, LookupCall, Plan};
 use crate::rules::RuleSet;
 use crate::sink::{Sweeper, Unproven};
+use crate::source::outbox::survey;
 
 /// The worker and its connections, which it opens when it first needs them.
 pub(super) struct SlowWorker {
@@ -27,10 +29,13 @@ pub(super) struct SlowWorker {
     sweeper: Sweeper,
 }
 
+/// The worker after a run, and what its lookups may have seen.
+type SlowRunEnd = (Box<SlowWorker>, Result<Option<LookupHorizon>, SessionError>);
+
 /// The worker, idle or at work.
 pub(super) struct SlowRun {
     idle: Option<Box<SlowWorker>>,
-    running: Running<(Box<SlowWorker>, Result<(), Unproven>)>,
+    running: Running<SlowRunEnd>,
     pieces: Option<mpsc::Receiver<Plan>>,
 }
 
@@ -72,14 +77,15 @@ impl SlowWorker {
 
     /// Does the work. Sends the ops that follow from it in pieces, and waits while the channel is
     /// full.
-    pub(super) async fn run(
-        mut self: Box<Self>,
-        work: SlowWork,
-        pieces: mpsc::Sender<Plan>,
-    ) -> (Box<Self>, Result<(), Unproven>) {
+    pub(super) async fn run(mut self: Box<Self>, work: SlowWork, pieces: mpsc::Sender<Plan>) -> SlowRunEnd {
         let SlowWork { calls, mut sweeps, started } = work;
+        let mut horizon = None;
         if !calls.is_empty() {
             self.look_up(calls, &mut sweeps, &pieces).await;
+            match self.horizon().await {
+                Ok(reached) => horizon = Some(reached),
+                Err(error) => return (self, Err(error)),
+            }
         }
         let sweeps = sweeps.take_sweeps();
         let mut done = Plan::default();
@@ -90,7 +96,16 @@ impl SlowWorker {
         if swept.is_ok() && !done.is_empty() {
             let _ = pieces.send(done).await;
         }
-        (self, swept)
+        let result = swept.map(|()| horizon).map_err(|Unproven| SessionError::Unproven);
+        (self, result)
+    }
+
+    /// What the lookups that were answered so far may have seen.
+    async fn horizon(&self) -> Result<LookupHorizon, SessionError> {
+        Ok(match self.settings.mode {
+            Mode::Slot => LookupHorizon::Log(self.primary.horizon().await?),
+            Mode::Outbox => LookupHorizon::Outbox(survey::highest(self.primary.client()).await?),
+        })
     }
 
     /// Asks the lookups. Patterns and tags that follow from an answer join those that are swept

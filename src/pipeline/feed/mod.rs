@@ -70,11 +70,7 @@ impl Feed {
     /// Starts what is due: confirms what is in force and, with `may_read`, asks for more.
     pub(super) fn work(&mut self, batcher: &mut Batcher, may_read: bool) {
         match self {
-            Self::Slot(slot) => {
-                if slot.answer_due() {
-                    slot.report(batcher.confirmed(), false);
-                }
-            }
+            Self::Slot(slot) => slot.work(batcher),
             Self::Outbox(outbox) => outbox.work(batcher, may_read),
         }
     }

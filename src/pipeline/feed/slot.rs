@@ -30,6 +30,12 @@ const SILENCE_BEFORE_ASKING: Duration = Duration::from_secs(20);
 /// After this much silence the connection counts as dead, though its socket may be open.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 
+/// How soon the server is asked again how far it has sent, if a transaction waits for that.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(5);
+
+/// How soon the catalog is asked again for what is not visible yet.
+const CATALOG_AGAIN_AFTER: Duration = Duration::from_millis(1);
+
 /// How long one question to the catalog may take.
 const CATALOG_MAX: Duration = Duration::from_secs(10);
 
@@ -52,6 +58,8 @@ pub(in crate::pipeline) struct SlotFeed {
     /// When the last status went out, and what it confirmed.
     reported: Instant,
     reported_lsn: Lsn,
+    /// When the server was last asked how far it has sent, if a transaction waits for that.
+    asked: Option<Instant>,
 }
 
 impl SlotFeed {
@@ -69,6 +77,7 @@ impl SlotFeed {
             heard: now,
             reported: now,
             reported_lsn: Lsn::ZERO,
+            asked: None,
         }
     }
 
@@ -136,6 +145,7 @@ impl SlotFeed {
 
     /// Waits until something has happened. Cancel-safe.
     pub(super) async fn wait(&mut self, may_read: bool) -> Result<FeedEvent, SessionError> {
+        let ask_again_at = self.ask_again_at();
         let may_read = may_read && !self.describing.is_running() && self.described.is_none();
         tokio::select! {
             biased;
@@ -144,12 +154,33 @@ impl SlotFeed {
                 self.described = Some(described?);
                 Ok(FeedEvent::Arrived)
             }
+            () = until(ask_again_at) => Ok(FeedEvent::Arrived),
             received = self.stream.exchange(may_read) => {
                 received?;
                 self.heard = Instant::now();
                 Ok(FeedEvent::Arrived)
             }
         }
+    }
+
+    /// Answers the server if it asked for a sign of life, and asks it how far it has sent if a
+    /// transaction waits for that: on a quiet source nothing else says it soon.
+    pub(super) fn work(&mut self, batcher: &Batcher) {
+        let now = Instant::now();
+        let is_due = self.asked.is_none() || self.ask_again_at().is_some_and(|at| at <= now);
+        let asks = batcher.awaits_source() && is_due;
+        if asks || self.stream.answer_due() {
+            self.report(batcher.confirmed(), asks);
+        }
+        self.asked = self.asked.filter(|_| batcher.awaits_source());
+        if asks {
+            self.asked = Some(now);
+        }
+    }
+
+    /// When the server is asked again how far it has sent; none before it has answered.
+    fn ask_again_at(&self) -> Option<Instant> {
+        self.asked.filter(|asked| self.heard > *asked).map(|asked| asked + ASK_AGAIN_AFTER)
     }
 
     /// Whether the server asked for a sign of life.
@@ -200,6 +231,14 @@ impl SlotFeed {
     }
 }
 
+/// Waits until a moment, and for ever if there is none.
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Asks until the answer includes what the transaction being received did to the table's ancestors,
 /// if it did anything: PostgreSQL sends commits before they are visible.
 async fn ask_ancestors(
@@ -208,7 +247,6 @@ async fn ask_ancestors(
     types: &[u32],
     xid: Option<Xid>,
 ) -> Result<Ancestry, SessionError> {
-    const ASK_AGAIN_AFTER: Duration = Duration::from_millis(1);
     loop {
         let answer = ancestry(primary.client(), relation, types).await;
         let answer = answer.map_err(|error| SessionError::Catalog(error.into()))?;
@@ -217,7 +255,7 @@ async fn ask_ancestors(
         if answer.is_settled || xid.is_none_or(|xid| snapshot.sees(xid)) {
             return Ok(answer);
         }
-        tokio::time::sleep(ASK_AGAIN_AFTER).await;
+        tokio::time::sleep(CATALOG_AGAIN_AFTER).await;
     }
 }
 

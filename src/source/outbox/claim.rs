@@ -36,7 +36,7 @@ const PREPARE: &str = "set synchronous_commit = off; set jit = off; set enable_s
 const CLAIM: &str = "\
 with picked as materialized (
   select o.id, o.xid, coalesce(pg_column_size(o.old), 0) + coalesce(pg_column_size(o.new), 0) as bytes
-    from unstale.outbox o where o.id >= $3 order by o.id limit $1 for update skip locked),
+    from unstale.outbox o where o.id >= $3 and o.op <> 'h' order by o.id limit $1 for update skip locked),
 measured as (select id, xid, sum(bytes) over (order by id) - bytes as before from picked),
 chosen as materialized (select id, xid from measured where before < $2),
 reach as materialized (select max(id) as id from chosen),
@@ -93,6 +93,28 @@ pub struct ClaimedTransaction {
     pub events: Vec<(i64, EntryEvent)>,
 }
 
+/// What is left in the outbox in place of entries whose ops follow from a later state of the
+/// database: until everything that was visible then is in force, no daemon takes the outbox for
+/// being past them. A hold is an entry itself, with the lowest of their numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hold {
+    /// The lowest number of the entries.
+    pub id: i64,
+    /// The highest number of an entry that was visible then.
+    pub until: i64,
+}
+
+impl Hold {
+    /// No transaction has the id 0, so a hold belongs to none of the application's.
+    fn insert(self) -> String {
+        let Self { id, until } = self;
+        format!(
+            "insert into unstale.outbox (id, xid, op, new) overriding system value \
+             values ({id}, '0', 'h', array['{until}']); "
+        )
+    }
+}
+
 impl std::fmt::Debug for Claimant {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Claimant").finish_non_exhaustive()
@@ -144,12 +166,23 @@ impl Claimant {
     }
 
     /// Everything taken since [`Claimant::begin`] is in force: ends the transaction. `batches` is
-    /// what the dataset in Redis counted once that was so. An error if a daemon with another
-    /// dataset, which may not have it, or with other rules has taken over meanwhile.
-    pub async fn commit(&self, consumer: &Consumer, dataset: &str, batches: u64) -> Result<(), OutboxError> {
+    /// what the dataset in Redis counted once that was so. `hold` takes the place of the entries.
+    ///
+    /// # Errors
+    ///
+    /// A daemon with another dataset, which may not have it, or with other rules has taken over
+    /// meanwhile.
+    pub async fn commit(
+        &self,
+        consumer: &Consumer,
+        dataset: &str,
+        batches: u64,
+        hold: Option<Hold>,
+    ) -> Result<(), OutboxError> {
+        let hold = hold.map_or_else(String::new, Hold::insert);
         // One message: if the first statement fails the second is not run.
         let [dataset, rules] = [dataset, &consumer.rules].map(|text| text.replace('\'', "''"));
-        let commit = format!("select unstale.confirm('{dataset}', '{rules}', {batches}); commit");
+        let commit = format!("{hold}select unstale.confirm('{dataset}', '{rules}', {batches}); commit");
         Ok(self.client.batch_execute(&commit).await?)
     }
 

@@ -88,7 +88,7 @@ impl Pending {
         let [since, until] = [since, until].map(|moment| moment.map(|moment| moment.0.as_str()));
         let declare = format!(
             "declare unstale_pending no scroll cursor for \
-             select {ENTRY_COLUMNS} from unstale.outbox o where {CONDITION} order by {ORDER}"
+             select {ENTRY_COLUMNS} from unstale.outbox o where o.op <> 'h' and {CONDITION} order by {ORDER}"
         );
         self.client.execute(&declare, &[&until, &since]).await?;
         Ok(PendingScan { moment, end })

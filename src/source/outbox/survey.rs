@@ -9,7 +9,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Statement};
+use tokio_postgres::{Client, SimpleQueryMessage, Statement};
 
 use super::entry::{FullXid, OutboxError};
 use super::{Consumer, MORTAL};
@@ -194,6 +194,29 @@ pub async fn stay(client: &Client) -> Infallible {
             tracing::debug!(%error, "the connection that waits is gone");
         }
     }
+}
+
+/// The highest number of an entry that is visible; 0 if there is none.
+pub async fn highest(client: &Client) -> Result<i64, OutboxError> {
+    Ok(client.query_one("select coalesce(max(id), 0) from unstale.outbox", &[]).await?.try_get(0)?)
+}
+
+/// Removes, from the number `floor` on, the holds ([`super::claim::Hold`]) whose entries are all
+/// gone. Returns how many holds are left.
+pub async fn release_holds(client: &Client, floor: i64) -> Result<u64, OutboxError> {
+    // Which entries of the application are gone is durable before a hold is.
+    let release = format!(
+        "begin; set local synchronous_commit = off; \
+         delete from unstale.outbox h where h.op = 'h' and h.id >= {floor} and not exists (select from unstale.outbox o \
+         where o.id >= {floor} and o.op <> 'h' and o.id <= h.new[1]::bigint); \
+         select count(*)::text from unstale.outbox h where h.op = 'h' and h.id >= {floor}; commit"
+    );
+    let messages = client.simple_query(&release).await?;
+    let left = messages.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0),
+        _ => None,
+    });
+    Ok(left.and_then(|left| left.parse().ok()).unwrap_or_default())
 }
 
 /// Where the log ends.

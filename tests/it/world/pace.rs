@@ -35,6 +35,10 @@ impl World {
         self.redis().get::<_, Option<u64>>("v1:unstale:{unstale}:asof").unwrap().unwrap_or(0)
     }
 
+    fn has_outbox(&self) -> bool {
+        self.value("select (to_regclass('unstale.outbox') is not null)::text") == "true"
+    }
+
     /// The second deletes that wait in Redis, each without the id of its rule.
     fn second_deletes(&self) -> Vec<String> {
         let members: Vec<String> = self.redis().zrange(AGAIN, 0, -1).unwrap();
@@ -114,7 +118,7 @@ fn a_second_delete_waits_in_redis_and_holds_no_transaction_open() {
         wait_until(EVENT_MAX, "the first delete", || !world.holds("v1:user:u1"));
         assert_eq!(world.second_deletes(), ["k v1:user:u1"], "stored with the first delete");
         world.settle();
-        if world.value("select (to_regclass('unstale.outbox') is not null)::text") == "true" {
+        if world.has_outbox() {
             wait_until(EVENT_MAX, "the claim is committed", || world.entries() == 0);
         } else {
             wait_until(EVENT_MAX, "the slot goes on", || world.confirmed() >= world.applied());
@@ -152,4 +156,69 @@ fn too_many_second_deletes_become_one_by_pattern() {
     let () = world.redis().zadd(AGAIN, &first[0], 1).unwrap();
     wait_until(EVENT_MAX, "the second delete", || !world.holds("v1:user:u1"));
     assert_eq!(daemon.stop(), Some(0));
+}
+
+/// A lookup that sees what is committed when the lock is free.
+const LATE_LOOKUPS: &str = "
+create function late(lock int, organization text) returns table (user_id text) language plpgsql as $$
+begin
+  perform pg_advisory_xact_lock_shared(lock);
+  return query select m.user_id from memberships m where m.organization_id = organization;
+end $$;
+insert into users (id, email, name) values ('m1', 'm1', ''), ('m2', 'm2', '');
+insert into organizations (id, name, slug) values ('x1', 'X', 'x1');
+insert into memberships (id, user_id, organization_id) values ('x1', 'm1', 'x1'), ('x2', 'm2', 'x1');
+";
+
+#[test]
+fn a_lookup_that_saw_a_later_commit_is_in_force_only_with_that_commit() {
+    const RULES: &str = "
+lookups:
+  members: {sql: 'select user_id from late(8, $1)', timeout: 60s}
+  itself: {sql: 'select $1 as user_id from (select count(*) from late(9, $1)) waited', timeout: 60s}
+rules:
+  organization: {table: organizations, for_each: 'members({id}) as m', delete: ['user:{m.user_id}']}
+  membership: {table: memberships, for_each: 'itself({user_id}) as m', delete: ['user:{m.user_id}']}
+  user: {table: users, delete: ['user:{id}']}
+";
+    for world in in_both_modes(RULES, LATE_LOOKUPS) {
+        let holder = world.another_client();
+        world.sql_on(&holder, "select pg_advisory_lock(8), pg_advisory_lock(9)");
+        let daemon = world.daemon();
+        world.settle();
+        if world.has_outbox() {
+            wait_until(EVENT_MAX, "what setup wrote is in force", || world.entries() == 0);
+        }
+        ["v1:user:m1", "v1:user:m2", "v1:user:u1"].iter().for_each(|key| world.cache(key));
+        // Its own commit record is between these two.
+        let renamed = "with renamed as (update organizations set name = 'Y' where id = 'x1' returning 1) \
+                       select pg_current_wal_insert_lsn()::text from renamed";
+        let (before, after) = (world.value(renamed).parse().unwrap(), world.token());
+        let waits = "select count(*)::text from pg_locks where locktype = 'advisory' and not granted";
+        wait_until(EVENT_MAX, "the lookup waits", || world.value(waits) == "1");
+        world.sql("delete from memberships where user_id = 'm2'");
+        world.sql_on(&holder, "select pg_advisory_unlock(8)");
+        wait_until(EVENT_MAX, "the lookup has its answer", || !world.holds("v1:user:m1"));
+        // What is in force now was recorded before this.
+        world.sql("update users set name = 'z' where id = 'u1'");
+        wait_until(EVENT_MAX, "later changes are in force", || !world.holds("v1:user:u1"));
+        if world.has_outbox() {
+            // What is left: the deleted membership, and what holds the watermark for the renamed.
+            let updates = "select count(*)::text from unstale.outbox where op = 'u'";
+            wait_until(EVENT_MAX, "the entries are gone", || world.value(updates) == "0");
+            world.sql("update users set name = 'z' where id = 'u1'");
+            wait_until(EVENT_MAX, "the outbox was surveyed since", || world.value(updates) == "0");
+        }
+        assert!(world.holds("v1:user:m2"), "the lookup did not find it any more");
+        // What an outbox proves is the position of a survey.
+        let is_recorded = if world.has_outbox() { world.applied() >= after } else { world.applied() > before };
+        assert!(!is_recorded, "{} is recorded, and the user m2 is still cached", world.applied());
+        world.sql_on(&holder, "select pg_advisory_unlock(9)");
+        world.settle();
+        assert!(!world.holds("v1:user:m2"));
+        if world.has_outbox() {
+            wait_until(EVENT_MAX, "nothing is held any more", || world.entries() == 0);
+        }
+        assert_eq!(daemon.stop(), Some(0));
+    }
 }

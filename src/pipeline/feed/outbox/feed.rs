@@ -57,6 +57,8 @@ struct Surveyed {
     armed: bool,
     /// The position after the log was last moved on for a survey.
     sealed: Lsn,
+    /// How many holds are left, if that was asked.
+    holds: Option<u64>,
 }
 
 /// An outbox that is being read.
@@ -75,6 +77,8 @@ pub(in crate::pipeline) struct OutboxFeed {
     /// No survey before this moment: the last one was slow.
     rest_until: Instant,
     floor: Floor,
+    /// There may be holds in the outbox whose entries are gone.
+    holds_due: bool,
     surveying: Running<Result<Surveyed, SessionError>>,
     /// When the survey under way began.
     asked: Instant,
@@ -123,6 +127,8 @@ impl OutboxFeed {
             sealed: Lsn::ZERO,
             rest_until: now,
             floor: Floor::default(),
+            // An earlier daemon may have left some.
+            holds_due: true,
             surveying: Running::default(),
             asked: now,
             is_quiet: false,
@@ -159,7 +165,8 @@ impl OutboxFeed {
         if let Some((lane, claim)) = self.arrived.take() {
             self.take_claim(lane, claim, batcher)?;
         }
-        if let Some(Surveyed { survey, armed, sealed }) = self.surveyed.take() {
+        if let Some(Surveyed { survey, armed, sealed, holds }) = self.surveyed.take() {
+            self.holds_due |= holds.is_some_and(|left| left > 0);
             self.sealed = sealed;
             if armed {
                 // A writer that wrote a moment before did not know, and may commit in a moment.
@@ -181,11 +188,14 @@ impl OutboxFeed {
             let ticket = batcher.take_entries(transaction, position, self.again_to)?;
             let first = lane.tickets.as_ref().map_or(ticket, |tickets| *tickets.start());
             lane.tickets = Some(first..=ticket);
+            lane.first = lane.first.into_iter().chain([transaction.first]).min();
         }
         lane.entries += entries;
         self.claim_due |= is_full;
         self.survey_due |= !is_full;
         self.is_quiet &= entries == 0;
+        // Another daemon may have left holds, which nothing else announces.
+        self.holds_due |= entries == 0;
         Ok(())
     }
 
@@ -232,7 +242,10 @@ impl OutboxFeed {
             }
             match &lane.tickets {
                 None => lane.begin(Task::Leave, floor, counted),
-                Some(tickets) if batcher.are_settled(tickets) => lane.begin(Task::Commit, floor, counted),
+                Some(tickets) if batcher.are_settled(tickets) => {
+                    lane.looked_to = batcher.looked_to(tickets);
+                    lane.begin(Task::Commit, floor, counted);
+                }
                 Some(_) if lane.is_silent() => lane.begin(Task::Stay, floor, counted),
                 Some(_) => {}
             }
@@ -286,13 +299,18 @@ impl OutboxFeed {
         self.survey_due = false;
         self.asked = Instant::now();
         let (statements, sealed) = (Arc::clone(&self.statements), self.sealed);
+        let holds_due = std::mem::take(&mut self.holds_due);
         let survey = async move {
             let armed = arm && statements.arm(primary.client()).await?;
+            let holds = match holds_due {
+                true => Some(survey::release_holds(primary.client(), floor).await?),
+                false => None,
+            };
             let survey = statements.survey(primary.client(), floor, thorough).await?;
             // A transaction may be about to commit for long, and nothing else moves the log.
             let seal = thorough && !survey.calm && survey.position > sealed;
             let sealed = if seal { survey::seal(primary.client()).await? } else { sealed };
-            Ok(Surveyed { survey, armed, sealed })
+            Ok(Surveyed { survey, armed, sealed, holds })
         };
         self.surveying.start(async move {
             match tokio::time::timeout(STEP_MAX, survey).await {
@@ -341,6 +359,8 @@ impl OutboxFeed {
         {
             self.vacuum.count(std::mem::take(&mut lane.entries));
             self.gone.extend(lane.tickets.take());
+            self.holds_due |= lane.looked_to.take().is_some();
+            lane.first = None;
             self.survey_due = true;
             self.poll_soon();
         }

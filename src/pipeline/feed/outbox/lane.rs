@@ -16,7 +16,7 @@ use crate::config::Settings;
 use crate::mutant::{self, Mutant};
 use crate::pipeline::error::SessionError;
 use crate::source::outbox::Consumer;
-use crate::source::outbox::claim::{Claim, Claimant};
+use crate::source::outbox::claim::{Claim, Claimant, Hold};
 use crate::source::outbox::entry::OutboxError;
 
 /// How often a waiting connection sends an empty statement: far below the time-out that
@@ -28,6 +28,10 @@ pub(super) struct Lane {
     state: LaneState,
     /// The application's transactions that were claimed in the open transaction, if any.
     pub(super) tickets: Option<RangeInclusive<Ticket>>,
+    /// The lowest number of their entries.
+    pub(super) first: Option<i64>,
+    /// The highest entry that their lookups may have seen.
+    pub(super) looked_to: Option<i64>,
     /// How many entries these have.
     pub(super) entries: usize,
     /// The highest entry number known to be given when the open transaction began.
@@ -76,7 +80,15 @@ impl Lane {
     pub(super) async fn open(settings: &Settings, primary: &Primary) -> Result<Self, SessionError> {
         let client = primary.another(&settings.postgres).await?.into_client();
         let claimant = Claimant::new(client).await?;
-        Ok(Self { state: LaneState::Free(claimant), tickets: None, entries: 0, given: 0, spoke: Instant::now() })
+        Ok(Self {
+            state: LaneState::Free(claimant),
+            tickets: None,
+            first: None,
+            looked_to: None,
+            entries: 0,
+            given: 0,
+            spoke: Instant::now(),
+        })
     }
 
     pub(super) fn is_free(&self) -> bool {
@@ -111,7 +123,8 @@ impl Lane {
             self.given = floor.given();
         }
         self.spoke = Instant::now();
-        let run = run(claimant, task, has_begun, floor.at(), counted.clone());
+        let hold = self.first.zip(self.looked_to).map(|(id, until)| Hold { id, until });
+        let run = run(claimant, task, has_begun, floor.at(), hold, counted.clone());
         self.state = LaneState::Busy { task, has_begun, run: Box::pin(run) };
     }
 
@@ -135,6 +148,7 @@ async fn run(
     task: Task,
     has_begun: bool,
     floor: i64,
+    hold: Option<Hold>,
     Counted { consumer, dataset, batches }: Counted,
 ) -> (Claimant, Result<Option<Claim>, OutboxError>) {
     let done = async {
@@ -146,12 +160,12 @@ async fn run(
                 }
                 let claim = claimant.claim(floor).await?;
                 if mutant::is(Mutant::CommitBeforeRedis) {
-                    claimant.commit(&consumer, &dataset, batches).await?;
+                    claimant.commit(&consumer, &dataset, batches, None).await?;
                     claimant.begin().await?;
                 }
                 return Ok(Some(claim));
             }
-            Task::Commit => claimant.commit(&consumer, &dataset, batches).await?,
+            Task::Commit => claimant.commit(&consumer, &dataset, batches, hold).await?,
             Task::Leave => claimant.leave().await?,
             Task::Stay => claimant.stay().await?,
         }
