@@ -49,7 +49,7 @@ with recursive domains as (
    where f.conrelid = any ($1) and f.contype = 'f' and f.conparentid = 0
    group by f.conrelid
 )
-select c.attrelid as id, c.names, c.not_null, c.types, c.base_types, c.type_names, c.generated::text[],
+select c.attrelid as id, c.names, c.numbers, c.not_null, c.types, c.base_types, c.type_names, c.generated::text[],
        k.primary_key, k.unique_columns, f.list as foreign_keys
   from columns c
   left join keys k on k.indrelid = c.attrelid

@@ -68,6 +68,9 @@ pub struct CatalogColumn {
     /// How its value is generated.
     #[serde(default, skip_serializing_if = "Generation::is_never")]
     pub generated: Generation,
+    /// Its number. A column that was dropped and created again has another one.
+    #[serde(skip)]
+    pub number: i16,
     /// The OID of the type.
     #[serde(skip)]
     pub type_oid: u32,

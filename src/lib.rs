@@ -33,6 +33,7 @@
 //!   statements.
 //! - [`sink`]: Redis, where plans take effect.
 //! - [`source`]: where changes come from: the replication slot, the outbox, recordings, tables.
+//! - [`watch`]: what changes in the database without a row change.
 //! - [`pipeline`]: the owner loop that joins them. `source`, `rules` and `sink` never name one
 //!   another.
 //! - [`api`]: the read API: axum, the lease protocol, limits, sessions, events.
@@ -63,6 +64,7 @@ pub mod rules;
 pub mod install;
 pub mod sink;
 pub mod source;
+pub mod watch;
 
 #[cfg(feature = "api")]
 pub mod api;

@@ -21,13 +21,15 @@ pub enum Mutant {
     CursorOverIds,
     /// The watermark follows the log although entries are left.
     EagerWatermark,
+    /// The database is observed once, at the beginning.
+    NoWatch,
     /// The replica is asked how far it has replayed only after the value was read.
     ReplicaCheckTooLate,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::NoGate,
         Self::NoLease,
         Self::AckBeforeRedis,
@@ -35,6 +37,7 @@ impl Mutant {
         Self::CommitBeforeRedis,
         Self::CursorOverIds,
         Self::EagerWatermark,
+        Self::NoWatch,
         Self::ReplicaCheckTooLate,
     ];
 
@@ -48,6 +51,7 @@ impl Mutant {
             Self::CommitBeforeRedis => "commit-before-redis",
             Self::CursorOverIds => "cursor-over-ids",
             Self::EagerWatermark => "eager-watermark",
+            Self::NoWatch => "no-watch",
             Self::ReplicaCheckTooLate => "replica-check-too-late",
         }
     }

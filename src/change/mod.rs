@@ -336,6 +336,8 @@ pub enum SourceEvent {
     Begin(Begin),
     /// One of its changes.
     Change(Change),
+    /// It changed the definition of something.
+    Ddl,
     /// It is complete; `end_lsn` is what is compared, confirmed and recorded.
     Commit {
         /// The end of its commit record.

@@ -102,7 +102,9 @@ pub(super) fn reduce(catalog: &Catalog, rules: &RuleSet) -> Catalog {
         // The file does not have these.
         (table.id, table.row_security) = (RelationId::default(), false);
         table.members.clear();
-        table.columns.iter_mut().for_each(|column| (column.type_oid, column.base_oid) = (0, 0));
+        for column in &mut table.columns {
+            (column.number, column.type_oid, column.base_oid) = (0, 0, 0);
+        }
     }
     Catalog { tables, search_path: catalog.search_path.clone() }
 }

@@ -17,6 +17,7 @@ use crate::config::Settings;
 use crate::pipeline::{self, Fault, RunError};
 use crate::rules::RuleSet;
 use crate::sink::Sink;
+use crate::watch::Watched;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct RunArgs {
@@ -33,7 +34,7 @@ pub(super) struct RunArgs {
 pub(super) async fn run(config: &Path, args: RunArgs) -> Result<(), Failure> {
     args.api.validate()?;
     let stop = stop_on_signals()?;
-    let PreparedDaemon { settings, rules, mut sink, api } = tokio::select! {
+    let PreparedDaemon { settings, rules, watched, mut sink, api } = tokio::select! {
         biased;
         () = stop.cancelled() => return Ok(()),
         prepared = PreparedDaemon::open(config, &args, &stop) => prepared?,
@@ -42,7 +43,7 @@ pub(super) async fn run(config: &Path, args: RunArgs) -> Result<(), Failure> {
         sink.report_gap(HistoryGap::Requested);
     }
     let serving = api.start(&stop, args.drain_max);
-    let outcome = pipeline::run(&settings, Arc::new(rules), sink, &stop, args.drain_max).await;
+    let outcome = pipeline::run(&settings, Arc::new(rules), watched, sink, &stop, args.drain_max).await;
     stop.cancel();
     let served = serving.join().await;
     outcome.map_err(failure)?;
@@ -68,6 +69,7 @@ fn failure(error: RunError) -> Failure {
 struct PreparedDaemon {
     settings: Settings,
     rules: RuleSet,
+    watched: Arc<Watched>,
     sink: Sink,
     api: DaemonApi,
 }
@@ -82,6 +84,7 @@ impl PreparedDaemon {
         let mut sink = file.sink(&preflight.rules)?;
         sink.connect().await?;
         let api = DaemonApi::open(&args.api, &file, &preflight, stop).await?;
-        Ok(Self { settings: file.settings, rules: preflight.rules, sink, api })
+        let watched = Arc::new(preflight.watched(&file).await?);
+        Ok(Self { settings: file.settings, rules: preflight.rules, watched, sink, api })
     }
 }

@@ -4,6 +4,7 @@
 //! out. It must not ask either. Invariant: a history that is not proven counts as a gap. A gap that
 //! is assumed costs a flush; one that is missed would leave stale values for ever.
 
+use std::collections::HashMap;
 use std::fmt;
 
 use crate::change::Lsn;
@@ -52,6 +53,8 @@ pub struct Remembered {
     pub origin: Option<Origin>,
     /// How many batches it counted. Only batches of an outbox are counted.
     pub batches: u64,
+    /// The state of each table and view, as it was when its values were last complete.
+    pub catalog: HashMap<String, String>,
 }
 
 /// What PostgreSQL says, and what this process saw.
@@ -206,6 +209,7 @@ mod tests {
             started: Some(Lsn::new(applied)),
             origin: Some(origin(remembered)),
             batches: 0,
+            ..Remembered::default()
         };
         let [slot, end, recorded] = [slot, end, recorded].map(Lsn::new);
         let present = Present { origin: origin(now), slot, end, recorded, batches: None };
@@ -224,7 +228,7 @@ mod tests {
         check(50, "s/1/0", [40, 90, 51], "s/1/0", Some("redis-went-back"));
         check(50, "s/1/0", [40, 49, 0], "s/1/0", Some("log-went-back"));
         let (applied, started) = (Some(Lsn::new(50)), Some(Lsn::new(91)));
-        let ahead = Remembered { applied, started, origin: Some(origin("s/1/0")), batches: 0 };
+        let ahead = Remembered { applied, started, origin: Some(origin("s/1/0")), batches: 0, ..Remembered::default() };
         let [slot, end, recorded] = [40, 90, 0].map(Lsn::new);
         let present = Present { origin: origin("s/1/0"), slot, end, recorded, batches: None };
         assert_eq!(find_gap(&ahead, &present).map(|gap| gap.word()), Some("log-went-back"));
@@ -239,7 +243,13 @@ mod tests {
     fn an_outbox_that_was_emptied_further_than_redis_knows_is_a_gap() {
         let check = |counted, confirmed, expected: Option<&str>| {
             let (applied, origin) = (Some(Lsn::new(5)), origin("s/1/0/outbox 7"));
-            let remembered = Remembered { applied, started: applied, origin: Some(origin.clone()), batches: counted };
+            let remembered = Remembered {
+                applied,
+                started: applied,
+                origin: Some(origin.clone()),
+                batches: counted,
+                ..Remembered::default()
+            };
             let [slot, end, recorded] = [0, 9, 0].map(Lsn::new);
             let present = Present { origin, slot, end, recorded, batches: Some(confirmed) };
             assert_eq!(find_gap(&remembered, &present).map(|gap| gap.word()), expected);
@@ -254,7 +264,8 @@ mod tests {
         let zero = Lsn::ZERO;
         let present = Present { origin: origin("s/1/0"), slot: zero, end: zero, recorded: zero, batches: None };
         let origin = Some(present.origin.clone());
-        let whole = Remembered { applied: Some(zero), started: Some(zero), origin, batches: 0 };
+        let whole =
+            Remembered { applied: Some(zero), started: Some(zero), origin, batches: 0, ..Remembered::default() };
         assert_eq!(find_gap(&whole, &present), None);
         for missing in [
             Remembered { applied: None, ..whole.clone() },

@@ -169,10 +169,10 @@ impl Progress {
         self.open.is_empty() && self.behind.is_empty()
     }
 
-    /// Whether all ops that were received are in force. Transactions may still wait for what the
-    /// source has not sent.
-    pub fn is_drained(&self) -> bool {
-        self.open.is_empty()
+    /// Whether all ops that were received are in force, but for this transaction's. Transactions
+    /// may still wait for what the source has not sent.
+    pub fn is_drained_but_for(&self, excepted: Option<Ticket>) -> bool {
+        self.open.keys().all(|ticket| Some(*ticket) == excepted)
     }
 }
 

@@ -68,6 +68,13 @@ pub struct Names {
     pub failures: CacheKey,
     /// The last position that was added to each stream, by the stream's name: a hash.
     pub streams: CacheKey,
+    /// What is remembered of the database's catalog: the state of each table and view of the rules
+    /// and reads, a hash.
+    pub catalog: CacheKey,
+    /// How many changes of the catalog there were, by kind: a hash.
+    pub catalog_changes: CacheKey,
+    /// The tables whose changes do not arrive, each with the reason: a hash.
+    pub blind: CacheKey,
     /// How many batches of an outbox are in force: a number that only rises.
     pub batches: CacheKey,
     /// Stream entries that were added and whose entry in the outbox is not deleted yet: a hash.
@@ -97,6 +104,9 @@ impl Names {
             dead: state("dead"),
             failures: state("failures"),
             streams: state("streams"),
+            catalog: state("catalog"),
+            catalog_changes: state("catalog-changes"),
+            blind: state("blind"),
             batches: state("batches"),
             added: state("added"),
             again: state("again"),

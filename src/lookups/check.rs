@@ -4,6 +4,7 @@
 //! [`RuleSet::check_calls`] does.
 
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 
 use super::prepared::PreparedLookup;
 use crate::config::Problems;
@@ -22,7 +23,13 @@ pub async fn check(rules: &RuleSet, client: &Client, problems: &mut Problems) ->
             Err(error) => {
                 let Some(refusal) = error.as_db_error() else { return Err(error) };
                 let message = format!("PostgreSQL refuses lookup `{}`: {}", lookup.name.value, refusal.message());
-                let advice = refusal.hint().unwrap_or("expected one query that returns rows").to_owned();
+                let advice = match refusal.code() == &SqlState::INSUFFICIENT_PRIVILEGE {
+                    // Rows that are hidden from the role would be taken for none.
+                    true if refusal.message().contains("row-level security") => "ALTER ROLE … BYPASSRLS, as superuser",
+                    true => "GRANT SELECT on what it reads to the role of source.url",
+                    false => refusal.hint().unwrap_or("expected one query that returns rows"),
+                };
+                let advice = advice.to_owned();
                 problems.push(lookup.sql.span.clone(), message, advice);
                 continue;
             }

@@ -8,10 +8,10 @@
 //! last row is in force.
 
 use std::collections::BTreeMap;
-use std::collections::HashMap;
 use std::ops::RangeInclusive;
 use std::time::Instant;
 
+use super::catalog_checks::CatalogChecks;
 use super::held::Held;
 use super::in_flight::InFlight;
 use super::intake::{ArrivedTransaction, Intake};
@@ -19,10 +19,12 @@ use super::part::Part;
 use super::repeats::Repeats;
 use super::slow_queue::{LookupHorizon, SlowQueue, SlowWork};
 use super::streams::Streams;
-use crate::change::{Begin, Lsn, RelationId, SourceEvent, TableName, Xid};
+use super::watching::CatalogChange;
+use crate::change::{Begin, Lsn, SourceEvent, Xid};
 use crate::coherence::gate::Snapshot;
 use crate::coherence::marks::Marks;
 use crate::coherence::progress::{Progress, Ticket};
+use crate::mutant::{self, Mutant};
 use crate::plan::Plan;
 use crate::rules::{PlanError, Planner};
 use crate::sink::{Batch, DueDeletes};
@@ -67,8 +69,7 @@ pub(super) struct Batcher {
     caught_up: Marks<Lsn, Instant>,
     /// The source is an outbox, which must know how many batches Redis counted.
     counts: bool,
-    /// The names by which rules mean each table that they concern.
-    tables: HashMap<RelationId, Vec<TableName>>,
+    catalog: CatalogChecks,
 }
 
 /// A question to the primary, without whose answer held or waiting ops cannot go on.
@@ -103,7 +104,7 @@ impl Batcher {
             probe_due: false,
             caught_up: Marks::default(),
             counts,
-            tables: HashMap::new(),
+            catalog: CatalogChecks::default(),
         }
     }
 
@@ -114,12 +115,6 @@ impl Batcher {
 
     pub(super) fn planner(&self) -> &Planner {
         self.intake.planner()
-    }
-
-    /// The names by which rules mean a relation, if the catalog was asked about it. None: the
-    /// relation is new.
-    pub(super) fn known_names(&self, relation: RelationId) -> Option<&[TableName]> {
-        self.tables.get(&relation).map(Vec::as_slice)
     }
 
     /// What waits for the gate, for the times at which to ask.
@@ -140,7 +135,11 @@ impl Batcher {
                 let is_visible = self.held.admit(begin.xid, now);
                 self.intake.begin(begin, is_visible, &mut self.waiting);
             }
-            SourceEvent::Change(change) => self.intake.change(&change, None, &mut self.waiting)?,
+            SourceEvent::Change(change) => {
+                self.catalog.note_truncate(&change);
+                self.intake.change(&change, None, &mut self.waiting)?;
+            }
+            SourceEvent::Ddl => self.intake.ddl(),
             SourceEvent::Commit { end_lsn } => {
                 self.commit(end_lsn, end_lsn);
             }
@@ -171,8 +170,12 @@ impl Batcher {
         self.intake.begin(begin, true, &mut self.waiting);
         for (id, event) in &transaction.events {
             match event {
-                EntryEvent::Change(change) => self.intake.change(change, Some(*id), &mut self.waiting)?,
+                EntryEvent::Change(change) => {
+                    self.catalog.note_truncate(change);
+                    self.intake.change(change, Some(*id), &mut self.waiting)?;
+                }
                 EntryEvent::Unknown(change) => self.intake.unknown_change(change, position, &mut self.waiting),
+                EntryEvent::Ddl => self.intake.ddl(),
             }
         }
         if transaction.first <= again_to {
@@ -187,7 +190,11 @@ impl Batcher {
     fn commit(&mut self, end_lsn: Lsn, proven: Lsn) -> Ticket {
         let ticket = self.progress.received(proven);
         let arrived = self.intake.commit(end_lsn, ticket, &mut self.waiting);
-        let Some(ArrivedTransaction { begin, held, streams }) = arrived else { return ticket };
+        let Some(ArrivedTransaction { begin, mut held, streams, has_ddl }) = arrived else { return ticket };
+        if has_ddl && !mutant::is(Mutant::NoWatch) {
+            self.progress.split(ticket);
+            held.as_mut().unwrap_or(&mut self.waiting).checks.push(ticket);
+        }
         if !streams.is_empty() {
             self.progress.split(ticket);
             self.streams.push(ticket, end_lsn, begin.at, streams);
@@ -229,6 +236,29 @@ impl Batcher {
     /// Whether a transaction waits until the source has sent more.
     pub(super) fn awaits_source(&self) -> bool {
         self.progress.awaits_source()
+    }
+
+    /// What is known of the database's catalog, and what waits for an observation.
+    pub(super) fn catalog(&mut self) -> &mut CatalogChecks {
+        self.catalog.wait(&mut self.waiting.checks);
+        &mut self.catalog
+    }
+
+    /// What follows from an observation of the database. What it removes waits until everything is
+    /// visible that is held now. While changes of some table do not arrive, nothing that is
+    /// received from now on counts as in force before the next observation.
+    pub(super) fn catalog_changed(&mut self, mut change: CatalogChange) {
+        self.catalog.tables = std::mem::take(&mut change.tables);
+        let sweeps = !change.sweep.is_empty();
+        let mut tickets = self.catalog.end();
+        if tickets.is_empty() && sweeps {
+            tickets.push(self.progress.received(Lsn::ZERO));
+        }
+        self.catalog.blind = change.is_blind.then(|| self.progress.received(Lsn::ZERO));
+        let part = Part::of_catalog(change, tickets);
+        let arriving = self.intake.xid().filter(|_| self.intake.is_held());
+        let part = if sweeps { self.held.push_after_all(part, arriving) } else { Some(part) };
+        part.into_iter().for_each(|part| self.waiting.append(part));
     }
 
     /// The question that the primary must answer, if anything waits for an answer.
@@ -324,6 +354,7 @@ impl Batcher {
         let probe = self.probe_due || heartbeat.is_some();
         let record = (applied > self.recording || probe).then_some(applied);
         let is_still = part.plan.is_empty() && streams.is_empty() && !must_send && part.repeated.is_empty();
+        let is_still = is_still && part.catalog.is_empty();
         let is_still = is_still && !self.repeats.must_ask();
         if is_still && !probe && !(record.is_some() && (urgent || self.record_due)) {
             self.record_due &= record.is_some();
@@ -348,6 +379,7 @@ impl Batcher {
             counts: self.counts,
             forget: self.streams.take_forgotten(),
             again,
+            catalog: part.catalog,
         })
     }
 
@@ -355,6 +387,7 @@ impl Batcher {
     fn next_part(&mut self) -> Part {
         let is_ready = !self.waiting.tickets.is_empty()
             || !self.waiting.repeated.is_empty()
+            || !self.waiting.catalog.is_empty()
             || self.waiting.size().reaches(1)
             || !self.slow.is_idle() && !self.waiting.plan.is_empty();
         match self.refreshed.take() {
@@ -377,6 +410,7 @@ impl Batcher {
             started: part.started,
             at: part.at,
             repeated: std::mem::take(&mut part.repeated),
+            catalog: std::mem::take(&mut part.catalog),
             ..Part::default()
         };
         self.slow.push(self.intake.planner().rules(), part, self.intake.is_visible());
@@ -467,7 +501,7 @@ impl Batcher {
             && self.refreshed.is_none()
             && self.slow.is_idle()
             && self.streams.is_empty()
-            && self.progress.is_drained()
+            && self.progress.is_drained_but_for(self.catalog.blind)
             && !self.record_due
     }
 }

@@ -19,12 +19,14 @@ use super::resume::resume;
 use super::running::Running;
 use super::session::{Effect, Event, Session, SessionLimits};
 use super::slow_worker::{SlowRun, SlowWorker};
-use crate::change::Lsn;
+use super::watching::Watching;
+use crate::change::{Lsn, RelationId};
 use crate::coherence::gate::Snapshot;
 use crate::coherence::primary::{Primary, PrimaryError};
 use crate::config::{Mode, Settings};
 use crate::rules::Planner;
 use crate::sink::{Batch, Liveness, Sink, Unproven};
+use crate::watch::{Observation, Observer};
 
 /// How often the session looks after what no event announces.
 const TICK_EVERY: Duration = Duration::from_millis(100);
@@ -41,6 +43,8 @@ pub(super) struct Driver<'a> {
     /// How long Redis has accepted nothing.
     liveness: Liveness,
     asking: Running<Result<(Snapshot, Option<Lsn>), PrimaryError>>,
+    observer: Arc<Observer>,
+    observing: Running<Result<Observation, SessionError>>,
     slow: SlowRun,
 }
 
@@ -49,6 +53,8 @@ impl<'a> Driver<'a> {
     pub(super) fn new(
         settings: &'a Settings,
         source: OpenSource<Feed>,
+        observer: Observer,
+        watching: Watching,
         planner: Planner,
         sink: Box<Sink>,
         drain_max: Duration,
@@ -70,13 +76,15 @@ impl<'a> Driver<'a> {
         });
         Self {
             settings,
-            session: Session::new(batcher, limits, slot_from, Instant::now()),
+            session: Session::new(batcher, watching, limits, slot_from, Instant::now()),
             feed,
             primary,
             sink: None,
             sinking,
             liveness,
             asking: Running::default(),
+            observer: Arc::new(observer),
+            observing: Running::default(),
             slow: SlowRun::new(worker),
         }
     }
@@ -113,9 +121,10 @@ impl<'a> Driver<'a> {
             while let Some(effect) = self.session.next_effect(self.feed.status(), Instant::now()) {
                 match effect {
                     Effect::Ask(question) => self.ask(question),
-                    Effect::Apply(batch) => self.send(batch),
-                    Effect::StartSlowWork(work) => self.slow.start(work),
+                    Effect::Apply(batch) => self.send(*batch),
+                    Effect::StartSlowWork(work) => self.slow.start(*work),
                     Effect::Measure => self.feed.measure(),
+                    Effect::Observe(known) => self.observe(known),
                     Effect::Finish => {
                         self.feed.finish(self.session.batcher()).await;
                         return Ok(());
@@ -155,6 +164,7 @@ impl<'a> Driver<'a> {
                 let (snapshot, fresh) = answer?;
                 Event::Visible(snapshot, fresh)
             }
+            seen = self.observing.finished() => Event::Observed(seen?),
             () = until(wakeup) => Event::Due,
             event = self.slow.event(has_room) => Event::Slow(event),
             event = self.feed.wait(may_read) => Event::Feed(event?),
@@ -183,6 +193,11 @@ impl<'a> Driver<'a> {
         });
     }
 
+    fn observe(&mut self, known: Vec<RelationId>) {
+        let observer = Arc::clone(&self.observer);
+        self.observing.start(async move { observe(&observer, &known).await });
+    }
+
     fn send(&mut self, batch: Batch) {
         let Some(mut sink) = self.sink.take() else { return };
         self.sinking.start(async move {
@@ -191,6 +206,15 @@ impl<'a> Driver<'a> {
                 Err(Unproven) => (sink, SinkOutcome::Failed(SessionError::Unproven)),
             }
         });
+    }
+}
+
+/// Observes the database, which takes much less time than the limit on a healthy server.
+pub(super) async fn observe(observer: &Observer, known: &[RelationId]) -> Result<Observation, SessionError> {
+    const OBSERVE_MAX: Duration = Duration::from_secs(60);
+    match tokio::time::timeout(OBSERVE_MAX, observer.observe(known)).await {
+        Ok(seen) => seen.map_err(|error| SessionError::Catalog(error.into())),
+        Err(_) => Err(SessionError::Unanswered(OBSERVE_MAX)),
     }
 }
 

@@ -72,6 +72,19 @@ impl Held {
         self.transactions.push_back(HeldTransaction { xids: vec![xid], part });
     }
 
+    /// Adds what must wait until everything is visible that is held now, and the transaction that
+    /// is arriving. Returns it if nothing is.
+    pub(super) fn push_after_all(&mut self, part: Part, arriving: Option<Xid>) -> Option<Part> {
+        let held = self.transactions.iter().flat_map(|held| held.xids.iter().copied());
+        let xids: Vec<_> = held.chain(arriving).collect();
+        if xids.is_empty() {
+            return Some(part);
+        }
+        self.size.add(part.size());
+        self.transactions.push_back(HeldTransaction { xids, part });
+        None
+    }
+
     /// Moves every visible transaction to `waiting`, in commit order.
     pub(super) fn release(&mut self, waiting: &mut Part) {
         for transaction in std::mem::take(&mut self.transactions) {

@@ -2,7 +2,7 @@
 //!
 //! Owns what becomes true with its outcome. It must not know how a batch is sent.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use super::error::SessionError;
@@ -25,12 +25,21 @@ pub(super) struct InFlight {
     pub(super) repeated: usize,
 }
 
+/// From where a session goes on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Resumed {
+    /// Invalidations up to this position may be in force.
+    pub(super) started: Lsn,
+    /// What Redis remembers of the database's catalog. None: a new epoch has begun, so no value is
+    /// older than the catalog.
+    pub(super) catalog: Option<HashMap<String, String>>,
+}
+
 /// How one run of the sink ended.
 #[derive(Debug)]
 pub(super) enum SinkOutcome {
-    /// History is proven, or a new epoch has begun. Invalidations up to this position may be in
-    /// force.
-    Resumed(Lsn),
+    /// History is proven, or a new epoch has begun.
+    Resumed(Resumed),
     /// The batch is in force. These second deletes are due, if it asked.
     Applied(DueDeletes),
     /// Neither. The session ends.

@@ -34,6 +34,8 @@ struct ArrivingTransaction {
     stream_bytes: usize,
     /// It asked for too much: messages and stream entries are dropped.
     is_collapsed: bool,
+    /// It changed the definition of something.
+    has_ddl: bool,
 }
 
 /// A transaction that has arrived completely.
@@ -42,6 +44,8 @@ pub(super) struct ArrivedTransaction {
     /// Its ops, unless it is visible and they wait for the next batch already.
     pub(super) held: Option<Part>,
     pub(super) streams: Vec<Marked>,
+    /// It changed the definition of something.
+    pub(super) has_ddl: bool,
 }
 
 impl Intake {
@@ -60,8 +64,15 @@ impl Intake {
     /// A transaction begins. If it is visible, its ops join `waiting`.
     pub(super) fn begin(&mut self, begin: Begin, is_visible: bool, waiting: &mut Part) {
         let held = (!is_visible).then(Part::default);
-        let mut open =
-            ArrivingTransaction { begin, held, ops: 0, streams: Vec::new(), stream_bytes: 0, is_collapsed: false };
+        let mut open = ArrivingTransaction {
+            begin,
+            held,
+            ops: 0,
+            streams: Vec::new(),
+            stream_bytes: 0,
+            is_collapsed: false,
+            has_ddl: false,
+        };
         open.part(waiting).plan.begin_transaction();
         self.open = Some(open);
     }
@@ -111,6 +122,11 @@ impl Intake {
         Ok(())
     }
 
+    /// The transaction changed the definition of something.
+    pub(super) fn ddl(&mut self) {
+        self.open.iter_mut().for_each(|open| open.has_ddl = true);
+    }
+
     /// Something happened to a table, and only its relation is known: plans the removal of all that
     /// its rules match.
     pub(super) fn unknown_change(&mut self, change: &Change, position: Lsn, waiting: &mut Part) {
@@ -129,9 +145,10 @@ impl Intake {
         part.plan.end_transaction(end_lsn);
         part.started = part.started.max(end_lsn);
         part.tickets.push(ticket);
+        let has_ddl = open.as_ref().is_some_and(|open| open.has_ddl);
         let ArrivingTransaction { begin, mut held, streams, .. } = open?;
         held.as_mut().unwrap_or(waiting).at = begin.at;
-        Some(ArrivedTransaction { begin, held, streams })
+        Some(ArrivedTransaction { begin, held, streams, has_ddl })
     }
 
     /// Moves the ops of the transaction to `waiting` once the gate sees it.

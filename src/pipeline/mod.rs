@@ -5,6 +5,7 @@
 //! I/O. Invariant: a batch in flight is never overtaken by what the next session sends.
 
 mod batcher;
+mod catalog_checks;
 mod driver;
 mod error;
 mod feed;
@@ -21,6 +22,7 @@ mod session;
 mod slow_queue;
 mod slow_worker;
 mod streams;
+mod watching;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -33,10 +35,14 @@ use crate::change::Lsn;
 use crate::config::{Mode, Settings};
 use crate::rules::{Planner, RuleSet};
 use crate::sink::Sink;
+use crate::watch::{Observation, Observer, Watched};
 use driver::Driver;
 pub use error::{Fault, RunError, SessionError};
 use error::{Policy, Reaction};
+use feed::Feed;
 use feed::earlier::EarlierSessions;
+use feed::opened::OpenSource;
+use watching::Watching;
 
 /// After a session that lasted so long, the next failure counts as the first one.
 const SESSION_GOOD: Duration = Duration::from_secs(1);
@@ -46,6 +52,7 @@ const SESSION_GOOD: Duration = Duration::from_secs(1);
 pub async fn run(
     settings: &Settings,
     rules: Arc<RuleSet>,
+    watched: Arc<Watched>,
     sink: Sink,
     stop: &CancellationToken,
     drain_max: Duration,
@@ -58,14 +65,15 @@ pub async fn run(
         let opened = tokio::select! {
             biased;
             () = stop.cancelled() => return Ok(()),
-            opened = feed::open(settings, planner.rules(), &mut earlier) => opened,
+            opened = open(settings, planner.rules(), &watched, &mut earlier) => opened,
         };
         match opened {
             Err(error) => retry.react(error, None, &mut earlier)?,
-            Ok(source) => {
+            Ok((source, observer, seen)) => {
                 earlier.streamed = true;
                 let began = Instant::now();
-                let mut driver = Driver::new(settings, source, planner, sink, drain_max);
+                let watching = Watching::new(Arc::clone(planner.rules()), Arc::clone(&watched), Some(seen));
+                let mut driver = Driver::new(settings, source, observer, watching, planner, sink, drain_max);
                 let ended = driver.run(stop).await;
                 if began.elapsed() > SESSION_GOOD {
                     retry.reset();
@@ -89,6 +97,21 @@ pub async fn run(
             () = tokio::time::sleep(retry.backoff.next_wait()) => {}
         }
     }
+}
+
+/// Opens the source, and observes the database for the first time.
+async fn open(
+    settings: &Settings,
+    rules: &RuleSet,
+    watched: &Arc<Watched>,
+    earlier: &mut EarlierSessions,
+) -> Result<(OpenSource<Feed>, Observer, Observation), SessionError> {
+    let source = feed::open(settings, rules, earlier).await?;
+    let client = source.primary.another(&settings.postgres).await?.into_client();
+    let observer = Observer::new(client, Arc::clone(watched));
+    let known: Vec<_> = watched.tables.iter().map(|table| table.id).collect();
+    let seen = driver::observe(&observer, &known).await?;
+    Ok((source, observer, seen))
 }
 
 /// When the next session begins, and which errors are logged.

@@ -5,11 +5,12 @@
 
 use std::time::SystemTime;
 
+use super::watching::CatalogChange;
 use crate::change::Lsn;
 use crate::coherence::progress::Ticket;
 use crate::plan::Plan;
 use crate::rules::RuleSet;
-use crate::sink::DueDelete;
+use crate::sink::{CatalogRecord, DueDelete};
 
 /// The most ops that wait for the batch in flight.
 pub(super) const OPS_MAX: usize = 4096;
@@ -32,6 +33,11 @@ pub(super) struct Part {
     pub(super) at: SystemTime,
     /// The second deletes that are in force with it.
     pub(super) repeated: Vec<DueDelete>,
+    /// What Redis remembers of the catalog once this is in force.
+    pub(super) catalog: CatalogRecord,
+    /// Transactions that changed the definition of something: each is done only once the database
+    /// was observed after it.
+    pub(super) checks: Vec<Ticket>,
 }
 
 impl Default for Part {
@@ -44,6 +50,8 @@ impl Default for Part {
             first_bump: None,
             at: SystemTime::UNIX_EPOCH,
             repeated: Vec::new(),
+            catalog: CatalogRecord::default(),
+            checks: Vec::new(),
         }
     }
 }
@@ -51,6 +59,18 @@ impl Default for Part {
 impl Part {
     pub(super) fn size(&self) -> Size {
         Size { ops: self.plan.len(), bytes: self.plan.bytes(), changes: self.changes }
+    }
+
+    /// What follows from a change of the catalog. With it, these tickets are done.
+    pub(super) fn of_catalog(change: CatalogChange, tickets: Vec<Ticket>) -> Self {
+        let mut plan = Plan::default();
+        plan.begin_transaction();
+        plan.append(change.sweep);
+        plan.end_transaction(Lsn::ZERO);
+        // Version keys may be removed: readers make them again from `started`.
+        let first_bump = (!plan.is_empty()).then_some(Lsn::ZERO);
+        let at = change.at.unwrap_or(SystemTime::UNIX_EPOCH);
+        Self { plan, tickets, catalog: change.record, at, first_bump, ..Self::default() }
     }
 
     pub(super) fn append(&mut self, other: Self) {
@@ -61,6 +81,8 @@ impl Part {
         self.first_bump = self.first_bump.into_iter().chain(other.first_bump).min();
         self.at = self.at.max(other.at);
         self.repeated.extend(other.repeated);
+        self.catalog.append(other.catalog);
+        self.checks.extend(other.checks);
     }
 
     /// Whether a version key would rise to a position that `started` has passed already, or be

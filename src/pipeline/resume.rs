@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::error::SessionError;
 use super::feed::outbox::OutboxReader;
-use crate::change::Lsn;
+use super::in_flight::Resumed;
 use crate::coherence::history::{Origin, Present, Remembered, find_gap};
 use crate::coherence::primary::{Primary, PrimaryError};
 use crate::sink::{Liveness, Sink, Unproven};
@@ -21,14 +21,13 @@ use crate::source::outbox::survey;
 const IN_PROGRESS_MAX: Duration = Duration::from_secs(5);
 
 /// Goes on from what Redis remembers if that is proven to have no gap, and otherwise begins a new
-/// epoch. Returns the position up to which invalidations may be in force. `reader` is needed if the
-/// source is an outbox.
+/// epoch. `reader` is needed if the source is an outbox.
 pub(super) async fn resume(
     mut sink: Box<Sink>,
     primary: Arc<Primary>,
     reader: Option<OutboxReader>,
     mut present: Present,
-) -> (Box<Sink>, Result<Lsn, SessionError>) {
+) -> (Box<Sink>, Result<Resumed, SessionError>) {
     let remembered = sink.remembered().await;
     let Some(reader) = reader else {
         let resumed = compare(&mut sink, &primary, &remembered, &present, &present.origin).await;
@@ -56,7 +55,7 @@ async fn take_turn(
     primary: &Primary,
     reader: &OutboxReader,
     present: &mut Present,
-) -> Result<Lsn, SessionError> {
+) -> Result<Resumed, SessionError> {
     const ASK_AGAIN_AFTER: Duration = Duration::from_millis(20);
     while !survey::lock_history(primary.client()).await? {
         // This is not a wait for Redis.
@@ -75,8 +74,8 @@ async fn take_turn(
     // session.
     present.end = survey::end(primary.client()).await?;
     let origin = Origin { source: reader.source(&dataset), ..present.origin.clone() };
-    let started = compare(sink, primary, &remembered, present, &origin).await?;
-    if sink.dataset() == Some(dataset) { Ok(started) } else { Err(SessionError::Unproven) }
+    let resumed = compare(sink, primary, &remembered, present, &origin).await?;
+    if sink.dataset() == Some(dataset) { Ok(resumed) } else { Err(SessionError::Unproven) }
 }
 
 /// Goes on, or begins a new epoch. From then on Redis remembers `origin`.
@@ -86,7 +85,7 @@ async fn compare(
     remembered: &Remembered,
     present: &Present,
     origin: &Origin,
-) -> Result<Lsn, SessionError> {
+) -> Result<Resumed, SessionError> {
     let present = Present { recorded: sink.recorded(), ..present.clone() };
     let reported = sink.take_reported_gap();
     let Some(gap) = reported.clone().or_else(|| find_gap(remembered, &present)) else {
@@ -94,7 +93,8 @@ async fn compare(
         if remembered.origin.as_ref() != Some(origin) {
             sink.adopt(origin).await.map_err(|Unproven| SessionError::Unproven)?;
         }
-        return Ok(remembered.started.unwrap_or_default());
+        let started = remembered.started.unwrap_or_default();
+        return Ok(Resumed { started, catalog: Some(remembered.catalog.clone()) });
     };
     if let Err(error) = wait_for_transactions_in_progress(primary, &sink.liveness()).await {
         sink.report_gap(gap);
@@ -106,7 +106,7 @@ async fn compare(
         reported.into_iter().for_each(|gap| sink.report_gap(gap));
         return Err(SessionError::Unproven);
     }
-    Ok(present.end)
+    Ok(Resumed { started: present.end, catalog: None })
 }
 
 /// A change that was missed may have been committed and not be visible yet. After a flush before

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant, SystemTime};
 use super::batcher::{Batcher, GateQuestion};
 use super::error::SessionError;
 use super::feed::event::{FeedEvent, FeedStatus};
-use super::in_flight::SinkOutcome;
+use super::in_flight::{Resumed, SinkOutcome};
 use super::session::{Effect, Event, Session, SessionLimits};
 use super::slow_queue::{LookupHorizon, SlowEvent};
+use super::watching::Watching;
 use crate::change::{
     Begin, Cell, Change, Column, ColumnKind, Lsn, Operation, Relation, RelationId, Row, SourceEvent, TableName, Xid,
 };
@@ -19,6 +20,7 @@ use crate::config::Document;
 use crate::plan::{Plan, Removal, RuleId};
 use crate::rules::{Planner, RuleSet};
 use crate::sink::{DueDelete, DueDeletes};
+use crate::watch::{Carrier, Watched};
 
 const RULES: &str = "version: 1
 rules:
@@ -47,7 +49,10 @@ impl World {
         let batcher = Batcher::new(Planner::new(Arc::new(rules)), document.settings.max_keys, false);
         let limits = SessionLimits { redis_down_max: REDIS_DOWN_MAX, drain_max: DRAIN_MAX };
         let now = Instant::now();
-        let session = Session::new(batcher, limits, Some(Lsn::ZERO), now);
+        let watched =
+            Arc::new(Watched { tables: Vec::new(), views: Vec::new(), carrier: Carrier::Publication(String::new()) });
+        let watching = Watching::new(Arc::clone(batcher.planner().rules()), watched, None);
+        let session = Session::new(batcher, watching, limits, Some(Lsn::ZERO), now);
         Self { session, now, feed: FeedStatus { is_urgent: false, is_drained: true } }
     }
 
@@ -55,7 +60,7 @@ impl World {
     /// visible.
     fn streaming() -> Self {
         let mut world = Self::new();
-        assert_eq!(world.on(Event::Sink(SinkOutcome::Resumed(Lsn::ZERO))), ["measure"]);
+        assert_eq!(world.on(Event::Sink(SinkOutcome::Resumed(Resumed::default()))), ["measure"]);
         world.session.batcher().learn(Snapshot::parse("100:100:").unwrap(), None);
         world
     }
@@ -154,6 +159,7 @@ fn describe(effect: &Effect) -> String {
         }
         Effect::StartSlowWork(_) => "start slow work".to_owned(),
         Effect::Measure => "measure".to_owned(),
+        Effect::Observe(_) => "observe".to_owned(),
         Effect::Finish => "finish".to_owned(),
     }
 }
@@ -167,7 +173,7 @@ fn nothing_is_sent_before_history_is_proven() {
     assert_eq!(world.receive(7, 20, "users", [1]), ["ask for a snapshot"]);
     assert_eq!(world.visible("100:100:"), NOTHING);
     assert_eq!(world.tick().unwrap(), NOTHING);
-    assert_eq!(world.on(Event::Sink(SinkOutcome::Resumed(Lsn::ZERO))), ["apply user:1", "measure"]);
+    assert_eq!(world.on(Event::Sink(SinkOutcome::Resumed(Resumed::default()))), ["apply user:1", "measure"]);
     assert!(world.session.may_read());
 }
 

@@ -10,12 +10,14 @@ use std::time::{Duration, Instant};
 use super::batcher::{Batcher, GateQuestion};
 use super::error::SessionError;
 use super::feed::event::{FeedEvent, FeedStatus};
-use super::in_flight::SinkOutcome;
+use super::in_flight::{Resumed, SinkOutcome};
 use super::slow_queue::{SlowEvent, SlowWork};
+use super::watching::Watching;
 use crate::backoff::Notices;
-use crate::change::Lsn;
+use crate::change::{Lsn, RelationId};
 use crate::coherence::gate::Snapshot;
 use crate::sink::Batch;
+use crate::watch::Observation;
 
 /// How often Redis is asked whether it is still the same dataset, and how often the heartbeat is
 /// renewed.
@@ -43,6 +45,8 @@ pub(super) enum Event {
     Slow(SlowEvent),
     /// Something happened at the source.
     Feed(FeedEvent),
+    /// The database was observed, after [`Effect::Observe`].
+    Observed(Observation),
 }
 
 /// What the driver must do.
@@ -51,11 +55,13 @@ pub(super) enum Effect {
     /// Asks the primary. [`Event::Visible`] follows.
     Ask(GateQuestion),
     /// Sends a batch to Redis. [`Event::Sink`] follows.
-    Apply(Batch),
+    Apply(Box<Batch>),
     /// Starts the worker. [`Event::Slow`] follows, once for each piece and once for the end.
-    StartSlowWork(SlowWork),
+    StartSlowWork(Box<SlowWork>),
     /// Asks how far the log is written. [`FeedEvent::LogWritten`] follows.
     Measure,
+    /// Observes the database; the rules concern these tables so far. [`Event::Observed`] follows.
+    Observe(Vec<RelationId>),
     /// Confirms what is in force to the source, and ends the session.
     Finish,
 }
@@ -74,6 +80,7 @@ pub(super) struct SessionLimits {
 pub(super) struct Session {
     limits: SessionLimits,
     batcher: Batcher,
+    watching: Watching,
     /// The position of the slot at the beginning; none if the source is an outbox.
     slot_from: Option<Lsn>,
     /// History is proven: what is read may be sent.
@@ -99,10 +106,17 @@ pub(super) struct Session {
 
 impl Session {
     /// The state at the beginning, when the sink compares histories.
-    pub(super) fn new(batcher: Batcher, limits: SessionLimits, slot_from: Option<Lsn>, now: Instant) -> Self {
+    pub(super) fn new(
+        batcher: Batcher,
+        watching: Watching,
+        limits: SessionLimits,
+        slot_from: Option<Lsn>,
+        now: Instant,
+    ) -> Self {
         Self {
             limits,
             batcher,
+            watching,
             slot_from,
             is_resumed: false,
             draining_until: None,
@@ -151,7 +165,8 @@ impl Session {
     /// The next moment at which something is due, whether anything happens or not.
     pub(super) fn wakeup(&mut self, now: Instant) -> Option<Instant> {
         let ask_at = (!self.is_asking && self.batcher.question().is_some()).then(|| self.batcher.held().ask_at(now));
-        self.draining_until.into_iter().chain(ask_at).chain(self.batcher.next_repeat()).min()
+        let observe_at = self.watching.due().filter(|_| self.is_resumed);
+        self.draining_until.into_iter().chain(ask_at).chain(observe_at).chain(self.batcher.next_repeat()).min()
     }
 
     /// Changes the state. [`Session::next_effect`] returns what follows. An error ends the session.
@@ -178,6 +193,10 @@ impl Session {
                 self.log_lag(Some(bytes), now);
             }
             Event::Feed(FeedEvent::Surveyed) => self.log_lag(None, now),
+            Event::Observed(seen) => {
+                let change = self.watching.observed(seen, now);
+                self.batcher.catalog_changed(change);
+            }
         }
         Ok(())
     }
@@ -195,13 +214,16 @@ impl Session {
             && let Some(batch) = self.batcher.next_batch(is_urgent)
         {
             self.sink_busy_since = Some(now);
-            return Some(Effect::Apply(batch));
+            return Some(Effect::Apply(Box::new(batch)));
         }
         if let Some(work) = self.next_slow_work() {
-            return Some(Effect::StartSlowWork(work));
+            return Some(Effect::StartSlowWork(Box::new(work)));
         }
         if std::mem::take(&mut self.measure_due) {
             return Some(Effect::Measure);
+        }
+        if let Some(known) = self.next_observation(now) {
+            return Some(Effect::Observe(known));
         }
         let is_drained = self.batcher.is_drained() && feed.is_drained;
         (self.is_draining() && (is_drained || !self.is_resumed)).then_some(Effect::Finish)
@@ -218,6 +240,19 @@ impl Session {
         self.batcher.held().asked(now);
         self.is_asking = true;
         Some(question)
+    }
+
+    fn next_observation(&mut self, now: Instant) -> Option<Vec<RelationId>> {
+        if !self.is_resumed {
+            return None;
+        }
+        if self.batcher.catalog().take_due() {
+            self.watching.hint(now);
+        }
+        let known = self.watching.take_due(now)?;
+        let truncated = self.batcher.catalog().begin();
+        self.watching.truncated(truncated);
+        Some(known)
     }
 
     fn next_slow_work(&mut self) -> Option<SlowWork> {
@@ -237,8 +272,11 @@ impl Session {
     fn on_sink(&mut self, outcome: SinkOutcome, now: Instant) -> Result<(), SessionError> {
         self.sink_busy_since = None;
         match outcome {
-            SinkOutcome::Resumed(started) => {
+            SinkOutcome::Resumed(Resumed { started, catalog }) => {
                 self.batcher.resume(started);
+                if let Some(change) = self.watching.begin(catalog.as_ref(), now) {
+                    self.batcher.catalog_changed(change);
+                }
                 self.is_resumed = true;
                 self.current = now;
                 self.measure_due = true;

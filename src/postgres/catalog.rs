@@ -171,20 +171,23 @@ fn columns(row: &Row) -> Vec<CatalogColumn> {
     let not_null: Vec<bool> = row.get("not_null");
     let types = row.get::<_, Vec<u32>>("types").into_iter().zip(row.get::<_, Vec<u32>>("base_types"));
     let type_names: Vec<String> = row.get("type_names");
-    let generated: Vec<String> = row.get("generated");
+    let generated = row.get::<_, Vec<String>>("generated").into_iter().zip(row.get::<_, Vec<i16>>("numbers"));
     let columns = names.into_iter().zip(not_null).zip(types).zip(type_names).zip(generated);
-    let column = |((((name, not_null), (type_oid, base_oid)), type_name), generated): (_, String)| CatalogColumn {
-        name,
-        type_name,
-        kind: ColumnKind::of_type(base_oid),
-        not_null,
-        generated: match generated.as_str() {
-            "s" => Generation::Stored,
-            "v" => Generation::Virtual,
-            _ => Generation::Never,
-        },
-        type_oid,
-        base_oid,
+    let column = |((((name, not_null), (type_oid, base_oid)), type_name), (generated, number)): (_, (String, i16))| {
+        CatalogColumn {
+            name,
+            number,
+            type_name,
+            kind: ColumnKind::of_type(base_oid),
+            not_null,
+            generated: match generated.as_str() {
+                "s" => Generation::Stored,
+                "v" => Generation::Virtual,
+                _ => Generation::Never,
+            },
+            type_oid,
+            base_oid,
+        }
     };
     columns.map(column).collect()
 }

@@ -102,7 +102,7 @@ impl Read {
     }
 
     /// What a new epoch must remove.
-    pub(super) fn removals(&self) -> impl Iterator<Item = Removal> {
+    pub fn removals(&self) -> impl Iterator<Item = Removal> {
         let version = self.version.iter().map(|version| Removal::Keys(version.value.glob()));
         let tags = self.tags.iter().map(|tag| Removal::Tags(tag.value.glob()));
         std::iter::once(Removal::Keys(self.glob())).chain(version).chain(tags)

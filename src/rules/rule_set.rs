@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 use super::rule::{Lookup, Rule, Trigger};
 use crate::change::TableName;
 use crate::config::{Truncate, Unknown};
-use crate::plan::{Removal, RuleId};
+use crate::plan::{Plan, Removal, RuleId};
 
 /// All rules of one file.
 #[derive(Clone, Debug)]
@@ -63,6 +63,11 @@ impl RuleSet {
     pub fn removals_of(&self, rules: &BTreeSet<RuleId>) -> Vec<(RuleId, Removal)> {
         let asked = self.rules.iter().filter(|rule| rules.contains(&rule.id));
         asked.flat_map(|rule| rule.removals().into_iter().map(|removal| (rule.id, removal))).collect()
+    }
+
+    /// Removes everything that the rules of this table may ever have made.
+    pub fn remove_all_of(&self, table: &TableName, plan: &mut Plan) {
+        self.of_table(table).into_iter().for_each(|(_, rule)| rule.remove_all(plan));
     }
 
     /// The queries that rules may call.

@@ -6,6 +6,7 @@
 use std::time::{Instant, SystemTime};
 
 use super::again::Again;
+use super::catalog_record::CatalogRecord;
 use crate::change::Lsn;
 use crate::plan::{Plan, RuleId, StreamAppend};
 
@@ -29,6 +30,8 @@ pub struct Batch {
     pub probe: bool,
     /// Count the batch in Redis, so that an outbox can find out whether Redis still holds it.
     pub counts: bool,
+    /// What Redis remembers of the database's catalog once the batch is in force.
+    pub catalog: CatalogRecord,
     /// The marks ([`StreamEntry::mark`]) whose entries in the outbox are gone.
     pub forget: Vec<String>,
     /// Second deletes: those to store, those in force, and whether to ask which are due.

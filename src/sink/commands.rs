@@ -89,14 +89,15 @@ impl Usage<'_> {
             on_key("LTRIM", "0 0", true),
             on_key("XADD", "NOMKSTREAM MAXLEN 1 * field value", true),
             on_key(EVALSHA, "", true),
+            on_key("HGETALL", "", true),
             on_key("HINCRBY", "field 1", false),
+            on_key("HSET", "field value", false),
             on_key("RPUSH", "element", false),
             SentCommand::new("PUBLISH", &channel, "message", false),
         ];
         if self.streams {
             commands.push(on_key("HGET", "field", true));
             commands.push(on_key("XINFO STREAM", "", true));
-            commands.push(on_key("HSET", "field value", false));
         }
         if self.again {
             commands.push(on_key("ZADD", "XX 1 member", true));

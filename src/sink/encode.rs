@@ -14,6 +14,7 @@ use redis::{Cmd, Pipeline};
 use super::again;
 use super::batch::{Batch, StreamEntry};
 use super::broadcast::Broadcast;
+use super::catalog_record::CatalogRecord;
 use super::dataset::{info, time};
 use super::proof::Proof;
 use super::recent;
@@ -82,6 +83,7 @@ pub(super) fn encode(batch: &Batch, attached: Attached<'_>, target: Target<'_>) 
     encoder.dead_letters();
     encoder.recent(attached.recent);
     encoder.forget_marks();
+    encoder.remember();
     let count = encoder.count();
     encoder.heartbeat(attached.heartbeat);
     let due = encoder.due();
@@ -266,6 +268,28 @@ impl Encoder<'_> {
         }
     }
 
+    /// Stores what Redis remembers of the database's catalog.
+    fn remember(&mut self) {
+        let CatalogRecord { states, counts, faults } = &self.batch.catalog;
+        if self.batch.catalog.is_empty() {
+            return;
+        }
+        let Target { names, scripts, .. } = self.target;
+        let mut remember = script(&scripts.remember, &[&names.catalog, &names.catalog_changes, &names.blind]);
+        remember.arg(states.len());
+        for (name, state) in states {
+            remember.arg(name).arg(state);
+        }
+        remember.arg(counts.len());
+        for (kind, count) in counts {
+            remember.arg(*kind).arg(*count);
+        }
+        for (table, fault) in faults {
+            remember.arg(table).arg(fault);
+        }
+        self.pipeline.add_command(remember);
+    }
+
     /// Counts the batch, unless Redis does not know any more what it counted before. Returns the
     /// position.
     fn count(&mut self) -> Option<usize> {
@@ -354,6 +378,7 @@ mod tests {
             counts: false,
             forget: Vec::new(),
             again: Again::default(),
+            catalog: CatalogRecord::default(),
         }
     }
 
@@ -379,7 +404,13 @@ mod tests {
         let origin = Origin::decode("s/1/0");
         let mut proof = Proof::default();
         proof.read(Dataset::parse("role:master").unwrap(), Some("3"));
-        proof.resume_from(&Remembered { applied: Some(Lsn::new(5)), started: None, origin, batches: 4 });
+        proof.resume_from(&Remembered {
+            applied: Some(Lsn::new(5)),
+            started: None,
+            origin,
+            batches: 4,
+            ..Remembered::default()
+        });
         proof
     }
 

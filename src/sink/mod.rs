@@ -3,7 +3,7 @@
 //! Owns the commands and the connection. It must not know rules or sources. Invariant: a batch
 //! counts as applied only when Redis answered every one of its commands without an error.
 //!
-//! - [`batch`], [`settings`]: what is applied, and under which names.
+//! - [`batch`], [`catalog_record`], [`settings`]: what is applied, and under which names.
 //! - [`encode`]: from a batch to commands; owns their order. [`scripts`], [`broadcast`],
 //!   [`recent`]: parts of it.
 //! - [`connection`], [`dataset`]: one connection, and what the server says of itself. [`link`]:
@@ -20,6 +20,7 @@ mod again;
 mod apply;
 mod batch;
 mod broadcast;
+mod catalog_record;
 pub mod commands;
 mod connection;
 mod dataset;
@@ -41,6 +42,7 @@ pub use again::{Again, DueDelete, DueDeletes, Repeat};
 pub use apply::Sink;
 pub use batch::{Batch, StreamEntry};
 pub use broadcast::{Broadcast, BroadcastOp};
+pub use catalog_record::CatalogRecord;
 pub use connection::connect_subscriber;
 pub use liveness::Liveness;
 pub use proof::Unproven;

@@ -157,7 +157,13 @@ mod tests {
 
     fn at(recorded: u64, counted: u64) -> Remembered {
         let origin = Some(origin("s/1/0"));
-        Remembered { applied: Some(Lsn::new(recorded)), started: None, origin, batches: counted }
+        Remembered {
+            applied: Some(Lsn::new(recorded)),
+            started: None,
+            origin,
+            batches: counted,
+            ..Remembered::default()
+        }
     }
 
     #[test]

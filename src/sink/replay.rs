@@ -11,6 +11,7 @@ use super::again::Again;
 use super::apply::Sink;
 use super::batch::{Batch, StreamEntry};
 use super::broadcast::Broadcast;
+use super::catalog_record::CatalogRecord;
 use super::encode::{Attached, Target, encode_replay};
 use super::proof::Proof;
 use super::refusal::SinkError;
@@ -65,6 +66,7 @@ impl Sink {
             heartbeat: None,
             probe: false,
             counts: false,
+            catalog: CatalogRecord::default(),
             forget: Vec::new(),
             again: Again::default(),
         };

@@ -5,6 +5,7 @@
 //! `started` stands at the end of the log before the first key is deleted, so that no replica that
 //! lags can bring a value back.
 
+use std::collections::HashMap;
 use std::time::SystemTime;
 
 use redis::{Pipeline, RedisError, Value};
@@ -122,9 +123,10 @@ impl Sink {
             // In another dataset it was copied from the former one, and says nothing of this one.
             pipeline.add_command(redis::cmd("DEL").arg(names.asof.as_bytes()).clone());
         }
-        pipeline.add_command(mget);
-        let reply = connection.send(&pipeline).await?.pop().unwrap_or(Value::Nil);
-        let texts: Vec<Option<String>> = redis::from_redis_value(reply)?;
+        pipeline.add_command(mget).add_command(redis::cmd("HGETALL").arg(names.catalog.as_bytes()).clone());
+        let mut replies = connection.send(&pipeline).await?;
+        let catalog: HashMap<String, String> = redis::from_redis_value(replies.pop().unwrap_or(Value::Nil))?;
+        let texts: Vec<Option<String>> = redis::from_redis_value(replies.pop().unwrap_or(Value::Nil))?;
         let text = |at: usize| texts.get(at).and_then(Option::as_deref);
         self.proof.read(connection.dataset.clone(), text(3));
         Ok(Remembered {
@@ -132,6 +134,7 @@ impl Sink {
             started: text(1).and_then(Lsn::from_fixed_hex),
             origin: text(2).and_then(Origin::decode),
             batches: text(4).and_then(|batches| batches.parse().ok()).unwrap_or(0),
+            catalog,
         })
     }
 

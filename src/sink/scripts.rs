@@ -33,6 +33,7 @@ pub(super) struct Scripts {
     pub(super) again: String,
     pub(super) again_due: String,
     pub(super) again_done: String,
+    pub(super) remember: String,
 }
 
 impl Scripts {
@@ -51,7 +52,7 @@ impl Scripts {
     }
 
     /// Where the hash of each script goes, in the order of [`sources`].
-    fn hashes(&mut self) -> [&mut String; 16] {
+    fn hashes(&mut self) -> [&mut String; 17] {
         [
             &mut self.raise,
             &mut self.record,
@@ -69,13 +70,14 @@ impl Scripts {
             &mut self.again,
             &mut self.again_due,
             &mut self.again_done,
+            &mut self.remember,
         ]
     }
 
     /// Scripts whose hashes are their own names, for tests of what is sent.
     #[cfg(test)]
     pub(super) fn named() -> Self {
-        const NAMES: [&str; 16] = [
+        const NAMES: [&str; 17] = [
             "raise",
             "record",
             "bump",
@@ -92,6 +94,7 @@ impl Scripts {
             "again",
             "again_due",
             "again_done",
+            "remember",
         ];
         let mut scripts = Self::default();
         scripts.hashes().into_iter().zip(NAMES).for_each(|(hash, name)| *hash = name.to_owned());
@@ -100,7 +103,7 @@ impl Scripts {
 }
 
 /// Every script.
-pub(super) fn sources() -> [String; 16] {
+pub(super) fn sources() -> [String; 17] {
     [
         RAISE.to_owned(),
         RECORD.to_owned(),
@@ -118,6 +121,7 @@ pub(super) fn sources() -> [String; 16] {
         include_str!("again.lua").to_owned(),
         include_str!("again_due.lua").to_owned(),
         include_str!("again_done.lua").to_owned(),
+        include_str!("remember.lua").to_owned(),
     ]
 }
 

@@ -145,19 +145,20 @@ impl ChangeSource {
                         let commit = commit.unwrap_or_default();
                         return Ok(Some(InputChange { change, commit, continues, planning: Planning::AsDaemon }));
                     }
-                    Some(SourceEvent::Commit { .. } | SourceEvent::Progress { .. }) => {}
+                    Some(SourceEvent::Commit { .. } | SourceEvent::Progress { .. } | SourceEvent::Ddl) => {}
                 }
             },
-            Self::Outbox { pending, transaction } => {
+            Self::Outbox { pending, transaction } => loop {
                 let Some(entry) = pending.next().await.map_err(unreadable_outbox)? else { return Ok(None) };
                 let continues = transaction.replace(entry.xid) == Some(entry.xid);
                 let commit = Commit { lsn: Lsn::ZERO, at: Some(entry.at) };
                 let (change, planning) = match entry.event {
                     EntryEvent::Change(change) => (change, Planning::AsDaemon),
                     EntryEvent::Unknown(change) => (change, Planning::Resync),
+                    EntryEvent::Ddl => continue,
                 };
-                Ok(Some(InputChange { change, commit, continues, planning }))
-            }
+                return Ok(Some(InputChange { change, commit, continues, planning }));
+            },
             Self::DeadLetters(reader) => loop {
                 let Some((entry, text)) = reader.next().await? else { return Ok(None) };
                 match Recording::new(text.as_slice()).next() {

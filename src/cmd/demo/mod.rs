@@ -38,7 +38,6 @@ use crate::install::setup;
 use crate::key::CacheKey;
 use crate::pipeline::{self, RunError};
 use crate::postgres;
-use crate::rules::RuleSet;
 use crate::sandbox::{Postgres, Redis, SandboxError, example};
 
 /// The shipped rules: the demo shows what a new user starts from.
@@ -82,7 +81,7 @@ pub(super) async fn run(args: DemoArgs) -> Result<(), Failure> {
 
     let mut announcements = Announcements::follow(&file).await?;
     let stop_daemon = CancellationToken::new();
-    let daemon = start_daemon(&file, preflight.rules, &stop_daemon).await?;
+    let daemon = start_daemon(&file, preflight, &stop_daemon).await?;
     let listen = ListenArgs { listen: Some("127.0.0.1:0".to_owned()) };
     let (api, listener) = api_server::open(&file, &listen, &stop_daemon).await?;
     let address = listener.local_addr()?;
@@ -142,13 +141,14 @@ impl Servers {
 
 async fn start_daemon(
     file: &ConfigFile,
-    rules: RuleSet,
+    preflight: Preflight,
     stop: &CancellationToken,
 ) -> Result<JoinHandle<Result<(), RunError>>, Failure> {
-    let mut sink = file.sink(&rules)?;
+    let watched = Arc::new(preflight.watched(file).await?);
+    let mut sink = file.sink(&preflight.rules)?;
     sink.connect().await?;
-    let (settings, rules, stop) = (file.settings.clone(), Arc::new(rules), stop.clone());
-    Ok(tokio::spawn(async move { pipeline::run(&settings, rules, sink, &stop, DRAIN_MAX).await }))
+    let (settings, rules, stop) = (file.settings.clone(), Arc::new(preflight.rules), stop.clone());
+    Ok(tokio::spawn(async move { pipeline::run(&settings, rules, watched, sink, &stop, DRAIN_MAX).await }))
 }
 
 async fn connect_cache(file: &ConfigFile) -> Result<MultiplexedConnection, Failure> {

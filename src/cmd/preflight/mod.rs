@@ -7,20 +7,25 @@
 pub(super) mod catalog_fit;
 pub(super) mod read_review;
 
+use indexmap::IndexMap;
 use tokio_postgres::Client;
 
 use self::catalog_fit::CatalogFit;
 use super::config_file::ConfigFile;
 use super::failure::Failure;
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, QueryRelation, RelationKind};
+use crate::change::TableName;
 use crate::coherence::primary::PrimaryError;
 use crate::config::{Mode, Problems};
 use crate::install::outbox;
 use crate::lookups;
+use crate::plan::Removal;
 use crate::postgres;
 use crate::postgres::catalog;
 use crate::postgres::publication::Publication;
+use crate::query;
 use crate::rules::{Capture, RuleSet, Widening};
+use crate::watch::{Carrier, Watched, WatchedTable, WatchedView};
 
 /// A database whose tables and lookups fit the rules.
 pub(super) struct Preflight {
@@ -60,6 +65,31 @@ impl Preflight {
             Mode::Outbox => rules.captures(&catalog),
         };
         Ok(Self { client, rules, widenings, captures, catalog, narrow })
+    }
+
+    /// What the daemon watches: the tables of the rules, and the materialized views of the reads.
+    pub(super) async fn watched(&self, file: &ConfigFile) -> Result<Watched, Failure> {
+        let known = |name: &TableName| self.catalog.find(name).map(|table| (name.clone(), table.id));
+        let tables = self.rules.tables().into_iter().filter_map(known);
+        let tables = tables.map(|(name, id)| WatchedTable { name, id }).collect();
+        let mut views: IndexMap<TableName, Vec<Removal>> = IndexMap::new();
+        for read in file.reads.reads() {
+            let Ok(query) = query::analyse(&self.client, &read.sql.value).await? else { continue };
+            let is_view = |relation: &&QueryRelation| relation.kind == RelationKind::MaterializedView;
+            for view in query.relations.iter().filter(is_view) {
+                views.entry(view.name.clone()).or_default().extend(read.removals());
+            }
+        }
+        let carrier = match file.settings.mode {
+            Mode::Slot => Carrier::Publication(file.settings.publication.clone()),
+            Mode::Outbox => Carrier::Triggers {
+                settings: Box::new(file.settings.clone()),
+                captures: self.captures.clone(),
+                events: self.rules.has_events(),
+            },
+        };
+        let views = views.into_iter().map(|(name, removals)| WatchedView { name, removals }).collect();
+        Ok(Watched { tables, views, carrier })
     }
 
     /// Fails if a key needs an old value that the log does not carry.

@@ -87,6 +87,8 @@ impl OutboxRecorder {
             }
             match &entry.event {
                 EntryEvent::Change(change) => writer.add(change)?,
+                // A recording has row changes.
+                EntryEvent::Ddl => {}
                 EntryEvent::Unknown(change) => {
                     self.note_unknown(change);
                     for possible in possibilities(change) {

@@ -144,6 +144,8 @@ impl SlotRecorder {
         match event {
             SourceEvent::Begin(begin) => writer.begin(begin),
             SourceEvent::Change(change) => writer.add(&change)?,
+            // A recording has row changes.
+            SourceEvent::Ddl => {}
             SourceEvent::Progress { wal_end } => self.written = self.written.max(wal_end),
             SourceEvent::Commit { end_lsn } => {
                 writer.commit(end_lsn)?;

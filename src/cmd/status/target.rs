@@ -40,6 +40,10 @@ pub(super) struct TargetStatus {
     pub(super) streams: u64,
     /// Some of their names.
     pub(super) stream_names: Vec<CacheKey>,
+    /// How many changes of the database's catalog there were, by kind.
+    pub(super) catalog_changes: BTreeMap<String, u64>,
+    /// The tables whose changes do not arrive, each with the reason.
+    pub(super) blind: BTreeMap<String, String>,
     /// How many batches of an outbox are in force.
     pub(super) batches: Option<u64>,
 }
@@ -67,7 +71,9 @@ async fn try_read(info: &ConnectionInfo, names: &Names) -> Result<TargetStatus, 
     let mut of_counts = Pipeline::new();
     of_counts.add_command(command("HGETALL", &names.epochs)).add_command(command("HGETALL", &names.failures));
     of_counts.add_command(command("XLEN", &names.dead)).add_command(command("HLEN", &names.streams));
-    let (epochs, failures, dead, streams): (HashOfCounts, HashOfCounts, u64, u64) =
+    of_counts.add_command(command("HGETALL", &names.catalog_changes)).add_command(command("HGETALL", &names.blind));
+    type Counts = (HashOfCounts, HashOfCounts, u64, u64, HashOfCounts, BTreeMap<String, String>);
+    let (epochs, failures, dead, streams, catalog_changes, blind): Counts =
         of_counts.query_async(&mut connection).await?;
 
     let mut stream_names = command("HSCAN", &names.streams);
@@ -89,6 +95,8 @@ async fn try_read(info: &ConnectionInfo, names: &Names) -> Result<TargetStatus, 
         streams,
         stream_names: found.into_iter().take(STREAMS_NAMED).map(|(name, _)| CacheKey::new(name)).collect(),
         batches: number(4),
+        catalog_changes: counted(catalog_changes),
+        blind,
     })
 }
 

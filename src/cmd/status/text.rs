@@ -93,6 +93,13 @@ fn show_standing(standing: &TargetStatus, settings: &Settings, lines: &mut Statu
         None => "unknown: no daemon has reported yet".to_owned(),
     };
     lines.add("as of", asof);
+    let changes: u64 = standing.catalog_changes.values().sum();
+    let s = if changes == 1 { "" } else { "s" };
+    lines.add("catalog", format!("{changes} change{s}{}", listed(&standing.catalog_changes)));
+    for (table, reason) in &standing.blind {
+        let (table, reason) = (printable(table.as_bytes()), printable(reason.as_bytes()));
+        lines.add("blind", format!("changes of {table} do not arrive: {reason}"));
+    }
     let failed = listed(&standing.failures);
     let since = if failed.is_empty() { "" } else { "; failed" };
     let s = if standing.dead == 1 { "" } else { "s" };
@@ -160,6 +167,8 @@ mod tests {
             streams: 1,
             stream_names: vec!["v1:user-changes".into()],
             batches: Some(121),
+            catalog_changes: counts(&[("renamed", 1)]),
+            blind: [("public.users".to_owned(), "it is not published".to_owned())].into(),
         }
     }
 
@@ -183,6 +192,8 @@ applied    0/16B3748: every commit up to this position is in force
 started    0/16B3800
 epoch      3 (gap 1, nothing-remembered 2)
 as of      340ms ago
+catalog    1 change (renamed 1)
+blind      changes of public.users do not arrive: it is not published
 dead       4 letters; failed (user 7)
 streams    1: v1:user-changes
 ";
@@ -212,6 +223,8 @@ applied    0/16B3748: every commit that was visible when the log was here is in 
 started    0/16B3800
 epoch      3 (gap 1, nothing-remembered 2)
 as of      340ms ago
+catalog    1 change (renamed 1)
+blind      changes of public.users do not arrive: it is not published
 dead       4 letters; failed (user 7)
 streams    1: v1:user-changes
 ";
@@ -240,6 +253,7 @@ applied    none: no epoch has begun, or the cache is being emptied for one
 started    none
 epoch      none
 as of      unknown: no daemon has reported yet
+catalog    0 changes
 dead       0 letters
 streams    0
 ";

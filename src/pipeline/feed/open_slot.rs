@@ -42,6 +42,7 @@ pub(super) async fn open(
     .map_err(unanswered)??;
     let primary = Arc::new(Primary::connect(&settings.postgres, &instance).await?);
     repair_gap(settings, &primary, earlier).await?;
+    let with_messages = with_messages || has_event_trigger(&primary).await?;
     let started = async {
         let identity = connection.query("IDENTIFY_SYSTEM").await?;
         let stream = ReplicationStream::start(connection, &settings.slot, &settings.publication, with_messages).await;
@@ -77,6 +78,13 @@ pub(super) async fn open(
     };
     let feed = SlotFeed::new(stream, Arc::clone(&primary));
     Ok(OpenSource { feed, primary, present })
+}
+
+/// Whether a trigger in the database writes a message for each DDL statement.
+async fn has_event_trigger(primary: &Primary) -> Result<bool, SessionError> {
+    const INSTALLED: &str = "select exists (select from pg_event_trigger where evtname like 'unstale\\_%')";
+    let row = primary.client().query_one(INSTALLED, &[]).await;
+    row.map(|row| row.get(0)).map_err(|error| SessionError::Catalog(error.into()))
 }
 
 fn one_text(rows: Vec<Vec<Option<String>>>) -> String {

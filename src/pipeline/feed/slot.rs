@@ -115,11 +115,12 @@ impl SlotFeed {
 
     /// A table that no rule names may be a partition of a table that a rule names, or inherit from
     /// it; and a type that is not built in may be a domain.
-    fn describe_or_ask(&mut self, body: RelationBody, batcher: &Batcher) -> Result<(), SessionError> {
+    fn describe_or_ask(&mut self, body: RelationBody, batcher: &mut Batcher) -> Result<(), SessionError> {
         let types = body.custom_types();
         let knows_types = types.iter().all(|oid| self.bases.contains_key(oid));
-        if let Some(names) = batcher.known_names(body.id).filter(|_| knows_types) {
-            return self.describe(body, names.to_vec(), batcher);
+        let names = batcher.catalog().names(body.id).filter(|_| knows_types).map(<[_]>::to_vec);
+        if let Some(names) = names {
+            return self.describe(body, names, batcher);
         }
         let (primary, xid) = (Arc::clone(&self.primary), batcher.open_xid());
         self.describing.start(async move {
@@ -130,13 +131,19 @@ impl SlotFeed {
     }
 
     /// Takes a relation's description; `names` are the other names by which rules may mean it.
-    fn describe(&mut self, body: RelationBody, names: Vec<TableName>, batcher: &Batcher) -> Result<(), SessionError> {
+    fn describe(
+        &mut self,
+        body: RelationBody,
+        names: Vec<TableName>,
+        batcher: &mut Batcher,
+    ) -> Result<(), SessionError> {
         let (id, own) = (body.id, TableName::new(&body.schema, &body.table));
         let mut names = names;
-        names.extend(batcher.known_names(id).into_iter().flatten().cloned());
+        names.extend(batcher.catalog().names(id).into_iter().flatten().cloned());
         let has_rules_for = |table: &TableName| batcher.planner().has_rules_for(table);
         self.assembler.set_context(id, RelationContext::of(&own, names, &has_rules_for, self.bases.clone()));
         self.assembler.take(Message::Relation(body))?;
+        batcher.catalog().hint();
         if let Some(relation) = self.assembler.relation(id) {
             warn_of_missing_columns(relation, batcher);
         }

@@ -45,6 +45,8 @@ pub enum EntryEvent {
     Change(Change),
     /// An unknown change of a table: only the relation is known.
     Unknown(Change),
+    /// The definition of something changed.
+    Ddl,
 }
 
 /// Why the outbox cannot be read.
@@ -119,6 +121,9 @@ impl Shapes {
         let (old, new): (Option<Values>, Option<Values>) = (row.try_get(5)?, row.try_get(6)?);
         if op.cast_unsigned() == b'e' {
             return Ok(Entry { id, xid, at, event: EntryEvent::Change(self.event(new)) });
+        }
+        if op.cast_unsigned() == b'c' {
+            return Ok(Entry { id, xid, at, event: EntryEvent::Ddl });
         }
         let relation = shape.and_then(|shape| self.relations.get(&shape));
         let relation =

@@ -39,6 +39,9 @@ pub enum AssembleError {
 /// The prefix of the logical messages that `unstale.emit` writes.
 const EVENT: &[u8] = b"unstale.event";
 
+/// The prefix of the logical messages that the event trigger writes.
+const DDL: &[u8] = b"unstale.ddl";
+
 /// A relation and which of its columns are booleans.
 #[derive(Debug)]
 struct KnownRelation {
@@ -137,6 +140,10 @@ impl Assembler {
             Message::Logical { transactional: true, prefix, content } if prefix.as_ref() == EVENT => {
                 self.expect_transaction(true, "an event without a transaction")?;
                 self.event(&content);
+            }
+            Message::Logical { transactional: true, prefix, .. } if prefix.as_ref() == DDL => {
+                self.expect_transaction(true, "a notice without a transaction")?;
+                self.ready.push_back(SourceEvent::Ddl);
             }
             Message::Origin | Message::Type | Message::Logical { .. } => {}
         }

@@ -102,6 +102,30 @@ fn eager_keepalive() {
     });
 }
 
+/// 1. u1 is cached. A migration writes all names anew, without a row change in the log.
+/// 2. A later change of u2 is in force. So the daemon has received everything before it.
+/// 3. The database is compared with what is remembered, which takes two seconds at most.
+///
+/// The mutant compares once, at the beginning. The old name stays.
+#[test]
+fn no_watch() {
+    check(Mutant::NoWatch, &Finding::Stale("v1:user:u1"), |mutant| {
+        let world = world(mutant);
+        let daemon = world.daemon();
+        world.settle();
+        let before = epochs(&world);
+        fill(&world, "v1:user:u1", NAME);
+        world.sql("alter table users alter name type text using upper(name)");
+        pass_another(&world);
+        if mutant.is_none() {
+            wait_until(EVENT_MAX, "the name is gone", || !world.holds("v1:user:u1"));
+        }
+        world.settle();
+        assert_eq!(daemon.stop(), Some(0));
+        findings(&world, &before, "v1:user:u1", NAME)
+    });
+}
+
 /// Waits for a status that the daemon sent later than now.
 fn wait_for_status(world: &World) {
     let now = world.value("select clock_timestamp()::text");

@@ -114,7 +114,7 @@ impl Fault {
             None if random.random_range(0..12) == 0 => pick(&GRAVE, random),
             None => pick(&ORDINARY, random),
             Some(Mutant::NoGate) => Self::StuckCommits,
-            Some(Mutant::NoLease | Mutant::CursorOverIds) => pick(&ORDINARY, random),
+            Some(Mutant::NoLease | Mutant::CursorOverIds | Mutant::NoWatch) => pick(&ORDINARY, random),
             // Time has to pass between the claim and the moment at which everything is in force.
             Some(Mutant::EagerWatermark) => pick(&[Self::SlowPostgres, Self::SlowRedis, Self::OneBytePostgres], random),
             Some(Mutant::AckBeforeRedis | Mutant::EagerKeepalive | Mutant::CommitBeforeRedis) => {

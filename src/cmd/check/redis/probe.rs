@@ -190,7 +190,6 @@ pub(super) fn needs(usage: &Usage<'_>) -> Vec<Need> {
         SentCommand::new("GETRANGE", &key, "0 0", true),
         SentCommand::new("SCARD", &key, "", true),
         SentCommand::new("XLEN", &key, "", true),
-        SentCommand::new("HGETALL", &key, "", true),
         SentCommand::new("HLEN", &key, "", true),
         SentCommand::new("HSCAN", &key, "0 COUNT 1", true),
         SentCommand::new("LRANGE", &key, "0 0", true),

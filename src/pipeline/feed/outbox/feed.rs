@@ -399,7 +399,7 @@ impl OutboxFeed {
 fn warn_of_unknown(transaction: &ClaimedTransaction, notices: &mut Notices) {
     let unknown = transaction.events.iter().find_map(|(_, event)| match event {
         EntryEvent::Unknown(change) => Some(&change.relation.name),
-        EntryEvent::Change(_) => None,
+        EntryEvent::Change(_) | EntryEvent::Ddl => None,
     });
     if let Some(table) = unknown
         && notices.due(Instant::now())
