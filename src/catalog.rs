@@ -3,7 +3,7 @@
 //! Owns tables, their columns and replica identities. It must not ask a server or judge. Invariant:
 //! a partitioned table's identity is what every one of its partitions carries.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -184,6 +184,27 @@ impl Catalog {
             schema => named(schema),
         }
     }
+
+    /// The tables whose rows are deleted, or do not refer to the row any more, when a row of
+    /// `table` is deleted.
+    pub fn leaving_with(&self, table: &TableName) -> BTreeSet<&TableName> {
+        // Keys refer to a partitioned table also if the row is in one of its partitions.
+        let holds = |root: &Table| root.name == *table || root.leaves.contains(table);
+        let mut deleted: BTreeSet<&TableName> =
+            self.tables.iter().filter(|root| holds(root)).map(|root| &root.name).collect();
+        let mut leaving = BTreeSet::new();
+        loop {
+            let refers = |key: &ForeignKey| deleted.contains(&key.table) && !key.on_delete.is_refuse();
+            let cascades = |key: &ForeignKey| refers(key) && key.on_delete == OnDelete::Cascade;
+            leaving.extend(self.tables.iter().filter(|t| t.foreign_keys.iter().any(refers)).map(|t| &t.name));
+            let more = self.tables.iter().filter(|t| t.foreign_keys.iter().any(cascades)).map(|t| &t.name);
+            let more: Vec<_> = more.filter(|name| !deleted.contains(name)).collect();
+            if more.is_empty() {
+                return leaving;
+            }
+            deleted.extend(more);
+        }
+    }
 }
 
 /// The kind of a relation, as far as it decides how changes of it are noticed.
@@ -302,4 +323,48 @@ const RESERVED: &[&str] = &[
 /// A table's name for SQL, schema included.
 pub(crate) fn quote_table(name: &TableName) -> String {
     format!("{}.{}", quote(&name.schema), quote(&name.table))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_leave_with_the_row_that_they_refer_to() {
+        let name = |table: &str| TableName::new("public", table);
+        let table = |own: &str, keys: &[(&str, OnDelete)]| {
+            let key = |(to, on_delete): &(&str, OnDelete)| ForeignKey {
+                table: name(to),
+                on_delete: *on_delete,
+                ..ForeignKey::default()
+            };
+            Table { name: name(own), foreign_keys: keys.iter().map(key).collect(), ..Table::default() }
+        };
+        let (cascade, detach, refuse) = (OnDelete::Cascade, OnDelete::Detach, OnDelete::Refuse);
+        let mut parted = table("parted", &[]);
+        parted.leaves = vec![name("part")];
+        let catalog = Catalog {
+            tables: vec![
+                table("organizations", &[]),
+                table("members", &[("organizations", cascade), ("users", refuse)]),
+                table("notes", &[("members", detach)]),
+                table("links", &[("notes", cascade)]),
+                table("users", &[("users", cascade)]),
+                table("of_parted", &[("parted", cascade)]),
+                table("part", &[]),
+                parted,
+            ],
+            search_path: Vec::new(),
+        };
+        let check = |table: &str, expected: &[&str]| {
+            let found: Vec<_> = catalog.leaving_with(&name(table)).into_iter().map(|name| &*name.table).collect();
+            assert_eq!(found, expected, "{table}");
+        };
+        check("organizations", &["members", "notes"]);
+        check("members", &["notes"]);
+        check("notes", &["links"]);
+        check("links", &[]);
+        check("users", &["users"]);
+        check("part", &["of_parted"]);
+    }
 }

@@ -18,6 +18,10 @@ pub(super) fn act(bound: &BoundRule, rule: &Rule, change: &Change, commit: &Comm
     if change.operation == Operation::Truncate {
         return act_on_truncate(bound, rule, plan);
     }
+    let is_void = rule.for_each.as_ref().is_some_and(|for_each| for_each.is_void_on_delete);
+    if is_void && change.operation == Operation::Delete {
+        return rule.remove_all(plan);
+    }
     if let Some(arguments) = &bound.arguments {
         return call(bound, rule, arguments, change, commit, plan);
     }

@@ -19,6 +19,9 @@ pub struct ForEach {
     pub alias: String,
     /// The values of the query's parameters.
     pub arguments: Vec<Spanned<Template>>,
+    /// A delete of the row leaves the lookup without an answer, so everything that the rule may
+    /// ever have made is removed instead. The database says so.
+    pub is_void_on_delete: bool,
 }
 
 impl ForEach {
@@ -54,7 +57,7 @@ impl ForEach {
             let span = field.part(&(start..end));
             arguments.push(Spanned { value, span });
         }
-        Ok(Self { lookup, alias: alias.to_owned(), arguments })
+        Ok(Self { lookup, alias: alias.to_owned(), arguments, is_void_on_delete: false })
     }
 }
 

@@ -117,6 +117,13 @@ impl RuleSet {
         events
     }
 
+    /// A delete leaves the lookup of the rule at this position without an answer, because the
+    /// database deletes or detaches the rows that it reads.
+    pub fn void_on_delete(&mut self, rule: usize) {
+        let for_each = self.rules.get_mut(rule).and_then(|rule| rule.for_each.as_mut());
+        for_each.into_iter().for_each(|for_each| for_each.is_void_on_delete = true);
+    }
+
     /// The rules, in the order of the file.
     pub fn rules(&self) -> &[Rule] {
         &self.rules

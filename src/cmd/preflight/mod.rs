@@ -1,9 +1,10 @@
 //! What must hold before anything is installed or run: the file fits the database.
 //!
-//! Owns which mismatches stop `setup`, `run` and `serve`. [`catalog_fit`] and [`read_review`] hold
-//! what `check` finds by the same questions. Invariant: nothing is changed in
+//! Owns which mismatches stop `setup`, `run` and `serve`. [`catalog_fit`], [`cascades`] and
+//! [`read_review`] hold what `check` finds by the same questions. Invariant: nothing is changed in
 //! the database.
 
+pub(super) mod cascades;
 pub(super) mod catalog_fit;
 pub(super) mod read_review;
 
@@ -51,7 +52,7 @@ impl Preflight {
             return Err(Failure::configuration(format!("{}: {}", settings.postgres, PrimaryError::Standby)));
         }
         let catalog: Catalog = catalog::read(&client).await?;
-        let CatalogFit { rules, unknown, unlogged, narrow, widenings } =
+        let CatalogFit { mut rules, unknown, unlogged, narrow, widenings } =
             CatalogFit::of(&file.rules, &catalog, settings.mode);
         let mut problems = unknown;
         problems.append(unlogged);
@@ -59,6 +60,9 @@ impl Preflight {
         if !problems.is_empty() {
             problems.sort();
             return Err(file.failure(&problems));
+        }
+        for cascade in cascades::find(&client, &catalog, &rules).await? {
+            rules.void_on_delete(cascade.rule);
         }
         let captures = match settings.mode {
             Mode::Slot => Vec::new(),

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use redis::Commands as _;
 
-use crate::support::{EVENT_MAX, World, connect, wait_until};
+use crate::support::{EVENT_MAX, World, connect, text, wait_until};
 
 const HEAD: &str = "
 version: 1
@@ -16,13 +16,13 @@ target: {url: \"${REDIS_URL}\", namespace: \"v1:\"}
 
 /// A world with these tables, set up with these rules, for a slot and for an outbox.
 fn in_both_modes(rules: &str, tables: &str) -> impl Iterator<Item = World> {
-    let text = format!("{HEAD}{rules}");
+    let file = format!("{HEAD}{rules}");
     let tables = tables.to_owned();
     [false, true].into_iter().map(move |outbox| {
         if outbox {
-            return World::outbox(&text, &tables);
+            return World::outbox(&file, &tables);
         }
-        let world = World::with_rules(&text);
+        let world = World::with_rules(&file);
         world.sql(&tables);
         world.run_ok(&["setup"]);
         world
@@ -219,6 +219,51 @@ rules:
         if world.has_outbox() {
             wait_until(EVENT_MAX, "nothing is held any more", || world.entries() == 0);
         }
+        assert_eq!(daemon.stop(), Some(0));
+    }
+}
+
+#[test]
+fn a_delete_that_cascades_to_what_a_lookup_reads_deletes_by_pattern() {
+    const TABLES: &str = "
+create view member_users as select m.organization_id, u.id from memberships m join users u on u.id = m.user_id;
+create table badges (id text primary key, membership_id text references memberships on delete set null);
+create function badges_of(organization text) returns setof text language sql as
+  $$ select b.id from badges b, memberships m where m.id = b.membership_id and m.organization_id = organization $$;
+insert into badges select 'b' || id, id from memberships;
+create table free (id text primary key, organization_id text);
+insert into free values ('f1', 'o1'), ('f2', 'o2');
+";
+    const RULES: &str = "
+lookups:
+  members: {sql: 'select id from member_users where organization_id = $1'}
+  badges: {sql: 'select b as id from badges_of($1) b'}
+  free: {sql: 'select id from free where organization_id = $1'}
+rules:
+  direct: {table: organizations, for_each: 'members({id}) as m', delete: ['direct:{m.id}']}
+  indirect: {table: organizations, for_each: 'badges({id}) as m', delete: ['indirect:{m.id}']}
+  unrelated: {table: organizations, for_each: 'free({id}) as m', delete: ['unrelated:{m.id}']}
+  renamed: {table: organizations, ops: update, for_each: 'members({id}) as m', delete: ['renamed:{m.id}']}
+";
+    for world in in_both_modes(RULES, TABLES) {
+        let report = text(&world.run(&["check"]));
+        let named = |rule: &str| report.lines().any(|line| line.contains("after a delete") && line.contains(rule));
+        assert!(named("`direct` has no complete answer: it reads public.memberships"), "{report}");
+        assert!(named("`indirect`") && !named("`unrelated`") && !named("`renamed`"), "{report}");
+        let member = world.value("select min(user_id) from memberships where organization_id = 'o1'");
+        let (badge, key) =
+            (world.value("select min(id) from badges"), |rule: &str, id: &str| format!("v1:{rule}:{id}"));
+        let daemon = world.daemon();
+        world.settle();
+        if world.has_outbox() {
+            wait_until(EVENT_MAX, "what setup wrote is in force", || world.entries() == 0);
+        }
+        let keys = [key("direct", &member), key("indirect", &badge), key("unrelated", "f1"), key("unrelated", "f2")];
+        keys.iter().for_each(|key| world.cache(key));
+        world.sql("delete from organizations where id = 'o1'");
+        world.settle();
+        let left: Vec<_> = keys.iter().filter(|key| world.holds(key)).collect();
+        assert_eq!(left, ["v1:unrelated:f2"], "the lookup is asked where its rows stay");
         assert_eq!(daemon.stop(), Some(0));
     }
 }

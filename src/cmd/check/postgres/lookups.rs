@@ -6,10 +6,11 @@
 use tokio_postgres::Client;
 
 use super::probe::PostgresProbe;
-use crate::catalog::{quote, quote_table};
+use crate::catalog::{Catalog, quote, quote_table};
 use crate::change::TableName;
 use crate::cmd::check::cost::AT_ONCE;
 use crate::cmd::check::finding::{Finding, Findings, Stage};
+use crate::cmd::preflight::cascades::{self, Cascade};
 use crate::config::Problems;
 use crate::lookups;
 use crate::rules::{Lookup, RuleSet};
@@ -27,7 +28,12 @@ const UNREADABLE: &str = "select n.nspname::text, c.relname::text, has_schema_pr
 const WHY: &str = "without its rows, every change deletes everything that the rule can name";
 
 impl PostgresProbe<'_> {
-    pub(super) async fn lookups(&self, rules: &RuleSet, findings: &mut Findings) -> Result<(), tokio_postgres::Error> {
+    pub(super) async fn lookups(
+        &self,
+        rules: &RuleSet,
+        catalog: &Catalog,
+        findings: &mut Findings,
+    ) -> Result<(), tokio_postgres::Error> {
         let mut problems = Problems::default();
         lookups::check(rules, self.client, &mut problems).await?;
         problems.sort();
@@ -57,6 +63,9 @@ impl PostgresProbe<'_> {
         // A schema that the role may not use is an error at parsing already.
         let problems = problems.iter().filter(|problem| !forbidden.contains(&&problem.span));
         findings.found.extend(problems.map(|problem| Finding::problem("lookup", problem).why(WHY)));
+        for cascade in cascades::find(self.client, catalog, rules).await? {
+            findings.found.extend(void(&cascade, rules));
+        }
         Ok(())
     }
 
@@ -90,6 +99,23 @@ impl PostgresProbe<'_> {
         }
         Ok(finding)
     }
+}
+
+/// A rule whose lookup has no answer after a delete.
+fn void(cascade: &Cascade, rules: &RuleSet) -> Option<Finding> {
+    let rule = rules.rules().get(cascade.rule)?;
+    let lookup = &rules.lookups().get(rule.for_each.as_ref()?.lookup)?.name.value;
+    let (table, name) = (&rule.table.value, &rule.name);
+    let reason = match &cascade.reads {
+        Some(read) => format!("reads {read}, whose rows PostgreSQL deletes or detaches with the row"),
+        None => "may read rows that PostgreSQL deletes or detaches with the row".to_owned(),
+    };
+    let message =
+        format!("after a delete in {table}, lookup `{lookup}` of rule `{name}` has no complete answer: it {reason}");
+    let finding = Finding::warning("lookup-cascade", message)
+        .why("so a delete does not run the lookup: everything that the rule can name is deleted, and nothing is published")
+        .fix("remove `delete` from `ops` of the rule if another rule removes the same keys when the rows that are read are deleted");
+    Some(Finding { place: Some(rule.span.clone()), ..finding })
 }
 
 /// Lets the server plan a query, which checks every privilege and reads no row.

@@ -77,7 +77,7 @@ async fn ask(
                     server.replication(findings).await,
                     server.publication(&rules, &catalog, findings).await,
                     server.slot(findings).await,
-                    server.lookups(&rules, findings).await,
+                    server.lookups(&rules, &catalog, findings).await,
                     server.events(&rules, findings).await,
                     server.left_outbox(findings).await,
                 ]
@@ -86,7 +86,7 @@ async fn ask(
                 server.outbox(&rules, &catalog, findings).await,
                 server.wakeups(findings).await,
                 server.vacuum(findings).await,
-                server.lookups(&rules, findings).await,
+                server.lookups(&rules, &catalog, findings).await,
                 server.left_slot(findings).await,
             ],
         };
