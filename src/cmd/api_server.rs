@@ -2,12 +2,15 @@
 //!
 //! Owns where it listens. It must not know in which process it runs.
 
+use std::sync::Arc;
+
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::config_file::ConfigFile;
 use super::failure::Failure;
 use crate::api::ApiServer;
+use crate::rules::Folding;
 
 /// Where the API listens.
 #[derive(Debug, clap::Args)]
@@ -17,9 +20,10 @@ pub(super) struct ListenArgs {
     pub(super) listen: Option<String>,
 }
 
-/// Creates the server and opens its port.
+/// Creates the server and opens its port. Names fold case as this database does.
 pub(super) async fn open(
     file: &ConfigFile,
+    folding: &Arc<Folding>,
     args: &ListenArgs,
     stop: &CancellationToken,
 ) -> Result<(ApiServer, TcpListener), Failure> {
@@ -37,7 +41,9 @@ pub(super) async fn open(
         ))
     })?;
     let address = listener.local_addr()?;
-    let server = ApiServer::start(&file.settings, file.reads.clone(), file.digest(), stop).map_err(|error| {
+    let mut folded = file.reads.clone();
+    folded.fold_as(folding);
+    let server = ApiServer::start(&file.settings, folded, file.digest(), stop).map_err(|error| {
         Failure::configuration(format!("target.url cannot be used: {}", crate::redis::describe(&error)))
     })?;
     tracing::info!(%address, reads, "serving");

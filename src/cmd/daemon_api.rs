@@ -54,7 +54,7 @@ impl DaemonApi {
         #[cfg(feature = "api")]
         let server = if args.serve {
             preflight.require_reads(file).await?;
-            Some(api_server::open(file, &args.listen, stop).await?)
+            Some(api_server::open(file, &preflight.folding, &args.listen, stop).await?)
         } else {
             None
         };

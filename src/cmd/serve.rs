@@ -1,6 +1,7 @@
 //! `unstale serve`: the read API.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::api_server::{self, ListenArgs};
@@ -9,6 +10,7 @@ use super::config_file::ConfigFile;
 use super::failure::Failure;
 use super::preflight::Preflight;
 use super::signals::stop_on_signals;
+use crate::rules::Folding;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct ServeArgs {
@@ -22,28 +24,30 @@ pub(super) struct ServeArgs {
 pub(super) async fn run(config: &Path, args: ServeArgs) -> Result<(), Failure> {
     let stop = stop_on_signals()?;
     let file = ConfigFile::read(config)?;
-    tokio::select! {
+    let folding = tokio::select! {
         biased;
         () = stop.cancelled() => return Ok(()),
-        fits = require_fitting_reads(&file) => fits?,
+        folding = require_fitting_reads(&file) => folding?,
     };
-    let (server, listener) = api_server::open(&file, &args.listen, &stop).await?;
+    let (server, listener) = api_server::open(&file, &folding, &args.listen, &stop).await?;
     server.serve(listener, args.drain_max).await?;
     tracing::info!("stopped");
     Ok(())
 }
 
 /// Fails if a read does not fit the database, or could become stale. A database that is not
-/// available is no reason: what is cached can be served meanwhile.
-async fn require_fitting_reads(file: &ConfigFile) -> Result<(), Failure> {
+/// available is no reason: what is cached can be served meanwhile. Returns how the database folds
+/// case.
+async fn require_fitting_reads(file: &ConfigFile) -> Result<Arc<Folding>, Failure> {
     match Preflight::compare(file).await {
-        Ok(preflight) => preflight.require_reads(file).await,
+        Ok(preflight) => preflight.require_reads(file).await.map(|()| preflight.folding),
         Err(failure) if failure.is_unavailable() => {
             tracing::warn!(
                 why = failure.message,
-                "PostgreSQL is not available: serving reads that were not compared with it"
+                "PostgreSQL is not available: serving reads that were not compared with it; until a restart, nothing is \
+                 cached under a name that contains letters in `lower` or `upper`"
             );
-            Ok(())
+            Ok(Arc::new(Folding::unknown()))
         }
         Err(failure) => Err(failure),
     }

@@ -123,12 +123,15 @@ impl Progress {
     }
 
     /// The source reached this position without a published transaction. It counts only if no
-    /// transaction is open. Must not be called inside a transaction.
-    pub fn reached(&mut self, position: Lsn) {
+    /// transaction is open. Must not be called inside a transaction. Returns whether transactions
+    /// are in force that waited for it.
+    pub fn reached(&mut self, position: Lsn) -> bool {
+        let waiting = self.behind.len();
         self.has_sent(position);
         if self.is_idle() || mutant::is(Mutant::EagerKeepalive) {
             self.idle = self.idle.max(position);
         }
+        self.behind.len() < waiting
     }
 
     /// Everything up to this position is in force, even if transactions are open: an outbox proves
@@ -263,7 +266,7 @@ mod tests {
                     Received => tickets.push(progress.received(Lsn::new(10 * (tickets.len() as u64 + 1)))),
                     Looked(ticket, horizon) => progress.looked(tickets[at(ticket)], Lsn::new(horizon)),
                     Done(ticket) => progress.done(tickets[at(ticket)]),
-                    Reached(position) => progress.reached(Lsn::new(position)),
+                    Reached(position) => _ = progress.reached(Lsn::new(position)),
                 }
             }
             assert_eq!((progress.applied(), progress.awaits_source()), (Lsn::new(expected), awaits));

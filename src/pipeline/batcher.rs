@@ -7,17 +7,17 @@
 //! most one batch is in flight, so order holds; a transaction is done only when the batch with its
 //! last row is in force.
 
-use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::time::Instant;
 
 use super::catalog_checks::CatalogChecks;
-use super::held::Held;
+use super::held::{GateQuestion, Held};
 use super::in_flight::InFlight;
 use super::intake::{ArrivedTransaction, Intake};
+use super::lookup_horizons::{LookupHorizon, LookupHorizons};
 use super::part::Part;
 use super::repeats::Repeats;
-use super::slow_queue::{LookupHorizon, SlowQueue, SlowWork};
+use super::slow_queue::{SlowQueue, SlowWork};
 use super::streams::Streams;
 use super::watching::CatalogChange;
 use crate::change::{Begin, Lsn, SourceEvent, Xid};
@@ -48,10 +48,7 @@ pub(super) struct Batcher {
     streams: Streams,
     repeats: Repeats,
     progress: Progress,
-    /// The highest entry of the outbox that the lookups of a transaction may have seen.
-    looked_to: BTreeMap<Ticket, i64>,
-    /// What the last lookups may have seen.
-    last_horizon: Option<LookupHorizon>,
+    horizons: LookupHorizons,
     in_flight: Option<InFlight>,
     /// The furthest position that `started` in Redis may have reached.
     started: Lsn,
@@ -72,16 +69,6 @@ pub(super) struct Batcher {
     catalog: CatalogChecks,
 }
 
-/// A question to the primary, without whose answer held or waiting ops cannot go on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum GateQuestion {
-    /// What is visible.
-    Snapshot,
-    /// What is visible, and a position that was never used: a version key must rise, and readers
-    /// may have seen the position of its own transaction.
-    FreshPosition,
-}
-
 impl Batcher {
     /// The state at the beginning of a session.
     pub(super) fn new(planner: Planner, max_keys: usize, counts: bool) -> Self {
@@ -94,8 +81,7 @@ impl Batcher {
             streams: Streams::default(),
             repeats: Repeats::default(),
             progress: Progress::default(),
-            looked_to: BTreeMap::new(),
-            last_horizon: None,
+            horizons: LookupHorizons::default(),
             in_flight: None,
             started: Lsn::ZERO,
             resumed_at: Lsn::ZERO,
@@ -145,10 +131,7 @@ impl Batcher {
             }
             SourceEvent::Progress { wal_end } => {
                 if self.intake.xid().is_none() {
-                    let before = self.progress.applied();
-                    let awaited = self.progress.awaits_source();
-                    self.progress.reached(wal_end);
-                    self.record_due |= awaited && self.progress.applied() > before;
+                    self.record_due |= self.progress.reached(wal_end);
                 }
             }
         }
@@ -202,8 +185,7 @@ impl Batcher {
         if self.slow.take_open() {
             self.progress.split(ticket);
             self.slow.join(ticket);
-            // Lookups for its first rows may have been answered.
-            self.looked(ticket, self.last_horizon);
+            self.horizons.completed(ticket, &mut self.progress);
         }
         if let Some(part) = held {
             self.held.push(begin.xid, part);
@@ -217,25 +199,20 @@ impl Batcher {
         self.progress.proven(position);
     }
 
-    /// Whether these transactions of an outbox are in force.
-    pub(super) fn are_settled(&self, tickets: &RangeInclusive<Ticket>) -> bool {
-        self.progress.are_done(tickets.clone())
+    /// The ledger.
+    pub(super) fn progress(&self) -> &Progress {
+        &self.progress
     }
 
-    /// The highest entry that their lookups may have seen.
+    /// The highest entry that the lookups of these transactions may have seen.
     pub(super) fn looked_to(&self, tickets: &RangeInclusive<Ticket>) -> Option<i64> {
-        self.looked_to.range(tickets.clone()).map(|(_, entry)| *entry).max()
+        self.horizons.entry(tickets)
     }
 
     /// The entries of these transactions are gone from the outbox.
     pub(super) fn are_gone(&mut self, tickets: &RangeInclusive<Ticket>) {
         self.streams.are_gone(tickets);
-        self.looked_to.retain(|ticket, _| !tickets.contains(ticket));
-    }
-
-    /// Whether a transaction waits until the source has sent more.
-    pub(super) fn awaits_source(&self) -> bool {
-        self.progress.awaits_source()
+        self.horizons.are_gone(tickets);
     }
 
     /// What is known of the database's catalog, and what waits for an observation.
@@ -431,22 +408,8 @@ impl Batcher {
     /// What it found follows from the state of the database that `horizon` bounds.
     pub(super) fn finish_slow_work(&mut self, horizon: Option<LookupHorizon>) {
         let Some(part) = self.slow.finish() else { return };
-        for ticket in &part.tickets {
-            self.looked(*ticket, horizon);
-        }
-        self.last_horizon = horizon.or(self.last_horizon);
+        self.horizons.answered(&part.tickets, horizon, &mut self.progress);
         self.waiting.append(part);
-    }
-
-    fn looked(&mut self, ticket: Ticket, horizon: Option<LookupHorizon>) {
-        match horizon {
-            None => {}
-            Some(LookupHorizon::Log(position)) => self.progress.looked(ticket, position),
-            Some(LookupHorizon::Outbox(entry)) => {
-                let held = self.looked_to.entry(ticket).or_default();
-                *held = entry.max(*held);
-            }
-        }
     }
 
     /// When Redis is to be asked which second deletes are due.

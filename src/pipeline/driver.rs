@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use super::batcher::{Batcher, GateQuestion};
+use super::batcher::Batcher;
 use super::error::SessionError;
 use super::feed::Feed;
 use super::feed::opened::OpenSource;
+use super::held::GateQuestion;
 use super::in_flight::SinkOutcome;
 use super::resume::resume;
 use super::running::Running;

@@ -30,6 +30,16 @@ struct HeldTransaction {
     part: Part,
 }
 
+/// A question to the primary, without whose answer held or waiting ops cannot go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum GateQuestion {
+    /// What is visible.
+    Snapshot,
+    /// What is visible, and a position that was never used: a version key must rise, and readers
+    /// may have seen the position of its own transaction.
+    FreshPosition,
+}
+
 impl Held {
     /// When the next snapshot may be asked for.
     pub(super) fn ask_at(&self, now: Instant) -> Instant {

@@ -12,6 +12,7 @@ mod feed;
 mod held;
 mod in_flight;
 mod intake;
+mod lookup_horizons;
 mod part;
 mod repeats;
 mod resume;

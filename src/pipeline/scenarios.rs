@@ -5,12 +5,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::batcher::{Batcher, GateQuestion};
+use super::batcher::Batcher;
 use super::error::SessionError;
 use super::feed::event::{FeedEvent, FeedStatus};
+use super::held::GateQuestion;
 use super::in_flight::{Resumed, SinkOutcome};
+use super::lookup_horizons::LookupHorizon;
 use super::session::{Effect, Event, Session, SessionLimits};
-use super::slow_queue::{LookupHorizon, SlowEvent};
+use super::slow_queue::SlowEvent;
 use super::watching::Watching;
 use crate::change::{
     Begin, Cell, Change, Column, ColumnKind, Lsn, Operation, Relation, RelationId, Row, SourceEvent, TableName, Xid,
@@ -291,10 +293,10 @@ fn what_saw_a_later_commit_is_recorded_only_when_that_is_in_force() {
     let horizon = Some(LookupHorizon::Log(Lsn::new(35)));
     let finished = SlowEvent::Finished { rest: Vec::new(), result: Ok(horizon) };
     assert_eq!(world.on(Event::Slow(finished)), NOTHING);
-    assert!(world.session.batcher().awaits_source());
+    assert!(world.session.batcher().progress().awaits_source());
     assert_eq!(world.receive(8, 30, "users", [1]), ["apply user:1"]);
     world.take(SourceEvent::Progress { wal_end: Lsn::new(40) });
-    assert!(!world.session.batcher().awaits_source());
+    assert!(!world.session.batcher().progress().awaits_source());
     assert_eq!(world.effects(), NOTHING, "what it saw is in flight");
     assert_eq!(world.applied(), ["apply record=30"]);
     // Nothing else is received up to there.

@@ -7,9 +7,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::batcher::{Batcher, GateQuestion};
+use super::batcher::Batcher;
 use super::error::SessionError;
 use super::feed::event::{FeedEvent, FeedStatus};
+use super::held::GateQuestion;
 use super::in_flight::{Resumed, SinkOutcome};
 use super::slow_queue::{SlowEvent, SlowWork};
 use super::watching::Watching;

@@ -7,6 +7,7 @@
 //! after its slow work.
 
 use super::error::SessionError;
+use super::lookup_horizons::LookupHorizon;
 use super::part::{Part, Size};
 use crate::change::Lsn;
 use crate::coherence::progress::Ticket;
@@ -29,15 +30,6 @@ impl SlowWork {
     pub(super) fn is_empty(&self) -> bool {
         self.calls.is_empty() && self.sweeps.is_empty()
     }
-}
-
-/// What the state of the database may contain in which lookups were answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum LookupHorizon {
-    /// Commits up to this position of the log.
-    Log(Lsn),
-    /// Entries of the outbox up to this number.
-    Outbox(i64),
 }
 
 /// What comes of slow work.

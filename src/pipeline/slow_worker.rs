@@ -9,8 +9,9 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use super::error::SessionError;
+use super::lookup_horizons::LookupHorizon;
 use super::running::Running;
-use super::slow_queue::{LookupHorizon, SlowEvent, SlowWork};
+use super::slow_queue::{SlowEvent, SlowWork};
 use crate::causes::with_causes;
 use crate::coherence::primary::Primary;
 use crate::config::{Mode, Settings};

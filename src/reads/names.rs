@@ -6,7 +6,7 @@
 use super::read::{Arguments, Parameter, Read};
 use crate::key::{CacheKey, Glob};
 use crate::plan::Removal;
-use crate::rules::{Filter, Rendered, Resolved, Template};
+use crate::rules::{Filter, Image, Reference, Rendered, Resolved, Template};
 
 /// The longest name, in bytes, so that clients cannot fill Redis with invented names.
 const NAME_MAX: usize = 1024;
@@ -15,11 +15,12 @@ impl Read {
     /// The key of a value, without its version. None: the value must not be cached, because
     /// - other arguments make the same key (`permission:{a}:{b}` with a colon in a value);
     /// - a parameter in some template is absent, and no rule makes a name of an absent value;
-    /// - a value whose case is folded is not ASCII, and databases differ in how they fold it;
+    /// - a value whose case is folded is not ASCII, or it is not known how the database folds it;
     /// - the key is too long.
     pub fn key(&self, arguments: &Arguments) -> Option<CacheKey> {
         let may_be_named = |&(at, folds): &(usize, bool)| {
-            arguments.get(at).and_then(Option::as_ref).is_some_and(|value| !folds || value.is_ascii())
+            let value = arguments.get(at).and_then(Option::as_ref);
+            value.is_some_and(|value| !folds || value.is_ascii() && self.is_known(at, value))
         };
         let key = self.render(&self.key.value, arguments);
         if !self.named.iter().all(may_be_named)
@@ -41,6 +42,13 @@ impl Read {
             name.extend_from_slice(&Filter::Urlencode.apply(value));
         }
         (name.len() <= NAME_MAX).then(|| CacheKey::new(name))
+    }
+
+    /// Whether it is known what all names make of a parameter's value.
+    fn is_known(&self, parameter: usize, value: &[u8]) -> bool {
+        let Some(Parameter { name, .. }) = self.parameters.get(parameter) else { return false };
+        let is_ours = |reference: &&Reference| reference.image != Image::Lookup && reference.column == *name;
+        self.references().filter(is_ours).all(|reference| reference.is_known(value))
     }
 
     /// The key of a value of this version.
@@ -137,6 +145,7 @@ fn is_made_once(template: &Template, name: &CacheKey) -> bool {
 pub(super) mod tests {
     use super::*;
     use crate::reads::set::tests::compile;
+    use crate::rules::Folding;
 
     /// The read `r` with these fields.
     pub(in crate::reads) fn read(fields: &str) -> Read {
@@ -191,6 +200,16 @@ pub(super) mod tests {
         check("path: '/u/{x}', key: 'u:{x}'", false);
         check("path: '/u/{x}', key: 'u:{x|upper|sha256}', tags: 't:{x}'", false);
         check("path: '/u/{x}', key: 'u:{x|lower}', tags: 't:{x|lower}'", true);
+    }
+
+    #[test]
+    fn a_name_that_the_database_may_fold_otherwise_is_not_used() {
+        let mut folded = read("path: '/u/{x}', key: 'u:{x|lower}', tags: 't:{value.y|upper}'");
+        folded.fold_as(&Folding::of_database(true, ['I'], ['i']).into());
+        for (value, is_cached) in [("Ann", true), ("ilker", true), ("ILKER", false)] {
+            assert_eq!(folded.key(&arguments(&[value])).is_some(), is_cached, "{value}");
+        }
+        assert!(folded.has_tag_fields(br#"{"y": "ann"}"#) && !folded.has_tag_fields(br#"{"y": "ilker"}"#));
     }
 
     /// An argument `-` is absent; an empty expectation is no key.

@@ -4,11 +4,12 @@
 //! request arrives.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::path::Path;
 use crate::config::Spanned;
-use crate::rules::Template;
+use crate::rules::{Folding, Reference, Template};
 
 /// A named, cached query.
 #[derive(Clone, Debug)]
@@ -77,6 +78,23 @@ pub enum ParameterSource {
 pub type Arguments = [Option<Vec<u8>>];
 
 impl Read {
+    /// Folds case in names as this database does.
+    pub(super) fn fold_as(&mut self, folding: &Arc<Folding>) {
+        let templates = std::iter::once(&mut self.key).chain(&mut self.tags).chain(&mut self.version);
+        templates.for_each(|template| template.value.fold_as(folding));
+    }
+
+    /// Whether some name folds case.
+    pub(super) fn folds_case(&self) -> bool {
+        self.references().any(Reference::folds)
+    }
+
+    /// The references of all names.
+    pub(super) fn references(&self) -> impl Iterator<Item = &Reference> {
+        let templates = std::iter::once(&self.key).chain(&self.tags).chain(&self.version);
+        templates.flat_map(|template| template.value.references())
+    }
+
     /// The value of the parameter with this name.
     pub(super) fn argument<'a>(&self, name: &str, arguments: &'a Arguments) -> Option<&'a [u8]> {
         let at = self.parameters.iter().position(|parameter| parameter.name == name)?;

@@ -3,6 +3,8 @@
 //! Owns [`ReadSet`]. It must not see YAML, SQL or servers. Invariant: a set exists only if all its
 //! reads are valid and no two of them conflict.
 
+use std::sync::Arc;
+
 use indexmap::IndexSet;
 
 use super::compile::ReadCompiler;
@@ -11,6 +13,7 @@ use super::read::Read;
 use crate::config::{Problems, RawRead, Settings, Spanned};
 use crate::nearest::nearest;
 use crate::plan::Removal;
+use crate::rules::Folding;
 
 /// All reads of one file.
 #[derive(Clone, Debug, Default)]
@@ -37,6 +40,16 @@ impl ReadSet {
         conflicts::check(&reads, &settings.namespace, &mut problems);
         problems.sort();
         if problems.is_empty() { Ok(Self { reads, session }) } else { Err(problems) }
+    }
+
+    /// Folds case in names as this database does.
+    pub fn fold_as(&mut self, folding: &Arc<Folding>) {
+        self.reads.iter_mut().for_each(|read| read.fold_as(folding));
+    }
+
+    /// Whether some name folds case.
+    pub fn folds_case(&self) -> bool {
+        self.reads.iter().any(Read::folds_case)
     }
 
     /// The reads, in the order of the file.

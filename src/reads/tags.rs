@@ -9,15 +9,18 @@ use serde_json::value::RawValue;
 
 use super::read::{Arguments, Read};
 use crate::key::CacheKey;
-use crate::rules::{Image, Rendered, Resolved};
+use crate::rules::{Image, Reference, Rendered, Resolved};
 
 impl Read {
-    /// Whether every field of the value that `tags` name is there and plain. A rule could not find
-    /// the value by a field that is absent, NULL, an array or an object.
+    /// Whether every field of the value that `tags` name is there and plain, and folded as the
+    /// database folds it. A rule could not find the value by a field that is absent, NULL, an array
+    /// or an object.
     pub fn has_tag_fields(&self, value: &[u8]) -> bool {
         let fields = fields(value);
         let mut references = self.tags.iter().flat_map(|tag| tag.value.references());
-        references.all(|reference| reference.image != Image::Lookup || fields.contains_key(&reference.column))
+        let is_known =
+            |reference: &Reference| fields.get(&reference.column).is_some_and(|field| reference.is_known(field));
+        references.all(|reference| reference.image != Image::Lookup || is_known(reference))
     }
 
     /// The sets that a value joins; without the value, only those that need none of its fields. A

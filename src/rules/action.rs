@@ -3,8 +3,10 @@
 //! Owns what each kind of action carries. It must not know rows. Invariant: an action has exactly
 //! one name, and what it may ever remove or write follows from that name alone.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::folding::Folding;
 use super::message::MessageTemplate;
 use super::template::Template;
 use crate::config::Spanned;
@@ -41,6 +43,13 @@ impl<T, C> Action<T, C> {
 
     /// The template that names what is affected.
     pub(super) const fn name(&self) -> &T {
+        match self {
+            Self::Delete(name) | Self::Pattern(name) | Self::Tag(name) | Self::Bump(name) => name,
+            Self::Set { key: name, .. } | Self::Publish { channel: name, .. } | Self::Stream { name, .. } => name,
+        }
+    }
+
+    fn name_mut(&mut self) -> &mut T {
         match self {
             Self::Delete(name) | Self::Pattern(name) | Self::Tag(name) | Self::Bump(name) => name,
             Self::Set { key: name, .. } | Self::Publish { channel: name, .. } | Self::Stream { name, .. } => name,
@@ -91,6 +100,14 @@ impl<T, C> Action<T, C> {
 }
 
 impl RuleAction {
+    /// Folds case in names of keys as this database does. Messages and their channels fold by
+    /// Unicode's rules: they name nothing that a query finds.
+    pub(super) fn fold_as(&mut self, folding: &Arc<Folding>) {
+        if self.kind().touches_keys() {
+            self.name_mut().value.fold_as(folding);
+        }
+    }
+
     /// The removal of everything that it may ever remove or write.
     pub(super) fn removal(&self) -> Option<Removal> {
         match self {

@@ -5,12 +5,14 @@
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use sha2::{Digest as _, Sha256};
 
+use super::folding::{Folding, LetterCase};
+
 /// A function from a value to a value, applied in a template.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Filter {
-    /// Unicode lower case, as PostgreSQL's `lower` in a UTF-8 database.
+    /// Lower case, as PostgreSQL's `lower` gives it.
     Lower,
-    /// Unicode upper case.
+    /// Upper case, as PostgreSQL's `upper` gives it.
     Upper,
     /// SHA-256 in lower-case hexadecimal digits.
     Sha256,
@@ -25,11 +27,31 @@ impl Filter {
     pub const WORDS: [(&'static str, Self); 4] =
         [("lower", Self::Lower), ("upper", Self::Upper), ("sha256", Self::Sha256), ("urlencode", Self::Urlencode)];
 
-    /// The value after the filter.
+    /// The value after the filter, where no database is asked how it folds case.
     pub fn apply(self, value: &[u8]) -> Vec<u8> {
+        self.apply_as(&Folding::default(), value).unwrap_or_default()
+    }
+
+    /// The value after the filter; none if it is not known how the database folds it.
+    pub(super) fn apply_as(self, folding: &Folding, value: &[u8]) -> Option<Vec<u8>> {
+        if let Some(case) = self.case() {
+            return folding.fold(case, value);
+        }
+        Some(self.encode(value))
+    }
+
+    /// The case that it folds to, if it does.
+    pub(super) fn case(self) -> Option<LetterCase> {
         match self {
-            Self::Lower => change_case(value, str::to_lowercase, <[u8]>::to_ascii_lowercase),
-            Self::Upper => change_case(value, str::to_uppercase, <[u8]>::to_ascii_uppercase),
+            Self::Lower => Some(LetterCase::Lower),
+            Self::Upper => Some(LetterCase::Upper),
+            Self::Sha256 | Self::Urlencode => None,
+        }
+    }
+
+    fn encode(self, value: &[u8]) -> Vec<u8> {
+        match self {
+            Self::Lower | Self::Upper => value.to_vec(),
             Self::Sha256 => {
                 let digits = b"0123456789abcdef";
                 let digit = |nibble: u8| digits.get(usize::from(nibble)).copied().unwrap_or(b'0');
@@ -37,14 +59,6 @@ impl Filter {
             }
             Self::Urlencode => percent_encode(value, ENCODED).to_string().into_bytes(),
         }
-    }
-}
-
-/// Text by Unicode's rules; what is not UTF-8 (an SQL_ASCII database) byte by byte.
-fn change_case(value: &[u8], text: fn(&str) -> String, bytes: fn(&[u8]) -> Vec<u8>) -> Vec<u8> {
-    match std::str::from_utf8(value) {
-        Ok(valid) if !valid.is_ascii() => text(valid).into_bytes(),
-        _ => bytes(value),
     }
 }
 

@@ -4,14 +4,28 @@
 //! rules of a table does not depend on how many rules there are.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use indexmap::IndexSet;
 use sha2::{Digest as _, Sha256};
 
+use super::folding::Folding;
 use super::rule::{Lookup, Rule, Trigger};
+use super::template::Image;
 use crate::change::TableName;
 use crate::config::{Truncate, Unknown};
 use crate::plan::{Plan, Removal, RuleId};
+
+/// The values whose case is folded.
+#[derive(Clone, Debug, Default)]
+pub struct FoldedValues<'a> {
+    /// These columns of tables.
+    pub columns: Vec<(&'a TableName, &'a str)>,
+    /// Columns of looked-up rows.
+    pub of_lookups: bool,
+    /// Fields of events.
+    pub of_events: bool,
+}
 
 /// All rules of one file.
 #[derive(Clone, Debug)]
@@ -122,6 +136,32 @@ impl RuleSet {
     pub fn void_on_delete(&mut self, rule: usize) {
         let for_each = self.rules.get_mut(rule).and_then(|rule| rule.for_each.as_mut());
         for_each.into_iter().for_each(|for_each| for_each.is_void_on_delete = true);
+    }
+
+    /// Folds case in names of keys, and in arguments of lookups, as this database does.
+    pub fn fold_as(&mut self, folding: &Arc<Folding>) {
+        for rule in &mut self.rules {
+            rule.actions.iter_mut().for_each(|action| action.fold_as(folding));
+            let arguments = rule.for_each.iter_mut().flat_map(|for_each| &mut for_each.arguments);
+            arguments.for_each(|argument| argument.value.fold_as(folding));
+        }
+    }
+
+    /// The values whose case some name or argument folds.
+    pub fn folded(&self) -> FoldedValues<'_> {
+        let mut folded = FoldedValues::default();
+        for rule in &self.rules {
+            let arguments = rule.for_each.iter().flat_map(|for_each| &for_each.arguments);
+            for reference in rule.names().chain(arguments).flat_map(|template| template.value.references()) {
+                match (rule.trigger, reference.image) {
+                    _ if !reference.folds() => {}
+                    (_, Image::Lookup) => folded.of_lookups = true,
+                    (Trigger::Event, _) => folded.of_events = true,
+                    (Trigger::Table, _) => folded.columns.push((&rule.table.value, &reference.column)),
+                }
+            }
+        }
+        folded
     }
 
     /// The rules, in the order of the file.

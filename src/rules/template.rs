@@ -5,8 +5,10 @@
 //! value that is not known it renders a glob, with NULL nothing; no value can widen a pattern.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::filter::Filter;
+use super::folding::Folding;
 use crate::config::Spanned;
 use crate::key::{CacheKey, Glob};
 use crate::nearest::nearest;
@@ -33,6 +35,8 @@ pub struct Reference {
     pub column: String,
     /// The filters, applied from left to right.
     pub filters: Vec<Filter>,
+    /// How the database folds case.
+    pub folding: Arc<Folding>,
     /// The bytes of the template between the braces, for messages.
     pub span: Range<usize>,
 }
@@ -168,6 +172,15 @@ impl Template {
         })
     }
 
+    /// Folds case as this database does.
+    pub fn fold_as(&mut self, folding: &Arc<Folding>) {
+        for part in &mut self.parts {
+            if let TemplatePart::Reference(reference) = part {
+                reference.folding = Arc::clone(folding);
+            }
+        }
+    }
+
     /// The pattern of everything this template may ever render.
     pub fn glob(&self) -> Glob {
         self.render(|_| Resolved::Unknown).into_glob().unwrap_or_default()
@@ -183,9 +196,11 @@ impl Template {
                 TemplatePart::Any => return self.render_glob(at, references, &name, resolve),
                 TemplatePart::Reference(reference) => {
                     match resolve(references) {
-                        Resolved::Value(value) => push_filtered(&mut name, value, &reference.filters),
+                        Resolved::Value(value) if reference.push(&mut name, value) => {}
                         Resolved::Nothing => return Rendered::Nothing,
-                        Resolved::Unknown => return self.render_glob(at, references + 1, &name, resolve),
+                        Resolved::Value(_) | Resolved::Unknown => {
+                            return self.render_glob(at, references + 1, &name, resolve);
+                        }
                     }
                     references += 1;
                 }
@@ -214,8 +229,10 @@ impl Template {
                     match resolve(references) {
                         Resolved::Value(value) => {
                             let mut name = Vec::new();
-                            push_filtered(&mut name, value, &reference.filters);
-                            glob.push_literal(&name);
+                            match reference.push(&mut name, value) {
+                                true => glob.push_literal(&name),
+                                false => glob.push_any(),
+                            }
                         }
                         Resolved::Nothing => return Rendered::Nothing,
                         Resolved::Unknown => glob.push_any(),
@@ -235,13 +252,30 @@ impl Spanned<Template> {
     }
 }
 
-fn push_filtered(name: &mut Vec<u8>, value: &[u8], filters: &[Filter]) {
-    match filters.split_first() {
-        None => name.extend_from_slice(value),
-        Some((first, rest)) => {
-            let filtered = rest.iter().fold(first.apply(value), |value, filter| filter.apply(&value));
-            name.extend_from_slice(&filtered);
-        }
+impl Reference {
+    /// Whether a filter folds case.
+    pub fn folds(&self) -> bool {
+        self.filters.iter().any(|filter| filter.case().is_some())
+    }
+
+    /// Whether it is known what the filters make of a value.
+    pub fn is_known(&self, value: &[u8]) -> bool {
+        !self.folds() || self.push(&mut Vec::new(), value)
+    }
+
+    /// Appends what the filters make of a value. Returns false, and appends nothing, if that is not
+    /// known.
+    fn push(&self, name: &mut Vec<u8>, value: &[u8]) -> bool {
+        let Some((first, rest)) = self.filters.split_first() else {
+            name.extend_from_slice(value);
+            return true;
+        };
+        let first = first.apply_as(&self.folding, value);
+        let filtered =
+            first.and_then(|value| rest.iter().try_fold(value, |value, filter| filter.apply_as(&self.folding, &value)));
+        let Some(filtered) = filtered else { return false };
+        name.extend_from_slice(&filtered);
+        true
     }
 }
 
@@ -300,7 +334,7 @@ fn parse_reference(text: &str, span: Range<usize>, alias: Option<&str>) -> Resul
         return Err(invalid(span, "a reference without a column", "expected `{column}`"));
     }
     let filters = words.map(|word| parse_filter(word, &span)).collect::<Result<_, _>>()?;
-    Ok(Reference { image, column: column.to_owned(), filters, span })
+    Ok(Reference { image, column: column.to_owned(), filters, folding: Arc::default(), span })
 }
 
 fn parse_filter(word: &str, span: &Range<usize>) -> Result<Filter, InvalidTemplate> {

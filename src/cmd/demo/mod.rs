@@ -81,9 +81,10 @@ pub(super) async fn run(args: DemoArgs) -> Result<(), Failure> {
 
     let mut announcements = Announcements::follow(&file).await?;
     let stop_daemon = CancellationToken::new();
+    let folding = Arc::clone(&preflight.folding);
     let daemon = start_daemon(&file, preflight, &stop_daemon).await?;
     let listen = ListenArgs { listen: Some("127.0.0.1:0".to_owned()) };
-    let (api, listener) = api_server::open(&file, &listen, &stop_daemon).await?;
+    let (api, listener) = api_server::open(&file, &folding, &listen, &stop_daemon).await?;
     let address = listener.local_addr()?;
     print(&format!("API on http://{address}; try curl -i http://{address}/users/u1\n\n"))?;
     let reader = ApiReader::new(api.front().map_err(redis_failure)?, &file);

@@ -1,14 +1,17 @@
 //! What must hold before anything is installed or run: the file fits the database.
 //!
-//! Owns which mismatches stop `setup`, `run` and `serve`. [`catalog_fit`], [`cascades`] and
-//! [`read_review`] hold what `check` finds by the same questions. Invariant: nothing is changed in
-//! the database.
+//! Owns which mismatches stop `setup`, `run` and `serve`. [`catalog_fit`], [`cascades`],
+//! [`folding`] and [`read_review`] hold what `check` finds by the same questions. Invariant:
+//! nothing is changed in the database.
 
 pub(super) mod cascades;
 pub(super) mod catalog_fit;
+pub(super) mod folding;
 pub(super) mod read_review;
 
 use indexmap::IndexMap;
+use std::sync::Arc;
+
 use tokio_postgres::Client;
 
 use self::catalog_fit::CatalogFit;
@@ -25,7 +28,7 @@ use crate::postgres;
 use crate::postgres::catalog;
 use crate::postgres::publication::Publication;
 use crate::query;
-use crate::rules::{Capture, RuleSet, Widening};
+use crate::rules::{Capture, Folding, RuleSet, Widening};
 use crate::watch::{Carrier, Watched, WatchedTable, WatchedView};
 
 /// A database whose tables and lookups fit the rules.
@@ -37,6 +40,8 @@ pub(super) struct Preflight {
     pub(super) widenings: Vec<Widening>,
     /// What the triggers of an outbox have to record. Empty in slot mode.
     pub(super) captures: Vec<Capture>,
+    /// How the database folds case.
+    pub(super) folding: Arc<Folding>,
     catalog: Catalog,
     narrow: Problems,
 }
@@ -64,11 +69,13 @@ impl Preflight {
         for cascade in cascades::find(&client, &catalog, &rules).await? {
             rules.void_on_delete(cascade.rule);
         }
+        let folding = Arc::new(folding::ask(&client, &rules, &file.reads).await?);
+        rules.fold_as(&folding);
         let captures = match settings.mode {
             Mode::Slot => Vec::new(),
             Mode::Outbox => rules.captures(&catalog),
         };
-        Ok(Self { client, rules, widenings, captures, catalog, narrow })
+        Ok(Self { client, rules, widenings, captures, folding, catalog, narrow })
     }
 
     /// What the daemon watches: the tables of the rules, and the materialized views of the reads.

@@ -175,11 +175,11 @@ impl SlotFeed {
     pub(super) fn work(&mut self, batcher: &Batcher) {
         let now = Instant::now();
         let is_due = self.asked.is_none() || self.ask_again_at().is_some_and(|at| at <= now);
-        let asks = batcher.awaits_source() && is_due;
+        let asks = batcher.progress().awaits_source() && is_due;
         if asks || self.stream.answer_due() {
             self.report(batcher.confirmed(), asks);
         }
-        self.asked = self.asked.filter(|_| batcher.awaits_source());
+        self.asked = self.asked.filter(|_| batcher.progress().awaits_source());
         if asks {
             self.asked = Some(now);
         }

@@ -3,5 +3,6 @@
 //! Each file owns one kind of them. Every test is a case in which an older value stayed in Redis,
 //! an invalidation was lost, or everything stopped.
 
+mod pace;
 mod tables;
 mod text;

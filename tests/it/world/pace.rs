@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use redis::Commands as _;
 
-use crate::support::{EVENT_MAX, World, connect, text, wait_until};
+use crate::api::Api;
+use crate::support::{EVENT_MAX, World, connect, in_outbox_mode, text, wait_until};
 
 const HEAD: &str = "
 version: 1
@@ -199,16 +200,13 @@ rules:
         world.sql("delete from memberships where user_id = 'm2'");
         world.sql_on(&holder, "select pg_advisory_unlock(8)");
         wait_until(EVENT_MAX, "the lookup has its answer", || !world.holds("v1:user:m1"));
+        // An outbox claims what follows beside the membership, in the transaction that is free now.
+        let is_gone =
+            || !world.has_outbox() || world.value("select count(*)::text from unstale.outbox where op = 'u'") == "0";
+        wait_until(EVENT_MAX, "the renamed organization is in force", is_gone);
         // What is in force now was recorded before this.
         world.sql("update users set name = 'z' where id = 'u1'");
-        wait_until(EVENT_MAX, "later changes are in force", || !world.holds("v1:user:u1"));
-        if world.has_outbox() {
-            // What is left: the deleted membership, and what holds the watermark for the renamed.
-            let updates = "select count(*)::text from unstale.outbox where op = 'u'";
-            wait_until(EVENT_MAX, "the entries are gone", || world.value(updates) == "0");
-            world.sql("update users set name = 'z' where id = 'u1'");
-            wait_until(EVENT_MAX, "the outbox was surveyed since", || world.value(updates) == "0");
-        }
+        wait_until(EVENT_MAX, "later changes are in force", || !world.holds("v1:user:u1") && is_gone());
         assert!(world.holds("v1:user:m2"), "the lookup did not find it any more");
         // What an outbox proves is the position of a survey.
         let is_recorded = if world.has_outbox() { world.applied() >= after } else { world.applied() > before };
@@ -266,4 +264,69 @@ rules:
         assert_eq!(left, ["v1:unrelated:f2"], "the lookup is asked where its rows stay");
         assert_eq!(daemon.stop(), Some(0));
     }
+}
+
+/// A database whose default collation is Turkish.
+const TURKISH: &str = "create database turkish template template0 encoding 'UTF8' locale 'C' \
+     locale_provider icu icu_locale 'tr'";
+
+/// A world in such a database, with this table, set up with these rules.
+fn turkish(rules: &str, table: &str, outbox: bool) -> World {
+    let file = format!("{HEAD}{rules}");
+    let mut world = World::with_rules(&if outbox { in_outbox_mode(&file) } else { file });
+    world.sql(TURKISH);
+    world.database_url = world.postgres.url("turkish");
+    world.client = world.block_on(connect(&world.database_url));
+    world.sql(table);
+    world.run_ok(&["setup"]);
+    world
+}
+
+const PEOPLE: &str = "create table people (id text primary key, name text not null); \
+     insert into people values ('1', 'ilker'), ('2', 'ILKER');";
+
+#[test]
+fn names_fold_as_the_database_folds_them() {
+    const RULES: &str = "rules: {person: {table: people, ops: insert, delete: 'person:{name|lower}'}}";
+    const OWN: &str = "create table people (id text primary key, name text collate \"tr-x-icu\" not null)";
+    let worlds = [false, true].into_iter().map(|outbox| turkish(RULES, PEOPLE, outbox));
+    for world in worlds.chain(in_both_modes(RULES, OWN)) {
+        let daemon = world.daemon();
+        world.settle();
+        if world.has_outbox() {
+            wait_until(EVENT_MAX, "what setup wrote is in force", || world.entries() == 0);
+        }
+        let keys = ["v1:person:ann", "v1:person:ilker", "v1:person:\u{131}lker"];
+        let left_after = |name: &str| {
+            keys.iter().for_each(|key| world.cache(key));
+            world.sql(&format!("insert into people values ('{name}', '{name}')"));
+            world.settle();
+            keys.iter().filter(|key| world.holds(key)).copied().collect::<Vec<_>>()
+        };
+        assert_eq!(left_after("Ann"), keys[1..], "one name");
+        assert_eq!(left_after("ILKER2"), [""; 0], "it is not known which name");
+        let report = text(&world.run(&["check"]));
+        assert!(report.contains("folds `Ii`"), "{report}");
+        assert_eq!(daemon.stop(), Some(0));
+    }
+}
+
+#[test]
+fn a_read_is_cached_only_under_a_name_that_the_database_folds_alike() {
+    const RULES: &str = "
+rules: {person: {table: people, delete: 'person:{name|lower}'}}
+reads:
+  person:
+    path: /people/{name}
+    key: 'person:{name|lower}'
+    sql: select to_json(p.id) from people p where lower(p.name) = lower($1)
+api: {listen: 127.0.0.1:0}
+";
+    let table = format!("{PEOPLE} insert into people values ('3', 'Ann'); alter table people replica identity full;");
+    let api = Api::run(turkish(RULES, &table, false), &[]);
+    assert_eq!(api.warm("/people/ANN").json(), serde_json::json!("3"));
+    assert_eq!(api.warm("/people/ilker").json(), serde_json::json!("1"));
+    // In Turkish this is the name of another person.
+    assert_eq!(api.get("/people/ILKER").json(), serde_json::json!("2"));
+    assert!(!api.get("/people/ILKER").is_hit());
 }

@@ -3,6 +3,7 @@
 //! Owns the order of the questions. It must not change anything in the database. Invariant: a
 //! question that is refused is one finding, and the others are asked all the same.
 
+mod folding;
 mod lookups;
 mod outbox;
 mod probe;
@@ -91,6 +92,7 @@ async fn ask(
             ],
         };
         outcomes.push(super::reads::check(client, file, &rules, findings).await);
+        outcomes.push(server.folding(&rules, &file.reads, findings).await);
         for error in outcomes.into_iter().filter_map(Result::err) {
             findings.add(interrupted(name, error));
         }

@@ -242,7 +242,7 @@ impl OutboxFeed {
             }
             match &lane.tickets {
                 None => lane.begin(Task::Leave, floor, counted),
-                Some(tickets) if batcher.are_settled(tickets) => {
+                Some(tickets) if batcher.progress().are_done(tickets.clone()) => {
                     lane.looked_to = batcher.looked_to(tickets);
                     lane.begin(Task::Commit, floor, counted);
                 }
