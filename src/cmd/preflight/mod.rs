@@ -41,6 +41,7 @@ pub(super) struct Preflight {
     /// What the triggers of an outbox have to record. Empty in slot mode.
     pub(super) captures: Vec<Capture>,
     /// How the database folds case.
+    #[cfg(feature = "api")]
     pub(super) folding: Arc<Folding>,
     catalog: Catalog,
     narrow: Problems,
@@ -75,7 +76,16 @@ impl Preflight {
             Mode::Slot => Vec::new(),
             Mode::Outbox => rules.captures(&catalog),
         };
-        Ok(Self { client, rules, widenings, captures, folding, catalog, narrow })
+        Ok(Self {
+            client,
+            rules,
+            widenings,
+            captures,
+            #[cfg(feature = "api")]
+            folding,
+            catalog,
+            narrow,
+        })
     }
 
     /// What the daemon watches: the tables of the rules, and the materialized views of the reads.
