@@ -22,7 +22,8 @@ pub struct Ticket(u64);
 pub struct Progress {
     /// A transaction that is stuck for long takes no more room than itself.
     open: BTreeMap<Ticket, OpenTransaction>,
-    /// Transactions whose parts are all in force, and that wait for later commits.
+    /// Transactions whose parts are all in force, and that wait for later commits: each for more
+    /// than those before it.
     behind: BTreeMap<Ticket, WaitingTransaction>,
     next: u64,
     /// The end of the last transaction that was received.
@@ -33,6 +34,9 @@ pub struct Progress {
     /// The highest position of a keepalive at which no transaction was open.
     idle: Lsn,
 }
+
+/// The most transactions that wait for later commits apart from one another.
+const BEHIND_MAX: usize = 1024;
 
 /// A transaction that is not all in force.
 #[derive(Clone, Copy, Debug)]
@@ -77,7 +81,7 @@ impl Progress {
 
     /// Whether a transaction waits until the source has sent more.
     pub fn awaits_source(&self) -> bool {
-        self.behind.values().any(|waiting| waiting.horizon > self.sent)
+        self.behind.values().next_back().is_some_and(|waiting| waiting.horizon > self.sent)
     }
 
     /// The source has sent everything up to this position.
@@ -86,12 +90,34 @@ impl Progress {
         self.release();
     }
 
+    /// Adds a transaction whose parts are all in force. One that waits for no more than an earlier
+    /// one is released with it, so it need not be kept.
+    fn wait(&mut self, ticket: Ticket, waiting: WaitingTransaction) {
+        if self.behind.range(..ticket).next_back().is_some_and(|(_, earlier)| earlier.horizon >= waiting.horizon) {
+            return;
+        }
+        while let Some((&later, _)) =
+            self.behind.range(ticket..).next().filter(|(_, later)| later.horizon <= waiting.horizon)
+        {
+            self.behind.remove(&later);
+        }
+        self.behind.insert(ticket, waiting);
+        if self.behind.len() > BEHIND_MAX
+            && let Some((_, last)) = self.behind.pop_last()
+            && let Some(mut before) = self.behind.last_entry()
+        {
+            before.get_mut().horizon = last.horizon;
+        }
+    }
+
     /// Removes transactions for which every commit is in force that their ops follow from. That
     /// these commits may wait for others does not count: otherwise two could wait for each other.
     fn release(&mut self) {
-        let first = self.open.values().next().map(|open| open.end);
-        let sent = self.sent;
-        self.behind.retain(|_, waiting| waiting.horizon > sent || first.is_some_and(|end| end <= waiting.horizon));
+        let (first, sent) = (self.open.values().next().map(|open| open.end), self.sent);
+        let is_done = |horizon: Lsn| horizon <= sent && first.is_none_or(|end| end > horizon);
+        while let Some(entry) = self.behind.first_entry().filter(|entry| is_done(entry.get().horizon)) {
+            entry.remove();
+        }
     }
 
     /// A transaction has one more part, which is done separately.
@@ -108,7 +134,7 @@ impl Progress {
             open.parts -= 1;
             if open.parts == 0 {
                 if let Some(OpenTransaction { before, horizon: Some(horizon), .. }) = self.open.remove(&ticket) {
-                    self.behind.insert(ticket, WaitingTransaction { before, horizon });
+                    self.wait(ticket, WaitingTransaction { before, horizon });
                 }
                 self.release();
             }
@@ -294,6 +320,29 @@ mod tests {
         check(&earlier, 0, false);
         check(&[&earlier[..], &[Done(10)]].concat(), 0, true);
         check(&[&earlier[..], &[Done(10), Reached(45)]].concat(), 45, false);
+    }
+
+    #[test]
+    fn what_waits_for_later_commits_takes_little_memory() {
+        let mut progress = Progress::default();
+        let stuck = progress.received(Lsn::new(1));
+        let tickets: Vec<_> = (1..=5000).map(|n| progress.received(Lsn::new(n * 10))).collect();
+        // One answer for all of them: only the first has to be remembered.
+        for ticket in tickets.iter().rev() {
+            progress.looked(*ticket, Lsn::new(60_000));
+            progress.done(*ticket);
+        }
+        assert_eq!(progress.behind.len(), 1);
+        for n in 1..=5000 {
+            let ticket = progress.received(Lsn::new(60_000 + n * 10));
+            progress.looked(ticket, Lsn::new(60_001 + n * 10));
+            progress.done(ticket);
+        }
+        assert_eq!(progress.behind.len(), BEHIND_MAX);
+        progress.done(stuck);
+        assert_eq!(progress.applied(), Lsn::new(60_000 + (BEHIND_MAX as u64 - 2) * 10));
+        progress.reached(Lsn::new(110_001));
+        assert!(progress.is_idle());
     }
 
     #[test]

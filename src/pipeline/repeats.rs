@@ -103,6 +103,9 @@ impl Repeats {
 
 /// Everything that the same rules match, each with its longest delay.
 fn instead(add: &[Repeat], rules: &RuleSet) -> Vec<Repeat> {
+    if add.is_empty() {
+        return Vec::new();
+    }
     let mut delays: BTreeMap<RuleId, Duration> = BTreeMap::new();
     for (after, rule, _) in add {
         delays.entry(*rule).and_modify(|longest| *longest = (*longest).max(*after)).or_insert(*after);

@@ -28,7 +28,9 @@ use crate::postgres;
 use crate::postgres::catalog;
 use crate::postgres::publication::Publication;
 use crate::query;
-use crate::rules::{Capture, Folding, RuleSet, Widening};
+#[cfg(feature = "api")]
+use crate::rules::Folding;
+use crate::rules::{Capture, RuleSet, Widening};
 use crate::watch::{Carrier, Watched, WatchedTable, WatchedView};
 
 /// A database whose tables and lookups fit the rules.
