@@ -42,9 +42,9 @@ pub(super) async fn run(config: &Path, args: ReplayArgs) -> Result<(), Failure> 
     let file = ConfigFile::read(config)?;
     let settings = &file.settings;
     let mut changes = Changes::find(&args.changes, settings).await?;
-    let rules = changes.rules(&file)?;
     // Both servers must answer before the user is asked.
     let client = postgres::connect(&settings.postgres).await?;
+    let rules = changes.rules(&file, Some(&client)).await?;
     let mut sink = file.sink(&rules)?;
     sink.connect().await?;
     changes.keep_input()?;

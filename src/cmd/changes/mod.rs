@@ -15,6 +15,8 @@ mod unmatched;
 use std::io::{self, Seek as _};
 use std::sync::Arc;
 
+use tokio_postgres::Client;
+
 pub(super) use self::args::ChangesArgs;
 pub(super) use self::chunks::{PlanChunk, PlanChunks};
 use self::resolver::{Lookups, Resolver};
@@ -22,7 +24,7 @@ use self::source::{ChangeSource, SourceSpec};
 use super::config_file::ConfigFile;
 use super::failure::Failure;
 use super::outbox::require_outbox;
-use super::preflight::catalog_fit;
+use super::preflight::{self, catalog_fit};
 use super::tables::find_table;
 use crate::catalog::{Catalog, Table};
 use crate::change::TableName;
@@ -40,6 +42,8 @@ pub(super) struct Changes {
     spec: SourceSpec,
     /// The tables of the database, if the source is one of its own.
     catalog: Option<Catalog>,
+    /// The connection over which they were read.
+    client: Option<Client>,
     limit: Option<u32>,
     no_lookups: bool,
 }
@@ -51,7 +55,7 @@ impl Changes {
         if condition.is_some() && source.table.is_none() {
             return Err(Failure::usage("--where selects rows of a table; name the table with --table"));
         }
-        let (mut catalog, mut found, mut moment) = (None, None, None);
+        let (mut catalog, mut found, mut moment, mut connected) = (None, None, None, None);
         if source.slot || source.table.is_some() {
             let client = postgres::connect(&settings.postgres).await?;
             let read = catalog::read(&client).await?;
@@ -61,6 +65,7 @@ impl Changes {
                 require_outbox(&client, settings).await?;
                 moment = Some(Moment::now(&client).await?);
             }
+            connected = Some(client);
         }
         let spec = match (&source.file, found) {
             (Some(_), _) if args.reads_input() => SourceSpec::Input(None),
@@ -71,16 +76,24 @@ impl Changes {
             (None, None) if source.slot => moment.map_or(SourceSpec::Slot, SourceSpec::Outbox),
             (None, None) => SourceSpec::DeadLetters,
         };
-        Ok(Self { spec, catalog, limit: *limit, no_lookups: *no_lookups })
+        Ok(Self { spec, catalog, client: connected, limit: *limit, no_lookups: *no_lookups })
     }
 
-    /// The rules of a file as the daemon has them: with every schema filled in, if the database was
-    /// asked.
-    pub(super) fn rules(&self, file: &ConfigFile) -> Result<Arc<RuleSet>, Failure> {
-        match &self.catalog {
-            Some(catalog) => catalog_fit::resolve(file, catalog).map(Arc::new),
-            None => Ok(Arc::new(file.rules.clone())),
+    /// The rules of a file as the daemon has them, as far as a database was asked for the changes
+    /// or is `connected`: with every schema filled in, and what only the database says of them.
+    pub(super) async fn rules(&self, file: &ConfigFile, connected: Option<&Client>) -> Result<Arc<RuleSet>, Failure> {
+        let mut rules = match &self.catalog {
+            Some(catalog) => catalog_fit::resolve(file, catalog)?,
+            None => file.rules.clone(),
+        };
+        if let Some(client) = connected.or(self.client.as_ref()) {
+            let catalog = match &self.catalog {
+                Some(catalog) => catalog,
+                None => &catalog::read(client).await?,
+            };
+            preflight::bind(client, catalog, &mut rules, &file.reads).await?;
         }
+        Ok(Arc::new(rules))
     }
 
     /// A resolver for these rules. With `required`, a database that is not available is a failure

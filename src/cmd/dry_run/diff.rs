@@ -22,7 +22,7 @@ use crate::rules::RuleSet;
 pub(super) async fn run(file: &ConfigFile, other: &ConfigFile, args: &DryRunArgs) -> Result<(), Failure> {
     let settings = &file.settings;
     let changes = Changes::find(&args.changes, settings).await?;
-    let rules = [changes.rules(file)?, changes.rules(other)?];
+    let rules = [changes.rules(file, None).await?, changes.rules(other, None).await?];
     let resolvers = rules.clone().map(|rules| changes.resolver(rules, settings, false));
     let mut chunks = changes.read(resolvers, settings, OPS_MAX).await?;
     let mut output = BufWriter::new(io::stdout());

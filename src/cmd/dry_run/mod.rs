@@ -28,7 +28,7 @@ pub(super) async fn run(config: &Path, args: DryRunArgs) -> Result<(), Failure> 
 async fn show(file: &ConfigFile, args: &DryRunArgs) -> Result<(), Failure> {
     let settings = &file.settings;
     let changes = Changes::find(&args.changes, settings).await?;
-    let rules = changes.rules(file)?;
+    let rules = changes.rules(file, None).await?;
     let resolvers = [changes.resolver(rules.clone(), settings, false)];
     let mut chunks = changes.read(resolvers, settings, OPS_MAX).await?;
     let mut output = BufWriter::new(io::stdout());

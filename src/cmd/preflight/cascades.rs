@@ -34,7 +34,8 @@ pub(in crate::cmd) async fn find(
     let mut known: BTreeMap<usize, Option<Vec<QueryRelation>>> = BTreeMap::new();
     for (position, rule) in rules.rules().iter().enumerate() {
         let Some(for_each) = rule.for_each.as_ref().filter(|_| is_triggered(rule)) else { continue };
-        let leaving = catalog.leaving_with(&rule.table.value);
+        let table = &rule.table.value;
+        let leaving = catalog.leaving_with(catalog.find(table).map_or(table, |table| &table.name));
         let Some(lookup) = rules.lookups().get(for_each.lookup).filter(|_| !leaving.is_empty()) else { continue };
         let relations = match known.entry(for_each.lookup) {
             Entry::Occupied(entry) => entry.into_mut(),

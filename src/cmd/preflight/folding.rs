@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use tokio_postgres::{Client, Error};
 
+use crate::catalog::Catalog;
 use crate::reads::ReadSet;
 use crate::rules::{FoldedValues, Folding, LetterCase, RuleSet};
 
@@ -30,7 +31,12 @@ const OF_ALL: &str = "select distinct quote_ident(n.nspname) || '.' || quote_ide
 
 /// Asks how the database folds what the names of these rules and reads fold. The default collation
 /// counts in any case: it is that of a query's parameters.
-pub(in crate::cmd) async fn ask(client: &Client, rules: &RuleSet, reads: &ReadSet) -> Result<Folding, Error> {
+pub(in crate::cmd) async fn ask(
+    client: &Client,
+    catalog: &Catalog,
+    rules: &RuleSet,
+    reads: &ReadSet,
+) -> Result<Folding, Error> {
     let FoldedValues { columns, of_lookups, of_events } = rules.folded();
     if columns.is_empty() && !of_lookups && !of_events && !reads.folds_case() {
         return Ok(Folding::default());
@@ -40,6 +46,7 @@ pub(in crate::cmd) async fn ask(client: &Client, rules: &RuleSet, reads: &ReadSe
     } else {
         let (mut schemas, mut tables, mut names) = (Vec::new(), Vec::new(), Vec::new());
         for (table, column) in columns {
+            let table = catalog.find(table).map_or(table, |table| &table.name);
             schemas.push(table.schema.as_str());
             tables.push(table.table.as_str());
             names.push(column);

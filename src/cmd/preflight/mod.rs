@@ -28,9 +28,8 @@ use crate::postgres;
 use crate::postgres::catalog;
 use crate::postgres::publication::Publication;
 use crate::query;
-#[cfg(feature = "api")]
-use crate::rules::Folding;
-use crate::rules::{Capture, RuleSet, Widening};
+use crate::reads::ReadSet;
+use crate::rules::{Capture, Folding, RuleSet, Widening};
 use crate::watch::{Carrier, Watched, WatchedTable, WatchedView};
 
 /// A database whose tables and lookups fit the rules.
@@ -69,11 +68,9 @@ impl Preflight {
             problems.sort();
             return Err(file.failure(&problems));
         }
-        for cascade in cascades::find(&client, &catalog, &rules).await? {
-            rules.void_on_delete(cascade.rule);
-        }
-        let folding = Arc::new(folding::ask(&client, &rules, &file.reads).await?);
-        rules.fold_as(&folding);
+        let folding = bind(&client, &catalog, &mut rules, &file.reads).await?;
+        #[cfg(not(feature = "api"))]
+        let _ = folding;
         let captures = match settings.mode {
             Mode::Slot => Vec::new(),
             Mode::Outbox => rules.captures(&catalog),
@@ -200,6 +197,22 @@ impl Preflight {
         }
         require_none(missing)
     }
+}
+
+/// Tells the rules what only the database says: whose lookups a delete leaves without an answer,
+/// and how it folds case. Returns the latter.
+pub(super) async fn bind(
+    client: &Client,
+    catalog: &Catalog,
+    rules: &mut RuleSet,
+    reads: &ReadSet,
+) -> Result<Arc<Folding>, tokio_postgres::Error> {
+    for cascade in cascades::find(client, catalog, rules).await? {
+        rules.void_on_delete(cascade.rule);
+    }
+    let folding = Arc::new(folding::ask(client, catalog, rules, reads).await?);
+    rules.fold_as(&folding);
+    Ok(folding)
 }
 
 /// Fails if `setup` has something to create or to change.

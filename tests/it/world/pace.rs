@@ -263,6 +263,12 @@ rules:
         let left: Vec<_> = keys.iter().filter(|key| world.holds(key)).collect();
         assert_eq!(left, ["v1:unrelated:f2"], "the lookup is asked where its rows stay");
         assert_eq!(daemon.stop(), Some(0));
+        let line = r#"{"table": "organizations", "op": "delete", "old": {"id": "o1"}}"#;
+        std::fs::write(world.directory.path().join("changes.json"), line).unwrap();
+        keys.iter().for_each(|key| world.cache(key));
+        world.run_ok(&["replay", "--file", "changes.json", "--yes"]);
+        let left: Vec<_> = keys.iter().filter(|key| world.holds(key)).collect();
+        assert_eq!(left, ["v1:unrelated:f2"], "a replay does the same");
     }
 }
 
@@ -308,6 +314,11 @@ fn names_fold_as_the_database_folds_them() {
         let report = text(&world.run(&["check"]));
         assert!(report.contains("folds `Ii`"), "{report}");
         assert_eq!(daemon.stop(), Some(0));
+        let line = r#"{"table": "people", "op": "insert", "new": {"id": "4", "name": "ILKER"}}"#;
+        std::fs::write(world.directory.path().join("changes.json"), line).unwrap();
+        keys.iter().for_each(|key| world.cache(key));
+        world.run_ok(&["replay", "--file", "changes.json", "--yes"]);
+        assert!(!keys.iter().any(|key| world.holds(key)), "a replay folds alike");
     }
 }
 

@@ -4,6 +4,7 @@
 //! letters of ASCII are reported, because names with others are rare, and safe.
 
 use super::probe::PostgresProbe;
+use crate::catalog::Catalog;
 use crate::cmd::check::finding::{Finding, Findings};
 use crate::cmd::preflight::folding;
 use crate::reads::ReadSet;
@@ -13,10 +14,11 @@ impl PostgresProbe<'_> {
     pub(super) async fn folding(
         &self,
         rules: &RuleSet,
+        catalog: &Catalog,
         reads: &ReadSet,
         findings: &mut Findings,
     ) -> Result<(), tokio_postgres::Error> {
-        let odd = folding::ask(self.client, rules, reads).await?.odd_ascii();
+        let odd = folding::ask(self.client, catalog, rules, reads).await?.odd_ascii();
         if !odd.is_empty() {
             let message = format!("{} folds `{odd}` otherwise than names with `lower` or `upper` do", self.name);
             let finding = Finding::warning("folding", message)

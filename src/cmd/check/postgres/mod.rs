@@ -92,7 +92,7 @@ async fn ask(
             ],
         };
         outcomes.push(super::reads::check(client, file, &rules, findings).await);
-        outcomes.push(server.folding(&rules, &file.reads, findings).await);
+        outcomes.push(server.folding(&rules, &catalog, &file.reads, findings).await);
         for error in outcomes.into_iter().filter_map(Result::err) {
             findings.add(interrupted(name, error));
         }
