@@ -87,25 +87,28 @@ lookups:
   slow: {sql: 'select $1::text as id from pg_sleep(1.2)'}
 rules:
   organization: {table: organizations, for_each: 'slow({id}) as s', delete: ['org:{s.id}']}
+api: {listen: 127.0.0.1:0}
 reads:
   organization:
     path: /organizations/{id}
     key: 'org:{id}'
     sql: select to_json(o.name) from organizations o where o.id = $1
 ";
-    for world in in_both_modes(RULES, "") {
-        let daemon = world.daemon();
-        wait_until(EVENT_MAX, "an idle daemon is current", || world.asof() > 0);
+    let other = "insert into organizations (id, name, slug) values ('x1', 'X', 'x1')";
+    for world in in_both_modes(RULES, other) {
+        let api = Api::run(world, &[]);
+        let world = &api.world;
         let writer =
-            Writer::start(&world, "update organizations set name = name || 'x' where id = 'o1'; select pg_sleep(0.05)");
+            Writer::start(world, "update organizations set name = name || 'x' where id = 'o1'; select pg_sleep(0.05)");
         // Each lookup takes longer than the time between two heartbeats.
         let mut last = world.asof();
         for _ in 0..3 {
             wait_until(EVENT_MAX, "the heart beats under load", || world.asof() > last);
             last = world.asof();
         }
+        // The lag is below `max_staleness`.
+        api.warm("/organizations/x1");
         drop(writer);
-        drop(daemon);
     }
 }
 
@@ -200,13 +203,15 @@ rules:
         world.sql("delete from memberships where user_id = 'm2'");
         world.sql_on(&holder, "select pg_advisory_unlock(8)");
         wait_until(EVENT_MAX, "the lookup has its answer", || !world.holds("v1:user:m1"));
-        // An outbox claims what follows beside the membership, in the transaction that is free now.
-        let is_gone =
-            || !world.has_outbox() || world.value("select count(*)::text from unstale.outbox where op = 'u'") == "0";
-        wait_until(EVENT_MAX, "the renamed organization is in force", is_gone);
+        if world.has_outbox() {
+            // Rarely, both are claimed in one transaction, which is committed as a whole.
+            let is_gone = "select (count(*) filter (where op = 'u') = 0 or count(distinct xmax::text) = 1)::text \
+                           from unstale.outbox where op in ('u', 'd')";
+            wait_until(EVENT_MAX, "the renamed organization is in force", || world.value(is_gone) == "true");
+        }
         // What is in force now was recorded before this.
         world.sql("update users set name = 'z' where id = 'u1'");
-        wait_until(EVENT_MAX, "later changes are in force", || !world.holds("v1:user:u1") && is_gone());
+        wait_until(EVENT_MAX, "later changes are in force", || !world.holds("v1:user:u1"));
         assert!(world.holds("v1:user:m2"), "the lookup did not find it any more");
         // What an outbox proves is the position of a survey.
         let is_recorded = if world.has_outbox() { world.applied() >= after } else { world.applied() > before };
