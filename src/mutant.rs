@@ -25,11 +25,13 @@ pub enum Mutant {
     NoWatch,
     /// The replica is asked how far it has replayed only after the value was read.
     ReplicaCheckTooLate,
+    /// The replica is not asked to which history its position belongs.
+    ReplicaWithoutHistory,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::NoGate,
         Self::NoLease,
         Self::AckBeforeRedis,
@@ -39,6 +41,7 @@ impl Mutant {
         Self::EagerWatermark,
         Self::NoWatch,
         Self::ReplicaCheckTooLate,
+        Self::ReplicaWithoutHistory,
     ];
 
     /// Its name: the value of the environment variable `UNSTALE_MUTANT` that brings it to life.
@@ -53,6 +56,7 @@ impl Mutant {
             Self::EagerWatermark => "eager-watermark",
             Self::NoWatch => "no-watch",
             Self::ReplicaCheckTooLate => "replica-check-too-late",
+            Self::ReplicaWithoutHistory => "replica-without-history",
         }
     }
 }

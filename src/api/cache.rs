@@ -2,7 +2,9 @@
 //!
 //! Owns the connection, whether Redis is available, and lookups, of which many share one round
 //! trip. It must not know what is cached. Invariants: a value and the daemon's progress are from
-//! one atomic reply of one dataset; while Redis is unavailable no request waits for it.
+//! one atomic reply of one dataset; each reply comes from a server that takes writes, because a
+//! replica may lag behind or have lost its primary; while Redis is unavailable no request waits for
+//! it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backoff::{Backoff, Notices};
 use crate::change::Lsn;
+use crate::coherence::history::Origin;
 use crate::coherence::lease::Leases;
 use crate::coherence::watermark::Names;
 use crate::key::CacheKey;
@@ -50,6 +53,8 @@ pub(super) struct RedisUnavailable;
 pub(super) struct CacheLookup {
     /// Every invalidation up to this position is in force. None while a new epoch begins.
     pub(super) applied: Option<Lsn>,
+    /// The history that the position belongs to.
+    pub(super) origin: Option<Arc<Origin>>,
     /// How long ago the daemon reported that everything committed was in force. None if it never
     /// did, or has other rules.
     pub(super) behind: Option<Duration>,
@@ -98,7 +103,7 @@ impl Cache {
         let client = crate::redis::open_client(info)?;
         let link = Arc::new(CacheLink::default());
         let (lookups, queue) = mpsc::channel(QUEUE_MAX);
-        let keep_connected = keep_connected(Arc::clone(&link), client, info.addr().to_string());
+        let keep_connected = keep_connected(Arc::clone(&link), client, info.addr().to_string(), names.probe.clone());
         let stop = stop.clone();
         tokio::spawn(async move { stop.run_until_cancelled(keep_connected).await });
         tokio::spawn(answer_lookups(Arc::clone(&link), names.clone(), Arc::clone(rules), queue));
@@ -134,15 +139,15 @@ impl Cache {
 
 /// Whether the error concerns the server or the connection, as opposed to one command.
 fn is_unavailable(error: &RedisError) -> bool {
-    let refuses_all = matches!(error.code(), Some("LOADING" | "READONLY"));
+    let refuses_all = matches!(error.code(), Some("LOADING" | "READONLY" | "MASTERDOWN" | "NOREPLICAS"));
     error.is_io_error() || error.is_timeout() || error.is_connection_dropped() || refuses_all
 }
 
 /// Connects, and again whenever the connection breaks.
-async fn keep_connected(link: Arc<CacheLink>, client: Client, address: String) {
+async fn keep_connected(link: Arc<CacheLink>, client: Client, address: String, probe: CacheKey) {
     let (mut backoff, mut notices) = (Backoff::default(), Notices::default());
     loop {
-        match connect(&client).await {
+        match connect(&client, &probe).await {
             Ok(connection) => {
                 tracing::debug!(%address, "connected to Redis");
                 (backoff, notices) = (Backoff::default(), Notices::default());
@@ -164,10 +169,10 @@ async fn keep_connected(link: Arc<CacheLink>, client: Client, address: String) {
     }
 }
 
-/// Opens a connection on which Redis has answered.
-async fn connect(client: &Client) -> Result<MultiplexedConnection, RedisError> {
+/// Opens a connection on which Redis has answered, and takes writes.
+async fn connect(client: &Client, probe: &CacheKey) -> Result<MultiplexedConnection, RedisError> {
     let mut connection = crate::redis::connect(client, ANSWER_MAX).await?;
-    redis::cmd("PING").exec_async(&mut connection).await?;
+    redis::cmd("DEL").arg(probe.as_bytes()).exec_async(&mut connection).await?;
     Ok(connection)
 }
 
@@ -217,28 +222,32 @@ async fn fetch(
     requests: &[LookupRequest],
 ) -> Result<(CacheLookup, Vec<Value>), RedisError> {
     let mut get = redis::cmd("MGET");
-    for name in [&names.applied, &names.asof, &names.rules] {
+    let state = [&names.applied, &names.asof, &names.rules, &names.origin];
+    for name in state {
         get.arg(name.as_bytes());
     }
     for request in requests {
         get.arg(request.key.as_bytes());
     }
-    // TIME comes after the heartbeat, so `behind` is never too small.
+    // TIME comes after the heartbeat, so `behind` is never too small. A server that is a replica by
+    // then refuses to delete, which changes nothing elsewhere.
     let mut pipeline = Pipeline::new();
     pipeline.add_command(get).add_command(redis::cmd("TIME"));
-    let (mut held, (seconds, micros)): (Vec<Value>, (u64, u64)) = pipeline.query_async(connection).await?;
-    if held.len() != requests.len() + 3 {
+    pipeline.add_command(redis::cmd("DEL").arg(names.probe.as_bytes()).clone());
+    let (mut held, (seconds, micros), _): (Vec<Value>, (u64, u64), u64) = pipeline.query_async(connection).await?;
+    if held.len() != requests.len() + state.len() {
         return Err((redis::ErrorKind::UnexpectedReturnType, "MGET returned another number of values than keys").into());
     }
-    let values = held.split_off(3);
+    let values = held.split_off(state.len());
     let mut texts = redis::from_redis_value::<Vec<Option<String>>>(Value::Array(held))?.into_iter();
     let mut next = || texts.next().flatten();
-    let (applied, asof, others) = (next(), next(), next());
+    let (applied, asof, others, origin) = (next(), next(), next(), next());
     let now = Duration::from_secs(seconds) + Duration::from_micros(micros);
     let asof = asof.and_then(|millis| millis.parse().ok()).map(Duration::from_millis);
     // A daemon that reports no rules is one that does not know the check, and is trusted.
     let has_other_rules = others.is_some_and(|others| others != *rules);
     let behind = asof.map(|asof| now.saturating_sub(asof)).filter(|_| !has_other_rules);
     let applied = applied.as_deref().and_then(Lsn::from_fixed_hex);
-    Ok((CacheLookup { applied, behind, has_other_rules, held: Value::Nil }, values))
+    let origin = origin.as_deref().and_then(Origin::decode).map(Arc::new);
+    Ok((CacheLookup { applied, origin, behind, has_other_rules, held: Value::Nil }, values))
 }

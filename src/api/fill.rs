@@ -2,7 +2,8 @@
 //!
 //! Owns the order of the steps from the lease to the stored value, and the sets that the value
 //! joins. It must not know who waits for the value, nor HTTP. Invariants: a value joins its sets
-//! before the database is queried; an error is never stored, and gives the lease back.
+//! before the database is queried; an error is never stored, and gives the lease back; only what
+//! the server answers that the daemon follows is stored.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,6 +23,9 @@ use crate::causes::with_causes;
 use crate::coherence::lease::{Envelope, Found, Grant};
 use crate::key::CacheKey;
 use crate::reads::Read;
+
+/// The reason that an answer is not stored if it is not from the server that the daemon follows.
+pub(super) const OTHER_SERVER: &str = "other-server";
 
 /// How often a value may turn out to belong to other sets than those it had joined.
 const TAG_ROUNDS_MAX: usize = 3;
@@ -122,7 +126,8 @@ impl Filler {
         let begun = Instant::now();
         let (fetched, is_tagged) = self.fetch_tagged(read, question, grant, connection).await?;
         // The sets outlive the value by one lease, counted from when the key joined them.
-        let may_store = is_tagged && fetched.is_canonical && begun.elapsed() < self.cache.lease;
+        let is_ours = fetched.is_of_history;
+        let may_store = is_ours && is_tagged && fetched.is_canonical && begun.elapsed() < self.cache.lease;
         let (value, ttl) = envelope(read, &fetched, grant.lo);
         let mut stored = false;
         if let Some(ttl) = ttl {
@@ -133,9 +138,10 @@ impl Filler {
         if !stored {
             self.release(grant).await;
         }
-        let origin = AnswerOrigin::Miss { stored };
+        let origin = if is_ours { AnswerOrigin::Miss { stored } } else { AnswerOrigin::Bypass(OTHER_SERVER) };
         let answer = served(value, Duration::ZERO, ttl.unwrap_or_default(), question.min, origin);
-        Ok((Answer { database: Some(begun.elapsed()), ..answer }, stored))
+        let token = answer.token.filter(|_| is_ours);
+        Ok((Answer { database: Some(begun.elapsed()), token, ..answer }, stored))
     }
 
     /// Joins the sets of the value, then queries the database. Returns whether the key is in every
@@ -148,7 +154,7 @@ impl Filler {
         connection: &mut MultiplexedConnection,
     ) -> Result<(Fetched, bool), ReadError> {
         let (longest, counters) = (longest(read), self.shared.stats.of(question.read));
-        let fetch = || self.shared.upstream.fetch(read, question, Some(grant), counters);
+        let fetch = || self.shared.upstream.fetch_granted(read, question, grant, counters);
         let mut joined = read.tags(&question.arguments, None);
         let mut is_tagged = self.join(connection, grant, &joined, longest).await;
         let mut fetched = fetch().await?;

@@ -220,6 +220,7 @@ impl Reader {
         lookup: &CacheLookup,
     ) -> Result<Answer, ReadError> {
         match self.filler.refresh(read, question, &key, &value).await? {
+            Some((answer, _)) if matches!(answer.origin, AnswerOrigin::Bypass(_)) => Ok(answer),
             Some((answer, stored)) => {
                 let (token, origin) = (lookup.applied.max(answer.token), AnswerOrigin::Request { stored });
                 Ok(Answer { token, origin, ..answer })
@@ -276,11 +277,13 @@ impl Reader {
         self.shared.upstream.require_reached(question.min).await?;
         let begun = Instant::now();
         let counters = self.shared.stats.of(question.read);
-        let fetched = self.shared.upstream.fetch(read, question, None, counters).await?;
+        let origin = lookup.and_then(|lookup| lookup.origin.as_deref());
+        let fetched = self.shared.upstream.fetch(read, question, origin, counters).await?;
         counters.count(ReadEvent::Bypass);
         let (value, _) = envelope(read, &fetched, Lsn::ZERO);
-        // The primary contains everything that the client has seen.
-        let token = lookup.and_then(|lookup| lookup.applied).max(question.min);
+        // The primary contains everything that the client has seen. Another server may not.
+        let applied = lookup.and_then(|lookup| lookup.applied).filter(|_| fetched.is_of_history);
+        let token = applied.max(question.min);
         let answer = served(value, Duration::ZERO, Duration::ZERO, token, AnswerOrigin::Bypass(why));
         Ok(Answer { database: Some(begun.elapsed()), ..answer })
     }

@@ -65,7 +65,7 @@ impl ApiServer {
         let events = Events::start(&settings.redis, &names, stop)?;
         let primary = database(settings.postgres.clone(), Role::Primary);
         let replica = api.replica.clone().map(|address| database(address, Role::Replica));
-        let upstream = Upstream::new(primary, replica, reads.reads().len());
+        let upstream = Upstream::new(primary, replica, &reads);
         let shared = Arc::new(Shared::new(reads, upstream, api.clone()));
         let (redis, lease, stop) = (settings.redis.clone(), longest + LEASE_GRACE, stop.clone());
         Ok(Self { redis, names, rules: rules.into(), lease, shared, events, openapi, stop })

@@ -1,8 +1,9 @@
 //! PostgreSQL behind the cache: the primary, and a replica if there is one.
 //!
 //! Owns which server answers a read, how far the primary's log is known to reach, and what each
-//! read costs. It must not know what is cached. Invariant: a replica answers only if it has
-//! replayed what the fill relies on; otherwise the primary answers.
+//! read costs. It must not know what is cached. Invariants: a replica answers only if it has
+//! replayed what the fill relies on; otherwise the primary answers. A server that does not belong
+//! to the history in Redis answers no session, and no client that names a position.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -15,9 +16,10 @@ use super::stats::{Counters, ReadEvent};
 use crate::backoff::Notices;
 use crate::causes::with_causes;
 use crate::change::Lsn;
+use crate::coherence::history::Origin;
 use crate::coherence::lease::Grant;
 use crate::config::Spanned;
-use crate::reads::Read;
+use crate::reads::{Read, ReadSet};
 
 /// The servers that reads query.
 #[derive(Debug)]
@@ -30,49 +32,86 @@ pub(super) struct Upstream {
     asking: tokio::sync::Mutex<()>,
     /// When a failure was logged last.
     notices: Mutex<Notices>,
+    /// When it was logged last that the primary is another server than the daemon's.
+    other_server: Mutex<Notices>,
     /// How long the database takes for each read: a moving average in microseconds.
     costs: Vec<AtomicU64>,
+    /// The position of the read that resolves sessions.
+    session: Option<usize>,
 }
 
 impl Upstream {
-    /// The servers, for so many reads.
-    pub(super) fn new(primary: Database, replica: Option<Database>, reads: usize) -> Self {
+    /// The servers, for these reads.
+    pub(super) fn new(primary: Database, replica: Option<Database>, reads: &ReadSet) -> Self {
+        let session = reads.session().map(|session| session.name.as_str());
+        let reads = reads.reads();
         Self {
             primary,
             replica,
             reached: AtomicU64::new(0),
             asking: tokio::sync::Mutex::default(),
             notices: Mutex::default(),
-            costs: (0..reads).map(|_| AtomicU64::new(0)).collect(),
+            other_server: Mutex::default(),
+            costs: reads.iter().map(|_| AtomicU64::new(0)).collect(),
+            session: reads.iter().position(|read| Some(read.name.as_str()) == session),
         }
     }
 
     /// Queries the replica if the read may use it and it has replayed enough, otherwise the
-    /// primary. Without a grant, only the primary.
-    pub(super) async fn fetch(
+    /// primary.
+    pub(super) async fn fetch_granted(
         &self,
         read: &Read,
         question: &Question,
-        grant: Option<&Grant>,
+        grant: &Grant,
         counters: &Counters,
     ) -> Result<Fetched, ReadError> {
         counters.count(ReadEvent::DatabaseRead);
         let begun = Instant::now();
-        let mut fetched = None;
-        if let (Some(replica), Some(grant), true) = (&self.replica, grant, read.replica) {
+        if let (Some(replica), true) = (&self.replica, read.replica) {
             let relied_on = (grant, question.min);
             match replica.fetch_replica(question.read, read, &question.arguments, relied_on).await {
-                Ok(found) => fetched = found,
+                Ok(Some(fetched)) => {
+                    self.learn_cost(question.read, begun.elapsed());
+                    return Ok(fetched);
+                }
+                Ok(None) => {}
                 Err(error @ DatabaseError::Parameter(_)) => return Err(error.into()),
                 Err(error) => {
                     tracing::debug!(read = read.name, error = with_causes(&error), "the replica did not answer");
                 }
             }
         }
-        let outcome = match fetched {
-            Some(fetched) => Ok(fetched),
-            None => self.primary.fetch(question.read, read, &question.arguments).await,
-        };
+        self.fetch_primary(read, question, grant.origin.as_ref(), begun, counters).await
+    }
+
+    /// Queries the primary. `origin` is the history in Redis, if it is known.
+    pub(super) async fn fetch(
+        &self,
+        read: &Read,
+        question: &Question,
+        origin: Option<&Origin>,
+        counters: &Counters,
+    ) -> Result<Fetched, ReadError> {
+        counters.count(ReadEvent::DatabaseRead);
+        self.fetch_primary(read, question, origin, Instant::now(), counters).await
+    }
+
+    async fn fetch_primary(
+        &self,
+        read: &Read,
+        question: &Question,
+        origin: Option<&Origin>,
+        begun: Instant,
+        counters: &Counters,
+    ) -> Result<Fetched, ReadError> {
+        let mut outcome = self.primary.fetch(question.read, read, &question.arguments, origin).await;
+        if origin.is_some() && outcome.as_ref().is_ok_and(|fetched| !fetched.is_of_history) {
+            self.notice_other_server();
+            if question.min.is_some() || self.session == Some(question.read) {
+                outcome = Err(DatabaseError::other_server());
+            }
+        }
         match &outcome {
             Ok(_) => self.learn_cost(question.read, begun.elapsed()),
             Err(DatabaseError::Parameter(_)) => {}
@@ -114,6 +153,16 @@ impl Upstream {
     /// Runs a statement on the primary that writes, with one parameter.
     pub(super) async fn execute(&self, sql: &Spanned<String>, value: &[u8]) -> Result<(), DatabaseError> {
         self.primary.execute(sql, value).await
+    }
+
+    fn notice_other_server(&self) {
+        if self.other_server.lock().unwrap_or_else(PoisonError::into_inner).due(Instant::now()) {
+            tracing::warn!(
+                "PostgreSQL is another server, or another database, than the one whose changes reach Redis: its \
+                 answers are not stored, and requests with a token fail; give this process and the daemon the same \
+                 source.url; logged again at intervals"
+            );
+        }
     }
 
     fn learn_cost(&self, read: usize, took: Duration) {

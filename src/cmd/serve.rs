@@ -8,7 +8,7 @@ use super::api_server::{self, ListenArgs};
 use super::arguments::duration;
 use super::config_file::ConfigFile;
 use super::failure::Failure;
-use super::preflight::Preflight;
+use super::preflight::{Preflight, history};
 use super::signals::stop_on_signals;
 use crate::rules::Folding;
 
@@ -35,12 +35,16 @@ pub(super) async fn run(config: &Path, args: ServeArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Fails if a read does not fit the database, or could become stale. A database that is not
+/// Fails if a read does not fit the database, or could become stale, or if the database is not the
+/// one that the daemon follows. A database that is not
 /// available is no reason: what is cached can be served meanwhile. Returns how the database folds
 /// case.
 async fn require_fitting_reads(file: &ConfigFile) -> Result<Arc<Folding>, Failure> {
     match Preflight::compare(file).await {
-        Ok(preflight) => preflight.require_reads(file).await.map(|()| preflight.folding),
+        Ok(preflight) => {
+            history::require_same_database(&file.settings, &preflight.client).await?;
+            preflight.require_reads(file).await.map(|()| preflight.folding)
+        }
         Err(failure) if failure.is_unavailable() => {
             tracing::warn!(
                 why = failure.message,

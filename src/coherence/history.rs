@@ -12,7 +12,8 @@ use crate::change::Lsn;
 /// Which history a position belongs to. Positions of different histories cannot be compared.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin {
-    /// The identifier of the database cluster, made by `initdb`.
+    /// The identifier of the database cluster, made by `initdb`, a dot, and the OID of the
+    /// database. Up to version 0.2 without the database.
     pub system: String,
     /// Its timeline. Each promotion and each point-in-time recovery begins a new one.
     pub timeline: String,
@@ -40,6 +41,18 @@ impl Origin {
         let (system, timeline, recovered) = (parts.next()?, parts.next()?, parts.next()?);
         Some(Self { system, timeline, recovered, source: parts.next().unwrap_or_default() })
     }
+
+    /// Whether it belongs to this system, `identifier.database`. An origin that names no database
+    /// is of every database of its cluster.
+    pub fn is_of_system(&self, system: &str) -> bool {
+        let known = if self.system.contains('.') { system } else { cluster(system) };
+        self.system == known
+    }
+}
+
+/// The identifier of the database cluster in a system.
+pub fn cluster(system: &str) -> &str {
+    system.split_once('.').map_or(system, |(identifier, _)| identifier)
 }
 
 /// What the dataset in Redis remembers.
@@ -80,7 +93,7 @@ pub enum HistoryGap {
     /// Redis remembers nothing: it is new to this source, it was emptied, or an earlier flush was
     /// not finished.
     NothingRemembered,
-    /// The source belongs to another database cluster.
+    /// The source belongs to another database, or to one of another cluster.
     OtherSystem,
     /// Changes came from another source, the outbox was created again, or it was applied to another
     /// dataset meanwhile.
@@ -144,7 +157,7 @@ impl fmt::Display for HistoryGap {
         match self {
             Self::Requested => write!(f, "it was requested"),
             Self::NothingRemembered => write!(f, "Redis remembers nothing of this source"),
-            Self::OtherSystem => write!(f, "the source belongs to another database cluster than Redis remembers"),
+            Self::OtherSystem => write!(f, "the source belongs to another database than Redis remembers"),
             Self::OtherSource => {
                 write!(
                     f,
@@ -183,7 +196,7 @@ pub fn find_gap(remembered: &Remembered, present: &Present) -> Option<HistoryGap
     let Present { origin: now, slot, end, recorded, batches } = present;
     let (counted, confirmed) = (remembered.batches, batches.unwrap_or_default());
     let checks = [
-        (origin.system != now.system, HistoryGap::OtherSystem),
+        (!origin.is_of_system(&now.system), HistoryGap::OtherSystem),
         (origin.timeline != now.timeline, HistoryGap::OtherTimeline),
         (origin.source != now.source, HistoryGap::OtherSource),
         (applied < *recorded, HistoryGap::RedisWentBack { applied, recorded: *recorded }),
@@ -220,6 +233,7 @@ mod tests {
     fn histories_that_fit_are_proven() {
         check(50, "s/1/0", [40, 90, 0], "s/1/0", None);
         check(50, "s/1/0", [50, 50, 50], "s/1/0", None);
+        check(50, "s/1/0", [40, 90, 0], "s.5/1/0", None);
     }
 
     #[test]
@@ -233,6 +247,7 @@ mod tests {
         let present = Present { origin: origin("s/1/0"), slot, end, recorded, batches: None };
         assert_eq!(find_gap(&ahead, &present).map(|gap| gap.word()), Some("log-went-back"));
         check(50, "s/1/0", [40, 90, 0], "t/1/0", Some("other-system"));
+        check(50, "s.1/1/0", [40, 90, 0], "s.2/1/0", Some("other-system"));
         check(50, "s/1/0", [40, 90, 0], "s/2/0", Some("other-timeline"));
         check(50, "s/1/0", [40, 90, 0], "s/1/7", Some("unclean-restart"));
         check(50, "s/1/0", [40, 90, 0], "s/1/0/outbox 7", Some("other-source"));

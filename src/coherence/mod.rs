@@ -12,4 +12,5 @@ pub mod lease;
 pub mod marks;
 pub mod primary;
 pub mod progress;
+pub mod server;
 pub mod watermark;

@@ -12,6 +12,7 @@ use tokio::task::AbortHandle;
 use tokio_postgres::{Client, SimpleQueryMessage, Statement};
 
 use super::gate::Snapshot;
+use super::server::ServerIdentity;
 use crate::change::{Lsn, Xid};
 use crate::postgres::{self, Address, ConnectError, SqlConnection, session};
 
@@ -32,6 +33,7 @@ pub struct Primary {
     client: Client,
     closer: AbortHandle,
     instance: String,
+    identity: ServerIdentity,
     snapshot: Statement,
 }
 
@@ -108,11 +110,17 @@ impl Primary {
         if instance.is_some_and(|instance| found != instance) {
             return Err(PrimaryError::OtherServer);
         }
-        if client.query_one("select pg_is_in_recovery()", &[]).await?.get(0) {
+        let identity = ServerIdentity::read(&client).await?;
+        if identity.is_standby {
             return Err(PrimaryError::Standby);
         }
         let snapshot = client.prepare(SNAPSHOT).await?;
-        Ok(Self { client, closer, instance: found, snapshot })
+        Ok(Self { client, closer, instance: found, identity, snapshot })
+    }
+
+    /// The database, and the history of its server.
+    pub fn identity(&self) -> &ServerIdentity {
+        &self.identity
     }
 
     /// Closes the connection, also for questions that are in progress.

@@ -82,6 +82,8 @@ pub struct Names {
     /// Second deletes that are not in force yet, each with the time at which it is due: a sorted
     /// set.
     pub again: CacheKey,
+    /// Never exists. Only a server that takes writes answers a command that deletes it.
+    pub probe: CacheKey,
 }
 
 impl Names {
@@ -110,6 +112,7 @@ impl Names {
             batches: state("batches"),
             added: state("added"),
             again: state("again"),
+            probe: state("probe"),
             reserved,
             state: prefix,
         }

@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::dataset::Dataset;
 use crate::change::Lsn;
-use crate::coherence::history::{HistoryGap, Origin, Present, Remembered};
+use crate::coherence::history::{HistoryGap, Origin, Present, Remembered, cluster};
 
 /// The dataset in Redis may not hold what was applied to it. [`super::Sink::remembered`] must be
 /// asked again.
@@ -139,7 +139,9 @@ impl Proof {
 fn history(origin: &Origin) -> String {
     // Not into which dataset an outbox went: after Redis was emptied, entries come twice.
     let source: String = origin.source.split(' ').take(2).collect();
-    let digest = Sha256::digest(format!("{}/{}{source}", origin.system, origin.timeline));
+    // Positions in the log are those of a cluster. Numbers of entries are those of a database.
+    let system = if source.is_empty() { cluster(&origin.system) } else { &origin.system };
+    let digest = Sha256::digest(format!("{system}/{}{source}", origin.timeline));
     digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -223,6 +225,8 @@ mod tests {
         let name = |text: &str| history(&origin(text));
         assert_eq!(name("s/1/0"), name("s/1/7"), "an unclean stop");
         assert_eq!(name("s/1/0/outbox 7 a"), name("s/1/0/outbox 7 b"), "another dataset");
+        assert_eq!(name("s/1/0"), name("s.5/1/0"), "the log is that of the cluster");
+        assert_ne!(name("s.5/1/0/outbox 7"), name("s.6/1/0/outbox 7"), "another database");
         for other in ["t/1/0", "s/2/0", "s/1/0/outbox 7"] {
             assert_ne!(name("s/1/0"), name(other));
         }

@@ -5,7 +5,9 @@ use std::time::Duration;
 use redis::Commands as _;
 use redis::aio::MultiplexedConnection;
 use unstale::change::Lsn;
+use unstale::coherence::history::Origin;
 use unstale::coherence::lease::{Envelope, Found, Grant, Leases, Token};
+use unstale::coherence::server::ServerIdentity;
 use unstale::coherence::watermark::Names;
 use unstale::key::CacheKey;
 use unstale::sandbox::Redis;
@@ -254,7 +256,7 @@ fn a_late_batch_does_not_recreate_an_old_version_key() {
 }
 
 #[test]
-fn a_replica_is_read_only_when_it_has_replayed_enough() {
+fn a_replica_is_read_only_when_it_is_of_the_history_and_has_replayed_enough() {
     let mut primary = template::start(&[]);
     let standby = primary.standby(&["hot_standby=on"]).unwrap();
     let cache = Cache::start(TTL);
@@ -272,7 +274,17 @@ fn a_replica_is_read_only_when_it_has_replayed_enough() {
         let _: () = redis::AsyncCommands::set(&mut connection, "v1:unstale:{unstale}:started", end.to_fixed_hex())
             .await
             .unwrap();
+        let server = ServerIdentity::read(&writer).await.unwrap();
+        let origin = Origin {
+            system: server.system.clone(),
+            timeline: server.timeline.clone(),
+            recovered: String::new(),
+            source: String::new(),
+        };
+        let _: () =
+            redis::AsyncCommands::set(&mut connection, "v1:unstale:{unstale}:origin", origin.encode()).await.unwrap();
         let Found::Granted(grant) = cache.leases.read(&mut connection, &key(), None).await.unwrap() else { panic!() };
+        assert!(server.is_of(grant.origin.as_ref().unwrap()));
         let sql = "select count(*) from t";
         assert!(grant.read_replica(&replica, None, sql, &[]).await.unwrap().is_none(), "it lags");
         assert!(grant.read_replica(&writer, None, sql, &[]).await.unwrap().is_none(), "a primary is no replica");
@@ -286,6 +298,20 @@ fn a_replica_is_read_only_when_it_has_replayed_enough() {
         };
         let row = tokio::time::timeout(EVENT_MAX, caught_up).await.unwrap();
         assert_eq!(row.get::<_, i64>(0), 1);
+        let strange = [
+            Origin { system: "7.5".to_owned(), ..origin.clone() },
+            Origin { system: format!("{}0", origin.system), ..origin.clone() },
+            Origin { timeline: "2".to_owned(), ..origin.clone() },
+        ];
+        for strange in strange {
+            let mut other = grant.clone();
+            other.origin = Some(strange.clone());
+            assert!(other.read_replica(&replica, None, sql, &[]).await.unwrap().is_none(), "{strange:?}");
+        }
+        let earlier = Origin { system: origin.system.split('.').next().unwrap().to_owned(), ..origin };
+        let mut other = grant.clone();
+        other.origin = Some(earlier);
+        assert!(other.read_replica(&replica, None, sql, &[]).await.unwrap().is_some(), "as version 0.2 wrote it");
         let later = Some(Lsn::new(end.offset() + 1_000_000));
         assert!(grant.read_replica(&replica, later, sql, &[]).await.unwrap().is_none(), "the reader has seen more");
     });

@@ -5,7 +5,7 @@
 //! parameter, never SQL.
 
 use std::collections::HashMap;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use deadpool::managed::{self, Metrics, RecycleError, RecycleResult};
 use tokio::runtime::Handle;
@@ -14,6 +14,7 @@ use tokio_postgres::types::{FromSql, ToSql, Type};
 use tokio_postgres::{Client, Row, Statement};
 
 use crate::causes::with_causes;
+use crate::coherence::server::ServerIdentity;
 use crate::postgres::{self, Address, ConnectError, TextParameter};
 use crate::query::Notation;
 use crate::reads::{Arguments, Read};
@@ -38,6 +39,8 @@ pub(in crate::api) struct Fetched {
     /// row. Rules make keys of what PostgreSQL writes: nothing would ever remove a value cached
     /// under `user:07`.
     pub(in crate::api) is_canonical: bool,
+    /// The server belongs to the history that the positions in Redis belong to.
+    pub(in crate::api) is_of_history: bool,
 }
 
 /// Opens connections to one server.
@@ -54,6 +57,10 @@ pub(super) struct Connector {
 #[derive(Debug)]
 pub(super) struct ReadConnection {
     pub(super) client: Client,
+    /// What a primary says of itself. It cannot change while the connection lives, and is not asked
+    /// of a replica, where it can.
+    pub(super) identity: Option<ServerIdentity>,
+    pub(super) opened: Instant,
     /// By the positions of the reads.
     prepared: HashMap<usize, PreparedRead>,
     /// The `statement_timeout` that is set.
@@ -93,13 +100,17 @@ impl managed::Manager for Connector {
         );
         let unusable = |error: tokio_postgres::Error| ConnectError::Protocol(with_causes(&error));
         client.batch_execute(&settings).await.map_err(unusable)?;
-        let is_standby = client.query_one("select pg_is_in_recovery()", &[]).await.map_err(unusable)?;
-        if self.role == Role::Primary && is_standby.get(0) {
+        let identity = match self.role {
+            Role::Primary => Some(ServerIdentity::read(&client).await.map_err(unusable)?),
+            Role::Replica => None,
+        };
+        if identity.as_ref().is_some_and(|identity| identity.is_standby) {
             return Err(ConnectError::Protocol(
                 "`source.url` names a standby, which may lag behind; expected the primary".to_owned(),
             ));
         }
-        Ok(ReadConnection { client, prepared: HashMap::new(), statement_max: self.statement_max })
+        let (prepared, opened) = (HashMap::new(), Instant::now());
+        Ok(ReadConnection { client, identity, opened, prepared, statement_max: self.statement_max })
     }
 
     async fn recycle(&self, connection: &mut ReadConnection, _: &Metrics) -> RecycleResult<ConnectError> {
@@ -208,7 +219,7 @@ fn fetched(row: &Row, now: Option<SystemTime>) -> Result<Fetched, tokio_postgres
     };
     // Zero if the clock is not known: the value is not stored.
     let valid_for = valid_until.map(|until| now.and_then(|now| until.duration_since(now).ok()).unwrap_or_default());
-    Ok(Fetched { body: body.map(|json| json.0.to_vec()), valid_for, is_canonical: false })
+    Ok(Fetched { body: body.map(|json| json.0.to_vec()), valid_for, ..Fetched::default() })
 }
 
 /// The text of a JSON value, not parsed.

@@ -45,6 +45,9 @@ pub(in crate::api) enum Outage {
     /// The server itself reports it.
     #[error("{message} (SQLSTATE {sqlstate})")]
     Reported { message: String, sqlstate: String },
+    /// The answer must contain what the client has seen, and the server is another one.
+    #[error("source.url leads to another server, or another database, than the one whose changes reach Redis")]
+    OtherServer,
     /// The connection was returned to the pool before its use.
     #[error("the connection was already returned to the pool")]
     Returned,
@@ -57,6 +60,11 @@ impl From<Outage> for DatabaseError {
 }
 
 impl DatabaseError {
+    /// The server is not the one whose answer is needed.
+    pub(in crate::api) fn other_server() -> Self {
+        Outage::OtherServer.into()
+    }
+
     /// Whether the server is unavailable or busy, so that a cached value may stand in for its
     /// answer.
     pub(in crate::api) fn is_transient(&self) -> bool {

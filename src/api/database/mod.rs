@@ -17,6 +17,7 @@ pub(super) use self::connection::{Fetched, Role};
 pub(super) use self::error::DatabaseError;
 use self::error::Outage;
 use crate::change::Lsn;
+use crate::coherence::history::Origin;
 use crate::coherence::lease::Grant;
 use crate::config::Spanned;
 use crate::mutant::{self, Mutant};
@@ -29,6 +30,10 @@ const CHECKOUT_MAX: Duration = Duration::from_secs(2);
 
 /// How long a server counts as unavailable after a failure. No read tries it in that time.
 const UNAVAILABLE_FOR: Duration = Duration::from_secs(1);
+
+/// How long a connection is used to a server that does not belong to the history in Redis. Then a
+/// new one is opened.
+const REOPEN_AFTER: Duration = Duration::from_secs(1);
 
 /// Added to a statement's own timeout, for the network.
 const GRACE: Duration = Duration::from_secs(1);
@@ -52,14 +57,31 @@ impl Database {
         Self { pool, unavailable_until: Mutex::default() }
     }
 
-    /// Executes the read at this position, in a snapshot that begins now.
-    pub(super) async fn fetch(&self, at: usize, read: &Read, values: &Arguments) -> Result<Fetched, DatabaseError> {
+    /// Executes the read at this position, in a snapshot that begins now. `origin` is the history
+    /// that the positions in Redis belong to.
+    pub(super) async fn fetch(
+        &self,
+        at: usize,
+        read: &Read,
+        values: &Arguments,
+        origin: Option<&Origin>,
+    ) -> Result<Fetched, DatabaseError> {
         let mut checkout = self.check_out().await?;
-        let outcome = within(read.timeout, checkout.connection()?.fetch(at, read, values)).await;
+        let connection = checkout.connection()?;
+        let is_of = |origin| connection.identity.as_ref().is_some_and(|server| server.is_of(origin));
+        let is_of_history = origin.is_some_and(is_of);
+        // After a failover the address may lead to another server.
+        let is_outdated = origin.is_some() && !is_of_history && connection.opened.elapsed() >= REOPEN_AFTER;
+        let outcome = within(read.timeout, connection.fetch(at, read, values)).await;
+        let outcome = outcome.map(|fetched| Fetched { is_of_history, ..fetched });
+        if is_outdated {
+            return outcome;
+        }
         checkout.check_in(outcome)
     }
 
-    /// The same on a replica. None if it has not replayed what the fill relies on.
+    /// The same on a replica. None if it does not belong to the history of the fill, or has not
+    /// replayed what the fill relies on.
     pub(super) async fn fetch_replica(
         &self,
         at: usize,
@@ -80,7 +102,7 @@ impl Database {
             }
         };
         let outcome = within(read.timeout, asked).await;
-        checkout.check_in(outcome)
+        checkout.check_in(outcome.map(|fetched| fetched.map(|fetched| Fetched { is_of_history: true, ..fetched })))
     }
 
     /// Returns the end of the log.

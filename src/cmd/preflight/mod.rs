@@ -7,6 +7,8 @@
 pub(super) mod cascades;
 pub(super) mod catalog_fit;
 pub(super) mod folding;
+#[cfg(feature = "api")]
+pub(super) mod history;
 pub(super) mod read_review;
 
 use indexmap::IndexMap;

@@ -4,8 +4,8 @@
 //! uses plain commands and short scripts (`join.lua`, `fill.lua`, `release.lua`, and `version.lua`
 //! behind `decimal.lua`), so that a client in any language can do the same. Invariants: a value is
 //! stored only while the key still holds the token of its grant; the positions that a fill relies
-//! on are read after the grant; a replica says where it is in a statement of its own, before the
-//! statement that reads.
+//! on are read after the grant; a replica says where it is, and in which history, in a statement of
+//! its own, before the statement that reads.
 //!
 //! Why no older value can come back: an invalidation deletes the token with the key, so a fill that
 //! succeeds had a grant after the invalidation. A read after the grant sees the commit, because the
@@ -22,6 +22,8 @@ use redis::{Cmd, Pipeline, RedisError, Value};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row, SimpleQueryMessage};
 
+use super::history::Origin;
+use super::server::standby_condition;
 use super::watermark::Names;
 use crate::change::Lsn;
 use crate::key::CacheKey;
@@ -68,6 +70,10 @@ pub struct Grant {
     /// The position that a replica must have replayed before it may be read for this fill. None: no
     /// replica may be read, because Redis does not know up to where invalidations are in force.
     pub started: Option<Lsn>,
+    /// The history that both positions belong to. None: no server may be read for this fill. A
+    /// primary may be read if [`super::server::ServerIdentity::is_of`] says so, which need be asked
+    /// once for each connection.
+    pub origin: Option<Origin>,
 }
 
 impl Leases {
@@ -92,7 +98,7 @@ impl Leases {
         let mut look = Pipeline::new();
         look.add_command(get(&self.names.applied)).add_command(get(key));
         let (applied, held): (Option<String>, Value) = look.query_async(connection).await?;
-        match Found::of(&held, position(applied), min)? {
+        match Found::of(&held, position(applied.as_deref()), min)? {
             Some(found) => Ok(found),
             None => self.ask(connection, key, min).await,
         }
@@ -114,13 +120,10 @@ impl Leases {
         ask.arg(key.as_bytes()).arg(token.lease()).arg("NX").arg("GET").arg("PX").arg(millis(self.lease));
         // The pipeline keeps its order, so both are read after the grant.
         let mut grant = Pipeline::new();
-        grant.add_command(ask).add_command(get(&self.names.applied)).add_command(get(&self.names.started));
-        let (held, applied, started): (Value, Option<String>, Option<String>) = grant.query_async(connection).await?;
-        let applied = position(applied);
-        Ok(Found::of(&held, applied, min)?.unwrap_or_else(|| {
-            let lo = applied.unwrap_or_default();
-            Found::Granted(Grant { key: key.clone(), token, lo, started: position(started) })
-        }))
+        grant.add_command(ask).add_command(self.progress());
+        let (held, progress): (Value, GrantState) = grant.query_async(connection).await?;
+        let found = Found::of(&held, position(progress.0.as_deref()), min)?;
+        Ok(found.unwrap_or_else(|| Found::Granted(Grant::new(key, token, progress))))
     }
 
     /// The right to replace a value that was just read, by the value's own nonce. Several readers
@@ -136,11 +139,17 @@ impl Leases {
         value: &Envelope,
     ) -> Result<Grant, RedisError> {
         // After the value was read: an invalidation since then has deleted its nonce.
-        let mut look = Pipeline::new();
-        look.add_command(get(&self.names.applied)).add_command(get(&self.names.started));
-        let (applied, started): (Option<String>, Option<String>) = look.query_async(connection).await?;
-        let lo = position(applied).unwrap_or_default();
-        Ok(Grant { key: key.clone(), token: value.nonce.clone(), lo, started: position(started) })
+        let progress: GrantState = self.progress().query_async(connection).await?;
+        Ok(Grant::new(key, value.nonce.clone(), progress))
+    }
+
+    /// Asks for [`GrantState`].
+    fn progress(&self) -> Cmd {
+        let mut get = redis::cmd("MGET");
+        for name in [&self.names.applied, &self.names.started, &self.names.origin] {
+            get.arg(name.as_bytes());
+        }
+        get
     }
 
     /// Stores a value for `ttl` if the grant still holds. Returns whether it was stored.
@@ -237,9 +246,23 @@ impl Leases {
     }
 }
 
+/// `applied`, `started` and `origin`, from one moment.
+type GrantState = (Option<String>, Option<String>, Option<String>);
+
 impl Grant {
-    /// Reads the value from a replica, if it has replayed everything that the fill and the reader
-    /// rely on. None if it has not: read the primary. `sql` returns one row.
+    fn new(key: &CacheKey, token: Token, (applied, started, origin): GrantState) -> Self {
+        Self {
+            key: key.clone(),
+            token,
+            lo: position(applied.as_deref()).unwrap_or_default(),
+            started: position(started.as_deref()),
+            origin: origin.as_deref().and_then(Origin::decode),
+        }
+    }
+
+    /// Reads the value from a replica, if it belongs to the history of the grant, and has replayed
+    /// everything that the fill and the reader rely on. None if not: read the primary. `sql`
+    /// returns one row.
     ///
     /// Both statements go over this client, and so to one server. They must not share a `REPEATABLE
     /// READ` transaction: the second would see what the first saw, and the check would prove
@@ -281,7 +304,11 @@ impl Grant {
 
     fn replica_check(&self, min: Option<Lsn>) -> Option<String> {
         let position = self.started?.max(min.unwrap_or_default());
-        Some(format!("pg_is_in_recovery() and pg_last_wal_replay_lsn() >= '{position}'::pg_lsn"))
+        let mut check = format!("pg_is_in_recovery() and pg_last_wal_replay_lsn() >= '{position}'::pg_lsn");
+        if !mutant::is(Mutant::ReplicaWithoutHistory) {
+            check = format!("{check} and {}", standby_condition(self.origin.as_ref()?)?);
+        }
+        Some(check)
     }
 }
 
@@ -315,8 +342,8 @@ fn get(key: &CacheKey) -> Cmd {
     redis::cmd("GET").arg(key.as_bytes()).clone()
 }
 
-fn position(text: Option<String>) -> Option<Lsn> {
-    text.as_deref().and_then(Lsn::from_fixed_hex)
+fn position(text: Option<&str>) -> Option<Lsn> {
+    text.and_then(Lsn::from_fixed_hex)
 }
 
 fn millis(duration: Duration) -> u64 {

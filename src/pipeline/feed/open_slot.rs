@@ -13,6 +13,7 @@ use super::slot::SlotFeed;
 use crate::change::Lsn;
 use crate::coherence::history::{Origin, Present};
 use crate::coherence::primary::{INSTANCE, Primary, SlotFacts};
+use crate::coherence::server::ServerIdentity;
 use crate::config::Settings;
 use crate::install;
 use crate::pipeline::error::SessionError;
@@ -33,7 +34,7 @@ pub(super) async fn open(
     earlier: &mut EarlierSessions,
 ) -> Result<OpenSource<SlotFeed>, SessionError> {
     let unanswered = |_| SessionError::Unanswered(OPEN_MAX);
-    let (mut connection, instance) = tokio::time::timeout(OPEN_MAX, async {
+    let (connection, instance) = tokio::time::timeout(OPEN_MAX, async {
         let mut connection = Connection::open(&settings.postgres).await?;
         let instance = one_text(connection.query(INSTANCE).await?);
         Ok::<_, SessionError>((connection, instance))
@@ -43,12 +44,8 @@ pub(super) async fn open(
     let primary = Arc::new(Primary::connect(&settings.postgres, &instance).await?);
     repair_gap(settings, &primary, earlier).await?;
     let with_messages = with_messages || has_event_trigger(&primary).await?;
-    let started = async {
-        let identity = connection.query("IDENTIFY_SYSTEM").await?;
-        let stream = ReplicationStream::start(connection, &settings.slot, &settings.publication, with_messages).await;
-        Ok::<_, ConnectionError>((identity, stream))
-    };
-    let (identity, started) = tokio::time::timeout(OPEN_MAX, started).await.map_err(unanswered)??;
+    let started = ReplicationStream::start(connection, &settings.slot, &settings.publication, with_messages);
+    let started = tokio::time::timeout(OPEN_MAX, started).await.map_err(unanswered)?;
     let stream = match started {
         Ok(stream) => stream,
         Err(ConnectionError::Server(error)) if [PREREQUISITE_STATE, UNDEFINED_OBJECT].contains(&&*error.sqlstate) => {
@@ -67,8 +64,7 @@ pub(super) async fn open(
     if !published {
         return Err(SessionError::NoPublication(settings.publication.clone()));
     }
-    let mut columns = identity.into_iter().flatten().map(Option::unwrap_or_default);
-    let (system, timeline) = (columns.next().unwrap_or_default(), columns.next().unwrap_or_default());
+    let ServerIdentity { system, timeline, .. } = primary.identity().clone();
     let present = Present {
         origin: Origin { system, timeline, recovered, source: String::new() },
         slot: confirmed.unwrap_or(end),

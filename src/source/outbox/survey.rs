@@ -23,10 +23,6 @@ pub struct OutboxFacts {
     pub file: u32,
     /// The highest number that was given to an entry.
     pub last: i64,
-    /// The identifier of the database cluster.
-    pub system: String,
-    /// Its timeline, as `IDENTIFY_SYSTEM` says it.
-    pub timeline: String,
     /// When the server last had to discard its statistics, which it does after every unclean stop.
     pub recovered: String,
 }
@@ -52,8 +48,6 @@ pub struct Survey {
 pub async fn facts(client: &Client, consumer: &str) -> Result<Option<OutboxFacts>, OutboxError> {
     const FACTS: &str = "select pg_relation_filenode('unstale.outbox'::regclass), \
          (select case when is_called then last_value else 0 end from unstale.outbox_id_seq), \
-         (select system_identifier::text from pg_control_system()), \
-         substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8), \
          (select coalesce(extract(epoch from stats_reset)::text, '') from pg_stat_archiver) \
          from unstale.consumer c where c.slot = $1";
     let row = match client.query_opt(FACTS, &[&consumer]).await {
@@ -62,13 +56,7 @@ pub async fn facts(client: &Client, consumer: &str) -> Result<Option<OutboxFacts
         Err(error) => return Err(error.into()),
     };
     let Some(row) = row else { return Ok(None) };
-    Ok(Some(OutboxFacts {
-        file: row.try_get(0)?,
-        last: row.try_get(1)?,
-        system: row.try_get(2)?,
-        timeline: timeline(row.try_get(3)?),
-        recovered: row.try_get(4)?,
-    }))
+    Ok(Some(OutboxFacts { file: row.try_get(0)?, last: row.try_get(1)?, recovered: row.try_get(2)? }))
 }
 
 /// Whether the server says that a table or schema is not there.
@@ -233,11 +221,6 @@ pub async fn lock_history(client: &Client) -> Result<bool, OutboxError> {
 /// Gives the right of [`lock_history`] to the next daemon.
 pub async fn unlock_history(client: &Client) -> Result<(), OutboxError> {
     lock(client, "pg_advisory_unlock", HISTORY).await.map(|_| ())
-}
-
-/// From the hexadecimal digits with which the name of a piece of log begins.
-fn timeline(digits: &str) -> String {
-    u32::from_str_radix(digits, 16).map_or_else(|_| digits.to_owned(), |number| number.to_string())
 }
 
 fn position(text: &str) -> Result<Lsn, OutboxError> {

@@ -8,7 +8,7 @@ use unstale::mutant::Mutant;
 
 use super::{Finding, LOCK, RULES, UNLOCK, WAITS, check, epochs, findings, world};
 use crate::api::{Api, Hold};
-use crate::support::{EVENT_MAX, World, connect, wait_until};
+use crate::support::{EVENT_MAX, World, connect, promote, wait_until};
 
 /// The value of the key `held:u1`.
 const HELD: &str = "select to_json(name)::text from users where id = 'u1'";
@@ -72,6 +72,40 @@ fn replica_check_too_late() {
         wait_until(EVENT_MAX, "everything is replayed", || ask(&replayed) == "true");
         api.world.sql_on(&locked, UNLOCK);
         assert_eq!(reading.join().unwrap().status, 200);
+        findings(&api.world, &before, "v1:held:u1", HELD)
+    });
+}
+
+/// 1. The primary has two standbys. One is promoted, which begins timeline 2, and the application
+///    and the daemon go on with it. The other goes on with the old primary, and replays more of
+///    timeline 1 than timeline 2 has.
+/// 2. A writer changes u1, and the change is in force.
+/// 3. A reader misses u1, gets the lease, and asks the replica how far it has replayed: further
+///    than the change, by the number alone.
+///
+/// The mutant reads the replica, which does not have the change, and stores the old name.
+#[test]
+fn replica_without_history() {
+    check(Mutant::ReplicaWithoutHistory, &Finding::Stale("v1:held:u1"), |mutant| {
+        let mut world = World::with_rules(&RULES.replace(", REPLICA", ""));
+        let promoted = world.postgres.standby(&[]).unwrap();
+        let replica = world.postgres.standby(&[]).unwrap();
+        let url = replica.url("postgres");
+        let old = promote(&mut world, promoted);
+        world.mutant = mutant;
+        world.write_rules(&RULES.replace("REPLICA", &format!("replica_url: \"{url}\"")));
+        world.run_ok(&["setup"]);
+        let left = world.block_on(connect(&old.url("postgres")));
+        world.sql_on(&left, "select pg_logical_emit_message(false, 'left', repeat('x', 50000000))");
+        let api = Api::run(world, &[]);
+        let before = epochs(&api.world);
+        api.world.sql("update users set name = 'new' where id = 'u1'");
+        api.world.settle();
+        let position = api.world.value("select pg_current_wal_insert_lsn()::text");
+        let behind = api.world.block_on(connect(&url));
+        let replayed = format!("select (pg_last_wal_replay_lsn() > '{position}')::text");
+        wait_until(EVENT_MAX, "it is ahead", || api.world.value_on(&behind, &replayed) == "true");
+        assert_eq!(api.get("/held/u1").status, 200);
         findings(&api.world, &before, "v1:held:u1", HELD)
     });
 }

@@ -305,6 +305,17 @@ pub(crate) fn in_outbox_mode(rules: &str) -> String {
     changed
 }
 
+/// Promotes a standby of the world's server and puts it in the server's place. Returns the old
+/// server, which goes on by itself.
+pub(crate) fn promote(world: &mut World, standby: Postgres) -> Postgres {
+    let old = std::mem::replace(&mut world.postgres, standby);
+    world.database_url = world.postgres.url("postgres");
+    world.reconnect();
+    world.sql("select pg_promote()");
+    wait_until(EVENT_MAX, "it is promoted", || world.value("select pg_is_in_recovery()::text") == "false");
+    old
+}
+
 /// Connects to a database as a test does: as superuser, without TLS.
 pub(crate) async fn connect(url: &str) -> tokio_postgres::Client {
     postgres::connect(&Address::parse(url, &|_| None).unwrap()).await.unwrap()

@@ -120,7 +120,7 @@ impl Fault {
             Some(Mutant::AckBeforeRedis | Mutant::EagerKeepalive | Mutant::CommitBeforeRedis) => {
                 pick(&[Self::FreezeRedis, Self::PauseRedisWrites, Self::SlowRedis, Self::SilentRedis], random)
             }
-            Some(Mutant::ReplicaCheckTooLate) => Self::LaggingReplica,
+            Some(Mutant::ReplicaCheckTooLate | Mutant::ReplicaWithoutHistory) => Self::LaggingReplica,
         }
     }
 

@@ -4,5 +4,6 @@
 //! an invalidation was lost, or everything stopped.
 
 mod pace;
+mod servers;
 mod tables;
 mod text;

@@ -12,6 +12,7 @@ use super::reader::{OutboxReader, consumer};
 use crate::change::Lsn;
 use crate::coherence::history::{Origin, Present};
 use crate::coherence::primary::Primary;
+use crate::coherence::server::ServerIdentity;
 use crate::config::Settings;
 use crate::pipeline::error::SessionError;
 use crate::pipeline::feed::earlier::EarlierSessions;
@@ -47,7 +48,8 @@ async fn try_open(
     }
     let facts = survey::facts(primary.client(), &settings.slot).await?;
     let Some(facts) = facts else { return Err(SessionError::NoOutbox(settings.slot.clone())) };
-    let OutboxFacts { file, last, system, timeline, recovered } = facts;
+    let OutboxFacts { file, last, recovered } = facts;
+    let ServerIdentity { system, timeline, .. } = primary.identity().clone();
     // The daemon that started last has the rules that count. One that reconnects does not take over
     // from it.
     if earlier.streamed && survey::is_superseded(primary.client(), &consumer).await? {
