@@ -82,6 +82,8 @@ pub struct Names {
     /// Second deletes that are not in force yet, each with the time at which it is due: a sorted
     /// set.
     pub again: CacheKey,
+    /// The service that is at work under this name, as JSON. It ends unless it is written again.
+    pub owner: CacheKey,
     /// Never exists. Only a server that takes writes answers a command that deletes it.
     pub probe: CacheKey,
 }
@@ -112,6 +114,7 @@ impl Names {
             batches: state("batches"),
             added: state("added"),
             again: state("again"),
+            owner: state("owner"),
             probe: state("probe"),
             reserved,
             state: prefix,

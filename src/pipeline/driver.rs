@@ -26,7 +26,7 @@ use crate::coherence::gate::Snapshot;
 use crate::coherence::primary::{Primary, PrimaryError};
 use crate::config::{Mode, Settings};
 use crate::rules::Planner;
-use crate::sink::{Batch, Liveness, Sink, Unproven};
+use crate::sink::{Batch, Liveness, OwnerRecord, Sink, Unproven};
 use crate::watch::{Observation, Observer};
 
 /// How often the session looks after what no event announces.
@@ -70,7 +70,12 @@ impl<'a> Driver<'a> {
         let batcher = Batcher::new(planner, settings.max_keys, settings.mode == Mode::Outbox);
         let limits = SessionLimits { redis_down_max: settings.redis_down_max, drain_max };
         let mut sinking = Running::default();
-        let resuming = resume(sink, Arc::clone(&primary), reader, present);
+        let mode = match settings.mode {
+            Mode::Slot => "slot",
+            Mode::Outbox => "outbox",
+        };
+        let owner = OwnerRecord::of_this_process(&present.origin.system, mode, settings.postgres.to_string());
+        let resuming = resume(sink, owner, Arc::clone(&primary), reader, present);
         sinking.start(async move {
             let (sink, resumed) = resuming.await;
             (sink, resumed.map_or_else(SinkOutcome::Failed, SinkOutcome::Resumed))

@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::coherence::primary::PrimaryError;
 use crate::postgres::{ConnectError, ServerError, StatementError, UNDEFINED_OBJECT};
 use crate::rules::PlanError;
+use crate::sink::NameTaken;
 use crate::source::outbox::entry::OutboxError;
 use crate::source::replication::assemble::AssembleError;
 use crate::source::replication::connection::ConnectionError;
@@ -90,6 +91,9 @@ pub enum SessionError {
     /// The dataset in Redis may not be the one whose history was proven.
     #[error("Redis was replaced, lost writes, or another daemon writes to it")]
     Unproven,
+    /// Another service uses the name in Redis.
+    #[error(transparent)]
+    NameTaken(#[from] NameTaken),
 }
 
 /// What the daemon does about an error, and what the operator can do.
@@ -186,6 +190,8 @@ impl SessionError {
             }
             Self::RedisAway(_) => (Reconnect, Some("check that Redis runs and that target.url is right")),
             Self::Unproven => (CompareHistories, None),
+            // A process that was frozen finds another service in its place, and waits for its end.
+            Self::NameTaken(taken) => (if taken.was_ours { StandBy } else { Stop(Configuration) }, None),
         };
         Policy { reaction, advice }
     }
@@ -298,6 +304,10 @@ mod tests {
         check(SessionError::Silent(Duration::from_secs(60)), Reconnect, "network");
         check(SessionError::RedisAway(Duration::from_secs(60)), Reconnect, "target.url");
         check(SessionError::Unproven, CompareHistories, "");
+        for (was_ours, reaction) in [(false, Stop(Configuration)), (true, StandBy)] {
+            let (owner, key, redis) = (Box::default(), "k".to_owned(), "r".to_owned());
+            check(NameTaken { owner, key, redis, was_ours }.into(), reaction, "");
+        }
     }
 
     #[test]

@@ -84,7 +84,12 @@ pub async fn run(
                     Ok(()) => None,
                     Err(error) => Some(retry.react(error, driver.slot_at(), &mut earlier)),
                 };
-                let (used_planner, idle_sink) = driver.into_parts(stop).await;
+                let (used_planner, mut idle_sink) = driver.into_parts(stop).await;
+                if reacted.as_ref().is_none_or(Result::is_err)
+                    && let Some(sink) = &mut idle_sink
+                {
+                    sink.leave_name().await;
+                }
                 let Some(reacted) = reacted else { return Ok(()) };
                 reacted?;
                 // None: the daemon was stopped while Redis did not answer.

@@ -1,9 +1,9 @@
 //! The beginning of a session: what Redis remembers is compared with what the source will send.
 //!
-//! Owns the order: ask, compare, wait for commits that may not be visible yet, flush. It must not
-//! judge by itself; [`crate::coherence::history`] does. Invariants: nothing is invalidated before
-//! history is proven or a new epoch has begun; of the daemons that share an outbox, one at a time
-//! does this.
+//! Owns the order: take the name, ask, compare, wait for commits that may not be visible yet,
+//! flush. It must not judge by itself; [`crate::coherence::history`] does. Invariants: nothing is
+//! invalidated before history is proven or a new epoch has begun; of the daemons that share an
+//! outbox, one at a time does this.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use super::feed::outbox::OutboxReader;
 use super::in_flight::Resumed;
 use crate::coherence::history::{Origin, Present, Remembered, find_gap};
 use crate::coherence::primary::{Primary, PrimaryError};
-use crate::sink::{Liveness, Sink, Unproven};
+use crate::sink::{Liveness, OwnerRecord, Sink, Unproven};
 use crate::source::outbox::survey;
 
 /// How long a flush waits for transactions in progress: one that has committed and waits for a
@@ -21,13 +21,18 @@ use crate::source::outbox::survey;
 const IN_PROGRESS_MAX: Duration = Duration::from_secs(5);
 
 /// Goes on from what Redis remembers if that is proven to have no gap, and otherwise begins a new
-/// epoch. `reader` is needed if the source is an outbox.
+/// epoch. `reader` is needed if the source is an outbox. `owner` is what this process says of
+/// itself.
 pub(super) async fn resume(
     mut sink: Box<Sink>,
+    owner: OwnerRecord,
     primary: Arc<Primary>,
     reader: Option<OutboxReader>,
     mut present: Present,
 ) -> (Box<Sink>, Result<Resumed, SessionError>) {
+    if let Err(taken) = sink.take_name(owner).await {
+        return (sink, Err(taken.into()));
+    }
     let remembered = sink.remembered().await;
     let Some(reader) = reader else {
         let resumed = compare(&mut sink, &primary, &remembered, &present, &present.origin).await;

@@ -15,6 +15,7 @@ use super::dataset::{Dataset, RedisClock};
 use super::encode::{Attached, Encoded, Target, encode};
 use super::link::RedisLink;
 use super::liveness::Liveness;
+use super::owner::{self, OwnerRecord};
 use super::proof::{Proof, Unproven};
 use super::recent::Recent;
 use super::refusal::SinkError;
@@ -40,6 +41,8 @@ pub struct Sink {
     pub(super) proof: Proof,
     pub(super) numbering: Numbering,
     pub(super) recent: Recent,
+    /// What this process says of itself. None until it has taken the name.
+    pub(super) owner: Option<OwnerRecord>,
     warnings: Warnings,
     allowance: Allowance,
 }
@@ -59,6 +62,7 @@ impl Sink {
             proof: Proof::default(),
             numbering: Numbering::default(),
             recent: Recent::default(),
+            owner: None,
             warnings: Warnings::default(),
             allowance: Allowance::default(),
         })
@@ -159,6 +163,7 @@ impl Sink {
             recent: &recent,
             now: connection.clock.at(Instant::now()),
             heartbeat: batch.heartbeat.map(|moment| connection.clock.at(moment)),
+            owner: self.owner.as_ref(),
         };
         let target =
             Target { names: &self.names, scripts: &connection.scripts, settings: &self.settings, proof: &self.proof };
@@ -169,6 +174,10 @@ impl Sink {
         }
         if let Some([time, info]) = replies.get(positions.probe) {
             self.confirm(time, info).await?;
+        }
+        if positions.owner.and_then(|at| replies.get(at)).and_then(owner::other).is_some() {
+            // Another service took the name while this one was not at work.
+            return Err(AttemptError::Unproven);
         }
         let counted = positions.count.and_then(|at| match replies.get(at) {
             Some(Value::Int(counted)) => Some(counted.cast_unsigned()),

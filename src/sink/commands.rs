@@ -175,6 +175,7 @@ mod tests {
             include_str!("dataset.rs"),
             include_str!("encode.rs"),
             include_str!("link.rs"),
+            include_str!("owner.rs"),
             include_str!("resume.rs"),
             include_str!("scripts.rs"),
             include_str!("sweep.rs"),

@@ -16,6 +16,7 @@ use super::batch::{Batch, StreamEntry};
 use super::broadcast::Broadcast;
 use super::catalog_record::CatalogRecord;
 use super::dataset::{info, time};
+use super::owner::OwnerRecord;
 use super::proof::Proof;
 use super::recent;
 use super::scripts::{KEYS_PER_COMMAND, Scripts, script};
@@ -46,6 +47,8 @@ pub(super) struct Attached<'a> {
     pub(super) now: u64,
     /// The time of [`Batch::heartbeat`].
     pub(super) heartbeat: Option<u64>,
+    /// The service that applies the batch, to be written with a probe.
+    pub(super) owner: Option<&'a OwnerRecord>,
 }
 
 /// The commands of a batch.
@@ -66,6 +69,8 @@ pub(super) struct Positions {
     pub(super) due: Option<usize>,
     /// `TIME` and `INFO`.
     pub(super) probe: Range<usize>,
+    /// The record of the service.
+    pub(super) owner: Option<usize>,
 }
 
 /// The commands of a batch, in order.
@@ -88,7 +93,8 @@ pub(super) fn encode(batch: &Batch, attached: Attached<'_>, target: Target<'_>) 
     encoder.heartbeat(attached.heartbeat);
     let due = encoder.due();
     let probe = encoder.probe();
-    Encoded { pipeline: encoder.pipeline, positions: Positions { streams, count, due, probe } }
+    let owner = encoder.owner(attached.owner);
+    Encoded { pipeline: encoder.pipeline, positions: Positions { streams, count, due, probe, owner } }
 }
 
 /// The commands of a replayed plan: those that go before its patterns and tags are swept, and those
@@ -331,6 +337,13 @@ impl Encoder<'_> {
         first..self.pipeline.len()
     }
 
+    /// Says with a probe which service is at work. Returns the position.
+    fn owner(&mut self, owner: Option<&OwnerRecord>) -> Option<usize> {
+        let owner = owner.filter(|_| self.batch.probe)?;
+        self.pipeline.add_command(owner.write(self.target.names, self.target.scripts));
+        Some(self.pipeline.len() - 1)
+    }
+
     fn ttl_millis(&self) -> u64 {
         millis(self.target.settings.ttl)
     }
@@ -504,7 +517,7 @@ mod tests {
         let positions = check(&with(|batch| batch.counts = true), plain(), &["count @batches 4"]);
         assert_eq!(positions.count, Some(0));
         let positions = check(&with(|batch| batch.probe = true), plain(), &["TIME", "INFO server replication"]);
-        assert_eq!(positions, Positions { streams: 0..0, count: None, due: None, probe: 0..2 });
+        assert_eq!(positions, Positions { streams: 0..0, count: None, due: None, probe: 0..2, owner: None });
         let heartbeat = Attached { heartbeat: Some(70), ..plain() };
         check(&nothing(), heartbeat, &["set @rules d1", "set @asof 70"]);
         let forget = with(|batch| batch.forget = vec!["e1".to_owned(), "e2".to_owned()]);
@@ -541,7 +554,7 @@ mod tests {
         };
         let expected = [&*format!("raise @started {NINE}"), &added("s", "''"), &added("t", "H:e1"), "count @batches 4"];
         let positions = check(&streams, Attached::default(), &expected);
-        assert_eq!(positions, Positions { streams: 1..3, count: Some(3), due: None, probe: 4..4 });
+        assert_eq!(positions, Positions { streams: 1..3, count: Some(3), due: None, probe: 4..4, owner: None });
     }
 
     /// A batch of everything.
@@ -575,7 +588,9 @@ mod tests {
     #[test]
     fn a_batch_of_everything_has_one_order() {
         let (proof, message, touches) = (proof(), broadcast(), ["{1}".to_owned()]);
-        let attached = Attached { broadcast: Some(&message), recent: &touches, now: 77, heartbeat: Some(70) };
+        let owner = OwnerRecord::default();
+        let (broadcast, owner) = (Some(&message), Some(&owner));
+        let attached = Attached { broadcast, recent: &touches, now: 77, heartbeat: Some(70), owner };
         let Encoded { pipeline, positions } = with_target(&proof, |target| encode(&whole(), attached, target));
         let commands = shown(&pipeline);
         let first: Vec<_> = commands.iter().map(|command| command.split(' ').next().unwrap()).collect();
@@ -599,12 +614,14 @@ mod tests {
             "again_due",
             "TIME",
             "INFO",
+            "own",
         ];
         assert_eq!(first, expected);
         let at = |range: Range<usize>| &first[range];
         assert_eq!(at(positions.streams), ["stream", "stream"]);
         assert_eq!(positions.count.map(|at| first[at]), Some("count"));
         assert_eq!(at(positions.probe), ["TIME", "INFO"]);
+        assert_eq!(positions.owner.map(|at| first[at]), Some("own"));
         assert_eq!(positions.due.map(|at| first[at]), Some("again_due"));
         assert!(commands[14].starts_with("set @rules") && commands[15].starts_with("set @asof"), "{commands:?}");
     }

@@ -12,6 +12,7 @@
 //! - [`refusal`], [`retry`], [`liveness`], [`warnings`]: what goes wrong, and what follows from it.
 //! - [`apply`]: the [`Sink`] itself. [`resume`]: how it begins. [`replay`]: plans beside the
 //!   daemon.
+//! - [`owner`], [`take_name`]: which service uses the name.
 //! - [`again`]: second deletes, which wait in Redis.
 //! - [`commands`]: every command that is sent, for `check`.
 //! - [`sweep`]: the search for what patterns and tags remove.
@@ -27,6 +28,7 @@ mod dataset;
 mod encode;
 mod link;
 mod liveness;
+mod owner;
 mod proof;
 mod recent;
 mod refusal;
@@ -36,6 +38,7 @@ mod retry;
 mod scripts;
 mod settings;
 mod sweep;
+mod take_name;
 mod warnings;
 
 pub use again::{Again, DueDelete, DueDeletes, Repeat};
@@ -45,6 +48,7 @@ pub use broadcast::{Broadcast, BroadcastOp};
 pub use catalog_record::CatalogRecord;
 pub use connection::connect_subscriber;
 pub use liveness::Liveness;
+pub use owner::{NameTaken, OwnerRecord};
 pub use proof::Unproven;
 pub use recent::Touch;
 pub use refusal::SinkError;

@@ -13,6 +13,7 @@ use redis::{Pipeline, RedisError, Value};
 use super::apply::Sink;
 use super::broadcast::Broadcast;
 use super::encode::announce;
+use super::owner;
 use super::proof::Unproven;
 use super::retry::{AttemptError, RetryState};
 use super::scripts::script;
@@ -92,6 +93,16 @@ impl Sink {
             );
             tokio::time::sleep(pause).await;
         }
+        let beating = owner::beat(self.link.another("records of the service"), self.names.clone(), self.owner.clone());
+        tokio::select! {
+            biased;
+            flushed = self.flush_until_done(gap, present) => flushed,
+            // A flush may take long, and other services must see that this one is at work.
+            never = beating => match never {},
+        }
+    }
+
+    async fn flush_until_done(&mut self, gap: &HistoryGap, present: &Present) -> Result<(), Unproven> {
         let mut retry = RetryState::default();
         loop {
             match self.try_flush(gap, present).await {

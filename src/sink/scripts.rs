@@ -34,6 +34,8 @@ pub(super) struct Scripts {
     pub(super) again_due: String,
     pub(super) again_done: String,
     pub(super) remember: String,
+    pub(super) own: String,
+    pub(super) disown: String,
 }
 
 impl Scripts {
@@ -52,7 +54,7 @@ impl Scripts {
     }
 
     /// Where the hash of each script goes, in the order of [`sources`].
-    fn hashes(&mut self) -> [&mut String; 17] {
+    fn hashes(&mut self) -> [&mut String; 19] {
         [
             &mut self.raise,
             &mut self.record,
@@ -71,13 +73,15 @@ impl Scripts {
             &mut self.again_due,
             &mut self.again_done,
             &mut self.remember,
+            &mut self.own,
+            &mut self.disown,
         ]
     }
 
     /// Scripts whose hashes are their own names, for tests of what is sent.
     #[cfg(test)]
     pub(super) fn named() -> Self {
-        const NAMES: [&str; 17] = [
+        const NAMES: [&str; 19] = [
             "raise",
             "record",
             "bump",
@@ -95,6 +99,8 @@ impl Scripts {
             "again_due",
             "again_done",
             "remember",
+            "own",
+            "disown",
         ];
         let mut scripts = Self::default();
         scripts.hashes().into_iter().zip(NAMES).for_each(|(hash, name)| *hash = name.to_owned());
@@ -103,7 +109,7 @@ impl Scripts {
 }
 
 /// Every script.
-pub(super) fn sources() -> [String; 17] {
+pub(super) fn sources() -> [String; 19] {
     [
         RAISE.to_owned(),
         RECORD.to_owned(),
@@ -122,6 +128,8 @@ pub(super) fn sources() -> [String; 17] {
         include_str!("again_due.lua").to_owned(),
         include_str!("again_done.lua").to_owned(),
         include_str!("remember.lua").to_owned(),
+        include_str!("own.lua").to_owned(),
+        include_str!("disown.lua").to_owned(),
     ]
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use redis::RedisError;
 use tokio_postgres::Client;
 
+#[cfg(feature = "api")]
 use crate::cmd::failure::Failure;
 use crate::coherence::history::Origin;
 use crate::coherence::server::ServerIdentity;
@@ -18,7 +19,7 @@ use crate::config::Settings;
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 
 /// The history that Redis remembers. None if it remembers none, or does not answer.
-pub(in crate::cmd) async fn remembered(settings: &Settings) -> Option<Origin> {
+async fn remembered(settings: &Settings) -> Option<Origin> {
     let asked = async {
         let client = crate::redis::open_client(&settings.redis)?;
         let mut connection = crate::redis::connect(&client, ANSWER_MAX).await?;
@@ -36,8 +37,15 @@ pub(in crate::cmd) async fn remembered(settings: &Settings) -> Option<Origin> {
     }
 }
 
+/// Whether Redis remembers that the changes of this database reached it.
+pub(in crate::cmd) async fn is_remembered(settings: &Settings, client: &Client) -> Result<bool, tokio_postgres::Error> {
+    let Some(origin) = remembered(settings).await else { return Ok(false) };
+    Ok(origin.is_of_system(&ServerIdentity::read(client).await?.system))
+}
+
 /// Fails if the changes of another database reach the Redis of the file. A server that was promoted
 /// is the same database.
+#[cfg(feature = "api")]
 pub(in crate::cmd) async fn require_same_database(settings: &Settings, client: &Client) -> Result<(), Failure> {
     let Some(origin) = remembered(settings).await else { return Ok(()) };
     if origin.is_of_system(&ServerIdentity::read(client).await?.system) {

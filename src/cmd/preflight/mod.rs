@@ -7,7 +7,6 @@
 pub(super) mod cascades;
 pub(super) mod catalog_fit;
 pub(super) mod folding;
-#[cfg(feature = "api")]
 pub(super) mod history;
 pub(super) mod read_review;
 
@@ -166,7 +165,7 @@ impl Preflight {
     }
 
     /// Fails if the slot or the publication is missing, or if the publication does not carry a
-    /// table.
+    /// table. A slot that was there when the daemon ran is created again by the daemon.
     async fn require_slot(&self, file: &ConfigFile) -> Result<(), Failure> {
         const STATE: &str = "select exists (select from pg_replication_slots where slot_name = $1), \
              current_setting('wal_level')";
@@ -182,7 +181,7 @@ impl Preflight {
         if self.rules.has_events() && self.client.query_one(DIVERTED, &[]).await?.get(0) {
             missing.push("unstale.emit writes to an outbox".to_owned());
         }
-        if !row.get::<_, bool>(0) {
+        if !row.get::<_, bool>(0) && !history::is_remembered(settings, &self.client).await? {
             missing.push(format!("there is no replication slot `{}`", settings.slot));
         }
         match Publication::read(&self.client, &settings.publication).await? {

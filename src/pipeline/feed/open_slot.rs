@@ -50,7 +50,8 @@ pub(super) async fn open(
         Ok(stream) => stream,
         Err(ConnectionError::Server(error)) if [PREREQUISITE_STATE, UNDEFINED_OBJECT].contains(&&*error.sqlstate) => {
             let facts = primary.facts(&settings.slot, &settings.publication).await?;
-            let is_gone = facts.confirmed.is_none() && earlier.streamed;
+            // At the start, `run` refuses to begin without a slot unless Redis remembers one.
+            let is_gone = facts.confirmed.is_none();
             if !(facts.published && (facts.lost || is_gone)) {
                 return Err(SessionError::SlotUnusable { slot: settings.slot.clone(), source: error });
             }

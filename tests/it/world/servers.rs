@@ -3,10 +3,11 @@
 //! Owns other databases, other histories, replicas in the place of primaries, and services that use
 //! one name.
 
+use redis::Commands as _;
 use unstale::sandbox::{Redis, example};
 
 use crate::api::{Api, File};
-use crate::support::{World, connect, promote, text};
+use crate::support::{EVENT_MAX, SHIPPED, World, connect, in_outbox_mode, promote, text, wait_until};
 
 /// A database of the same server with the example domain, in which no daemon works.
 fn other_database(world: &World) -> String {
@@ -86,4 +87,90 @@ fn a_redis_that_is_demoted_serves_no_hits() {
     redis::cmd("REPLICAOF").arg("NO").arg("ONE").exec(&mut redis).unwrap();
     api.world.settle();
     assert_eq!(api.warm("/users/u1").json()["name"], "new");
+}
+
+const OWNER: &str = "v1:unstale:{unstale}:owner";
+
+/// What `run` prints when it refuses to start.
+fn refused(world: &World) -> String {
+    let output = world.run(&["run"]);
+    assert_eq!(output.status.code(), Some(78), "{}", text(&output));
+    text(&output)
+}
+
+#[test]
+fn a_second_service_under_one_name_does_not_start() {
+    let first = World::shipped();
+    let mut second = World::shipped_on_another_system();
+    second.redis_url = first.redis.url();
+    let daemon = first.daemon();
+    let said = refused(&second);
+    for part in [&format!(":{}", first.postgres.port()), &format!("process {}", daemon.pid()), "source.slot"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    // The same database, followed in the other mode, is another service, too.
+    first.write_rules(&in_outbox_mode(SHIPPED));
+    first.run_ok(&["setup"]);
+    assert!(refused(&first).contains("by its slot"));
+    first.cache("v1:user:u1");
+    first.sql("update users set name = 'new' where id = 'u1'");
+    first.settle();
+    assert!(!first.holds("v1:user:u1"), "the first goes on");
+    assert_eq!(first.epoch(), 1);
+    assert_eq!(daemon.stop(), Some(0));
+    assert!(!first.holds(OWNER), "it says that it has stopped");
+    let daemon = second.daemon();
+    assert_eq!((first.epoch(), first.epochs_because("other-system")), (2, 1));
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+#[test]
+fn a_service_that_was_killed_is_waited_for() {
+    let world = World::shipped();
+    let other = r#"{"system":"1.5","mode":"slot","address":"elsewhere","host":"h","pid":7,"instance":"i","at":1}"#;
+    let _: () = world.redis().pset_ex(OWNER, other, 1500).unwrap();
+    let daemon = world.daemon();
+    assert!(daemon.log().iter().any(|line| line.contains("another service used this name")), "{:?}", daemon.log());
+    wait_until(EVENT_MAX, "it has the name", || {
+        world.redis().get::<_, Option<String>>(OWNER).unwrap().is_some_and(|held| !held.contains("elsewhere"))
+    });
+    // It is frozen for so long that another service takes the name, and finds that out.
+    let _: () = world.redis().pset_ex(OWNER, other, 3_600_000).unwrap();
+    daemon.wait_for_log("another daemon writes to it");
+    let mut beats = 1;
+    wait_until(EVENT_MAX, "it stands by", || {
+        beats += 1;
+        let record = other.replace(r#""at":1"#, &format!(r#""at":{beats}"#));
+        let _: () = world.redis().pset_ex(OWNER, record, 3_600_000).unwrap();
+        daemon.log().iter().any(|line| line.contains("this daemon stands by"))
+    });
+    let _: () = world.redis().del(OWNER).unwrap();
+    daemon.wait_for_log("streaming");
+}
+
+#[test]
+fn a_slot_that_was_dropped_while_the_daemon_was_down_is_created_again() {
+    let world = World::shipped();
+    let missing = "there is no replication slot `unstale`";
+    world.sql("select pg_drop_replication_slot('unstale')");
+    assert!(refused(&world).contains(missing), "Redis remembers nothing");
+    world.run_ok(&["setup"]);
+    let daemon = world.daemon();
+    world.settle();
+    world.cache("v1:user:u1");
+    assert_eq!(daemon.stop(), Some(0));
+    world.sql("select pg_drop_replication_slot('unstale')");
+    world.sql("update users set name = 'new' where id = 'u1'");
+    let said = text(&world.run(&["check"]));
+    assert!(said.contains("a daemon has read") && said.contains("empties the cache"), "{said}");
+    let daemon = world.daemon();
+    assert!(!world.holds("v1:user:u1"));
+    assert_eq!((world.epoch(), world.epochs_because("gap")), (2, 1));
+    assert!(daemon.log().iter().any(|line| line.contains("was created again")), "{:?}", daemon.log());
+    assert_eq!(daemon.stop(), Some(0));
+    // Redis remembers another database.
+    let mut other = World::shipped_on_another_system();
+    other.redis_url = world.redis.url();
+    other.sql("select pg_drop_replication_slot('unstale')");
+    assert!(refused(&other).contains(missing));
 }

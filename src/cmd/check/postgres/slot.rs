@@ -12,6 +12,7 @@ use super::probe::PostgresProbe;
 use crate::cmd::check::cost::RELOAD;
 use crate::cmd::check::finding::{Finding, Findings, Stage};
 use crate::cmd::display::size;
+use crate::cmd::preflight::history;
 
 /// More log than this kept for the slot is a finding, in bytes.
 const RETAINED_MAX: i64 = 1 << 30;
@@ -45,7 +46,10 @@ impl PostgresProbe<'_> {
         let settings: HashMap<String, String> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
         let row = self.client.query_opt(SLOT, &[&self.settings.slot]).await?;
         let Some(row) = row else {
-            findings.add(self.no_slot());
+            findings.add(match history::is_remembered(self.settings, self.client).await? {
+                true => self.slot_gone(),
+                false => self.no_slot(),
+            });
             self.limits(&settings, findings);
             return Ok(());
         };
@@ -87,6 +91,15 @@ impl PostgresProbe<'_> {
             .why("the slot is how PostgreSQL knows which changes were invalidated")
             .fix("`unstale setup` creates it, or run this:")
             .statement(Stage::Slot, self.create(), COST)
+    }
+
+    /// The slot was there when the daemon ran.
+    fn slot_gone(&self) -> Finding {
+        let slot = &self.settings.slot;
+        let message = format!("{} has no replication slot `{slot}`, which a daemon has read", self.name);
+        Finding::warning("slot-missing", message)
+            .why("what was committed since it was dropped cannot be read any more")
+            .fix("`unstale run` creates it and empties the cache")
     }
 
     fn other_owner(&self, slot: &SlotRow, database: &str) -> Option<Finding> {
