@@ -33,6 +33,8 @@ pub struct Primary {
     client: Client,
     closer: AbortHandle,
     instance: String,
+    /// The server, without others that the configured address may name.
+    address: Address,
     identity: ServerIdentity,
     snapshot: Statement,
 }
@@ -48,12 +50,14 @@ pub enum PrimaryError {
     Query(#[from] tokio_postgres::Error),
     /// The connection reached another server than the one that sends the log.
     #[error(
-        "source.url leads to more than one server: a connection reached another server than the one that sends the log; name one server"
+        "source.url leads to more than one server: a connection reached another server than the one that sends the log; \
+         name the servers one by one, and add target_session_attrs=primary"
     )]
     OtherServer,
     /// The server is a standby.
     #[error(
-        "the server is a standby, and only the primary knows which commits are visible; name the primary in source.url"
+        "the server is a standby, and only the primary knows which commits are visible; name the primary in source.url, \
+         or all servers and target_session_attrs=primary"
     )]
     Standby,
     /// It did not answer in time.
@@ -104,7 +108,7 @@ impl Primary {
     }
 
     async fn new(opened: SqlConnection, instance: Option<&str>) -> Result<Self, PrimaryError> {
-        let SqlConnection { client, closer, .. } = opened;
+        let SqlConnection { client, closer, address, .. } = opened;
         client.batch_execute(session::LONG_LIVED).await?;
         let found: String = client.query_one(INSTANCE, &[]).await?.get(0);
         if instance.is_some_and(|instance| found != instance) {
@@ -115,7 +119,7 @@ impl Primary {
             return Err(PrimaryError::Standby);
         }
         let snapshot = client.prepare(SNAPSHOT).await?;
-        Ok(Self { client, closer, instance: found, identity, snapshot })
+        Ok(Self { client, closer, instance: found, address, identity, snapshot })
     }
 
     /// The database, and the history of its server.
@@ -129,8 +133,8 @@ impl Primary {
     }
 
     /// Another connection to the same server.
-    pub async fn another(&self, address: &Address) -> Result<Self, PrimaryError> {
-        Self::connect(address, &self.instance).await
+    pub async fn another(&self) -> Result<Self, PrimaryError> {
+        Self::connect(&self.address, &self.instance).await
     }
 
     /// The connection itself, for questions that may take long.

@@ -113,7 +113,7 @@ async fn open(
     earlier: &mut EarlierSessions,
 ) -> Result<(OpenSource<Feed>, Observer, Observation), SessionError> {
     let source = feed::open(settings, rules, earlier).await?;
-    let client = source.primary.another(&settings.postgres).await?.into_client();
+    let client = source.primary.another().await?.into_client();
     let observer = Observer::new(client, Arc::clone(watched));
     let known: Vec<_> = watched.tables.iter().map(|table| table.id).collect();
     let seen = driver::observe(&observer, &known).await?;

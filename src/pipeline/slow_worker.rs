@@ -114,7 +114,7 @@ impl SlowWorker {
     async fn look_up(&mut self, calls: Vec<(LookupCall, CallOrigin)>, sweeps: &mut Plan, pieces: &mpsc::Sender<Plan>) {
         let mut outlet = LookupOutput::Channel(pieces, sweeps);
         if self.runner.as_ref().is_none_or(LookupRunner::is_closed) {
-            self.runner = match self.primary.another(&self.settings.postgres).await {
+            self.runner = match self.primary.another().await {
                 Ok(primary) => Some(LookupRunner::new(primary.into_client())),
                 Err(error) => {
                     let reason = format!("there was no connection for lookups: {}", with_causes(&error));

@@ -5,12 +5,14 @@
 //! the environment.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use secrecy::SecretString;
 
 use super::parameters::{InvalidAddress, Parameters};
+use super::target::TargetSessionAttrs;
 
 /// A host or a Unix socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +64,10 @@ pub enum ChannelBinding {
 pub struct Address {
     /// The hosts, tried in order.
     pub hosts: Vec<Host>,
+    /// Which of them are accepted.
+    pub target: TargetSessionAttrs,
+    /// The address of the only host, if its name was resolved before.
+    pub resolved: Option<SocketAddr>,
     /// The role.
     pub user: String,
     /// The password, if any.
@@ -129,6 +135,8 @@ impl Address {
         let user = value("user").or_else(|| environment("USER")).unwrap_or_else(|| "postgres".to_owned());
         Ok(Self {
             hosts: hosts(value("host").as_deref(), value("port").as_deref())?,
+            target: TargetSessionAttrs::parse(value("target_session_attrs").as_deref())?,
+            resolved: None,
             database: value("dbname").unwrap_or_else(|| user.clone()),
             user,
             password: value("password").map(SecretString::from),
@@ -144,6 +152,14 @@ impl Address {
             application_name: value("application_name").unwrap_or_else(|| "unstale".to_owned()),
             options: value("options"),
         })
+    }
+}
+
+impl Address {
+    /// The same with the one server that a connection has reached, so that the next connection
+    /// reaches it, too.
+    pub(crate) fn reached(&self, host: &Host, resolved: Option<SocketAddr>) -> Self {
+        Self { hosts: vec![host.clone()], resolved, ..self.clone() }
     }
 }
 
@@ -231,6 +247,7 @@ mod tests {
         check("postgres://u@h/d?sslmod=require", "did you mean `sslmode`?");
         check("postgres://u@h/d?sslmode=requre", "verify-full");
         check("postgres://u@h/d?sslcert=/c", "sslkey");
+        check("postgres://u@h/d?target_session_attrs=master", "prefer-standby");
         assert!(!format!("{:?}", parse("postgres://u:hunter2@h/d")).contains("hunter2"));
     }
 }

@@ -16,11 +16,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio_postgres::tls::{ChannelBinding as Bound, TlsConnect, TlsStream};
-use tokio_postgres::{AsyncMessage, Client, Config, config};
+use tokio_postgres::{AsyncMessage, Client, Config, Connection, SimpleQueryMessage, config};
 
 use super::address::{Address, ChannelBinding, Host};
 use super::error::{ConnectError, NO_CHANNEL_BINDING, NO_PASSWORD, ServerError, UNSUPPORTED};
 use super::session;
+use super::target::ServerState;
 use super::transport::{Attempt, Transport, try_hosts};
 
 /// Connects. A task drives the connection; it ends with the client.
@@ -37,32 +38,54 @@ pub struct SqlConnection {
     pub wakeup: Arc<Notify>,
     /// Ends the connection, even during a query.
     pub closer: AbortHandle,
+    /// The server that was reached.
+    pub address: Address,
 }
 
 /// Connects, and returns all parts of the connection.
 pub async fn open(address: &Address) -> Result<SqlConnection, ConnectError> {
     let config = &config(address);
-    let log_in = |transport| async move { config.connect_raw(transport, PassThrough).await.map_err(explain) };
-    let (client, mut connection) = try_hosts(address, log_in).await?;
-    let wakeup = Arc::new(Notify::new());
-    let notified = Arc::clone(&wakeup);
-    let driver = tokio::spawn(async move {
-        while let Some(message) = std::future::poll_fn(|context| connection.poll_message(context)).await {
-            match message {
-                Ok(AsyncMessage::Notification(_)) => notified.notify_one(),
-                Ok(_) => {}
-                Err(error) => return tracing::debug!(%error, "an SQL connection ended"),
-            }
-        }
-    });
-    client.batch_execute(&session::statements()).await.map_err(|error| match error.as_db_error() {
+    let log_in = |transport| async move {
+        let (client, connection) = config.connect_raw(transport, PassThrough).await.map_err(explain)?;
+        let wakeup = Arc::new(Notify::new());
+        let driver = tokio::spawn(drive(connection, Arc::clone(&wakeup)));
+        let opened = SqlConnection { client, wakeup, closer: driver.abort_handle(), address: address.clone() };
+        let state = match address.target.asks() {
+            true => state(&opened.client).await.map_err(explain)?,
+            false => ServerState::default(),
+        };
+        Ok((opened, state))
+    };
+    let (opened, reached) = try_hosts(address, log_in).await?;
+    opened.client.batch_execute(&session::statements()).await.map_err(|error| match error.as_db_error() {
         Some(refusal) => ConnectError::Refused(ServerError::from(refusal)),
         None => {
             let lost = |host: &Host| (host.clone(), io::Error::other("the connection broke after the log-in"));
-            ConnectError::Unreachable(address.hosts.iter().map(lost).collect())
+            ConnectError::Unreachable(reached.hosts.iter().map(lost).collect())
         }
     })?;
-    Ok(SqlConnection { client, wakeup, closer: driver.abort_handle() })
+    Ok(SqlConnection { address: reached, ..opened })
+}
+
+/// Drives a connection until it ends.
+async fn drive(mut connection: Connection<Transport, PassThroughStream>, wakeup: Arc<Notify>) {
+    while let Some(message) = std::future::poll_fn(|context| connection.poll_message(context)).await {
+        match message {
+            Ok(AsyncMessage::Notification(_)) => wakeup.notify_one(),
+            Ok(_) => {}
+            Err(error) => return tracing::debug!(%error, "an SQL connection ended"),
+        }
+    }
+}
+
+/// What the server says of itself.
+async fn state(client: &Client) -> Result<ServerState, tokio_postgres::Error> {
+    let messages = client.simple_query(ServerState::QUESTION).await?;
+    let row = messages.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some(row),
+        _ => None,
+    });
+    Ok(row.map_or_else(ServerState::default, |row| ServerState::parse(row.get(0), row.get(1))))
 }
 
 fn config(address: &Address) -> Config {

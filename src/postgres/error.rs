@@ -15,6 +15,9 @@ pub(crate) const UNDEFINED_OBJECT: &str = "42704";
 /// publication was skipped.
 pub(crate) const PREREQUISITE_STATE: &str = "55000";
 
+/// SQLSTATE: the server is starting, shutting down, or a standby that accepts no sessions.
+pub(super) const CANNOT_CONNECT_NOW: &str = "57P03";
+
 /// An error that the server reported.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerError {

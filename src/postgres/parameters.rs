@@ -47,6 +47,7 @@ const PARAMETERS: &[(&str, &str)] = &[
     ("connect_timeout", "PGCONNECT_TIMEOUT"),
     ("application_name", "PGAPPNAME"),
     ("options", "PGOPTIONS"),
+    ("target_session_attrs", "PGTARGETSESSIONATTRS"),
 ];
 
 /// Parameters of libpq that are accepted and have no effect.
@@ -60,7 +61,6 @@ const IGNORED: &[&str] = &[
     "keepalives_interval",
     "sslcompression",
     "sslsni",
-    "target_session_attrs",
     "tcp_user_timeout",
 ];
 

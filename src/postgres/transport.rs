@@ -4,6 +4,7 @@
 //! know messages. Invariant: nothing is sent unencrypted if `sslmode` requires TLS.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -13,7 +14,8 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Re
 use tokio::net::{TcpStream, UnixStream};
 
 use super::address::{Address, Host, SslMode};
-use super::error::ConnectError;
+use super::error::{CANNOT_CONNECT_NOW, ConnectError};
+use super::target::ServerState;
 use super::tls::{connector, server_end_point};
 
 trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -52,52 +54,112 @@ impl From<ConnectError> for Attempt {
     }
 }
 
-/// Tries the hosts in order, each at most for the connect time-out and as `sslmode` allows.
-pub(crate) async fn try_hosts<T, F: Future<Output = Result<T, Attempt>>>(
+/// One server to try.
+struct Endpoint {
+    host: Host,
+    /// Where the host's name leads. None for a socket.
+    at: Option<SocketAddr>,
+}
+
+/// Tries the hosts in order, each at most for the connect time-out and as `sslmode` allows. A host
+/// whose name leads to several addresses counts as so many hosts. Also returns the address of the
+/// server that was reached.
+///
+/// `log_in` also returns what the server says of itself, if the address asks for that.
+pub(crate) async fn try_hosts<T, F: Future<Output = Result<(T, ServerState), Attempt>>>(
     address: &Address,
     log_in: impl Fn(Transport) -> F,
-) -> Result<T, ConnectError> {
+) -> Result<(T, Address), ConnectError> {
     let mut tried = Vec::new();
-    for host in &address.hosts {
-        let attempt = async {
-            let mut encrypted = false;
-            let first = match Transport::open(address, host, address.ssl_mode).await {
-                Ok(transport) => {
-                    encrypted = transport.encrypted;
-                    log_in(transport).await
+    for wanted in address.target.passes() {
+        tried.clear();
+        for host in &address.hosts {
+            let endpoints = match resolve(address, host).await {
+                Ok(endpoints) => endpoints,
+                Err(error) => {
+                    tried.push((host.clone(), error));
+                    continue;
                 }
-                Err(error) => Err(error),
             };
-            match first {
-                // As in libpq, `prefer` retries without TLS if TLS failed.
-                Err(Attempt::Stop(error))
-                    if address.ssl_mode == SslMode::Prefer
-                        && (matches!(error, ConnectError::Tls(_))
-                            || encrypted
-                                && matches!(&error, ConnectError::Refused(error) if error.sqlstate == "28000")) =>
-                {
-                    log_in(Transport::open(address, host, SslMode::Disable).await?).await
-                }
-                first => first,
-            }
-        };
-        match tokio::time::timeout(address.connect_timeout, attempt).await {
-            Ok(Ok(opened)) => return Ok(opened),
-            Ok(Err(Attempt::Next(error))) => tried.push((host.clone(), error)),
-            Ok(Err(Attempt::Stop(error))) => return Err(error),
-            Err(_) => {
-                tried.push((host.clone(), io::Error::new(io::ErrorKind::TimedOut, "no answer within connect_timeout")))
+            for endpoint in endpoints {
+                let attempt = tokio::time::timeout(address.connect_timeout, attempt(address, &endpoint, &log_in)).await;
+                let error = match attempt {
+                    Ok(Ok((opened, state))) => match wanted.refusal(state) {
+                        None => return Ok((opened, address.reached(host, endpoint.at))),
+                        Some(why) => io::Error::other(why),
+                    },
+                    Ok(Err(Attempt::Next(error))) => error,
+                    // As in libpq, a server that is starting is skipped if there are others.
+                    Ok(Err(Attempt::Stop(ConnectError::Refused(error))))
+                        if error.sqlstate == CANNOT_CONNECT_NOW && address.hosts.len() > 1 =>
+                    {
+                        io::Error::other(error)
+                    }
+                    Ok(Err(Attempt::Stop(error))) => return Err(error),
+                    Err(_) => io::Error::new(io::ErrorKind::TimedOut, "no answer within connect_timeout"),
+                };
+                tried.push((host.clone(), error));
             }
         }
     }
     Err(ConnectError::Unreachable(tried))
 }
 
+/// The servers to which the name of a host leads.
+async fn resolve(address: &Address, host: &Host) -> io::Result<Vec<Endpoint>> {
+    let endpoint = |at| Endpoint { host: host.clone(), at };
+    let (name, port) = match host {
+        Host::Unix(..) => return Ok(vec![endpoint(None)]),
+        Host::Tcp(..) if address.resolved.is_some() => return Ok(vec![endpoint(address.resolved)]),
+        Host::Tcp(name, port) => (name.as_str(), *port),
+    };
+    let looked_up = tokio::time::timeout(address.connect_timeout, tokio::net::lookup_host((name, port))).await;
+    let found =
+        looked_up.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the name was not resolved in time"))??;
+    let mut endpoints: Vec<Endpoint> = Vec::new();
+    for at in found {
+        if endpoints.iter().all(|known| known.at != Some(at)) {
+            endpoints.push(endpoint(Some(at)));
+        }
+    }
+    match endpoints.is_empty() {
+        true => Err(io::Error::new(io::ErrorKind::NotFound, "the name leads to no address")),
+        false => Ok(endpoints),
+    }
+}
+
+async fn attempt<T, F: Future<Output = Result<T, Attempt>>>(
+    address: &Address,
+    endpoint: &Endpoint,
+    log_in: &impl Fn(Transport) -> F,
+) -> Result<T, Attempt> {
+    let mut encrypted = false;
+    let first = match Transport::open(address, endpoint, address.ssl_mode).await {
+        Ok(transport) => {
+            encrypted = transport.encrypted;
+            log_in(transport).await
+        }
+        Err(error) => Err(error),
+    };
+    match first {
+        // As in libpq, `prefer` retries without TLS if TLS failed.
+        Err(Attempt::Stop(error))
+            if address.ssl_mode == SslMode::Prefer
+                && (matches!(error, ConnectError::Tls(_))
+                    || encrypted && matches!(&error, ConnectError::Refused(error) if error.sqlstate == "28000")) =>
+        {
+            log_in(Transport::open(address, endpoint, SslMode::Disable).await?).await
+        }
+        first => first,
+    }
+}
+
 impl Transport {
-    async fn open(address: &Address, host: &Host, mode: SslMode) -> Result<Self, Attempt> {
-        let (name, mut socket) = match host {
-            Host::Unix(..) => return Ok(Self::plain(UnixStream::connect(host.to_string()).await?)),
-            Host::Tcp(name, port) => (name, TcpStream::connect((name.as_str(), *port)).await?),
+    async fn open(address: &Address, endpoint: &Endpoint, mode: SslMode) -> Result<Self, Attempt> {
+        let (name, mut socket) = match (&endpoint.host, endpoint.at) {
+            (Host::Tcp(name, _), Some(at)) => (name, TcpStream::connect(at).await?),
+            (Host::Tcp(name, port), None) => (name, TcpStream::connect((name.as_str(), *port)).await?),
+            (socket @ Host::Unix(..), _) => return Ok(Self::plain(UnixStream::connect(socket.to_string()).await?)),
         };
         socket.set_nodelay(true)?;
         if mode == SslMode::Disable {

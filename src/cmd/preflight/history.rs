@@ -19,7 +19,7 @@ use crate::config::Settings;
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 
 /// The history that Redis remembers. None if it remembers none, or does not answer.
-async fn remembered(settings: &Settings) -> Option<Origin> {
+pub(in crate::cmd) async fn remembered(settings: &Settings) -> Option<Origin> {
     let asked = async {
         let client = crate::redis::open_client(&settings.redis)?;
         let mut connection = crate::redis::connect(&client, ANSWER_MAX).await?;

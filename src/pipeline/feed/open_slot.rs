@@ -41,7 +41,7 @@ pub(super) async fn open(
     })
     .await
     .map_err(unanswered)??;
-    let primary = Arc::new(Primary::connect(&settings.postgres, &instance).await?);
+    let primary = Arc::new(Primary::connect(connection.address(), &instance).await?);
     repair_gap(settings, &primary, earlier).await?;
     let with_messages = with_messages || has_event_trigger(&primary).await?;
     let started = ReplicationStream::start(connection, &settings.slot, &settings.publication, with_messages);

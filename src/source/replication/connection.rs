@@ -18,7 +18,9 @@ use secrecy::ExposeSecret as _;
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _};
 
 use crate::causes::with_causes;
-use crate::postgres::{self, Address, Attempt, ChannelBinding, ConnectError, ServerError, Transport, session};
+use crate::postgres::{
+    self, Address, Attempt, ChannelBinding, ConnectError, ServerError, ServerState, Transport, session,
+};
 
 /// The largest message taken from a server: a row is at most 1 GB, and its old image as much again.
 pub const MESSAGE_BYTES_MAX: usize = 0x7FFF_FFFF;
@@ -34,6 +36,7 @@ pub struct Connection {
     transport: Transport,
     incoming: BytesMut,
     outgoing: BytesMut,
+    address: Address,
 }
 
 impl std::fmt::Debug for Connection {
@@ -66,7 +69,9 @@ pub(super) struct RawMessage {
 impl Connection {
     /// Connects to the first host that answers, and logs in for logical replication.
     pub async fn open(address: &Address) -> Result<Self, ConnectError> {
-        let mut connection = postgres::try_hosts(address, |transport| Self::over(transport).log_in(address)).await?;
+        let log_in = |transport| Self::over(transport, address).log_in(address);
+        let (mut connection, reached) = postgres::try_hosts(address, log_in).await?;
+        connection.address = reached;
         // Text of a database without an encoding cannot be converted. It is taken as it is.
         let encoding = connection.query("show server_encoding").await.map_err(unanswered)?;
         if encoding.into_iter().flatten().flatten().any(|encoding| encoding == "SQL_ASCII") {
@@ -75,11 +80,17 @@ impl Connection {
         Ok(connection)
     }
 
-    fn over(transport: Transport) -> Self {
-        Self { transport, incoming: BytesMut::with_capacity(READ_BYTES), outgoing: BytesMut::new() }
+    fn over(transport: Transport, address: &Address) -> Self {
+        let (incoming, outgoing) = (BytesMut::with_capacity(READ_BYTES), BytesMut::new());
+        Self { transport, incoming, outgoing, address: address.clone() }
     }
 
-    async fn log_in(mut self, address: &Address) -> Result<Self, Attempt> {
+    /// The server that was reached.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    async fn log_in(mut self, address: &Address) -> Result<(Self, ServerState), Attempt> {
         // The server reports by a warning that it skipped a publication.
         let settings = format!("{} -c client_min_messages=warning", session::options());
         let options = match &address.options {
@@ -120,7 +131,10 @@ impl Connection {
                     self.scram(address, &mechanisms).await?;
                     bound = true;
                 }
-                backend::Message::ReadyForQuery(_) => return Ok(self),
+                backend::Message::ReadyForQuery(_) => {
+                    let state = self.state(address).await?;
+                    return Ok((self, state));
+                }
                 backend::Message::ParameterStatus(_)
                 | backend::Message::BackendKeyData(_)
                 | backend::Message::NoticeResponse(_) => {}
@@ -129,6 +143,17 @@ impl Connection {
                 }
             }
         }
+    }
+
+    /// What the server says of itself, if the address asks for that.
+    async fn state(&mut self, address: &Address) -> Result<ServerState, Attempt> {
+        if !address.target.asks() {
+            return Ok(ServerState::default());
+        }
+        let rows = self.query(ServerState::QUESTION).await.map_err(unanswered)?;
+        let columns = rows.first().map(Vec::as_slice).unwrap_or_default();
+        let text = |at: usize| columns.get(at).and_then(Option::as_deref);
+        Ok(ServerState::parse(text(0), text(1)))
     }
 
     async fn scram(&mut self, address: &Address, mechanisms: &[String]) -> Result<(), Attempt> {

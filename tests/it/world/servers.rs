@@ -4,7 +4,9 @@
 //! one name.
 
 use redis::Commands as _;
+use unstale::postgres::{self, Address};
 use unstale::sandbox::{Redis, example};
+use unstale::source::replication::connection::Connection;
 
 use crate::api::{Api, File};
 use crate::support::{EVENT_MAX, SHIPPED, World, connect, in_outbox_mode, promote, text, wait_until};
@@ -173,4 +175,112 @@ fn a_slot_that_was_dropped_while_the_daemon_was_down_is_created_again() {
     other.redis_url = world.redis.url();
     other.sql("select pg_drop_replication_slot('unstale')");
     assert!(refused(&other).contains(missing));
+}
+
+#[test]
+fn of_several_hosts_the_one_with_the_wanted_role_is_used() {
+    let mut world = World::with_rules(SHIPPED);
+    let standby = world.postgres.standby(&[]).unwrap();
+    let (first, second) = (standby.port(), world.postgres.port());
+    let dead = Redis::start(&[]).unwrap().port();
+    let url = |target: &str| {
+        let hosts = format!("127.0.0.1:{dead},127.0.0.1:{first},127.0.0.1:{second}");
+        format!("postgres://postgres@{hosts}/postgres?target_session_attrs={target}")
+    };
+    let check = |target: &str, expected: Option<u16>| {
+        let address = Address::parse(&url(target), &|_| None).unwrap();
+        const PORT: &str = "select current_setting('port')";
+        let (sql, log) = world.block_on(async {
+            let sql = match postgres::connect(&address).await {
+                Ok(client) => Ok(client.query_one(PORT, &[]).await.unwrap().get::<_, String>(0)),
+                Err(error) => Err(error.to_string()),
+            };
+            let log = match Connection::open(&address).await {
+                Ok(mut connection) => Ok(connection.query(PORT).await.unwrap()[0][0].clone().unwrap()),
+                Err(error) => Err(error.to_string()),
+            };
+            (sql, log)
+        });
+        for (way, reached) in [("SQL", sql), ("replication", log)] {
+            match (expected, reached) {
+                (Some(port), reached) => assert_eq!(reached, Ok(port.to_string()), "{way} {target}"),
+                (None, Ok(port)) => panic!("{way} {target} reached {port}"),
+                (None, Err(error)) => assert!(error.contains("hot standby"), "{way} {target}: {error}"),
+            }
+        }
+    };
+    for (target, port) in [
+        ("any", first),
+        ("primary", second),
+        ("read-write", second),
+        ("standby", first),
+        ("read-only", first),
+        ("prefer-standby", first),
+    ] {
+        check(target, Some(port));
+    }
+    drop(standby);
+    check("prefer-standby", Some(second));
+    check("standby", None);
+}
+
+#[test]
+fn a_daemon_with_two_hosts_follows_a_failover() {
+    for source in ["slot", "outbox"] {
+        let rules = if source == "slot" { SHIPPED.to_owned() } else { in_outbox_mode(SHIPPED) };
+        let mut world = World::with_rules(&rules);
+        world.run_ok(&["setup"]);
+        let standby = world.postgres.standby(&[]).unwrap();
+        world.reconnect();
+        let hosts = format!("127.0.0.1:{},127.0.0.1:{}", world.postgres.port(), standby.port());
+        let url = format!("postgres://postgres@{hosts}/postgres?target_session_attrs=primary");
+        world.database_url = url.clone();
+        let daemon = world.daemon();
+        world.settle();
+        let old = promote(&mut world, standby);
+        drop(old);
+        assert_eq!(daemon.wait_for_log("streaming").matches(&format!(":{}", world.postgres.port())).count(), 1);
+        assert_eq!(world.epochs_because("other-timeline"), 1, "{source}: {:?}", daemon.log());
+        world.cache("v1:user:u1");
+        world.sql("update users set name = 'new' where id = 'u1'");
+        world.settle();
+        assert!(!world.holds("v1:user:u1"), "{source}");
+        assert_eq!(daemon.stop(), Some(0));
+    }
+}
+
+#[test]
+fn check_looks_at_the_replica_and_at_what_redis_remembers() {
+    let mut world = File::default().world();
+    let rules = File::default().text();
+    let replica = world.postgres.standby(&[]).unwrap();
+    world.reconnect();
+    let check = |world: &World, url: &str, expected: &str| {
+        world.write_rules(&rules.replace("\napi:\n", &format!("\napi:\n  replica_url: \"{url}\"\n")));
+        let said = text(&world.run(&["check", "--json"]));
+        match expected {
+            "" => assert!(!said.contains("replica-") && !said.contains("other-database"), "{said}"),
+            expected => assert!(said.contains(&format!("\"{expected}\"")), "{expected}: {said}"),
+        }
+    };
+    let url = replica.url("postgres");
+    wait_until(EVENT_MAX, "the replica streams", || {
+        world.value("select count(*)::text from pg_stat_replication") == "1"
+    });
+    check(&world, &url, "");
+    world.sql("create role reader login");
+    let reader = url.replace("postgres@", "reader@");
+    wait_until(EVENT_MAX, "the role is there", || {
+        let address = Address::parse(&reader, &|_| None).unwrap();
+        world.block_on(postgres::connect(&address)).is_ok()
+    });
+    check(&world, &reader, "replica-statistics");
+    check(&world, &world.postgres.url("postgres"), "replica-primary");
+    check(&world, &replica.url("template1"), "replica-other");
+    check(&world, "postgres://postgres@127.0.0.1:1/postgres", "replica-unreachable");
+    let daemon = world.daemon();
+    world.settle();
+    assert_eq!(daemon.stop(), Some(0));
+    world.database_url = other_database(&world);
+    check(&world, &url, "other-database");
 }

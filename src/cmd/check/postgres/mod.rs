@@ -4,6 +4,7 @@
 //! question that is refused is one finding, and the others are asked all the same.
 
 mod folding;
+mod identity;
 mod lookups;
 mod outbox;
 mod probe;
@@ -25,7 +26,7 @@ use crate::cmd::config_file::ConfigFile;
 use crate::cmd::failure::Failure;
 use crate::config::Mode;
 use crate::postgres::catalog;
-use crate::postgres::{self, ConnectError, ServerError};
+use crate::postgres::{self, ConnectError, ServerError, SqlConnection};
 use crate::rules::RuleSet;
 
 /// What the checks of PostgreSQL found.
@@ -42,9 +43,9 @@ pub(super) async fn probe(file: &ConfigFile) -> PostgresFindings {
     let name = format!("PostgreSQL at {}", file.settings.postgres);
     let mut database = PostgresFindings { findings: Findings::default(), compared: None, clock: None };
     database.findings.heading(name.clone());
-    match postgres::connect(&file.settings.postgres).await {
-        Ok(client) => {
-            if let Err(error) = ask(file, &client, &name, &mut database).await {
+    match postgres::open(&file.settings.postgres).await {
+        Ok(opened) => {
+            if let Err(error) = ask(file, &opened, &name, &mut database).await {
                 database.findings.add(interrupted(&name, error));
             }
         }
@@ -55,14 +56,15 @@ pub(super) async fn probe(file: &ConfigFile) -> PostgresFindings {
 
 async fn ask(
     file: &ConfigFile,
-    client: &Client,
+    opened: &SqlConnection,
     name: &str,
     database: &mut PostgresFindings,
 ) -> Result<(), tokio_postgres::Error> {
+    let SqlConnection { client, address, .. } = opened;
     // A session that holds a lock may hold it for long.
     client.batch_execute("set statement_timeout = '10s'").await?;
     let facts = PostgresFacts::read(client).await?;
-    let server = PostgresProbe { client, settings: &file.settings, name: name.to_owned(), facts };
+    let server = PostgresProbe { client, address, settings: &file.settings, name: name.to_owned(), facts };
     let findings = &mut database.findings;
     if !server.version(findings) {
         return Ok(());
@@ -91,6 +93,7 @@ async fn ask(
                 server.left_slot(findings).await,
             ],
         };
+        outcomes.push(server.identity(findings).await);
         outcomes.push(super::reads::check(client, file, &rules, findings).await);
         outcomes.push(server.folding(&rules, &catalog, &file.reads, findings).await);
         for error in outcomes.into_iter().filter_map(Result::err) {

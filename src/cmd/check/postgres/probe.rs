@@ -3,10 +3,13 @@
 use tokio_postgres::Client;
 
 use crate::config::Settings;
+use crate::postgres::Address;
 
 /// A server that answers, and what the questions need.
 pub(super) struct PostgresProbe<'a> {
     pub(super) client: &'a Client,
+    /// The server that was reached.
+    pub(super) address: &'a Address,
     pub(super) settings: &'a Settings,
     /// Its name in messages.
     pub(super) name: String,

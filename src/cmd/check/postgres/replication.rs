@@ -64,7 +64,7 @@ impl PostgresProbe<'_> {
     /// Opens a replication connection and asks which server answers.
     async fn stream(&self, instance: &str) -> Result<String, Box<Finding>> {
         let refused = |text: String| Box::new(self.unstreamed(&text));
-        let mut connection = match Connection::open(&self.settings.postgres).await {
+        let mut connection = match Connection::open(self.address).await {
             Ok(connection) => connection,
             Err(ConnectError::Refused(error)) if error.sqlstate == INSUFFICIENT_PRIVILEGE => {
                 return Err(Box::new(self.unprivileged()));
@@ -78,7 +78,7 @@ impl PostgresProbe<'_> {
             let message = format!("{}: source.url leads to more than one server", self.name);
             let finding = Finding::configuration("other-server", message)
                 .why("unstale must ask the server that sends the log which commits are visible")
-                .fix("name one server, the primary, in source.url");
+                .fix("name the servers one by one in source.url, and add target_session_attrs=primary");
             return Err(Box::new(finding));
         }
         let system: Vec<String> = system.into_iter().flatten().flatten().collect();

@@ -19,7 +19,6 @@ use crate::change::Lsn;
 use crate::coherence::horizon::{Floor, Horizon};
 use crate::coherence::primary::Primary;
 use crate::coherence::progress::Ticket;
-use crate::config::Settings;
 use crate::mutant::{self, Mutant};
 use crate::pipeline::batcher::Batcher;
 use crate::pipeline::error::SessionError;
@@ -65,7 +64,6 @@ struct Surveyed {
 pub(in crate::pipeline) struct OutboxFeed {
     primary: Arc<Primary>,
     statements: Arc<SurveyStatements>,
-    settings: Settings,
     reader: OutboxReader,
     lanes: [Lane; 2],
     /// Notified by writers, if that is wanted and possible.
@@ -106,7 +104,6 @@ impl OutboxFeed {
     /// `last` is the highest number that an entry had at the beginning.
     pub(super) fn new(
         primary: Arc<Primary>,
-        settings: &Settings,
         statements: Arc<SurveyStatements>,
         reader: OutboxReader,
         lanes: [Lane; 2],
@@ -118,7 +115,6 @@ impl OutboxFeed {
         Self {
             primary,
             statements,
-            settings: settings.clone(),
             reader,
             lanes,
             wakeup,
@@ -260,7 +256,7 @@ impl OutboxFeed {
         if self.survey_due && may_survey {
             self.survey();
         }
-        self.vacuum.work(&self.primary, &self.settings);
+        self.vacuum.work(&self.primary);
     }
 
     /// Claims in a transaction of its own if there is a connection for it, otherwise in the younger

@@ -12,7 +12,6 @@ use futures_util::future::BoxFuture;
 use crate::coherence::horizon::Floor;
 use crate::coherence::primary::Primary;
 use crate::coherence::progress::Ticket;
-use crate::config::Settings;
 use crate::mutant::{self, Mutant};
 use crate::pipeline::error::SessionError;
 use crate::source::outbox::Consumer;
@@ -77,8 +76,8 @@ pub(super) enum Task {
 
 impl Lane {
     /// Connects to the server that `primary` is connected to.
-    pub(super) async fn open(settings: &Settings, primary: &Primary) -> Result<Self, SessionError> {
-        let client = primary.another(&settings.postgres).await?.into_client();
+    pub(super) async fn open(primary: &Primary) -> Result<Self, SessionError> {
+        let client = primary.another().await?.into_client();
         let claimant = Claimant::new(client).await?;
         Ok(Self {
             state: LaneState::Free(claimant),

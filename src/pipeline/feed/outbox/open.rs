@@ -63,13 +63,13 @@ async fn try_open(
         listened.map_err(OutboxError::from)?;
     }
     let statements = Arc::new(SurveyStatements::prepare(primary.client()).await?);
-    let lanes = [Lane::open(settings, &primary).await?, Lane::open(settings, &primary).await?];
+    let lanes = [Lane::open(&primary).await?, Lane::open(&primary).await?];
     let reader = OutboxReader { consumer, file };
     let origin = Origin { system, timeline, recovered, source: reader.source("") };
     // Nothing is proven yet: the first survey does that. The rest is asked when it is this daemon's
     // turn.
     let present = Present { origin, slot: Lsn::ZERO, end: Lsn::ZERO, recorded: Lsn::ZERO, batches: Some(0) };
     let wakeup = notifies.then_some(wakeup);
-    let feed = OutboxFeed::new(Arc::clone(&primary), settings, statements, reader, lanes, wakeup, last);
+    let feed = OutboxFeed::new(Arc::clone(&primary), statements, reader, lanes, wakeup, last);
     Ok(OpenSource { feed, primary, present })
 }

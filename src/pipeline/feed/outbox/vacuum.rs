@@ -9,7 +9,6 @@ use tokio_postgres::Client;
 
 use crate::causes::with_causes;
 use crate::coherence::primary::Primary;
-use crate::config::Settings;
 use crate::pipeline::running::Running;
 use crate::postgres::StatementError;
 
@@ -37,16 +36,16 @@ impl Vacuum {
     }
 
     /// Starts a run if one is due.
-    pub(super) fn work(&mut self, primary: &Arc<Primary>, settings: &Settings) {
+    pub(super) fn work(&mut self, primary: &Arc<Primary>) {
         if self.deleted < VACUUM_AFTER || self.running.is_running() {
             return;
         }
         self.deleted = 0;
-        let (primary, settings, client) = (Arc::clone(primary), settings.clone(), self.client.take());
+        let (primary, client) = (Arc::clone(primary), self.client.take());
         self.running.start(async move {
             let client = match client.filter(|client| !client.is_closed()) {
                 Some(client) => client,
-                None => match primary.another(&settings.postgres).await {
+                None => match primary.another().await {
                     Ok(another) => another.into_client(),
                     Err(error) => return (None, Err(with_causes(&error))),
                 },
