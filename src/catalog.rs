@@ -166,6 +166,23 @@ pub struct Table {
     pub row_security: bool,
 }
 
+impl Table {
+    /// The same table, as if each partition and child logged as much of the old row as the one that
+    /// logs most.
+    pub fn with_widest_identity(mut self) -> Self {
+        let width = |identity: &Identity| match identity {
+            Identity::Full => usize::MAX,
+            Identity::Columns(columns) => columns.len(),
+            Identity::Nothing => 0,
+        };
+        let members = self.members.iter().filter(|member| member.has_rows).map(|member| &member.identity);
+        if let Some(widest) = members.max_by_key(|identity| width(identity)) {
+            self.identity = widest.clone();
+        }
+        self
+    }
+}
+
 /// The tables of a database.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Catalog {

@@ -21,6 +21,9 @@ const TABLES: &str = "select prrelid, prqual is not null or prattrs is not null 
 const SCHEMAS: &str = "select n.nspname::text from pg_publication_namespace s join pg_namespace n on n.oid = s.pnnspid \
      where s.pnpubid = $1";
 
+/// How many tables a fault names.
+const NAMED_MAX: usize = 3;
+
 /// A publication.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Publication {
@@ -57,6 +60,11 @@ impl Publication {
         self.uncarried(table).next().is_none()
     }
 
+    /// Whether it carries a table, or one of its partitions or children.
+    pub fn carries_some(&self, table: &Table) -> bool {
+        self.uncarried(table).count() < table.members.iter().filter(|member| member.has_rows).count()
+    }
+
     /// The tables that hold rows of this one, and that it does not carry.
     pub fn uncarried<'a>(&'a self, table: &'a Table) -> impl Iterator<Item = &'a TableMember> {
         let known = |id: &RelationId| table.members.iter().find(|member| member.id == *id);
@@ -72,6 +80,24 @@ impl Publication {
                 || above.filter_map(known).any(is_named)
         };
         table.members.iter().filter(move |member| member.has_rows && !is_carried(member))
+    }
+
+    /// Why some changes of a table do not arrive over it, in words that begin with its name.
+    pub fn faults(&self, name: &str, table: &Table) -> Vec<String> {
+        let mut faults = Vec::new();
+        if !self.every_change {
+            faults.push(format!("the publication `{name}` leaves out some kinds of changes"));
+        }
+        if self.narrows(table) {
+            faults.push(format!("the publication `{name}` carries only some rows or columns of {}", table.name));
+        }
+        let uncarried: Vec<_> = self.uncarried(table).collect();
+        if !uncarried.is_empty() {
+            let shown: Vec<_> = uncarried.iter().take(NAMED_MAX).map(|member| member.name.to_string()).collect();
+            let more = if uncarried.len() > NAMED_MAX { " and others" } else { "" };
+            faults.push(format!("the publication `{name}` does not carry table {}{more}", shown.join(", ")));
+        }
+        faults
     }
 
     /// Whether it carries only some rows or columns of a table, or of one of its partitions.

@@ -148,24 +148,10 @@ impl Observer {
 
 /// Why some changes of a table do not arrive over a publication.
 fn publication_faults(name: &str, publication: Option<&Publication>, table: Option<&Table>) -> Vec<String> {
-    /// How many tables are named.
-    const NAMED_MAX: usize = 3;
     let Some(publication) = publication else { return vec![format!("there is no publication `{name}`")] };
     let Some(table) = table else { return Vec::new() };
-    let mut faults = Vec::new();
-    if !publication.every_change {
-        faults.push(format!("the publication `{name}` leaves out some kinds of changes"));
-    }
-    if publication.narrows(table) {
-        faults.push(format!("the publication `{name}` carries only some rows or columns of it"));
-    }
-    let uncarried: Vec<_> = publication.uncarried(table).collect();
-    if !uncarried.is_empty() {
-        let shown: Vec<_> = uncarried.iter().take(NAMED_MAX).map(|member| member.name.to_string()).collect();
-        let more = if uncarried.len() > NAMED_MAX { " and others" } else { "" };
-        faults.push(format!("the publication `{name}` does not carry {}{more}", shown.join(", ")));
-    }
-    let unlogged = table.members.iter().filter(|member| member.unlogged && member.has_rows);
-    faults.extend(unlogged.take(NAMED_MAX).map(|member| format!("{} is unlogged", member.name)));
+    let mut faults = publication.faults(name, table);
+    let unlogged = table.members.iter().find(|member| member.unlogged && member.has_rows);
+    faults.extend(unlogged.map(|member| format!("{} is unlogged", member.name)));
     faults
 }

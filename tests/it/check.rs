@@ -252,7 +252,7 @@ fn missing_permissions_of_a_redis_user_are_listed() {
     check(&world, &[], 1, &["lacks &v1:*, ~v1:*"]);
     // The user may not ask about permissions, so `check` tries commands, and leaves nothing behind.
     acl("~v1:* &v1:* +@all -acl -xadd");
-    check(&world, &[], 1, &["lacks +xadd", "HINCRBY, RPUSH, PUBLISH", "could not be determined"]);
+    check(&world, &[], 1, &["lacks +xadd", "HINCRBY, HSET, RPUSH, PUBLISH", "could not be determined"]);
     acl("~v1:* &v1:* +@all -acl");
     check(&world, &[], 0, &["could not be determined"]);
     let left: Vec<String> = world_redis(&admin_url).keys("*").unwrap();

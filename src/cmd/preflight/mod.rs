@@ -18,7 +18,7 @@ use tokio_postgres::Client;
 use self::catalog_fit::CatalogFit;
 use super::config_file::ConfigFile;
 use super::failure::Failure;
-use crate::catalog::{Catalog, QueryRelation, RelationKind};
+use crate::catalog::{Catalog, QueryRelation, RelationKind, Table};
 use crate::change::TableName;
 use crate::coherence::primary::PrimaryError;
 use crate::config::{Mode, Problems};
@@ -113,9 +113,24 @@ impl Preflight {
         Ok(Watched { tables, views, carrier })
     }
 
-    /// Fails if a key needs an old value that the log does not carry.
+    /// Fails if a key needs an old value that the log does not carry. A partition or child that came
+    /// after `setup` is no reason: what is not known of its rows is deleted by pattern.
     pub(super) fn require_identities(&self, file: &ConfigFile) -> Result<(), Failure> {
-        if self.narrow.is_empty() { Ok(()) } else { Err(file.failure(&self.narrow)) }
+        let mut refused = Problems::default();
+        let tables = self.catalog.tables.iter().cloned().map(Table::with_widest_identity).collect();
+        let widest = Catalog { tables, search_path: self.catalog.search_path.clone() };
+        self.rules.check_identities(&widest, &mut refused);
+        if !refused.is_empty() {
+            return Err(file.failure(&self.narrow));
+        }
+        for widening in &self.widenings {
+            tracing::warn!(
+                table = %widening.table,
+                "partitions or children log less of the old row than the rules need, so their changes delete by \
+                 pattern; run `unstale setup` to widen their replica identity"
+            );
+        }
+        Ok(())
     }
 
     /// Fails if what `setup` creates is not what the rules need.
@@ -187,13 +202,15 @@ impl Preflight {
         match Publication::read(&self.client, &settings.publication).await? {
             None => missing.push(format!("there is no publication `{}`", settings.publication)),
             Some(publication) => {
-                let tables = self.rules.tables().into_iter().filter_map(|name| self.catalog.find(name));
-                for table in tables.filter(|table| !publication.carries(table)) {
-                    missing.push(format!(
-                        "the publication `{}` does not carry table {}",
-                        settings.publication, table.name
-                    ));
+                for table in self.rules.tables().into_iter().filter_map(|name| self.catalog.find(name)) {
+                    let faults = publication.faults(&settings.publication, table);
+                    // What came after `setup` is deleted by pattern again and again, and said.
+                    let is_new = faults.len() == 1 && table.members.len() > 1 && publication.carries_some(table);
+                    if !is_new || publication.narrows(table) || !publication.every_change {
+                        missing.extend(faults);
+                    }
                 }
+                missing.dedup();
             }
         }
         require_none(missing)

@@ -295,3 +295,51 @@ fn nothing_counts_as_in_force_that_did_not_arrive() {
     assert!(!case.world.holds("v1:user:u2"));
     assert_eq!(case.daemon.stop(), Some(0));
 }
+
+/// What came after `setup` does not keep the daemon from starting.
+#[test]
+fn a_restart_is_not_refused_because_of_a_new_partition_or_child() {
+    let rules = RULES.replace("\"event:{id}\"", "[\"event:{id}\", \"note:{note}\"]");
+    let case = Case::with(Source::Slot, Notice::Comparison, &rules, TABLES);
+    let Case { world, daemon } = case;
+    assert_eq!(daemon.stop(), Some(0));
+    world.sql(
+        "create table events_3 partition of events for values from ('2026-03-01') to ('2026-04-01');
+         create table guests () inherits (users);
+         insert into events values (3, '2026-03-05', 'old')",
+    );
+    let daemon = world.daemon();
+    world.settle();
+    world.cache("v1:note:old");
+    world.sql("update events set note = 'new' where id = 3");
+    wait_until(EVENT_MAX, "the old note is gone", || !world.holds("v1:note:old"));
+    assert!(daemon.log().iter().any(|line| line.contains("public.events") && line.contains("unstale setup")));
+    world.cache("v1:user:g1");
+    world.sql("insert into guests (id, email, name) values ('g1', 'g@x.io', 'G')");
+    wait_until(EVENT_MAX, "the child's key is gone", || !world.holds("v1:user:g1"));
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+/// `run` refuses what `check` reports.
+#[test]
+fn run_refuses_a_publication_that_leaves_something_out() {
+    let world = World::with_rules(RULES);
+    world.sql(TABLES);
+    world.run_ok(&["setup"]);
+    for (alteration, reason) in [
+        ("alter publication unstale drop table users", "does not carry"),
+        ("alter publication unstale set table users where (email = 'x'), events", "only some rows or columns"),
+        ("alter publication unstale set table users (id), events", "only some rows or columns"),
+        ("alter publication unstale set (publish = 'insert')", "leaves out some kinds of changes"),
+    ] {
+        world.sql(alteration);
+        for verb in ["check", "run"] {
+            let output = world.run(&[verb]);
+            let said = crate::support::text(&output);
+            assert!(!output.status.success(), "{verb} after {alteration}: {said}");
+            let part = if verb == "run" { reason } else { "publication" };
+            assert!(said.contains(part), "{verb} after {alteration}: {said}");
+        }
+        world.run_ok(&["setup"]);
+    }
+}
