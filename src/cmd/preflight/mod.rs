@@ -113,8 +113,8 @@ impl Preflight {
         Ok(Watched { tables, views, carrier })
     }
 
-    /// Fails if a key needs an old value that the log does not carry. A partition or child that came
-    /// after `setup` is no reason: what is not known of its rows is deleted by pattern.
+    /// Fails if a key needs an old value that the log does not carry. A partition or child that
+    /// came after `setup` is no reason: what is not known of its rows is deleted by pattern.
     pub(super) fn require_identities(&self, file: &ConfigFile) -> Result<(), Failure> {
         let mut refused = Problems::default();
         let tables = self.catalog.tables.iter().cloned().map(Table::with_widest_identity).collect();

@@ -149,7 +149,9 @@ fn every_key_in_redis_is_described() {
     let page = read("docs/redis-layout.md");
     let state = |text: &str| {
         let words = text.split("unstale:{slot}:").skip(1);
-        words.map(|word| word.chars().take_while(char::is_ascii_lowercase).collect()).collect::<BTreeSet<String>>()
+        words
+            .map(|word| word.chars().take_while(|c| c.is_ascii_lowercase() || *c == '-').collect())
+            .collect::<BTreeSet<String>>()
     };
     let mut known = words_in(&["src/coherence/watermark.rs"], &["state("]);
     let names = Names::new("", "slot");
@@ -231,6 +233,13 @@ fn every_reason_of_an_epoch_is_described() {
     let documented = names(&part("docs/operations.md", "Epochs"), 0);
     let known = words_in(&["src/coherence/history.rs"], &["=>"]);
     assert_eq!(differences("reason", &documented, &known), Vec::<String>::new());
+}
+
+#[test]
+fn every_kind_of_change_of_the_database_is_described() {
+    let documented = names(&part("docs/operations.md", "Changes of the database"), 0);
+    let known = words_in(&["src/watch/difference.rs"], &["=>"]);
+    assert_eq!(differences("kind", &documented, &known), Vec::<String>::new());
 }
 
 #[test]
