@@ -1,16 +1,19 @@
 //! The protocol of DESIGN.md, section 3, as a finite model whose every reachable state is visited.
 //!
 //! Owns the steps around one cached key: two transactions that both change it, the daemon, two
-//! fillers, a PostgreSQL replica, and a Redis that evicts, fails over once and loses its tail. It
-//! must not know the code: it checks that the rules suffice and that none can be left out.
-//! Invariant: a step is one atomic action on one server, and whatever may come between two steps
-//! does; two actions are one step only where the comment says why that hides nothing. Breadth
-//! first, so a counter-example is a shortest one.
+//! fillers, a PostgreSQL replica, and a Redis that evicts, fails over once and loses its tail. What
+//! tags and version keys add is modelled beside it, each with its own smaller state. It must not
+//! know the code: it checks that the rules suffice and that none can be left out. Invariant: a step
+//! is one atomic action on one server, and whatever may come between two steps does; two actions
+//! are one step only where the comment says why that hides nothing.
 
 #![allow(clippy::print_stdout)]
 
-use std::collections::HashSet;
-use std::hash::{BuildHasherDefault, Hasher};
+mod search;
+mod tags;
+mod versions;
+
+use search::{Model, Next, Search, Step, Witness, listing};
 
 /// A position in PostgreSQL's log, which also names the transaction that ends there; 0 is before
 /// both. The writers differ in nothing, so the first to commit is called 1.
@@ -227,10 +230,6 @@ impl State {
         done && self.visible == all && self.confirmed == self.log
     }
 
-    fn is_broken(&self) -> bool {
-        self.is_stale() || (self.is_quiet() && self.misses(up_to(self.confirmed)))
-    }
-
     fn note_sent(&mut self, transaction: Position, sent: Sent) {
         self.daemon.sent[usize::from(transaction) - 1] = sent;
         if sent == Sent::Whole {
@@ -241,22 +240,7 @@ impl State {
     }
 }
 
-/// A step in words; `#` stands for the transaction, position or filler.
-type Step = (&'static str, u8);
-
-/// The possible next steps.
-struct Next<'a> {
-    from: State,
-    steps: &'a mut Vec<(Step, State)>,
-}
-
-impl Next<'_> {
-    fn may(&mut self, words: &'static str, who: u8, change: impl FnOnce(&mut State)) {
-        let mut to = self.from;
-        change(&mut to);
-        self.steps.push(((words, who), to));
-    }
-
+impl Next<'_, State> {
     /// A commit is in the log, and received by the daemon, before it is visible: long before, if it
     /// waits for a synchronous standby.
     fn postgres(&mut self) {
@@ -309,10 +293,8 @@ struct Protocol {
     removed: Option<Rule>,
 }
 
-impl Protocol {
-    fn has(&self, rule: Rule) -> bool {
-        self.removed != Some(rule)
-    }
+impl Model for Protocol {
+    type State = State;
 
     fn next(&self, from: State, steps: &mut Vec<(Step, State)>) {
         let next = &mut Next { from, steps };
@@ -322,7 +304,17 @@ impl Protocol {
         (0..FILLERS).for_each(|filler| self.filler(next, filler));
     }
 
-    fn daemon(&self, next: &mut Next<'_>) {
+    fn is_broken(&self, state: &State) -> bool {
+        state.is_stale() || (state.is_quiet() && state.misses(up_to(state.confirmed)))
+    }
+}
+
+impl Protocol {
+    fn has(&self, rule: Rule) -> bool {
+        self.removed != Some(rule)
+    }
+
+    fn daemon(&self, next: &mut Next<'_, State>) {
         let s = next.from;
         if !s.crashed {
             next.may("the daemon crashes and starts again", 0, |s| {
@@ -361,7 +353,7 @@ impl Protocol {
     }
 
     /// Redis contains everything that it once reported to contain.
-    fn resume(&self, next: &mut Next<'_>, known: Position) {
+    fn resume(&self, next: &mut Next<'_, State>, known: Position) {
         next.may("resume: the daemon goes on after #", known, |s| {
             let before = s.daemon.sent;
             s.daemon = Daemon::from(known, s.daemon.recorded, Phase::Running);
@@ -379,7 +371,7 @@ impl Protocol {
     }
 
     /// Each transaction once it is visible, in any order.
-    fn invalidate(&self, next: &mut Next<'_>) {
+    fn invalidate(&self, next: &mut Next<'_, State>) {
         let s = next.from;
         for (transaction, sent) in (1..=s.log).zip(s.daemon.sent) {
             let sent = match sent {
@@ -414,7 +406,7 @@ impl Protocol {
         }
     }
 
-    fn filler(&self, next: &mut Next<'_>, filler: u8) {
+    fn filler(&self, next: &mut Next<'_, State>, filler: u8) {
         let (s, at) = (next.from, usize::from(filler));
         let mut may = |words, then| next.may(words, filler, |s| s.fillers[at] = then);
         match s.fillers[at] {
@@ -447,7 +439,7 @@ impl Protocol {
         }
     }
 
-    fn fill(&self, next: &mut Next<'_>, filler: u8, seen: Transactions) {
+    fn fill(&self, next: &mut Next<'_, State>, filler: u8, seen: Transactions) {
         let stores = match next.from.redis.key {
             Key::Lease(_) if !self.has(Rule::LeaseTokenPerGrant) => true,
             key => key == Key::Lease(filler) || !self.has(Rule::Lease),
@@ -460,94 +452,7 @@ impl Protocol {
     }
 }
 
-/// Multiply and rotate, as rustc does: the default hasher would take most of an unoptimised test's
-/// time.
-#[derive(Default)]
-struct Mixer(u64);
-
-impl Hasher for Mixer {
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|&byte| self.write_usize(usize::from(byte)));
-    }
-
-    fn write_u8(&mut self, byte: u8) {
-        self.write_usize(usize::from(byte));
-    }
-
-    fn write_isize(&mut self, discriminant: isize) {
-        self.write_usize(discriminant as usize);
-    }
-
-    fn write_usize(&mut self, word: usize) {
-        self.0 = (self.0.rotate_left(5) ^ word as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-
-    fn finish(&self) -> u64 {
-        self.0 ^ (self.0 >> 32)
-    }
-}
-
-/// The states found so far, each with the index of its predecessor and the step between them.
-#[derive(Default)]
-struct Search {
-    found: Vec<(State, usize, Step)>,
-    known: HashSet<State, BuildHasherDefault<Mixer>>,
-    transitions: usize,
-}
-
-impl Search {
-    /// Visits every state until one is broken, and returns the steps to that one. `watch` is called
-    /// with every transition, and without a target for every state that has none.
-    fn run(&mut self, removed: Option<Rule>, mut watch: impl FnMut(&State, Option<&State>)) -> Option<Vec<Step>> {
-        let protocol = Protocol { removed };
-        let mut steps = Vec::new();
-        self.add(State::default(), 0, ("", 0));
-        let mut at = 0;
-        while let Some(&(state, ..)) = self.found.get(at) {
-            if state.is_broken() {
-                return Some(self.path(at));
-            }
-            protocol.next(state, &mut steps);
-            if steps.is_empty() {
-                watch(&state, None);
-            }
-            for (step, to) in steps.drain(..) {
-                watch(&state, Some(&to));
-                self.transitions += 1;
-                self.add(to, at, step);
-            }
-            at += 1;
-        }
-        None
-    }
-
-    fn add(&mut self, state: State, from: usize, step: Step) {
-        if self.known.insert(state) {
-            self.found.push((state, from, step));
-        }
-    }
-
-    fn path(&self, mut at: usize) -> Vec<Step> {
-        let mut path = Vec::new();
-        while at > 0 {
-            let (_, from, step) = self.found[at];
-            path.push(step);
-            at = from;
-        }
-        path.reverse();
-        path
-    }
-}
-
-fn listing(path: &[Step]) -> String {
-    let line = |(n, (words, who)): (usize, &Step)| format!("{:>4}  {}\n", n + 1, words.replace('#', &who.to_string()));
-    path.iter().enumerate().map(line).collect()
-}
-
-/// What some transition must do; otherwise the model proves nothing.
-type Witness = (&'static str, fn(&State, &State) -> bool);
-
-const WITNESSES: [Witness; 8] = [
+const WITNESSES: [Witness<State>; 8] = [
     ("a value with both transactions, all confirmed", |_, to| {
         to.is_quiet() && to.redis.key == Key::Value(up_to(LAST)) && to.log == LAST
     }),
@@ -575,10 +480,10 @@ const WITNESSES: [Witness; 8] = [
 
 #[test]
 fn the_full_protocol_is_safe() {
-    let mut search = Search::default();
-    let mut missing: Vec<Witness> = WITNESSES.into();
+    let mut search = Search::new();
+    let mut missing: Vec<Witness<State>> = WITNESSES.into();
     let mut ends = 0;
-    let broken = search.run(None, |from, to| match to {
+    let broken = search.run(&Protocol { removed: None }, |from, to| match to {
         Some(to) => missing.retain(|(_, reached)| !reached(from, to)),
         None => {
             assert!(from.is_quiet() && from.confirmed == LAST, "stuck in {from:?}");
@@ -600,8 +505,8 @@ fn the_full_protocol_is_safe() {
 #[test]
 fn every_rule_is_needed() {
     for rule in RULES {
-        let mut search = Search::default();
-        let broken = search.run(Some(rule), |_, _| ());
+        let mut search = Search::new();
+        let broken = search.run(&Protocol { removed: Some(rule) }, |_, _| ());
         let path = broken.unwrap_or_else(|| panic!("nothing becomes stale without {rule:?}"));
         println!("without {rule:?}, after {} of {} states, stale:", path.len(), search.found.len());
         println!("{}", listing(&path));
