@@ -1,5 +1,6 @@
 -- A digest of the types that the columns of each table use and that are not built in, and of the
--- expressions of its virtual columns. $1: the OIDs of the tables.
+-- expressions of its virtual columns. What was changed and changed back has another xmin. $1: the
+-- OIDs of the tables.
 with recursive used (root, oid) as (
   select a.attrelid, a.atttypid from pg_attribute a
    where a.attrelid = any ($1) and a.attnum > 0 and not a.attisdropped and a.atttypid >= 16384
@@ -16,8 +17,8 @@ with recursive used (root, oid) as (
    where n.oid >= 16384
 ), parts as (
   select u.root, u.oid::text || ':' || coalesce(
-           (select string_agg(e.enumlabel, ',' order by e.oid) from pg_enum e where e.enumtypid = u.oid),
-           (select string_agg(f.attname || ' ' || f.atttypid, ',' order by f.attnum) from pg_attribute f
+           (select string_agg(e.enumlabel || ' ' || e.xmin, ',' order by e.oid) from pg_enum e where e.enumtypid = u.oid),
+           (select string_agg(concat_ws(' ', f.attname, f.atttypid, f.xmin), ',' order by f.attnum) from pg_attribute f
              where f.attrelid = t.typrelid and t.typtype = 'c' and f.attnum > 0 and not f.attisdropped), '') as part
     from used u join pg_type t on t.oid = u.oid
   union all

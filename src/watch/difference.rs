@@ -11,6 +11,9 @@ use crate::change::TableName;
 /// What changed without a row change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum CatalogChangeKind {
+    /// The table, or what carries its changes, was altered and looks as before: perhaps two changes
+    /// undid each other.
+    Altered,
     /// A column was added, dropped, renamed or got another type.
     Columns,
     /// The table is gone.
@@ -44,6 +47,7 @@ impl CatalogChangeKind {
     /// The word under which changes are counted and reported.
     pub const fn word(self) -> &'static str {
         match self {
+            Self::Altered => "altered",
             Self::Columns => "columns",
             Self::Dropped => "dropped",
             Self::Identity => "identity",
@@ -109,6 +113,11 @@ impl TableState {
             };
             add(CatalogChangeKind::Source, text);
         }
+        let is_altered = self.links != earlier.links || self.rows != earlier.rows && !ignores_files;
+        if is_altered && !found.iter().any(|difference| difference.kind.concerns_values()) {
+            let text = format!("table {name}, or what carries its changes, was altered and looks as before");
+            found.push(Difference { kind: CatalogChangeKind::Altered, text });
+        }
         found
     }
 
@@ -162,6 +171,8 @@ mod tests {
             tree: "m".to_owned(),
             files: "f".to_owned(),
             identity: "\"full\"".to_owned(),
+            rows: "r".to_owned(),
+            links: "l".to_owned(),
             faults: Vec::new(),
         }
     }
@@ -189,12 +200,14 @@ mod tests {
         check(|now| now.tree.push('x'), &[("partitions", "public.users")]);
         check(|now| now.files.push('x'), &[("rewritten", "public.users")]);
         check(|now| now.identity.push('x'), &[("identity", "public.users")]);
+        check(|now| now.rows.push('x'), &[("altered", "public.users")]);
+        check(|now| now.links.push('x'), &[("altered", "public.users")]);
         check(|now| now.faults.push("it is not published".to_owned()), &[("source", "it is not published")]);
     }
 
     #[test]
     fn a_truncate_that_was_seen_is_no_rewrite() {
-        let now = TableState { files: "g".to_owned(), ..state() };
+        let now = TableState { files: "g".to_owned(), rows: "s".to_owned(), ..state() };
         let name = TableName::new("public", "users");
         assert!(now.differences(&state(), &name, true).is_empty());
         assert_eq!(now.differences(&state(), &name, false).len(), 1);

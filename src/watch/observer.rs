@@ -7,9 +7,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio_postgres::{Client, Error};
+use tokio_postgres::types::Type;
+use tokio_postgres::{Client, Error, Row};
 
-use super::state::{TableState, ViewState};
+use super::state::{CatalogVersions, TableState, ViewState};
 use super::watched::{Carrier, Watched};
 use crate::catalog::Table;
 use crate::change::{RelationId, TableName};
@@ -20,6 +21,9 @@ use crate::postgres::publication::Publication;
 /// A digest of the types of each table that are not built in, and of how its virtual columns are
 /// computed.
 const TYPES: &str = include_str!("../../sql/catalog_types.sql");
+
+/// The transactions that last wrote the catalog's rows about tables.
+const VERSIONS: &str = include_str!("../../sql/catalog_versions.sql");
 
 /// The materialized views that names mean, with what a refresh changes: each one, also
 /// CONCURRENTLY, writes the row of `pg_class`.
@@ -84,12 +88,14 @@ impl Observer {
         let tables = catalog::read_tables(&self.client, &ids).await?;
         let tables: HashMap<RelationId, &Table> = tables.iter().map(|table| (table.id, table)).collect();
         let mut types = self.types(&ids).await?;
+        let versions = self.versions(&tables).await?;
         let faults = self.faults(&ids, &tables).await?;
         let mut states = Vec::new();
         let mut members = Vec::new();
         for (((id, named), faults), watched) in ids.iter().zip(&named).zip(faults).zip(&self.watched.tables) {
             let table = tables.get(id).copied();
-            states.push(TableState::of(table, *named, types.remove(id).unwrap_or_default(), faults));
+            let types = types.remove(id).unwrap_or_default();
+            states.push(TableState::of(table, *named, types, &versions, faults));
             let of_table = table.into_iter().flat_map(|table| &table.members);
             members.extend(of_table.map(|member| (member.id, watched.name.clone())));
         }
@@ -100,6 +106,25 @@ impl Observer {
         let oids: Vec<u32> = ids.iter().map(|id| id.oid()).collect();
         let rows = self.client.query(TYPES, &[&oids]).await?;
         Ok(rows.iter().map(|row| (RelationId::new(row.get(0)), row.get(1))).collect())
+    }
+
+    async fn versions(
+        &self,
+        tables: &HashMap<RelationId, &Table>,
+    ) -> Result<HashMap<RelationId, CatalogVersions>, Error> {
+        let members: Vec<u32> =
+            tables.values().flat_map(|table| &table.members).map(|member| member.id.oid()).collect();
+        let publication = match &self.watched.carrier {
+            Carrier::Publication(name) => Some(name),
+            Carrier::Triggers { .. } => None,
+        };
+        let versions = |row: &Row| {
+            let (id, own, links) = (row.get::<_, u32>(0), row.get::<_, String>(1), row.get::<_, String>(2));
+            let versions = CatalogVersions { row: format!("{id} {own}"), links: format!("{id} {links}") };
+            (RelationId::new(id), versions)
+        };
+        let statement = self.client.prepare_typed(VERSIONS, &[Type::OID_ARRAY, Type::TEXT]).await?;
+        Ok(self.client.query(&statement, &[&members, &publication]).await?.iter().map(versions).collect())
     }
 
     async fn views(&self) -> Result<Vec<ViewState>, Error> {

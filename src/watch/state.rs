@@ -3,11 +3,23 @@
 //! Owns what of a table matters to cached values, and the JSON that Redis holds of it. It must not
 //! ask a server. Invariant: what cannot change what a reader sees is not part of a state.
 
+use std::collections::HashMap;
+
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::catalog::{CatalogColumn, Table};
 use crate::change::RelationId;
+
+/// The transactions that last wrote the catalog's rows about a table. What was changed and changed
+/// back between two observations has others.
+#[derive(Clone, Debug, Default)]
+pub(super) struct CatalogVersions {
+    /// Of the table's own row, with its OID.
+    pub(super) row: String,
+    /// Of the rows about its parents and about what carries its changes, with its OID.
+    pub(super) links: String,
+}
 
 /// The state of a table that rules name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,16 +42,29 @@ pub struct TableState {
     pub files: String,
     /// What its updates and deletes carry.
     pub identity: String,
+    /// A digest of what wrote the catalog's rows about it and its partitions and children.
+    #[serde(default)]
+    pub rows: String,
+    /// A digest of what wrote the catalog's rows about its place and what carries its changes.
+    #[serde(default)]
+    pub links: String,
     /// Why some of its changes do not arrive; empty if all do.
     pub faults: Vec<String>,
 }
 
 impl TableState {
     /// The state of a table. `named` is the table that its name in the rules means now.
-    pub(super) fn of(table: Option<&Table>, named: Option<RelationId>, types: String, faults: Vec<String>) -> Self {
+    pub(super) fn of(
+        table: Option<&Table>,
+        named: Option<RelationId>,
+        types: String,
+        versions: &HashMap<RelationId, CatalogVersions>,
+        faults: Vec<String>,
+    ) -> Self {
         let named = named.unwrap_or_default().oid();
         let Some(table) = table else { return Self { named, faults, ..Self::default() } };
         let members = || table.members.iter();
+        let versions = || members().filter_map(|member| versions.get(&member.id));
         Self {
             id: table.id.oid(),
             name: table.name.to_string(),
@@ -50,6 +75,8 @@ impl TableState {
             tree: digest(members().map(|member| format!("{} {:?}", member.id.oid(), member.ancestors))),
             files: digest(members().map(|member| format!("{} {}", member.id.oid(), member.file))),
             identity: serde_json::to_string(&table.identity).unwrap_or_default(),
+            rows: digest(versions().map(|versions| versions.row.clone())),
+            links: digest(versions().map(|versions| versions.links.clone())),
             faults,
         }
     }

@@ -107,9 +107,19 @@ const EACH: [(Source, Notice); 4] = [
     (Source::Outbox, Notice::Trigger),
 ];
 
+/// The cases mostly wait for a comparison, so they do that side by side.
+fn in_each_case(test: impl Fn(Source, Notice) + Sync) {
+    std::thread::scope(|scope| {
+        for (source, notice) in EACH {
+            let test = &test;
+            scope.spawn(move || test(source, notice));
+        }
+    });
+}
+
 #[test]
 fn a_renamed_table_keeps_its_rules() {
-    for (source, notice) in EACH {
+    in_each_case(|source, notice| {
         let case = Case::start(source, notice);
         case.removes("v1:user:u9", "alter table users rename to people; create view users as select * from people");
         case.removes("v1:user:u1", "update people set name = 'new' where id = 'u1'");
@@ -119,12 +129,12 @@ fn a_renamed_table_keeps_its_rules() {
         case.daemon.wait_for_log("other.people");
         assert_eq!(case.count("renamed"), 2, "{source:?} {notice:?}");
         assert_eq!(case.daemon.stop(), Some(0));
-    }
+    });
 }
 
 #[test]
 fn a_table_that_takes_the_name_takes_the_rules() {
-    for (source, notice) in EACH {
+    in_each_case(|source, notice| {
         let case = Case::start(source, notice);
         case.removes(
             "v1:user:u1",
@@ -139,22 +149,22 @@ fn a_table_that_takes_the_name_takes_the_rules() {
         case.daemon.wait_for_log("arrive again");
         case.removes("v1:user:u3", "update users set name = 'new' where id = 'u3'");
         assert_eq!(case.daemon.stop(), Some(0));
-    }
+    });
 }
 
 #[test]
 fn a_dropped_table_takes_its_values_with_it() {
-    for (source, notice) in EACH {
+    in_each_case(|source, notice| {
         let case = Case::start(source, notice);
         case.removes("v1:event:1", "drop table events");
         case.wait_for_count("dropped", 1);
         assert_eq!(case.daemon.stop(), Some(0));
-    }
+    });
 }
 
 #[test]
 fn partitions_and_children_that_come_and_go_are_noticed() {
-    for (source, notice) in EACH {
+    in_each_case(|source, notice| {
         let case = Case::start(source, notice);
         case.removes(
             "v1:event:7",
@@ -170,12 +180,50 @@ fn partitions_and_children_that_come_and_go_are_noticed() {
         case.removes("v1:user:g1", "update guests set name = 'H' where id = 'g1'");
         assert!(case.status().contains("public.guests"), "{}", case.status());
         assert_eq!(case.daemon.stop(), Some(0));
-    }
+    });
+}
+
+#[test]
+fn what_is_changed_and_changed_back_between_two_comparisons_is_noticed() {
+    let detour = "alter table users rename to people; alter table people rename to users";
+    let partition = "alter table events detach partition events_1;
+        alter table events attach partition events_1 for values from ('2026-01-01') to ('2026-02-01')";
+    let publication = "alter publication unstale set (publish = 'insert'); update users set name = 'new';
+        alter publication unstale set (publish = 'insert, update, delete, truncate')";
+    let member = "alter publication unstale drop table users; update users set name = 'new';
+        alter publication unstale add table users";
+    let switch = |word: &str| {
+        format!(
+            "do $$ declare name text; begin
+               for name in select tgname from pg_trigger where tgrelid = 'users'::regclass and tgname like '%unstale%' loop
+                 execute format('alter table users {word} trigger %I', name);
+               end loop;
+             end $$"
+        )
+    };
+    let (off, on) = (switch("disable"), switch("enable always"));
+    let triggers = format!("{off}; commit; begin; update users set name = 'new'; commit; begin; {on}");
+    let carriers = |source| match source {
+        Source::Slot => vec![publication, member],
+        Source::Outbox => vec![triggers.as_str()],
+    };
+    in_each_case(|source, notice| {
+        let case = Case::start(source, notice);
+        let (mut both, mut count) = (vec![(detour, "v1:user:u1"), (partition, "v1:event:1")], 0);
+        both.extend(carriers(source).into_iter().map(|sql| (sql, "v1:user:u1")));
+        for (sql, key) in both {
+            case.removes(key, &format!("begin; {sql}; commit"));
+            let counted = || case.count("altered") + case.count("partitions") + case.count("source");
+            wait_until(EVENT_MAX, &format!("{sql} is counted"), || counted() > count);
+            count = counted();
+        }
+        assert_eq!(case.daemon.stop(), Some(0));
+    });
 }
 
 #[test]
 fn rows_that_are_written_anew_are_noticed() {
-    for (source, notice) in EACH {
+    in_each_case(|source, notice| {
         let case = Case::start(source, notice);
         case.removes("v1:user:u1", "alter table users add column level int default 3");
         case.wait_for_count("columns", 1);
@@ -185,7 +233,7 @@ fn rows_that_are_written_anew_are_noticed() {
         case.removes("v1:event:1", "alter table events alter note type varchar using upper(note)");
         case.wait_for_count("columns", 3);
         assert_eq!(case.daemon.stop(), Some(0));
-    }
+    });
 }
 
 #[test]
@@ -194,12 +242,12 @@ fn changed_labels_of_an_enum_are_noticed() {
         create table notes (id int primary key, mood moods); insert into notes values (1, array['ok']::mood[])";
     let rules = RULES
         .replace("  event: {table: events, delete: \"event:{id}\"}", "  note: {table: notes, delete: \"note:{id}\"}");
-    for (source, notice) in EACH {
+    in_each_case(|source, notice| {
         let case = Case::with(source, notice, &rules, ENUM);
         case.removes("v1:note:1", "alter type mood rename value 'ok' to 'fine'");
         case.wait_for_count("types", 1);
         assert_eq!(case.daemon.stop(), Some(0));
-    }
+    });
 }
 
 #[test]
@@ -212,13 +260,13 @@ fn a_materialized_view_that_is_refreshed_removes_what_was_read_from_it() {
         "{TABLES}; create materialized view totals as select 1 as id, count(*) as n from users; \
          create unique index on totals (id)"
     );
-    for (source, notice) in EACH {
+    in_each_case(|source, notice| {
         let case = Case::with(source, notice, &rules, &tables);
         case.removes("v1:total:1", "refresh materialized view totals");
         case.removes("v1:total:1", "refresh materialized view concurrently totals");
         case.wait_for_count("refreshed", 2);
         assert_eq!(case.daemon.stop(), Some(0));
-    }
+    });
 }
 
 #[test]
