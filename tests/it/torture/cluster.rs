@@ -3,21 +3,19 @@
 //! Owns starting, replacing and ending them. It must not know what is written or read. Invariant:
 //! [`Cluster::calm`] ends every fault that lasts.
 
-use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tempfile::TempDir;
 use unstale::change::Lsn;
 use unstale::mutant::Mutant;
 use unstale::sandbox::{Postgres, Redis, signal};
 
 use super::api;
 use super::mode::Mode;
-use super::state::{REST_MAX, RunState};
+use super::state::REST_MAX;
 use super::targets::Targets;
-use crate::proxy::{Fault, Proxy};
-use crate::support::{Daemon, template, text};
+use crate::proxy::Fault;
+use crate::support::{Daemon, connect, template, text};
 
 /// The application name of the daemon's sessions in PostgreSQL.
 pub(super) const SESSIONS: &str = "daemon";
@@ -27,7 +25,11 @@ create sequence versions;
 create table items (id int primary key, alias text not null unique, grp int not null,
                     v bigint not null default nextval('versions'));
 create table unpublished (n int);
-insert into items (id, alias, grp) select n, 'a' || n, n % 12 from generate_series(1, 60) n";
+insert into items (id, alias, grp) select n, 'a' || n, n % 12 from generate_series(1, 60) n;
+create table parts (id int primary key, v bigint not null default nextval('versions')) partition by range (id);
+create table parts_a partition of parts for values from (1) to (31);
+create table parts_b partition of parts for values from (31) to (61);
+insert into parts select generate_series(1, 60)";
 
 /// Deleting its rows deletes items by cascade. Only triggers see that.
 const CASCADES: &str = "
@@ -43,8 +45,6 @@ pub(super) struct Cluster {
     redis: Redis,
     /// Replicates the other one, and takes over when that fails.
     spare: Redis,
-    mutant: Option<Mutant>,
-    directory: TempDir,
     daemon: Option<Daemon>,
     /// In outbox mode there are two daemons.
     second: Option<Daemon>,
@@ -52,53 +52,26 @@ pub(super) struct Cluster {
 
 impl Cluster {
     pub(super) async fn start(mode: Mode, mutant: Option<Mutant>) -> Self {
-        let fixed = ["max_connections=200", "wal_sender_timeout=10s", "wal_keep_size=256MB"];
-        let settings = [&fixed[..], mode.server_settings()].concat();
-        let mut postgres = template::start(&settings);
-        let client = crate::support::connect(&postgres.url("postgres")).await;
+        let mut postgres = template::start(&settings(mode));
+        let client = connect(&postgres.url("postgres")).await;
         client.batch_execute(SCHEMA).await.unwrap();
         if mode.is_outbox() {
             client.batch_execute(CASCADES).await.unwrap();
         }
         drop(client);
-        let standby =
-            postgres.standby(&[&settings[..], &["hot_standby=on", "max_standby_streaming_delay=-1"]].concat()).unwrap();
+        let standby = postgres.standby(&standby_settings(mode)).unwrap();
         let (redis, spare) = (Redis::start(&[]).unwrap(), Redis::start(&[]).unwrap());
-        let (to_postgres, to_redis) = (Proxy::start(postgres.port()), Proxy::start(redis.port()));
-        let directory = TempDir::new().unwrap();
-        std::fs::write(directory.path().join("invalidation.yaml"), mode.rules()).unwrap();
-        let with_replica = mode.rules_with_replica(&standby.url("postgres"));
-        std::fs::write(directory.path().join("replica.yaml"), with_replica).unwrap();
-        let url = format!("redis://127.0.0.1:{}", to_redis.port());
-        let state = RunState::new(mode, postgres.url("postgres"), standby.url("postgres"), &url);
-        let targets = Arc::new(Targets::new(Arc::new(state), to_postgres, to_redis));
-        let mut cluster =
-            Self { targets, postgres, standby, redis, spare, mutant, directory, daemon: None, second: None };
+        let ports = [postgres.port(), standby.port(), redis.port()];
+        let targets = Arc::new(Targets::new(mode, mutant, ports));
+        let mut cluster = Self { targets, postgres, standby, redis, spare, daemon: None, second: None };
         cluster.follow();
-        let setup = cluster.command(&["setup"]).output().unwrap();
+        let setup = cluster.targets.command(&["setup"]).output().unwrap();
         assert!(setup.status.success(), "{}", text(&setup));
         cluster.start_daemon();
         cluster.daemon.as_ref().unwrap().wait_for_log("streaming");
         (0..api::SERVERS).for_each(|server| cluster.start_api(server));
         cluster.targets.state.api.wait_until_served();
         cluster
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_unstale"));
-        command.args(arguments).current_dir(self.directory.path()).env_remove("RUST_LOG");
-        command.env("DATABASE_URL", self.database_url(SESSIONS));
-        command.env("REDIS_URL", format!("redis://127.0.0.1:{}", self.targets.to_redis.port()));
-        if let Some(mutant) = self.mutant {
-            command.env("UNSTALE_MUTANT", mutant.name());
-        }
-        command
-    }
-
-    /// The primary, behind the proxy, for sessions of this name.
-    fn database_url(&self, sessions: &str) -> String {
-        let port = self.targets.to_postgres.port();
-        format!("postgres://postgres@127.0.0.1:{port}/postgres?application_name={sessions}")
     }
 
     /// Makes the spare the replica of the Redis in use.
@@ -148,7 +121,7 @@ impl Cluster {
     }
 
     pub(super) fn start_daemon(&mut self) {
-        let daemon = Daemon::start(self.command(&["run"]));
+        let daemon = Daemon::start(self.targets.command(&["run"]));
         self.targets.set_daemon(Some(daemon.pid()));
         self.daemon = Some(daemon);
     }
@@ -157,8 +130,8 @@ impl Cluster {
     /// faults look for.
     pub(super) fn start_api(&self, server: usize) {
         let file = if server == 0 { "invalidation.yaml" } else { "replica.yaml" };
-        let mut command = self.command(&["serve", "--config", file, "--listen", "127.0.0.1:0"]);
-        command.env("DATABASE_URL", self.database_url("api"));
+        let mut command = self.targets.command(&["serve", "--config", file, "--listen", "127.0.0.1:0"]);
+        command.env("DATABASE_URL", self.targets.database_url("api"));
         self.targets.state.api.servers.start(server, command);
     }
 
@@ -169,24 +142,51 @@ impl Cluster {
     /// Starts the second daemon if it does not run.
     pub(super) fn start_second(&mut self) {
         if self.second.as_mut().is_none_or(Daemon::has_ended) {
-            self.second = Some(Daemon::start(self.command(&["run"])));
+            self.second = Some(Daemon::start(self.targets.command(&["run"])));
         }
     }
 
     /// Drops the outbox with everything in it, and makes an empty one. No daemon may run meanwhile.
-    pub(super) fn remake_outbox(&self) {
-        let deadline = Instant::now() + REST_MAX;
-        for verb in ["teardown", "setup"] {
-            loop {
-                let mut command = self.command(&[verb]);
-                let output = command.env("DATABASE_URL", &self.targets.state.primary).output().unwrap();
-                if output.status.success() {
-                    break;
-                }
-                // It waits for locks of the writers, and may be the victim of a deadlock.
-                assert!(Instant::now() < deadline, "{verb}: {}", text(&output));
-            }
+    pub(super) async fn remake_outbox(&self) {
+        self.targets.run("teardown").await;
+        self.targets.run("setup").await;
+    }
+
+    /// Promotes another standby than the replica, which then lags behind the new primary, or is
+    /// ahead of it and stays on the old timeline. The old primary lives on for a while, for those
+    /// who are connected to it. Finally the replica is one of the new primary.
+    pub(super) async fn promote(&mut self, replica_leads: bool, time: Duration) {
+        let settings = standby_settings(self.targets.state.mode);
+        let mut promoted = self.postgres.standby(&[&settings[..], &["cluster_name=promoted"]].concat()).unwrap();
+        let admin = self.targets.admin().await;
+        let walsender = until("both standbys stream", async || {
+            let sql =
+                "select pid from pg_stat_replication where state = 'streaming' order by application_name = 'promoted'";
+            let rows = admin.query(sql, &[]).await.unwrap();
+            rows.get(1).and_then(|row| u32::try_from(row.get::<_, i32>(0)).ok())
+        })
+        .await;
+        let replica = connect(&self.targets.state.replica).await;
+        if replica_leads {
+            signal(walsender, "STOP");
+        } else {
+            replica.batch_execute("select pg_wal_replay_pause()").await.unwrap();
         }
+        tokio::time::sleep(time).await;
+        connect(&promoted.url("postgres")).await.batch_execute("select pg_promote()").await.unwrap();
+        signal(walsender, "CONT");
+        let targets = Arc::clone(&self.targets);
+        for proxy in [&targets.to_postgres, &targets.past.primary] {
+            proxy.retarget(promoted.port());
+        }
+        targets.to_postgres.cut();
+        tokio::time::sleep(time).await;
+        let replica = promoted.standby(&settings).unwrap();
+        targets.past.replica.retarget(replica.port());
+        for proxy in [&targets.past.primary, &targets.past.replica, &targets.to_postgres] {
+            proxy.cut();
+        }
+        (self.postgres, self.standby) = (promoted, replica);
     }
 
     /// Ends every fault that lasts, and starts what has ended.
@@ -248,4 +248,26 @@ impl Cluster {
             .ok()?;
         Lsn::from_fixed_hex(&applied?)
     }
+}
+
+/// Waits until there is an answer.
+async fn until<T>(what: &str, answer: impl AsyncFn() -> Option<T>) -> T {
+    let deadline = Instant::now() + REST_MAX;
+    loop {
+        if let Some(answer) = answer().await {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "waited in vain until {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn settings(mode: Mode) -> Vec<&'static str> {
+    let settings = ["max_connections=200", "wal_sender_timeout=10s", "wal_keep_size=256MB"];
+    [&settings[..], mode.server_settings()].concat()
+}
+
+fn standby_settings(mode: Mode) -> Vec<&'static str> {
+    let more = ["hot_standby=on", "max_standby_streaming_delay=-1", "wal_retrieve_retry_interval=100ms"];
+    [&settings(mode)[..], &more].concat()
 }

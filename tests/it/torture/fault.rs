@@ -13,6 +13,7 @@ use unstale::mutant::Mutant;
 use unstale::sandbox::signal;
 
 use super::cluster::{Cluster, SESSIONS};
+use super::ddl::Ddl;
 use super::mode::Mode;
 use super::targets::Targets;
 use crate::proxy;
@@ -46,6 +47,10 @@ pub(super) enum Fault {
     /// The replica does not replay.
     LaggingReplica,
     CrashPostgres,
+    /// A standby is promoted, and the replica lags behind it.
+    Promote,
+    /// A standby is promoted that has less than the replica.
+    PromoteTheLesser,
     RestartRedisFromSnapshot,
     FailOverRedis,
     EmptyRedis,
@@ -53,6 +58,8 @@ pub(super) enum Fault {
     /// One of the daemon's sessions stops, at any point of a claim.
     FreezeSession,
     TerminateSessions,
+    /// Tables, partitions, publications or triggers are changed.
+    Ddl(Ddl),
     /// The outbox is dropped and created again. What is written in between is in neither.
     RemakeOutbox,
 }
@@ -82,8 +89,10 @@ const ORDINARY: [Fault; 21] = [
 ];
 
 /// The faults after which the cache has to be emptied. They take longer.
-const GRAVE: [Fault; 5] = [
+const GRAVE: [Fault; 7] = [
     Fault::CrashPostgres,
+    Fault::Promote,
+    Fault::PromoteTheLesser,
     Fault::RestartRedisFromSnapshot,
     Fault::FailOverRedis,
     Fault::EmptyRedis,
@@ -112,9 +121,11 @@ impl Fault {
         let pick = |faults: &[Self], random: &mut StdRng| faults[random.random_range(0..faults.len())];
         match mutant {
             None if random.random_range(0..12) == 0 => pick(&GRAVE, random),
+            None if random.random_range(0..4) == 0 => Self::Ddl(Ddl::draw(random)),
             None => pick(&ORDINARY, random),
+            Some(Mutant::NoWatch) => Self::Ddl(Ddl::draw(random)),
             Some(Mutant::NoGate) => Self::StuckCommits,
-            Some(Mutant::NoLease | Mutant::CursorOverIds | Mutant::NoWatch) => pick(&ORDINARY, random),
+            Some(Mutant::NoLease | Mutant::CursorOverIds) => pick(&ORDINARY, random),
             // Time has to pass between the claim and the moment at which everything is in force.
             Some(Mutant::EagerWatermark) => pick(&[Self::SlowPostgres, Self::SlowRedis, Self::OneBytePostgres], random),
             Some(Mutant::AckBeforeRedis | Mutant::EagerKeepalive | Mutant::CommitBeforeRedis) => {
@@ -148,6 +159,8 @@ impl Fault {
             Self::StuckCommits => "commits stuck behind a standby",
             Self::LaggingReplica => "replica lagging",
             Self::CrashPostgres => "PostgreSQL crashed",
+            Self::Promote => "standby promoted",
+            Self::PromoteTheLesser => "lesser standby promoted",
             Self::RestartRedisFromSnapshot => "Redis restarted from a snapshot",
             Self::FailOverRedis => "Redis failed over",
             Self::EmptyRedis => "Redis emptied",
@@ -155,6 +168,7 @@ impl Fault {
             Self::FreezeSession => "session frozen",
             Self::TerminateSessions => "sessions terminated",
             Self::RemakeOutbox => "outbox created again",
+            Self::Ddl(ddl) => ddl.name(),
         }
     }
 
@@ -167,6 +181,9 @@ impl Fault {
             // durable yet.
             Self::CrashPostgres if mode.is_outbox() => &["unclean-restart", "nothing-remembered", "log-went-back"],
             Self::CrashPostgres => &["unclean-restart", "nothing-remembered"],
+            Self::Promote | Self::PromoteTheLesser => {
+                &["other-timeline", "unclean-restart", "nothing-remembered", "gap", "log-went-back"]
+            }
             Self::RestartRedisFromSnapshot | Self::FailOverRedis => {
                 // In outbox mode another dataset may have been filled since.
                 &["redis-went-back", "gap", "nothing-remembered", "dataset-replaced", "other-source"]
@@ -223,6 +240,7 @@ impl Fault {
                 );
                 return targets.admin().await.query(&sql, &[]).await.is_ok_and(|rows| !rows.is_empty());
             }
+            Self::Ddl(ddl) => return ddl.strike(targets, while_it_lasts, random).await,
             Self::CutRedis => to_redis.cut(),
             Self::CutPostgres => to_postgres.cut(),
             Self::LoseRedisReply => lasting(to_redis, proxy::Fault::CutAfterRequest, while_it_lasts).await,
@@ -277,6 +295,8 @@ impl Fault {
                 }
             }
             Self::CrashPostgres
+            | Self::Promote
+            | Self::PromoteTheLesser
             | Self::RestartRedisFromSnapshot
             | Self::FailOverRedis
             | Self::EmptyRedis
@@ -291,6 +311,9 @@ impl Fault {
         let while_it_lasts = Duration::from_millis(random.random_range(10..250));
         match self {
             Self::CrashPostgres => cluster.crash_postgres().await,
+            Self::Promote | Self::PromoteTheLesser => {
+                cluster.promote(self == Self::PromoteTheLesser, while_it_lasts).await;
+            }
             Self::RestartRedisFromSnapshot => {
                 cluster.targets.redis(&["SAVE"]).await;
                 sleep(while_it_lasts).await;
@@ -314,7 +337,7 @@ impl Fault {
             Self::RemakeOutbox => {
                 cluster.kill_daemon();
                 cluster.kill_second();
-                cluster.remake_outbox();
+                cluster.remake_outbox().await;
                 cluster.start_daemon();
             }
             _ => unreachable!("other faults strike at any time"),

@@ -14,9 +14,10 @@ use redis::aio::MultiplexedConnection;
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 use unstale::coherence::lease::{Envelope, Found, Grant, Token};
+use unstale::coherence::server::ServerIdentity;
 use unstale::postgres::{self, Address};
 
-use super::query::{GROUPS, ITEMS, alias, card, group, item, listed, peer, tagged, version_key, versioned};
+use super::query::{GROUPS, ITEMS, alias, card, group, item, listed, part, peer, tagged, version_key, versioned};
 use super::state::RunState;
 
 const FILLERS: usize = 32;
@@ -33,6 +34,8 @@ pub(super) fn start(state: &Arc<RunState>, random: &mut StdRng) -> Vec<JoinHandl
 struct Connections {
     redis: Option<MultiplexedConnection>,
     primary: Option<Client>,
+    /// What the primary said of itself when it was connected to.
+    identity: Option<ServerIdentity>,
     replica: Option<Client>,
 }
 
@@ -40,6 +43,9 @@ impl Connections {
     async fn reconnect(&mut self, state: &RunState) -> Option<()> {
         if self.redis.is_none() {
             self.redis = state.redis_connection().await.ok();
+        }
+        if self.primary.as_ref().is_none_or(Client::is_closed) {
+            self.identity = None;
         }
         for (client, url) in [(&mut self.primary, &state.primary), (&mut self.replica, &state.replica)] {
             if client.as_ref().is_none_or(Client::is_closed) {
@@ -52,6 +58,11 @@ impl Connections {
                     *client = None;
                 }
             }
+        }
+        if let Some(primary) = &self.primary
+            && self.identity.is_none()
+        {
+            self.identity = ServerIdentity::read(primary).await.ok();
         }
         self.redis.as_ref().map(|_| ())
     }
@@ -76,7 +87,7 @@ async fn fill_once(state: &RunState, connections: &mut Connections, random: &mut
     let mut redis = connections.redis.clone()?;
     let hot = random.random_range(1..=6);
     let any = random.random_range(1..=ITEMS);
-    let query = match random.random_range(0..15) {
+    let query = match random.random_range(0..16) {
         0..4 => item(hot),
         4..6 => item(any),
         6 => alias('a', any),
@@ -86,6 +97,7 @@ async fn fill_once(state: &RunState, connections: &mut Connections, random: &mut
         11 => listed(random.random_range(0..GROUPS)),
         12 => peer(any),
         13 => card(hot),
+        14 => part(any),
         _ => {
             let number = random.random_range(0..GROUPS);
             let version = state.leases.version(&mut redis, &version_key(number), TTL).await.ok()?;
@@ -144,6 +156,10 @@ async fn read(connections: &Connections, grant: &Grant, sql: &str, random: &mut 
     {
         return Some(row.get(0));
     }
+    // The connection may lead to an old primary.
+    if !connections.identity.as_ref()?.is_of(grant.origin.as_ref()?) {
+        return None;
+    }
     let row = connections.primary.as_ref()?.query_one(&sql, &[]).await.ok()?;
     Some(row.get(0))
 }
@@ -169,11 +185,12 @@ async fn evict(state: Arc<RunState>, mut random: StdRng) {
             let mut evict = redis::cmd("DEL");
             for _ in 0..8 {
                 let any = random.random_range(1..=ITEMS);
-                let key = match random.random_range(0..13) {
+                let key = match random.random_range(0..14) {
                     9 => tagged(any % GROUPS).key,
                     10 => listed(any % GROUPS).key,
                     11 => peer(any).key,
                     12 => card(any % 6 + 1).key,
+                    13 => part(any).key,
                     0..5 => item(any).key,
                     5 => alias('a', any).key,
                     6 => alias('b', any % 6 + 1).key,

@@ -14,6 +14,7 @@
 mod api;
 mod cluster;
 mod cycle;
+mod ddl;
 mod fault;
 mod filler;
 mod mode;

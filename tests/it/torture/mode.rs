@@ -45,6 +45,9 @@ rules:
     table: items
     for_each: peers({grp}) as p
     delete: "peer:{p.id}"
+  part:
+    table: parts
+    delete: "part:{id}"
 api: {max_staleness: 2s, stale_if_error: 0s, consistency_wait: 50ms, timeout: 2s}
 reads:
   item:

@@ -23,7 +23,7 @@ pub(super) async fn compare(cluster: &Cluster) -> (u64, Vec<String>) {
     let mut redis = cluster.targets.state.redis_at_rest().await;
     let mut queries: Vec<Query> = (1..=ITEMS).map(query::item).collect();
     queries.extend((1..=ITEMS).flat_map(|id| [query::alias('a', id), query::alias('b', id)]));
-    queries.extend((1..=ITEMS).flat_map(|id| [query::peer(id), query::card(id)]));
+    queries.extend((1..=ITEMS).flat_map(|id| [query::peer(id), query::card(id), query::part(id)]));
     queries.extend((0..GROUPS).flat_map(|group| [query::group(group), query::tagged(group), query::listed(group)]));
     for group in 0..GROUPS {
         let version: Option<String> = redis.get(query::version_key(group).as_bytes()).await.unwrap();

@@ -65,6 +65,12 @@ pub(super) fn peer(id: i32) -> Query {
     Query::new(format!("t:peer:{id}"), sql)
 }
 
+/// The value of a row of a partitioned table.
+pub(super) fn part(id: i32) -> Query {
+    let sql = format!("select coalesce((select v::text from parts where id = {id}), 'none')");
+    Query::new(format!("t:part:{id}"), sql)
+}
+
 /// A value that a rule sets, and that a filler fills when it is missing.
 pub(super) fn card(id: i32) -> Query {
     let sql = format!("select coalesce((select format('{{\"v\":%s}}', v) from items where id = {id}), 'none')");

@@ -1,18 +1,24 @@
-//! What a fault can reach at any time: the proxies, the processes, and both servers past the
-//! proxies.
+//! What a fault can reach at any time: the proxies, the processes, the program's verbs, and both
+//! servers past the proxies that disturb.
 //!
 //! Owns these handles. It must not start or end a server: that is for [`super::cluster`].
 //! Invariant: a handle leads to the server or the daemon that is in use.
 
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use tempfile::TempDir;
 use tokio_postgres::Client;
+use unstale::mutant::Mutant;
 use unstale::postgres::{self, Address};
 use unstale::sandbox::Redis;
 
+use super::cluster::SESSIONS;
+use super::mode::Mode;
 use super::state::{REST_MAX, RunState};
 use crate::proxy::Proxy;
+use crate::support::text;
 
 /// What a fault can reach while other faults strike.
 pub(super) struct Targets {
@@ -20,7 +26,25 @@ pub(super) struct Targets {
     /// Between the daemon or the API and the servers. The fillers reach Redis by the same proxy.
     pub(super) to_postgres: Proxy,
     pub(super) to_redis: Proxy,
+    /// The way of everybody else. Nothing disturbs it; the server behind it may become another one.
+    pub(super) past: Past,
+    /// With the files of the configuration.
+    directory: TempDir,
+    mutant: Option<Mutant>,
+    /// Held by the one who changes tables.
+    pub(super) ddl: tokio::sync::Mutex<()>,
     current: Mutex<Current>,
+}
+
+/// The ways to the two PostgreSQL servers that nothing disturbs.
+pub(super) struct Past {
+    pub(super) primary: Proxy,
+    pub(super) replica: Proxy,
+}
+
+/// The URL of a server behind a proxy, as superuser.
+pub(super) fn url_of(proxy: &Proxy) -> String {
+    format!("postgres://postgres@127.0.0.1:{}/postgres", proxy.port())
 }
 
 /// What changes when a server or the daemon is replaced.
@@ -32,8 +56,50 @@ struct Current {
 }
 
 impl Targets {
-    pub(super) fn new(state: Arc<RunState>, to_postgres: Proxy, to_redis: Proxy) -> Self {
-        Self { state, to_postgres, to_redis, current: Mutex::default() }
+    pub(super) fn new(mode: Mode, mutant: Option<Mutant>, ports: [u16; 3]) -> Self {
+        let [primary, replica, redis] = ports;
+        let past = Past { primary: Proxy::start(primary), replica: Proxy::start(replica) };
+        let (to_postgres, to_redis) = (Proxy::start(primary), Proxy::start(redis));
+        let directory = TempDir::new().unwrap();
+        std::fs::write(directory.path().join("invalidation.yaml"), mode.rules()).unwrap();
+        let with_replica = mode.rules_with_replica(&url_of(&past.replica));
+        std::fs::write(directory.path().join("replica.yaml"), with_replica).unwrap();
+        let redis_url = format!("redis://127.0.0.1:{}", to_redis.port());
+        let state = RunState::new(mode, url_of(&past.primary), url_of(&past.replica), &redis_url);
+        let (ddl, current) = Default::default();
+        Self { state: Arc::new(state), to_postgres, to_redis, past, directory, mutant, ddl, current }
+    }
+
+    /// A verb of the program, with its servers behind the proxies that disturb.
+    pub(super) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_unstale"));
+        command.args(arguments).current_dir(self.directory.path()).env_remove("RUST_LOG");
+        command.env("DATABASE_URL", self.database_url(SESSIONS));
+        command.env("REDIS_URL", format!("redis://127.0.0.1:{}", self.to_redis.port()));
+        if let Some(mutant) = self.mutant {
+            command.env("UNSTALE_MUTANT", mutant.name());
+        }
+        command
+    }
+
+    /// The primary, behind the proxy that disturbs, for sessions of this name.
+    pub(super) fn database_url(&self, sessions: &str) -> String {
+        format!("{}?application_name={sessions}", url_of(&self.to_postgres))
+    }
+
+    /// Runs `setup` or `teardown` until it succeeds. It waits for locks of the writers, and may be the
+    /// victim of a deadlock.
+    pub(super) async fn run(&self, verb: &str) {
+        let deadline = Instant::now() + REST_MAX;
+        loop {
+            let mut command = self.command(&[verb]);
+            command.env("DATABASE_URL", &self.state.primary);
+            let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
+            if output.status.success() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{verb}: {}", text(&output));
+        }
     }
 
     pub(super) fn set_daemon(&self, pid: Option<u32>) {

@@ -56,8 +56,10 @@ async fn change(
 ) -> Result<(), tokio_postgres::Error> {
     let (a, b) = (item(random), item(random));
     let pause = random.random_range(0..4) * random.random_range(0..5);
-    let kinds = if state.mode.is_outbox() { 23 } else { 20 };
-    let sql = match random.random_range(0..kinds) {
+    let kinds = if state.mode.is_outbox() { 26 } else { 23 };
+    let sql = match random.random_range(-3..kinds - 3) {
+        -3 | -2 => format!("update parts set v = nextval('versions') where id in ({a}, {b})"),
+        -1 => format!("begin; delete from parts where id = {a}; insert into parts values ({a}); commit"),
         0..8 => return single(state, client, a).await.map(|_| ()),
         8..11 => format!("begin; {}; select pg_sleep({pause} / 1000.0); {}; commit", touch(a.min(b)), touch(a.max(b))),
         11 => format!("begin; {}; savepoint s; {}; rollback to s; {}; commit", touch(a), touch(b), touch(a)),
