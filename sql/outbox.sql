@@ -2,6 +2,8 @@
 -- the triggers on the tables of the rules. This script creates what is missing, leaves the rest
 -- alone, and locks no table of an application.
 do $$
+declare
+  emit record;
 begin
   if to_regnamespace('unstale') is null then
     create schema unstale;
@@ -138,5 +140,15 @@ begin
     comment on function unstale.ring() is 'made by unstale';
     revoke all on function unstale.ring() from public;
   end if;
+
+  -- unstale.emit runs as its owner, which may be another role than the one that runs this script.
+  for emit in
+    select pg_get_userbyid(p.proowner) as owner from pg_proc p join pg_namespace n on n.oid = p.pronamespace
+     where n.nspname = 'unstale' and p.proname = 'emit' and p.prosecdef
+  loop
+    execute format('grant insert on unstale.outbox to %I', emit.owner);
+    execute format('grant select on unstale.bell to %I', emit.owner);
+    execute format('grant execute on function unstale.ring() to %I', emit.owner);
+  end loop;
 end
 $$;

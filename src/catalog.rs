@@ -183,6 +183,67 @@ impl Table {
     }
 }
 
+/// A unique index that can be a replica identity: complete, immediate, on plain columns that are
+/// NOT NULL and not generated.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UniqueIndex {
+    /// Its name, without the schema.
+    pub name: String,
+    /// Its columns, in order.
+    pub columns: Vec<String>,
+}
+
+/// What a publication that is not the whole table demands of the replica identity. Otherwise
+/// PostgreSQL refuses updates and deletes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublicationLimits {
+    /// Its name.
+    pub publication: String,
+    /// Its column list, which must contain the identity; none if it carries every column.
+    pub columns: Option<Vec<String>>,
+    /// The columns of its row filter, which the identity must contain.
+    pub filter: Vec<String>,
+}
+
+impl PublicationLimits {
+    /// Whether PostgreSQL accepts updates and deletes with this identity.
+    pub fn accepts(&self, identity: &Identity) -> bool {
+        match identity {
+            Identity::Full => self.columns.is_none(),
+            Identity::Columns(columns) => {
+                let is_listed = |column| self.columns.as_ref().is_none_or(|listed| listed.contains(column));
+                columns.iter().all(is_listed) && self.filter.iter().all(|column| columns.contains(column))
+            }
+            Identity::Nothing => false,
+        }
+    }
+}
+
+/// What decides which replica identities a table can have without any write being refused.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct IdentityFacts {
+    /// The generated columns. From PostgreSQL 18 on, an identity that contains one makes updates
+    /// and deletes fail unless the publication carries it.
+    pub generated: BTreeSet<String>,
+    /// The NOT NULL columns that an index can be built on, and whose values always fit into it.
+    pub fitting: BTreeSet<String>,
+    /// Indexes that an interrupted attempt left invalid.
+    pub unfinished: Vec<String>,
+    /// The indexes that can be the identity, those with the fewest columns first.
+    pub indexes: Vec<UniqueIndex>,
+    /// The publications with a column list or a row filter.
+    pub publications: Vec<PublicationLimits>,
+}
+
+/// The same for the tables of a server.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct IdentityLimits {
+    /// The major version of the server; zero if no server was asked.
+    pub major_version: i32,
+    /// By table, partitions and children included.
+    pub tables: std::collections::HashMap<RelationId, IdentityFacts>,
+}
+
 /// The tables of a database.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Catalog {

@@ -1,12 +1,12 @@
-//! `unstale teardown`: removes what `setup` installed, in either mode.
+//! `unstale teardown`: removes what `setup` installed for the mode of the file.
 
 use std::path::Path;
 
 use super::config_file::ConfigFile;
 use super::failure::Failure;
+use super::setup::{failure, say};
 use super::stdout::print;
-use crate::install::outbox;
-use crate::install::teardown::{self, OutboxRemoval};
+use crate::install::teardown::{self, TeardownStep};
 use crate::postgres;
 
 #[derive(Debug, clap::Args)]
@@ -15,20 +15,15 @@ pub(super) struct TeardownArgs {}
 pub(super) async fn run(config: &Path, _: TeardownArgs) -> Result<(), Failure> {
     let file = ConfigFile::read(config)?;
     let client = postgres::connect(&file.settings.postgres).await?;
-    let settings = &file.settings;
-    let removed = teardown::remove(&client, settings).await.map_err(|error| match outbox::is_locked(&error) {
-        true => Failure::unavailable(outbox::InstallError::Locked.to_string()),
-        false => error.into(),
-    })?;
-    print(&format!("removed replication slot {} and publication {}\n", settings.slot, settings.publication))?;
-    match removed {
-        OutboxRemoval::Absent => Ok(()),
-        OutboxRemoval::Removed(0) => print("removed the outbox and its triggers; it was empty\n"),
-        OutboxRemoval::Removed(entries) => {
-            print(&format!("removed the outbox and its triggers, and {entries} entries that were not read\n"))
-        }
-        OutboxRemoval::Kept(consumer) => {
-            print(&format!("kept the outbox: it belongs to `{consumer}`, and source.slot is `{}`\n", settings.slot))
-        }
+    let removals = teardown::remove(&client, &file.settings, &say).await.map_err(failure)?;
+    if removals.is_empty() {
+        return print("there is nothing to remove\n");
     }
+    for removal in removals {
+        print(&match removal {
+            TeardownStep::Removed(part) => format!("removed {part}\n"),
+            TeardownStep::Kept(part, why) => format!("kept {part}: {why}\n"),
+        })?;
+    }
+    Ok(())
 }

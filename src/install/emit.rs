@@ -1,24 +1,53 @@
-//! The function `unstale.emit` for slot mode, which writes events to the log.
+//! The function `unstale.emit`, by which applications emit events.
 //!
-//! Owns `sql/emit.sql`. It must not know which rules use events. [`super::outbox`] installs another
-//! function of this name.
+//! Owns `sql/emit.sql`, and how an installed function is recognised. It must not know which rules
+//! use events. Invariant: one function serves both modes, so installing for one takes nothing from
+//! the other.
 
 use tokio_postgres::{Client, Error};
 
-use super::step::Step;
+use super::script;
 
-/// Creates the function by which applications emit events.
+/// Creates the function, or replaces one of another version.
 pub const EMIT: &str = include_str!("../../sql/emit.sql");
 
-/// Installs the function if rules need it, or if there is one already.
-pub(super) async fn install(client: &Client, is_needed: bool) -> Result<Option<Step>, Error> {
-    // One that writes to an outbox is replaced: in slot mode no process reads the outbox.
-    const INSTALLED: &str = "select prosrc like '%pg_logical_emit_message%' from pg_proc \
-         where oid = to_regprocedure('unstale.emit(text, jsonb)')";
-    let before: Option<bool> = client.query_opt(INSTALLED, &[]).await?.map(|row| row.get(0));
-    if !is_needed && before.is_none() {
-        return Ok(None);
+/// The function, as it is in a database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EmitFunction {
+    /// There is none.
+    Missing,
+    /// Another version of unstale installed it.
+    Outdated,
+    /// It is the one that this version installs.
+    Current,
+    /// It was not installed by unstale.
+    Foreign,
+}
+
+impl EmitFunction {
+    /// What is wrong with it, if something is.
+    pub const fn fault(self) -> Option<&'static str> {
+        match self {
+            Self::Missing => Some("there is no function unstale.emit(text, jsonb)"),
+            Self::Outdated => {
+                Some("unstale.emit is of another version, which writes only to the log or only to the outbox")
+            }
+            Self::Foreign => Some("unstale.emit(text, jsonb) was not installed by unstale; rename or drop it"),
+            Self::Current => None,
+        }
     }
-    client.batch_execute(EMIT).await?;
-    Ok(Some(Step::of(before != Some(true), "function unstale.emit".to_owned())))
+}
+
+/// Looks at the function. The role needs no privilege on its schema.
+pub async fn read(client: &Client) -> Result<EmitFunction, Error> {
+    const INSTALLED: &str = "select p.prosecdef and p.prosrc = $1, obj_description(p.oid, 'pg_proc') = 'made by unstale' \
+         from pg_proc p join pg_namespace n on n.oid = p.pronamespace \
+         where n.nspname = 'unstale' and p.proname = 'emit' and oidvectortypes(p.proargtypes) = 'text, jsonb'";
+    let body = script::body(EMIT, "$emit$");
+    Ok(match client.query_opt(INSTALLED, &[&body]).await? {
+        None => EmitFunction::Missing,
+        Some(row) if row.get(0) => EmitFunction::Current,
+        Some(row) if row.get::<_, Option<bool>>(1) == Some(true) => EmitFunction::Outdated,
+        Some(_) => EmitFunction::Foreign,
+    })
 }

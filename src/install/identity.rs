@@ -1,30 +1,29 @@
 //! Replica identities: the columns of the old row that the log carries.
 //!
-//! Owns how one is widened. It must not decide which need it. Invariant: an interrupted attempt can
-//! be repeated.
+//! Owns the costs of widening one. It must not decide which need it. Invariant: an interrupted
+//! attempt can be repeated.
 
-use tokio_postgres::{Client, Error};
-
-use super::step::Step;
-use crate::catalog::{quote, quote_table};
+use super::step::{PlannedStatement, PlannedStep};
 use crate::rules::Widening;
 
-/// Widens the replica identity of a table and of each of its partitions.
-pub(super) async fn widen(client: &Client, widening: &Widening) -> Result<Step, Error> {
-    for leaf in &widening.leaves {
-        // An interrupted attempt leaves an invalid index.
-        let index = widening.index(leaf);
-        let unfinished = "select exists (select from pg_index i join pg_class c on c.oid = i.indexrelid \
-                          join pg_namespace n on n.oid = c.relnamespace \
-                          where n.nspname = $1 and c.relname = $2 and not i.indisvalid)";
-        if client.query_one(unfinished, &[&leaf.schema, &index]).await?.get(0) {
-            let name = format!("{}.{}", quote(&leaf.schema), quote(&index));
-            client.batch_execute(&format!("DROP INDEX CONCURRENTLY {name}")).await?;
+/// The step that widens the replica identity of a table and of its partitions and children.
+pub(super) fn plan(widening: &Widening) -> PlannedStep {
+    let subject = format!("replica identity of {}", widening.table);
+    PlannedStep::of(subject, widening.leaves.iter().flat_map(|leaf| statements(widening, leaf)).collect())
+}
+
+/// The statements for one of the tables to alter.
+fn statements(widening: &Widening, leaf: &crate::change::TableName) -> Vec<PlannedStatement> {
+    let planned = |sql: String| {
+        if sql.starts_with("CREATE") {
+            let cost = format!("reads {leaf} once; reads and writes continue; not inside a transaction block");
+            return PlannedStatement::patient(sql, cost);
         }
-        for statement in widening.statements_for(leaf) {
-            tracing::debug!(statement, table = quote_table(leaf), "widening a replica identity");
-            client.batch_execute(&statement).await?;
-        }
-    }
-    Ok(Step::Done(format!("the replica identity of {} has the columns of the keys", widening.table)))
+        let cost = match widening.columns.is_empty() {
+            true => format!("locks {leaf} (ACCESS EXCLUSIVE) briefly; from then on, updates log the whole old row"),
+            false => format!("locks {leaf} (ACCESS EXCLUSIVE) briefly"),
+        };
+        PlannedStatement::new(sql, cost)
+    };
+    widening.statements_for(leaf).into_iter().map(planned).collect()
 }

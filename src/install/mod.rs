@@ -4,10 +4,13 @@
 //! Owns the statements and the files of `sql/`. It must not decide what the rules need; it is told.
 //! It must not read changes. Invariant: every step can be repeated.
 
+pub mod ddl_notice;
 pub mod emit;
+pub mod error;
+pub mod execute;
 mod identity;
 pub mod outbox;
-mod publication;
+pub mod publication;
 mod script;
 pub mod setup;
 pub mod slot;

@@ -1,13 +1,8 @@
-//! Runs the scripts of `sql/`, whose parameters are settings of the session.
+//! The scripts of `sql/`.
 //!
-//! Owns that convention. It must not know what a script does.
+//! Owns where the body of a function is in a script. It must not know what a script does.
 
-use tokio_postgres::{Client, Error};
-
-/// Sets the parameters, then runs the script.
-pub(super) async fn run(client: &Client, script: &str, parameters: &[(&str, &str)]) -> Result<(), Error> {
-    for (name, value) in parameters {
-        client.execute("select set_config($1, $2, false)", &[name, value]).await?;
-    }
-    client.batch_execute(script).await
+/// The body of the function that a script creates, between two of these marks.
+pub(super) fn body<'a>(script: &'a str, mark: &str) -> &'a str {
+    script.split(mark).nth(1).unwrap_or_default()
 }

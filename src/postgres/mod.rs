@@ -5,9 +5,11 @@
 
 mod address;
 pub mod ancestry;
+pub mod blockers;
 pub mod catalog;
 mod client;
 mod error;
+pub mod identity;
 mod parameters;
 pub mod publication;
 pub(crate) mod session;

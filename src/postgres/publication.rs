@@ -55,6 +55,17 @@ impl Publication {
         }))
     }
 
+    /// One that carries these tables whole, with every kind of change.
+    #[cfg(test)]
+    pub(crate) fn of(tables: impl Iterator<Item = RelationId>) -> Self {
+        Self { every_change: true, tables: tables.map(|id| (id, false)).collect(), ..Self::default() }
+    }
+
+    /// Whether it names a table itself.
+    pub fn names(&self, table: RelationId) -> bool {
+        self.tables.contains_key(&table)
+    }
+
     /// Whether it carries a table with all of its partitions and children.
     pub fn carries(&self, table: &Table) -> bool {
         self.uncarried(table).next().is_none()

@@ -151,14 +151,49 @@ impl RuleSet {
         self.tables().into_iter().filter_map(|name| catalog.find(name)).map(capture).collect()
     }
 
-    /// Reports tables whose changes are not in the log at all.
+    /// Reports tables whose changes are not in the log at all. The advice ends with the statements
+    /// of [`set_logged`].
     pub fn check_logged(&self, catalog: &Catalog, problems: &mut Problems) {
         for rule in self.rules().iter().filter(|rule| rule.trigger == Trigger::Table) {
-            if catalog.find(&rule.table.value).is_some_and(|table| table.unlogged) {
-                let message =
-                    format!("table {} is unlogged or temporary: its changes never reach the log", rule.table.value);
-                problems.push(rule.table.span.clone(), message, "ALTER TABLE … SET LOGGED, or drop the rule");
+            let Some(table) = catalog.find(&rule.table.value) else { continue };
+            let statements = set_logged(table, catalog);
+            if !statements.is_empty() {
+                let message = format!("table {} is unlogged: its changes never reach the log", rule.table.value);
+                let advice = format!("use source.mode: outbox, drop the rule, or run this:\n{}", statements.join("\n"));
+                problems.push(rule.table.span.clone(), message, advice);
             }
+        }
+    }
+}
+
+/// The statements after which the changes of a table are logged, one for each of its partitions and
+/// children that is unlogged. PostgreSQL refuses them while the table refers to an unlogged one, so
+/// that one comes first.
+fn set_logged(table: &Table, catalog: &Catalog) -> Vec<String> {
+    let mut order: Vec<&TableName> = Vec::new();
+    add_unlogged(table, catalog, &mut BTreeSet::new(), &mut order);
+    order.into_iter().map(|name| format!("ALTER TABLE {} SET LOGGED;", quote_table(name))).collect()
+}
+
+fn add_unlogged<'a>(
+    table: &'a Table,
+    catalog: &'a Catalog,
+    seen: &mut BTreeSet<&'a TableName>,
+    order: &mut Vec<&'a TableName>,
+) {
+    let members = table.members.iter().filter(|member| member.unlogged && member.has_rows).map(|member| &member.name);
+    let unlogged: Vec<&TableName> = members.chain(table.unlogged.then_some(&table.name)).collect();
+    if unlogged.is_empty() || !seen.insert(&table.name) {
+        return;
+    }
+    for key in &table.foreign_keys {
+        if let Some(other) = catalog.find(&key.table) {
+            add_unlogged(other, catalog, seen, order);
+        }
+    }
+    for name in unlogged {
+        if !order.contains(&name) {
+            order.push(name);
         }
     }
 }

@@ -98,7 +98,7 @@ fn the_script_fixes_everything_and_a_second_run_changes_nothing() {
             "invalidation.yaml:9:",
             "has no publication `unstale`",
             "has no replication slot `unstale`",
-            "has no function unstale.emit(text, jsonb)",
+            "there is no function unstale.emit(text, jsonb)",
             "CREATE UNIQUE INDEX CONCURRENTLY",
             "ok  wal_level logical",
             "ok  role: primary",

@@ -17,11 +17,20 @@ pub(super) fn compare(rules: &RuleSet, catalog: &Catalog, mode: Mode, findings: 
         unknown.iter().map(|problem| Finding::problem("unknown-name", problem).why("the rule has no effect")),
     );
     if mode == Mode::Slot {
-        findings.found.extend(unlogged.iter().map(|problem| Finding::problem("unlogged-table", problem)));
+        findings.found.extend(unlogged.iter().map(logged));
         findings.pass_or("replica identities", narrow.iter().map(|problem| identity(problem, &widenings)));
         findings.found.extend(keyless(&rules, catalog));
     }
     rules
+}
+
+/// The finding about a table that is not logged, with its statements.
+fn logged(problem: &Problem) -> Finding {
+    let finding = Finding::problem("unlogged-table", problem);
+    let mut lines = problem.advice.lines();
+    let fix = lines.next().unwrap_or_default();
+    let cost = "locks the table (ACCESS EXCLUSIVE) while all of its rows are written again";
+    lines.fold(finding.fix(fix), |finding, statement| finding.statement(Stage::Logged, statement, cost))
 }
 
 /// The finding about an identity that is too narrow, with the statements for its table.

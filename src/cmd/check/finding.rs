@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use crate::cmd::failure::Exit;
 use crate::config::Problem;
+use crate::install::step::PlannedStatement;
 use crate::rules::Lint;
 
 /// How bad a finding is.
@@ -33,6 +34,8 @@ impl Severity {
 pub(super) enum Stage {
     /// Settings of the server.
     Settings,
+    /// Tables that become logged. Before everything that needs their log.
+    Logged,
     /// Replica identities. Before the publication, because updates of a published table need one.
     Identity,
     /// The outbox and its triggers.
@@ -41,7 +44,7 @@ pub(super) enum Stage {
     Role,
     /// The publication.
     Publication,
-    /// The function that emits events.
+    /// The function that emits events, and the event triggers.
     Events,
     /// The slot. After the publication, because an older slot cannot decode with it.
     Slot,
@@ -72,12 +75,14 @@ pub(super) struct Finding {
     pub(super) why: String,
     pub(super) fix: String,
     pub(super) statements: Vec<Statement>,
+    /// `setup` runs the statements, so the script runs them also if this is a warning.
+    pub(super) is_planned: bool,
 }
 
 impl Finding {
     fn new(id: &'static str, severity: Severity, exit: Exit, message: String) -> Self {
         let (why, fix) = (String::new(), String::new());
-        Self { id, severity, exit, place: None, message, why, fix, statements: Vec::new() }
+        Self { id, severity, exit, place: None, message, why, fix, statements: Vec::new(), is_planned: false }
     }
 
     /// Something that does not work.
@@ -127,6 +132,12 @@ impl Finding {
     pub(super) fn statement(mut self, stage: Stage, text: impl Into<String>, cost: impl Into<String>) -> Self {
         self.statements.push(Statement { stage, text: text.into(), cost: cost.into() });
         self
+    }
+
+    /// A statement that `setup` runs, too.
+    pub(super) fn planned(mut self, stage: Stage, planned: PlannedStatement) -> Self {
+        self.is_planned = true;
+        self.statement(stage, planned.sql, planned.cost)
     }
 
     /// What the statements lock or restart, each once.

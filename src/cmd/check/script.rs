@@ -3,7 +3,7 @@
 //! Owns its text. It must not run anything. Invariants: every statement is preceded by what it
 //! locks or restarts; what only an operator can decide is a comment; a second run is harmless.
 
-use super::finding::{Findings, Severity, Stage, Statement};
+use super::finding::{Finding, Findings, Severity, Stage, Statement};
 use crate::cmd::display::printable;
 
 /// The whole script for a server.
@@ -15,8 +15,9 @@ pub(super) fn script(server: &str, findings: &Findings) -> String {
         printable(server)
     );
     let is_redis = |statement: &&Statement| statement.stage == Stage::Redis;
-    let needed = statements(findings, Severity::Error);
-    let mut optional = statements(findings, Severity::Warning);
+    let is_needed = |finding: &Finding| finding.severity == Severity::Error || finding.is_planned;
+    let needed = statements(findings, is_needed);
+    let mut optional = statements(findings, |finding| !is_needed(finding));
     optional.retain(|statement| needed.iter().all(|other| other.text != statement.text));
     let (redis, needed): (Vec<_>, Vec<_>) = needed.into_iter().partition(is_redis);
     let (more, optional): (Vec<_>, Vec<_>) = optional.into_iter().partition(is_redis);
@@ -36,10 +37,10 @@ pub(super) fn script(server: &str, findings: &Findings) -> String {
     out
 }
 
-/// The statements of the findings that are this bad, each once, in order.
-fn statements(findings: &Findings, severity: Severity) -> Vec<&Statement> {
+/// The statements of the findings that are chosen, each once, in order.
+fn statements(findings: &Findings, chosen: impl Fn(&Finding) -> bool) -> Vec<&Statement> {
     let mut statements: Vec<&Statement> = Vec::new();
-    for finding in findings.found.iter().filter(|finding| finding.severity == severity) {
+    for finding in findings.found.iter().filter(|finding| chosen(finding)) {
         for statement in &finding.statements {
             if statements.iter().all(|other| other.text != statement.text) {
                 statements.push(statement);
@@ -69,7 +70,6 @@ fn push_comments(heading: &str, statements: &[&Statement], out: &mut String) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::finding::Finding;
     use super::*;
 
     #[test]

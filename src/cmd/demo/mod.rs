@@ -34,7 +34,6 @@ use super::preflight::Preflight;
 use super::signals::stop_on_signals;
 use super::stdout::print;
 use crate::coherence::watermark::Names;
-use crate::install::setup;
 use crate::key::CacheKey;
 use crate::pipeline::{self, RunError};
 use crate::postgres;
@@ -70,8 +69,7 @@ pub(super) async fn run(args: DemoArgs) -> Result<(), Failure> {
     let client = postgres::connect(&file.settings.postgres).await?;
     example::create(&client, USERS).await?;
     let preflight = Preflight::compare(&file).await?;
-    let (tables, events) = (preflight.rules.tables(), preflight.rules.has_events());
-    setup::apply(&client, &file.settings, &tables, events, &preflight.widenings).await?;
+    super::setup::install(&file, &preflight).await?;
     let version: String = client.query_one("show server_version", &[]).await?.get(0);
     print(&format!(
         "PostgreSQL {version} at {}\nRedis at {}\n{USERS} users; every change below is an ordinary SQL statement\n\n",

@@ -22,7 +22,7 @@ use crate::catalog::{Catalog, QueryRelation, RelationKind, Table};
 use crate::change::TableName;
 use crate::coherence::primary::PrimaryError;
 use crate::config::{Mode, Problems};
-use crate::install::outbox;
+use crate::install::{emit, outbox};
 use crate::lookups;
 use crate::plan::Removal;
 use crate::postgres;
@@ -45,7 +45,7 @@ pub(super) struct Preflight {
     /// How the database folds case.
     #[cfg(feature = "api")]
     pub(super) folding: Arc<Folding>,
-    catalog: Catalog,
+    pub(super) catalog: Catalog,
     narrow: Problems,
 }
 
@@ -168,12 +168,7 @@ impl Preflight {
     async fn require_outbox(&self, file: &ConfigFile) -> Result<(), Failure> {
         let events = self.rules.has_events();
         let comparison = outbox::compare(&self.client, &file.settings, &self.captures, events).await?;
-        if let Some(other) = comparison.other_consumer {
-            return Err(Failure::configuration(outbox::InstallError::OtherConsumer(other).to_string()));
-        }
-        if let Some(column) = comparison.invisible.into_iter().next() {
-            return Err(Failure::configuration(outbox::InstallError::Invisible(column).to_string()));
-        }
+        comparison.require_possible().map_err(|error| Failure::configuration(error.to_string()))?;
         let needed =
             comparison.differences.into_iter().filter(|difference| difference.part != outbox::OutboxPart::Surplus);
         let (minor, needed): (Vec<_>, Vec<_>) = needed.partition(|difference| difference.is_minor);
@@ -188,8 +183,6 @@ impl Preflight {
     async fn require_slot(&self, file: &ConfigFile) -> Result<(), Failure> {
         const STATE: &str = "select exists (select from pg_replication_slots where slot_name = $1), \
              current_setting('wal_level')";
-        const DIVERTED: &str = "select exists (select from pg_proc where oid = to_regprocedure('unstale.emit(text, jsonb)') \
-             and prosrc like '%unstale.outbox%')";
         let settings = &file.settings;
         let row = self.client.query_one(STATE, &[&settings.slot]).await?;
         if row.get::<_, &str>(1) != "logical" {
@@ -197,8 +190,8 @@ impl Preflight {
             return Err(Failure::configuration(message));
         }
         let mut missing = Vec::new();
-        if self.rules.has_events() && self.client.query_one(DIVERTED, &[]).await?.get(0) {
-            missing.push("unstale.emit writes to an outbox".to_owned());
+        if self.rules.has_events() {
+            missing.extend(emit::read(&self.client).await?.fault().map(ToOwned::to_owned));
         }
         if !row.get::<_, bool>(0) && !history::is_remembered(settings, &self.client).await? {
             missing.push(format!("there is no replication slot `{}`", settings.slot));

@@ -10,10 +10,11 @@ use super::installed::{self, Installed};
 use super::quoting::literal;
 use super::{surplus, table};
 use crate::config::Settings;
+use crate::install::emit::{EMIT, EmitFunction};
+use crate::install::error::InstallError;
 use crate::rules::Capture;
 
 const BASE: &str = include_str!("../../../sql/outbox.sql");
-const EMIT: &str = include_str!("../../../sql/outbox_emit.sql");
 
 /// How the installed outbox differs from what the rules need.
 #[derive(Clone, Debug, Default)]
@@ -26,6 +27,8 @@ pub struct Comparison {
     pub other_consumer: Option<String>,
     /// Virtual generated columns that rules read. Triggers do not see their values.
     pub invisible: Vec<String>,
+    /// The rules need `unstale.emit`, and a function of this name was not installed by unstale.
+    pub foreign_emit: bool,
 }
 
 impl Comparison {
@@ -37,6 +40,22 @@ impl Comparison {
         match wrong {
             None => self.unchanged.push(difference.subject()),
             Some(_) => self.differences.push(difference),
+        }
+    }
+}
+
+impl Comparison {
+    /// Fails if the rest cannot or must not be installed.
+    pub fn require_possible(&self) -> Result<(), InstallError> {
+        if let Some(other) = &self.other_consumer {
+            return Err(InstallError::OtherConsumer(other.clone()));
+        }
+        if self.foreign_emit {
+            return Err(InstallError::ForeignEmit);
+        }
+        match self.invisible.first() {
+            Some(column) => Err(InstallError::Invisible(column.clone())),
+            None => Ok(()),
         }
     }
 }
@@ -70,13 +89,10 @@ pub async fn compare(
 fn compare_base(installed: &Installed, settings: &Settings, events: bool, comparison: &mut Comparison) {
     let wrong = (!installed.base).then_some("there is no outbox, or a part of it is missing");
     comparison.add(OutboxPart::Base, wrong, BASE.to_owned());
-    if events || installed.emit.is_some() {
-        let wrong = match installed.emit {
-            Some(true) => None,
-            Some(false) => Some("unstale.emit is the function of slot mode, which writes to the log"),
-            None => Some("there is no function unstale.emit(text, jsonb)"),
-        };
-        comparison.add(OutboxPart::Events, wrong, EMIT.to_owned());
+    comparison.foreign_emit = events && installed.emit == EmitFunction::Foreign;
+    let replaces = installed.emit == EmitFunction::Outdated;
+    if (events || replaces) && !comparison.foreign_emit {
+        comparison.add(OutboxPart::Events, installed.emit.fault(), EMIT.to_owned());
     }
     let slot = &settings.slot;
     comparison.other_consumer = installed.consumers.iter().find(|consumer| *consumer != slot).cloned();
@@ -102,6 +118,20 @@ pub async fn powerless_owners(client: &Client) -> Result<Vec<String>, Error> {
 /// Whether any part of an outbox is installed.
 pub async fn is_installed(client: &Client) -> Result<bool, Error> {
     Ok(installed::read(client).await?.is_any())
+}
+
+/// The slot name of the consumer of the outbox, if it has one: this one if there are several.
+pub async fn consumer(client: &Client, slot: &str) -> Result<Option<String>, Error> {
+    let consumers = installed::read(client).await?.consumers;
+    let ours = consumers.iter().find(|consumer| *consumer == slot).cloned();
+    Ok(ours.or_else(|| consumers.into_iter().next()))
+}
+
+/// Whether the schema `unstale` has a table of this name.
+pub async fn has_table(client: &Client, table: &str) -> Result<bool, Error> {
+    const EXISTS: &str = "select exists (select from pg_class c join pg_namespace n on n.oid = c.relnamespace \
+                          where n.nspname = 'unstale' and c.relname = $1 and c.relkind = 'r')";
+    Ok(client.query_one(EXISTS, &[&table]).await?.get(0))
 }
 
 /// Whether an outbox is installed that belongs to this slot, as far as the role can see.

@@ -3,11 +3,7 @@
 //! Owns the wording and the script of a difference. It must not query a server.
 
 use crate::change::TableName;
-
-/// The lock timeout of `setup` and `teardown`. Writers queue behind the waiting lock, so it is
-/// short, and below `deadlock_timeout` (1 s by default), so that an application's transaction never
-/// fails.
-pub(super) const LOCK_TIMEOUT: &str = "500ms";
+use crate::install::error::LOCK_TIMEOUT;
 
 /// The part of the outbox that a difference is about.
 #[derive(Clone, Debug, PartialEq, Eq)]

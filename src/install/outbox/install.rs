@@ -3,49 +3,52 @@
 //! Owns the transaction, its lock timeout and the retries. It must not decide what is wrong.
 //! Invariant: everything or nothing is done, in one transaction that never waits long for a lock.
 
-use tokio_postgres::{Client, error::SqlState};
+use tokio_postgres::Client;
 
 use super::comparison::compare;
-use super::difference::LOCK_TIMEOUT;
+use super::difference::OutboxDifference;
 use super::locks::{INSTALL, LOCKS};
 use crate::config::Settings;
-use crate::install::step::Step;
+use crate::install::error::{ATTEMPTS, InstallError, LOCK_TIMEOUT, is_locked};
+use crate::install::step::{PlannedStatement, PlannedStep, Step};
+use crate::postgres::blockers::{self, Say};
 use crate::rules::Capture;
 
-/// Removes the outbox; see [`remove`].
+/// Removes the outbox with its triggers and all entries.
 pub const REMOVE: &str = include_str!("../../../sql/outbox_teardown.sql");
 
-/// The most attempts to lock the tables.
-const ATTEMPTS: usize = 6;
-
-/// Why the outbox was not installed.
-#[derive(Debug, thiserror::Error)]
-pub enum InstallError {
-    /// A database has one outbox, and it belongs to the slot of this name.
-    #[error(
-        "the outbox of this database belongs to `{0}`; set source.slot to `{0}`, or remove the outbox by \
-         `unstale teardown` with a file that does"
-    )]
-    OtherConsumer(String),
-    /// Rules read this virtual generated column.
-    #[error(
-        "{0} is a virtual generated column, so triggers do not see it; make it STORED, or use the columns that it is \
-         computed from"
-    )]
-    Invisible(String),
-    /// A transaction that uses one of the tables stayed open.
-    #[error(
-        "a table could not be locked in time, so nothing was changed; wait until transactions that use it have ended \
-         (see pg_stat_activity), then try again"
-    )]
-    Locked,
-    /// A statement failed.
-    #[error("a statement failed")]
-    Query(#[from] tokio_postgres::Error),
+/// The steps that install what is missing and fix what is wrong.
+pub async fn plan(
+    client: &Client,
+    settings: &Settings,
+    captures: &[Capture],
+    events: bool,
+) -> Result<Vec<PlannedStep>, InstallError> {
+    let comparison = compare(client, settings, captures, events).await?;
+    comparison.require_possible()?;
+    let step = |difference: OutboxDifference| {
+        let statement = PlannedStatement::new(difference.script(), difference.cost.clone());
+        PlannedStep::of(difference.subject(), vec![statement])
+    };
+    let unchanged = comparison.unchanged.into_iter().map(PlannedStep::Unchanged);
+    Ok(unchanged.chain(comparison.differences.into_iter().map(step)).collect())
 }
 
-/// Installs what is missing and fixes what is wrong, in one transaction.
+/// Installs what is missing and fixes what is wrong, in one transaction. While that waits for
+/// locks, `say` is told which process holds them.
 pub async fn install(
+    client: &Client,
+    settings: &Settings,
+    captures: &[Capture],
+    events: bool,
+    say: Say<'_>,
+) -> Result<Vec<Step>, InstallError> {
+    let pid = blockers::backend(client).await?;
+    let installing = attempts(client, settings, captures, events);
+    blockers::while_waiting(&settings.postgres, pid, say, installing).await
+}
+
+async fn attempts(
     client: &Client,
     settings: &Settings,
     captures: &[Capture],
@@ -70,27 +73,6 @@ pub async fn install(
     }
 }
 
-/// Removes the outbox with its triggers and all entries.
-///
-/// # Errors
-///
-/// Also if a table could not be locked in several attempts. Then nothing was removed.
-pub async fn remove(client: &Client) -> Result<(), tokio_postgres::Error> {
-    let mut attempts = 0;
-    loop {
-        attempts += 1;
-        match client.batch_execute(REMOVE).await {
-            Err(error) if is_locked(&error) && attempts < ATTEMPTS => {}
-            done => return done,
-        }
-    }
-}
-
-/// Whether the error is a lock timeout or a deadlock.
-pub fn is_locked(error: &tokio_postgres::Error) -> bool {
-    [SqlState::LOCK_NOT_AVAILABLE, SqlState::T_R_DEADLOCK_DETECTED].iter().any(|code| error.code() == Some(code))
-}
-
 async fn attempt(
     client: &Client,
     settings: &Settings,
@@ -101,12 +83,7 @@ async fn attempt(
     // Only one installation runs at a time.
     client.query("select pg_advisory_xact_lock($1, $2)", &[&LOCKS, &INSTALL]).await?;
     let comparison = compare(client, settings, captures, events).await?;
-    if let Some(other) = comparison.other_consumer {
-        return Err(InstallError::OtherConsumer(other));
-    }
-    if let Some(column) = comparison.invisible.into_iter().next() {
-        return Err(InstallError::Invisible(column));
-    }
+    comparison.require_possible()?;
     let mut steps: Vec<Step> = comparison.unchanged.into_iter().map(Step::Unchanged).collect();
     for difference in comparison.differences {
         for statement in &difference.statements {

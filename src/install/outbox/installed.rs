@@ -10,6 +10,7 @@ use tokio_postgres::{Client, Error, Row};
 use super::captured::{CapturedColumn, CapturedTable, Member};
 use super::shape::Shape;
 use crate::change::TableName;
+use crate::install::emit::{self, EmitFunction};
 use crate::rules::Capture;
 
 /// Which objects of the outbox exist, and what the role may read. It looks at the catalog, because
@@ -20,8 +21,6 @@ const OBJECTS: &str = "with ours as (select oid from pg_namespace where nspname 
      select (select count(*) from class where (relname, relkind) in \
               (('outbox', 'r'), ('shape', 'r'), ('consumer', 'r'), ('bell', 'S'), ('counted', 'S'))) = 5 \
             and (select count(*) from proc where proname in ('ring', 'take_over', 'confirm')) = 3, \
-     (select p.prosecdef and p.prosrc like '%unstale.outbox%' from proc p \
-       where p.proname = 'emit' and oidvectortypes(p.proargtypes) = 'text, jsonb'), \
      coalesce((select has_schema_privilege(oid, 'USAGE') from ours), false) \
        and coalesce((select bool_and(has_table_privilege(oid, 'SELECT')) from class \
                       where relname in ('shape', 'consumer') and relkind = 'r'), false), \
@@ -71,8 +70,8 @@ pub(super) struct Installed {
     pub(super) base: bool,
     /// The number of existing tables.
     tables: i64,
-    /// Whether `unstale.emit` writes to the outbox; none if it does not exist.
-    pub(super) emit: Option<bool>,
+    /// The function `unstale.emit`.
+    pub(super) emit: EmitFunction,
     /// The registered consumers, if the role may read them.
     pub(super) consumers: Vec<String>,
     /// The shapes by id, if the role may read them.
@@ -119,15 +118,15 @@ pub(super) struct InstalledTrigger {
 impl Installed {
     /// Whether any part of an outbox exists.
     pub(super) fn is_any(&self) -> bool {
-        self.base || self.tables > 0 || !self.functions.is_empty() || self.emit == Some(true)
+        self.base || self.tables > 0 || !self.functions.is_empty()
     }
 }
 
 pub(super) async fn read(client: &Client) -> Result<Installed, Error> {
     let row = client.query_one(OBJECTS, &[]).await?;
-    let tables: i64 = row.get(3);
+    let tables: i64 = row.get(2);
     // If there are no tables, there is nothing that the role may not read.
-    let readable = row.get::<_, bool>(2) || tables == 0;
+    let readable = row.get::<_, bool>(1) || tables == 0;
     let (mut consumers, mut shapes) = (Vec::new(), HashMap::new());
     if readable && tables == 3 {
         let rows = client.query("select slot from unstale.consumer order by 1", &[]).await?;
@@ -140,7 +139,7 @@ pub(super) async fn read(client: &Client) -> Result<Installed, Error> {
     Ok(Installed {
         base: row.get(0),
         tables,
-        emit: row.get(1),
+        emit: emit::read(client).await?,
         consumers,
         shapes,
         readable,

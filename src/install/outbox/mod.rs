@@ -20,6 +20,6 @@ mod surplus;
 mod table;
 mod trigger;
 
-pub use comparison::{Comparison, compare, is_installed, is_ours, powerless_owners};
+pub use comparison::{Comparison, compare, consumer, has_table, is_installed, is_ours, powerless_owners};
 pub use difference::{OutboxDifference, OutboxPart};
-pub use install::{InstallError, REMOVE, install, is_locked, remove};
+pub use install::{REMOVE, install, plan};

@@ -108,7 +108,10 @@ async fn recreate(settings: &Settings, primary: &Primary) -> Result<(), SessionE
     if !facts.published {
         return Err(SessionError::NoPublication(settings.publication.clone()));
     }
-    let recreated = tokio::time::timeout(RECREATE_MAX, install::slot::recreate(primary.client(), &settings.slot)).await;
+    let slot = &settings.slot;
+    let say = |text: &str| tracing::warn!(slot, "creating the slot again: {text}");
+    let recreating = install::slot::recreate(primary.client(), &settings.postgres, slot, &say);
+    let recreated = tokio::time::timeout(RECREATE_MAX, recreating).await;
     recreated
         .map_err(|_| SessionError::Unanswered(RECREATE_MAX))?
         .map_err(|error| SessionError::RecreateSlot(error.into()))?;

@@ -82,6 +82,7 @@ async fn ask(
                     server.slot(findings).await,
                     server.lookups(&rules, &catalog, findings).await,
                     server.events(&rules, findings).await,
+                    server.ddl_notice(findings).await,
                     server.left_outbox(findings).await,
                 ]
             }
@@ -89,6 +90,7 @@ async fn ask(
                 server.outbox(&rules, &catalog, findings).await,
                 server.wakeups(findings).await,
                 server.vacuum(findings).await,
+                server.ddl_notice(findings).await,
                 server.lookups(&rules, &catalog, findings).await,
                 server.left_slot(findings).await,
             ],

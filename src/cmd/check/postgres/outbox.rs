@@ -7,7 +7,8 @@ use super::probe::PostgresProbe;
 use crate::catalog::{Catalog, quote};
 use crate::cmd::check::cost::{AT_ONCE, RELOAD, RESTART};
 use crate::cmd::check::finding::{Finding, Findings, Stage};
-use crate::install::outbox::{self, InstallError, OutboxDifference, OutboxPart};
+use crate::install::error::InstallError;
+use crate::install::outbox::{self, OutboxDifference, OutboxPart, locks};
 use crate::rules::RuleSet;
 
 /// An entry older than this is a finding, in seconds.
@@ -51,6 +52,11 @@ impl PostgresProbe<'_> {
         for column in &comparison.invisible {
             let message = format!("{}: {}", self.name, InstallError::Invisible(column.clone()));
             findings.add(Finding::configuration("outbox-virtual-column", message).why("its keys would become stale"));
+        }
+        if comparison.foreign_emit {
+            let message = format!("{}: {}", self.name, InstallError::ForeignEmit);
+            let why = "applications emit events with it, and rules with `event` wait for them";
+            findings.add(Finding::error("emit-missing", message).why(why));
         }
         let is_there = comparison.differences.iter().all(|difference| difference.part != OutboxPart::Base);
         for text in comparison.unchanged {
@@ -200,11 +206,15 @@ impl PostgresProbe<'_> {
 
     /// What slot mode left in this database.
     pub(super) async fn left_slot(&self, findings: &mut Findings) -> Result<(), tokio_postgres::Error> {
-        const LEFT: &str = "select exists (select from pg_replication_slots where slot_name = $1 \
-             and plugin = 'pgoutput' and database = current_database()), \
-             exists (select from pg_publication where pubname = $2)";
+        const LEFT: &str = "select count(*) > 0, coalesce(bool_or(active), false), \
+             exists (select from pg_publication where pubname = $2) \
+             from pg_replication_slots where slot_name = $1 and plugin = 'pgoutput' and database = current_database()";
         let (slot, publication) = (&self.settings.slot, &self.settings.publication);
         let row = self.client.query_one(LEFT, &[slot, publication]).await?;
+        // A daemon with another file reads the slot.
+        if row.get(1) {
+            return Ok(());
+        }
         if row.get(0) {
             let message = format!("{} still has the replication slot `{slot}`", self.name);
             let finding = Finding::warning("slot-leftover", message)
@@ -213,7 +223,7 @@ impl PostgresProbe<'_> {
                 .statement(Stage::Slot, format!("SELECT pg_drop_replication_slot('{slot}');"), AT_ONCE);
             findings.add(finding);
         }
-        if row.get(1) {
+        if row.get(2) {
             let message = format!("{} still has the publication `{publication}`", self.name);
             let finding = Finding::warning("publication-leftover", message)
                 .why("with source.mode: outbox it is not used")
@@ -228,13 +238,18 @@ impl PostgresProbe<'_> {
     pub(super) async fn left_outbox(&self, findings: &mut Findings) -> Result<(), tokio_postgres::Error> {
         const COST: &str = "locks each table that has triggers of the outbox (ACCESS EXCLUSIVE) briefly; entries that \
              wait in the outbox are lost";
+        const WORKS: &str = "select exists (select from pg_locks where locktype = 'advisory' and granted \
+             and database = (select oid from pg_database where datname = current_database()) \
+             and classid = $1::int4::oid and objid = $2::int4::oid)";
+        // A daemon with another file empties it.
+        if self.client.query_one(WORKS, &[&locks::LOCKS, &locks::WORK]).await?.get(0) {
+            return Ok(());
+        }
         if outbox::is_ours(self.client, &self.settings.slot).await? {
             let message = format!("{} still has an outbox, or triggers that write to it", self.name);
             let finding = Finding::warning("outbox-leftover", message)
                 .why("with source.mode: slot it is not emptied, and each write pays for it")
-                .fix(
-                    "remove it with the script of `unstale check --sql`, or with everything else by `unstale teardown`",
-                )
+                .fix("remove it by `unstale teardown` with a file that has source.mode: outbox, or run this:")
                 .statement(Stage::Outbox, outbox::REMOVE.trim_end(), COST);
             findings.add(finding);
         }

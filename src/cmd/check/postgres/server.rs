@@ -4,7 +4,10 @@ use super::probe::{PostgresFacts, PostgresProbe};
 use crate::cmd::check::cost::RESTART;
 use crate::cmd::check::finding::{Finding, Findings, Stage};
 use crate::coherence::primary::PrimaryError;
-use crate::install::emit::EMIT;
+use crate::install::ddl_notice;
+use crate::install::emit::{self, EmitFunction};
+use crate::install::setup::{DDL_NOTICE_COST, FUNCTION_COST};
+use crate::install::step::PlannedStatement;
 use crate::rules::RuleSet;
 
 /// The major versions that are supported.
@@ -57,21 +60,43 @@ impl PostgresProbe<'_> {
 
     /// Whether applications can emit the events of the rules.
     pub(super) async fn events(&self, rules: &RuleSet, findings: &mut Findings) -> Result<(), tokio_postgres::Error> {
-        const INSTALLED: &str = "select exists (select from pg_proc p join pg_namespace n on n.oid = p.pronamespace \
-             where n.nspname = 'unstale' and p.proname = 'emit' and oidvectortypes(p.proargtypes) = 'text, jsonb' \
-             and p.prosrc like '%pg_logical_emit_message%')";
         if !rules.has_events() {
             return Ok(());
         }
-        let installed: bool = self.client.query_one(INSTALLED, &[]).await?.get(0);
-        let finding = (!installed).then(|| {
-            let message = format!("{} has no function unstale.emit(text, jsonb) that writes to the log", self.name);
-            Finding::error("emit-missing", message)
-                .why("applications emit events with it, and rules with `event` wait for them")
-                .fix("run `unstale setup`, or sql/emit.sql")
-                .statement(Stage::Events, EMIT.trim_end(), "locks nothing; creates a schema and a function in it")
+        let found = emit::read(self.client).await?;
+        let finding = found.fault().map(|fault| {
+            let finding = Finding::error("emit-missing", format!("{}: {fault}", self.name))
+                .why("applications emit events with it, and rules with `event` wait for them");
+            match found {
+                EmitFunction::Foreign => finding.fix("then run `unstale setup`"),
+                _ => finding.fix("run `unstale setup`, or sql/emit.sql").statement(
+                    Stage::Events,
+                    emit::EMIT.trim_end(),
+                    FUNCTION_COST,
+                ),
+            }
         });
         findings.pass_or("function unstale.emit", finding);
+        Ok(())
+    }
+
+    /// Whether the daemon is told of DDL at once.
+    pub(super) async fn ddl_notice(&self, findings: &mut Findings) -> Result<(), tokio_postgres::Error> {
+        let found = ddl_notice::read(self.client).await?;
+        if found.is_current {
+            findings.pass("event triggers for DDL");
+            return Ok(());
+        }
+        if !found.may_create {
+            findings.pass(format!("event triggers for DDL: none; {}", ddl_notice::WITHOUT_DDL_NOTICE));
+            return Ok(());
+        }
+        let what = if found.is_installed() { "are not those of this version" } else { "are missing" };
+        let finding = Finding::warning("ddl-notice", format!("{}: the event triggers for DDL {what}", self.name))
+            .why("without them the daemon notices a changed table up to two seconds later")
+            .fix("run `unstale setup`, or sql/ddl_notice.sql as superuser")
+            .planned(Stage::Events, PlannedStatement::new(ddl_notice::DDL_NOTICE.trim_end(), DDL_NOTICE_COST));
+        findings.add(finding);
         Ok(())
     }
 }

@@ -13,12 +13,10 @@ use crate::cmd::check::cost::RELOAD;
 use crate::cmd::check::finding::{Finding, Findings, Stage};
 use crate::cmd::display::size;
 use crate::cmd::preflight::history;
+use crate::install::slot;
 
 /// More log than this kept for the slot is a finding, in bytes.
 const RETAINED_MAX: i64 = 1 << 30;
-
-/// From this version on a slot can survive a failover.
-const FAILOVER_SINCE: i32 = 17;
 
 /// The slot as JSON, because its columns differ between versions; how much log is kept for it; the
 /// database.
@@ -71,26 +69,16 @@ impl PostgresProbe<'_> {
         Ok(())
     }
 
-    /// The statement that creates the slot. It does nothing below `wal_level = logical`, or if the
-    /// slot exists.
     fn create(&self) -> String {
-        let slot = &self.settings.slot;
-        let failover = if self.facts.version >= FAILOVER_SINCE { ", failover => true" } else { "" };
-        format!(
-            "SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput'{failover})\n \
-             WHERE current_setting('wal_level') = 'logical'\n   \
-             AND NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = '{slot}');"
-        )
+        slot::create(&self.settings.slot, self.facts.version)
     }
 
     fn no_slot(&self) -> Finding {
-        const COST: &str = "waits until every running transaction has ended; from then on, PostgreSQL keeps the log until \
-             the slot has read it; does nothing before wal_level is logical";
         let slot = &self.settings.slot;
         Finding::error("slot-missing", format!("{} has no replication slot `{slot}`", self.name))
             .why("the slot is how PostgreSQL knows which changes were invalidated")
             .fix("`unstale setup` creates it, or run this:")
-            .statement(Stage::Slot, self.create(), COST)
+            .statement(Stage::Slot, self.create(), format!("{}; does nothing before wal_level is logical", slot::COST))
     }
 
     /// The slot was there when the daemon ran.
