@@ -313,6 +313,7 @@ impl Batcher {
             return None;
         }
         let mut part = self.next_part();
+        self.catalog.wait(&mut part.checks);
         self.split_slow(&mut part);
         part.plan.sets_to_deletes(self.resumed_at);
         let repeats = part.plan.take_repeats();

@@ -22,7 +22,7 @@ use crate::config::Document;
 use crate::plan::{Plan, Removal, RuleId};
 use crate::rules::{Planner, RuleSet};
 use crate::sink::{DueDelete, DueDeletes};
-use crate::watch::{Carrier, Watched};
+use crate::watch::{Carrier, Observation, Watched};
 
 const RULES: &str = "version: 1
 rules:
@@ -203,6 +203,24 @@ fn one_batch_is_in_flight_and_only_what_redis_recorded_is_confirmed() {
     assert_eq!(world.session.slot_at(), Some(Lsn::new(20)));
     assert_eq!(world.applied(), NOTHING);
     assert_eq!(world.session.slot_at(), Some(Lsn::new(40)));
+}
+
+#[test]
+fn a_transaction_with_ddl_counts_as_applied_once_the_database_was_observed_after_it() {
+    let mut world = World::streaming();
+    assert_eq!(world.receive(7, 20, "users", [1]), ["apply user:1"]);
+    world.begin(8, 30);
+    world.insert("users", 2);
+    world.take(SourceEvent::Ddl);
+    world.take(SourceEvent::Commit { end_lsn: Lsn::new(30) });
+    // The batch begins before the observation, and must not forget what waits for that.
+    assert_eq!(world.applied(), ["apply user:2 record=20", "observe"]);
+    assert_eq!(world.applied(), NOTHING);
+    assert_eq!(world.receive(9, 40, "users", [3]), ["apply user:3"]);
+    let (at, took) = (SystemTime::UNIX_EPOCH, Duration::ZERO);
+    let seen = Observation { at, took, tables: Vec::new(), members: Vec::new(), views: Vec::new() };
+    assert_eq!(world.on(Event::Observed(seen)), NOTHING);
+    assert_eq!(world.applied(), ["apply record=40"]);
 }
 
 #[test]

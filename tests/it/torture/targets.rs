@@ -26,7 +26,7 @@ pub(super) struct Targets {
     /// Between the daemon or the API and the servers. The fillers reach Redis by the same proxy.
     pub(super) to_postgres: Proxy,
     pub(super) to_redis: Proxy,
-    /// The way of everybody else. Nothing disturbs it; the server behind it may become another one.
+    /// The way of all others. Nothing disturbs it; the server behind it may become another one.
     pub(super) past: Past,
     /// With the files of the configuration.
     directory: TempDir,
@@ -87,8 +87,8 @@ impl Targets {
         format!("{}?application_name={sessions}", url_of(&self.to_postgres))
     }
 
-    /// Runs `setup` or `teardown` until it succeeds. It waits for locks of the writers, and may be the
-    /// victim of a deadlock.
+    /// Runs `setup` or `teardown` until it succeeds. It waits for locks of the writers, and may be
+    /// the victim of a deadlock.
     pub(super) async fn run(&self, verb: &str) {
         let deadline = Instant::now() + REST_MAX;
         loop {
