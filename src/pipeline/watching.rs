@@ -145,7 +145,7 @@ impl Watching {
             } else {
                 self.blind.remove(name)
             };
-            if is_blind || was_blind || differences.iter().any(|difference| difference.kind.concerns_values()) {
+            if is_blind || was_blind || !differences.is_empty() {
                 self.rules.remove_all_of(name, &mut change.sweep);
             }
             if now != *earlier {
@@ -183,14 +183,8 @@ impl Watching {
 fn report(differences: &[Difference], change: &mut CatalogChange) {
     for difference in differences {
         let kind = difference.kind.word();
-        match difference.kind.concerns_values() {
-            true => tracing::warn!(
-                kind,
-                "the database changed: {difference}; everything that the rules can name is deleted"
-            ),
-            false => tracing::info!(kind, "the database changed: {difference}"),
-        }
-        *change.record.counts.entry(difference.kind.word()).or_default() += 1;
+        tracing::warn!(kind, "the database changed: {difference}; everything that the rules can name is deleted");
+        *change.record.counts.entry(kind).or_default() += 1;
     }
 }
 

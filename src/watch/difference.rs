@@ -38,12 +38,6 @@ pub enum CatalogChangeKind {
 }
 
 impl CatalogChangeKind {
-    /// Whether cached values may be older than what readers see since. A replica identity only
-    /// decides what the log carries from then on.
-    pub const fn concerns_values(self) -> bool {
-        !matches!(self, Self::Identity)
-    }
-
     /// The word under which changes are counted and reported.
     pub const fn word(self) -> &'static str {
         match self {
@@ -114,7 +108,7 @@ impl TableState {
             add(CatalogChangeKind::Source, text);
         }
         let is_altered = self.links != earlier.links || self.rows != earlier.rows && !ignores_files;
-        if is_altered && !found.iter().any(|difference| difference.kind.concerns_values()) {
+        if is_altered && found.is_empty() {
             let text = format!("table {name}, or what carries its changes, was altered and looks as before");
             found.push(Difference { kind: CatalogChangeKind::Altered, text });
         }

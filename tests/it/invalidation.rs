@@ -197,6 +197,7 @@ rules:
     let key = format!("v1:doc:{}", world.value("select encode(sha256(body::bytea), 'hex') from docs"));
     for (identity, other_stays) in [("full", true), ("default", false)] {
         world.sql(&format!("alter table docs replica identity {identity}"));
+        world.settle();
         world.cache(&key);
         world.cache("v1:doc:other");
         world.sql("update docs set n = n + 1");
