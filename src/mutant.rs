@@ -27,11 +27,13 @@ pub enum Mutant {
     ReplicaCheckTooLate,
     /// The replica is not asked to which history its position belongs.
     ReplicaWithoutHistory,
+    /// A hit does not compare the generations of its tags: only a tag's set finds a value.
+    TagsBySet,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::NoGate,
         Self::NoLease,
         Self::AckBeforeRedis,
@@ -42,6 +44,7 @@ impl Mutant {
         Self::NoWatch,
         Self::ReplicaCheckTooLate,
         Self::ReplicaWithoutHistory,
+        Self::TagsBySet,
     ];
 
     /// Its name: the value of the environment variable `UNSTALE_MUTANT` that brings it to life.
@@ -57,6 +60,7 @@ impl Mutant {
             Self::NoWatch => "no-watch",
             Self::ReplicaCheckTooLate => "replica-check-too-late",
             Self::ReplicaWithoutHistory => "replica-without-history",
+            Self::TagsBySet => "tags-by-set",
         }
     }
 }

@@ -6,7 +6,8 @@
 //! replica may lag behind or have lost its primary; while Redis is unavailable no request waits for
 //! it.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
@@ -19,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backoff::{Backoff, Notices};
 use crate::change::Lsn;
 use crate::coherence::history::Origin;
-use crate::coherence::lease::Leases;
+use crate::coherence::lease::{Envelope, Found, Generations, KeyContents, Leases};
 use crate::coherence::watermark::Names;
 use crate::key::CacheKey;
 
@@ -32,14 +33,21 @@ const BATCH_MAX: usize = 256;
 /// The most lookups that wait to be sent. There are fewer connections to the API.
 const QUEUE_MAX: usize = 16 * 1024;
 
+/// How often the tags of a value are asked for again because it has others than expected.
+const TAG_ROUNDS_MAX: usize = 3;
+
+/// The most keys of which tags are remembered. Names are at most 1 KiB each.
+const TAG_HINTS_MAX: usize = 4096;
+
 /// Redis, shared by the requests of one thread.
 #[derive(Debug)]
 pub(super) struct Cache {
     /// The steps of the lease protocol.
     pub(super) leases: Leases,
-    /// How long a grant lasts.
-    pub(super) lease: Duration,
     link: Arc<CacheLink>,
+    /// The tags of keys whose values had some: with a guess that is right, their generations come
+    /// in the same round trip.
+    tag_hints: TagHints,
     lookups: mpsc::Sender<LookupRequest>,
 }
 
@@ -63,6 +71,8 @@ pub(super) struct CacheLookup {
     pub(super) has_other_rules: bool,
     /// What the key held.
     pub(super) held: Value,
+    /// The generations of its tags.
+    pub(super) generations: Generations,
 }
 
 impl CacheLookup {
@@ -70,11 +80,37 @@ impl CacheLookup {
     pub(super) fn is_within(&self, max_staleness: Duration) -> bool {
         self.applied.is_some() && self.behind.is_some_and(|behind| behind <= max_staleness)
     }
+
+    /// What the key held; with `min`, a value must contain every commit up to that position.
+    pub(super) fn contents(&self, min: Option<Lsn>) -> KeyContents {
+        let contents = KeyContents::of(&self.held, self.applied, min, &self.generations);
+        contents.unwrap_or(KeyContents::Found(Found::Foreign))
+    }
 }
 
 struct LookupRequest {
     key: CacheKey,
+    /// The tags whose generations are looked up with it.
+    tags: Vec<Vec<u8>>,
     reply: oneshot::Sender<Result<CacheLookup, RedisUnavailable>>,
+}
+
+/// The tags that the values of some keys had.
+#[derive(Debug, Default)]
+struct TagHints(Mutex<HashMap<CacheKey, Vec<Vec<u8>>>>);
+
+impl TagHints {
+    fn of(&self, key: &CacheKey) -> Vec<Vec<u8>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned().unwrap_or_default()
+    }
+
+    fn remember(&self, key: &CacheKey, tags: &[Vec<u8>]) {
+        let mut hints = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if hints.len() >= TAG_HINTS_MAX {
+            hints.clear();
+        }
+        hints.insert(key.clone(), tags.to_vec());
+    }
 }
 
 /// The connection, and the signal to replace it.
@@ -107,22 +143,46 @@ impl Cache {
         let stop = stop.clone();
         tokio::spawn(async move { stop.run_until_cancelled(keep_connected).await });
         tokio::spawn(answer_lookups(Arc::clone(&link), names.clone(), Arc::clone(rules), queue));
-        Ok(Self { leases: Leases::new(names.clone(), lease), lease, link, lookups })
+        Ok(Self { leases: Leases::new(names.clone(), lease), link, tag_hints: TagHints::default(), lookups })
     }
 
-    /// Looks a key up.
+    /// Looks a key up, and the generations of the tags of its value. A value whose tags change
+    /// again and again may be returned without them, and is not served then.
     pub(super) async fn look_up(&self, key: CacheKey) -> Result<CacheLookup, RedisUnavailable> {
+        let mut tags = self.tag_hints.of(&key);
+        for _ in 1..TAG_ROUNDS_MAX {
+            let lookup = self.look_up_with(key.clone(), tags).await?;
+            let Value::BulkString(held) = &lookup.held else { return Ok(lookup) };
+            let named = Envelope::tags_of(held);
+            if lookup.generations.know(&named) {
+                return Ok(lookup);
+            }
+            tags = named.into_iter().map(|tag| tag.tag).collect();
+            self.tag_hints.remember(&key, &tags);
+        }
+        self.look_up_with(key, tags).await
+    }
+
+    /// Looks a key up together with the generations of these tags.
+    async fn look_up_with(&self, key: CacheKey, tags: Vec<Vec<u8>>) -> Result<CacheLookup, RedisUnavailable> {
         if self.link.connection.load().is_none() {
             return Err(RedisUnavailable);
         }
         let (reply, answer) = oneshot::channel();
-        self.lookups.try_send(LookupRequest { key, reply }).map_err(|_| RedisUnavailable)?;
+        self.lookups.try_send(LookupRequest { key, tags, reply }).map_err(|_| RedisUnavailable)?;
         answer.await.unwrap_or(Err(RedisUnavailable))
     }
 
     /// The connection, for the other steps of the protocol.
     pub(super) fn connection(&self) -> Result<MultiplexedConnection, RedisUnavailable> {
         self.link.current().ok_or(RedisUnavailable)
+    }
+
+    /// Removes a value that was invalidated by its tag, so that its key can be filled.
+    pub(super) async fn discard(&self, key: &CacheKey, value: &Envelope) -> Result<(), RedisUnavailable> {
+        let mut connection = self.connection()?;
+        let discarded = self.leases.discard(&mut connection, key, value).await;
+        self.observe(discarded).map_err(|_| RedisUnavailable)
     }
 
     /// Passes the outcome of a step through. If the connection failed, it is replaced; an error
@@ -204,18 +264,23 @@ async fn answer_batch(link: &CacheLink, expected: (&Names, &str), requests: Vec<
         link.broken.notify_one();
         None
     });
-    let Some((progress, values)) = fetched else {
+    let Some((progress, held)) = fetched else {
         requests.into_iter().for_each(|request| drop(request.reply.send(Err(RedisUnavailable))));
         return false;
     };
-    for (request, held) in requests.into_iter().zip(values) {
+    let mut held = held.into_iter();
+    for LookupRequest { tags, reply, .. } in requests {
+        let value = held.next().unwrap_or(Value::Nil);
+        let replies: Vec<_> = held.by_ref().take(tags.len()).collect();
+        let generations = Generations::new(tags, replies);
         // Fails if the client has disconnected.
-        let _ = request.reply.send(Ok(CacheLookup { held, ..progress.clone() }));
+        let _ = reply.send(Ok(CacheLookup { held: value, generations, ..progress.clone() }));
     }
     progress.has_other_rules
 }
 
-/// Fetches the daemon's progress, which all lookups of a batch share, and what each key holds.
+/// Fetches the daemon's progress, which all lookups of a batch share, and what each key and each of
+/// its tags holds.
 async fn fetch(
     connection: &mut MultiplexedConnection,
     (names, rules): (&Names, &str),
@@ -228,14 +293,18 @@ async fn fetch(
     }
     for request in requests {
         get.arg(request.key.as_bytes());
+        for tag in &request.tags {
+            get.arg(names.generation(tag).as_bytes());
+        }
     }
+    let asked: usize = requests.iter().map(|request| 1 + request.tags.len()).sum();
     // TIME comes after the heartbeat, so `behind` is never too small. A server that is a replica by
     // then refuses to delete, which changes nothing elsewhere.
     let mut pipeline = Pipeline::new();
     pipeline.add_command(get).add_command(redis::cmd("TIME"));
     pipeline.add_command(redis::cmd("DEL").arg(names.probe.as_bytes()).clone());
     let (mut held, (seconds, micros), _): (Vec<Value>, (u64, u64), u64) = pipeline.query_async(connection).await?;
-    if held.len() != requests.len() + state.len() {
+    if held.len() != asked + state.len() {
         return Err((redis::ErrorKind::UnexpectedReturnType, "MGET returned another number of values than keys").into());
     }
     let values = held.split_off(state.len());
@@ -249,5 +318,8 @@ async fn fetch(
     let behind = asof.map(|asof| now.saturating_sub(asof)).filter(|_| !has_other_rules);
     let applied = applied.as_deref().and_then(Lsn::from_fixed_hex);
     let origin = origin.as_deref().and_then(Origin::decode).map(Arc::new);
-    Ok((CacheLookup { applied, origin, behind, has_other_rules, held: Value::Nil }, values))
+    Ok((
+        CacheLookup { applied, origin, behind, has_other_rules, held: Value::Nil, generations: Generations::default() },
+        values,
+    ))
 }

@@ -1,7 +1,7 @@
 //! Fills: a value is read from PostgreSQL under a lease and stored in Redis.
 //!
-//! Owns the order of the steps from the lease to the stored value, and the sets that the value
-//! joins. It must not know who waits for the value, nor HTTP. Invariants: a value joins its sets
+//! Owns the order of the steps from the lease to the stored value, and the tags that the value
+//! joins. It must not know who waits for the value, nor HTTP. Invariants: a value joins its tags
 //! before the database is queried; an error is never stored, and gives the lease back; only what
 //! the server answers that the daemon follows is stored.
 
@@ -20,14 +20,14 @@ use super::single_flight::{FillOutcome, FlightRole, Leader};
 use super::stats::ReadEvent;
 use super::value::{Answer, AnswerOrigin, envelope, longest, served};
 use crate::causes::with_causes;
-use crate::coherence::lease::{Envelope, Found, Grant};
+use crate::coherence::lease::{Envelope, Found, Grant, Joined, TagGeneration};
 use crate::key::CacheKey;
 use crate::reads::Read;
 
 /// The reason that an answer is not stored if it is not from the server that the daemon follows.
 pub(super) const OTHER_SERVER: &str = "other-server";
 
-/// How often a value may turn out to belong to other sets than those it had joined.
+/// How often a value may turn out to have other tags than those it had joined.
 const TAG_ROUNDS_MAX: usize = 3;
 
 /// Fills keys, on one thread.
@@ -124,11 +124,11 @@ impl Filler {
         connection: &mut MultiplexedConnection,
     ) -> Result<(Answer, bool), ReadError> {
         let begun = Instant::now();
-        let (fetched, is_tagged) = self.fetch_tagged(read, question, grant, connection).await?;
-        // The sets outlive the value by one lease, counted from when the key joined them.
+        let (fetched, tags) = self.fetch_tagged(read, question, grant, connection).await?;
         let is_ours = fetched.is_of_history;
-        let may_store = is_ours && is_tagged && fetched.is_canonical && begun.elapsed() < self.cache.lease;
+        let may_store = is_ours && tags.is_some() && fetched.is_canonical;
         let (value, ttl) = envelope(read, &fetched, grant.lo);
+        let value = Envelope { tags: tags.unwrap_or_default(), ..value };
         let mut stored = false;
         if let Some(ttl) = ttl {
             stored = may_store && self.store(grant, &value, ttl).await;
@@ -144,50 +144,59 @@ impl Filler {
         Ok((Answer { database: Some(begun.elapsed()), token, ..answer }, stored))
     }
 
-    /// Joins the sets of the value, then queries the database. Returns whether the key is in every
-    /// set that the value belongs to.
+    /// Joins the tags of the value, then queries the database. Returns the tags with their
+    /// generations; None if the value may have others.
     async fn fetch_tagged(
         &self,
         read: &Read,
         question: &Question,
         grant: &Grant,
         connection: &mut MultiplexedConnection,
-    ) -> Result<(Fetched, bool), ReadError> {
+    ) -> Result<(Fetched, Option<Vec<TagGeneration>>), ReadError> {
         let (longest, counters) = (longest(read), self.shared.stats.of(question.read));
-        let fetch = || self.shared.upstream.fetch_granted(read, question, grant, counters);
-        let mut joined = read.tags(&question.arguments, None);
-        let mut is_tagged = self.join(connection, grant, &joined, longest).await;
-        let mut fetched = fetch().await?;
-        if !read.tags_need_value() || fetched.body.is_none() {
-            return Ok((fetched, is_tagged));
-        }
-        // The value itself names some of its sets: join them, then read again.
-        for round in 0.. {
-            let tags = read.tags(&question.arguments, fetched.body.as_deref());
-            let new: Vec<_> = tags.into_iter().filter(|tag| !joined.contains(tag)).collect();
-            if new.is_empty() || !is_tagged {
-                break;
+        let mut new = read.tags(&question.arguments, None);
+        let (mut sets, mut tags, mut rounds) = (new.clone(), Some(Vec::new()), 0);
+        // The value itself may name some of its tags: join them, then read again.
+        loop {
+            let joined = self.join(connection, grant, &new, longest).await.filter(|_| rounds <= TAG_ROUNDS_MAX);
+            rounds += 1;
+            let fetch = self.shared.upstream.fetch_granted(read, question, grant, counters);
+            let fetched = match &joined {
+                Some(joined) => tokio::join!(fetch, self.prune(connection, joined)).0?,
+                None => fetch.await?,
+            };
+            tags = tags.zip(joined).map(|(tags, joined)| [tags, joined.tags].concat());
+            let body = fetched.body.as_deref().filter(|_| read.tags_need_value() && tags.is_some());
+            let Some(body) = body else { return Ok((fetched, tags)) };
+            new = read.tags(&question.arguments, Some(body));
+            new.retain(|set| !sets.contains(set));
+            if new.is_empty() {
+                let tags = tags.filter(|_| read.has_tag_fields(body));
+                return Ok((fetched, tags));
             }
-            is_tagged &= round < TAG_ROUNDS_MAX && self.join(connection, grant, &new, longest).await;
-            joined.extend(new);
-            fetched = fetch().await?;
+            sets.extend_from_slice(&new);
         }
-        is_tagged &= fetched.body.as_ref().is_none_or(|body| read.has_tag_fields(body));
-        Ok((fetched, is_tagged))
     }
 
+    /// None if Redis did not confirm it.
     async fn join(
         &self,
         connection: &mut MultiplexedConnection,
         grant: &Grant,
-        tags: &[CacheKey],
+        sets: &[CacheKey],
         ttl: Duration,
-    ) -> bool {
-        if tags.is_empty() {
-            return true;
+    ) -> Option<Joined> {
+        if sets.is_empty() {
+            return Some(Joined::default());
         }
-        let joined = self.cache.leases.join(connection, grant, tags, ttl).await;
-        self.cache.observe(joined).is_ok()
+        let joined = self.cache.leases.join(connection, grant, sets, ttl).await;
+        self.cache.observe(joined).ok()
+    }
+
+    /// Removes what the joined sets hold of keys that are gone.
+    async fn prune(&self, connection: &mut MultiplexedConnection, joined: &Joined) {
+        let pruned = self.cache.leases.prune(connection, joined).await;
+        let _ = self.cache.observe(pruned);
     }
 
     async fn store(&self, grant: &Grant, value: &Envelope, ttl: Duration) -> bool {

@@ -19,7 +19,7 @@ use super::single_flight::{FillOutcome, FlightRole};
 use super::stats::ReadEvent;
 use super::value::{Answer, AnswerOrigin, age, envelope, longest, served};
 use crate::change::Lsn;
-use crate::coherence::lease::{Envelope, Found};
+use crate::coherence::lease::{Envelope, Found, KeyContents};
 use crate::key::CacheKey;
 use crate::reads::{Arguments, Read};
 
@@ -104,8 +104,8 @@ impl Reader {
         if !lookup.is_within(read.max_staleness) {
             return None;
         }
-        match Found::of(&lookup.held, lookup.applied, question.min) {
-            Ok(Some(Found::Value(value))) => Some(self.hit(question, key, value, &lookup)),
+        match lookup.contents(question.min) {
+            KeyContents::Found(Found::Value(value)) => Some(self.hit(question, key, value, &lookup)),
             _ => None,
         }
     }
@@ -124,7 +124,15 @@ impl Reader {
                 Ok(None) => return self.bypass(read, &question, "no-version", None).await,
                 Err(RedisUnavailable) => return self.bypass(read, &question, "redis-away", None).await,
             };
-            let found = Found::of(&lookup.held, lookup.applied, question.min).unwrap_or(Some(Found::Foreign));
+            let found = match lookup.contents(question.min) {
+                KeyContents::Nothing => None,
+                KeyContents::Found(found) => Some(found),
+                KeyContents::Unverified(_) => Some(Found::Busy),
+                KeyContents::Outdated(value) => match self.cache.discard(&key, &value).await {
+                    Ok(()) => None,
+                    Err(RedisUnavailable) => return self.bypass(read, &question, "redis-away", None).await,
+                },
+            };
             if !lookup.is_within(read.max_staleness) {
                 return self.answer_without_daemon(read, &question, found, &lookup).await;
             }

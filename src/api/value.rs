@@ -79,6 +79,7 @@ pub(super) fn envelope(read: &Read, fetched: &Fetched, lo: Lsn) -> (Envelope, Op
         stored_at: unix_millis(),
         soft_ttl: soft.map_or(0, |soft| u64::try_from(soft.as_millis()).unwrap_or(u64::MAX)),
         etag: Envelope::etag_of(&body),
+        tags: Vec::new(),
         body,
     };
     (value, ttl.filter(|ttl| *ttl >= Duration::from_millis(1)))

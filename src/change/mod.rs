@@ -42,6 +42,12 @@ impl Lsn {
         Self(self.0.saturating_sub(1))
     }
 
+    /// The last position at or before this one at which a record can end. Records are aligned to
+    /// eight bytes, and a version key may have a position in between.
+    pub const fn record_boundary(self) -> Self {
+        Self(self.0 & !7)
+    }
+
     /// Sixteen hexadecimal digits. As strings these sort like the positions do, which is how Lua
     /// scripts compare them: a Lua number loses exactness above 2^53.
     pub fn to_fixed_hex(self) -> String {

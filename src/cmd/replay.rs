@@ -204,12 +204,15 @@ fn add(plan: &mut Plan, rule: RuleId, op: Op<'_>) {
     }
 }
 
-/// A position that no version key has yet. A message that no publication carries moves the log on.
+/// A position that no version key has yet, and that no transaction ends at: within a message that
+/// no publication carries, and that moves the log on. `started` rises to it, and a version key that
+/// a reader makes from that must not be what a transaction raises one to.
 async fn fresh_position(client: &Client) -> Result<Lsn, Failure> {
     const FRESH: &str = "select pg_logical_emit_message(false, 'unstale', 'position')::text";
     let position: String = client.query_one(FRESH, &[]).await?.try_get(0)?;
     position
         .parse()
+        .map(Lsn::just_before)
         .map_err(|error| Failure::unavailable(format!("PostgreSQL returned an invalid position {position:?}: {error}")))
 }
 

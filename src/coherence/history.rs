@@ -200,7 +200,10 @@ pub fn find_gap(remembered: &Remembered, present: &Present) -> Option<HistoryGap
         (origin.timeline != now.timeline, HistoryGap::OtherTimeline),
         (origin.source != now.source, HistoryGap::OtherSource),
         (applied < *recorded, HistoryGap::RedisWentBack { applied, recorded: *recorded }),
-        (started.max(applied) > *end, HistoryGap::LogWentBack { remembered: started.max(applied), end: *end }),
+        (
+            started.max(applied).record_boundary() > *end,
+            HistoryGap::LogWentBack { remembered: started.max(applied), end: *end },
+        ),
         (applied < *slot, HistoryGap::ChangesMissed { applied, slot: *slot }),
         (counted < confirmed, HistoryGap::BatchesMissing { counted, confirmed }),
         (origin.recovered != now.recovered, HistoryGap::UncleanRestart),
@@ -240,8 +243,8 @@ mod tests {
     fn histories_that_do_not_fit_are_a_gap() {
         check(50, "s/1/0", [51, 90, 0], "s/1/0", Some("gap"));
         check(50, "s/1/0", [40, 90, 51], "s/1/0", Some("redis-went-back"));
-        check(50, "s/1/0", [40, 49, 0], "s/1/0", Some("log-went-back"));
-        let (applied, started) = (Some(Lsn::new(50)), Some(Lsn::new(91)));
+        check(50, "s/1/0", [40, 47, 0], "s/1/0", Some("log-went-back"));
+        let (applied, started) = (Some(Lsn::new(50)), Some(Lsn::new(96)));
         let ahead = Remembered { applied, started, origin: Some(origin("s/1/0")), batches: 0, ..Remembered::default() };
         let [slot, end, recorded] = [40, 90, 0].map(Lsn::new);
         let present = Present { origin: origin("s/1/0"), slot, end, recorded, batches: None };

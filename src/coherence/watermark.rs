@@ -4,7 +4,7 @@
 //! watermark moves. Invariant: within an epoch a watermark only rises, however many daemons write
 //! it and however often.
 
-use crate::key::{CacheKey, INVALIDATIONS, RESERVED};
+use crate::key::{CacheKey, Glob, INVALIDATIONS, RESERVED, TAG};
 
 /// Raises a watermark; a lower position leaves it. Runs when memory is full.
 pub const RAISE: &str = include_str!("raise.lua");
@@ -40,6 +40,8 @@ pub struct Names {
     reserved: String,
     /// The prefix of the state of this slot.
     state: String,
+    /// The prefix of the sets of tags.
+    sets: String,
     /// Every invalidation up to this position is in force; 16 hexadecimal digits.
     pub applied: CacheKey,
     /// Some invalidations up to this position may be in force already; the same form.
@@ -116,6 +118,7 @@ impl Names {
             again: state("again"),
             owner: state("owner"),
             probe: state("probe"),
+            sets: format!("{namespace}{TAG}"),
             reserved,
             state: prefix,
         }
@@ -131,9 +134,54 @@ impl Names {
         CacheKey::new(format!("{}touched:{session}", self.state))
     }
 
+    /// The name of the tag of this set.
+    pub fn tag<'s>(&self, set: &'s CacheKey) -> &'s [u8] {
+        let name = set.as_bytes();
+        name.strip_prefix(self.sets.as_bytes()).unwrap_or(name)
+    }
+
+    /// The generation of a tag: random digits, which every value that is found by the tag names. It
+    /// is the protocol's own state, so no rule, whatever a row holds, can name it.
+    pub fn generation(&self, tag: &[u8]) -> CacheKey {
+        CacheKey::new([self.state.as_bytes(), TAG.as_bytes(), tag].concat())
+    }
+
+    /// The generation of the tag of this set.
+    pub fn generation_of(&self, set: &CacheKey) -> CacheKey {
+        self.generation(self.tag(set))
+    }
+
+    /// The generations of all tags whose sets this glob matches, and perhaps others.
+    pub fn generations(&self, sets: &Glob) -> Glob {
+        let literal = |text: &str| {
+            let mut glob = Glob::new();
+            glob.push_literal(text.as_bytes());
+            glob
+        };
+        let rest = sets.as_bytes().strip_prefix(literal(&self.sets).as_bytes()).unwrap_or(b"*");
+        Glob::from_pattern([literal(&self.state).as_bytes(), TAG.as_bytes(), rest].concat())
+    }
+
     /// Whether a key is the daemon's own state. A row can hold a value with which a template makes
     /// such a name, and a glob can match one; neither may delete the state.
     pub fn owns(&self, key: &[u8]) -> bool {
         key.starts_with(self.reserved.as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_tag_has_a_generation_that_no_rule_can_name() {
+        let names = Names::new("v*1:", "unstale");
+        let of = |set: &str| names.generation_of(&set.into()).to_string();
+        assert_eq!(of("v*1:tag:org:7"), "v*1:unstale:{unstale}:tag:org:7");
+        assert!(names.owns(of("v*1:tag:").as_bytes()) && names.owns(of("other").as_bytes()));
+        let matching = |sets: &str| names.generations(&Glob::from_pattern(sets)).to_string();
+        assert_eq!(matching(r"v\*1:tag:org:*"), r"v\*1:unstale:{unstale}:tag:org:*");
+        assert_eq!(matching(r"v\*1:tag:a\*b"), r"v\*1:unstale:{unstale}:tag:a\*b");
+        assert_eq!(matching("*"), r"v\*1:unstale:{unstale}:tag:*", "a glob of anything else matches all");
     }
 }

@@ -169,6 +169,7 @@ impl Encoder<'_> {
                 stored_at: now,
                 soft_ttl: 0,
                 etag: Envelope::etag_of(&value.body),
+                tags: Vec::new(),
                 body: value.body.clone(),
             };
             let mut write = script(&scripts.write, &[&value.key, &names.started]);

@@ -86,9 +86,11 @@ impl Sweeper {
     }
 }
 
-/// Removes all of `removals`, except for the daemon's own state: keys by name, then the keys that
-/// patterns match, in one pass over all keys, then the keys of sets, one set after the other. Sends
-/// the keys that it found in sets to `found`. Returns how many keys it removed.
+/// Removes all of `removals`, except for the daemon's own state: the generations of tags and keys
+/// by name, then the generations and keys that patterns match, in one pass over all keys, then the
+/// keys of sets, one set after the other. Without its generation no value is served, so the search
+/// in the sets only makes room and finds what to announce. Sends the keys that it found in sets to
+/// `found`. Returns how many keys it removed.
 ///
 /// # Errors
 ///
@@ -102,16 +104,23 @@ pub(super) async fn remove(
     let mut globs = Vec::new();
     let mut tag_globs = Vec::new();
     let mut sets: Vec<(RuleId, Vec<u8>)> = Vec::new();
+    let mut generations = Vec::new();
     let mut removed = 0;
     for (rule, removal) in removals {
         match removal {
             Removal::Key(key) => removed += unlink(connection, &[key.as_bytes().to_vec()]).await?,
             Removal::Keys(glob) => globs.push(glob),
-            Removal::Tag(set) => sets.push((*rule, set.as_bytes().to_vec())),
+            Removal::Tag(set) => {
+                generations.push(names.generation_of(set).as_bytes().to_vec());
+                sets.push((*rule, set.as_bytes().to_vec()));
+            }
             Removal::Tags(glob) => tag_globs.push((*rule, glob)),
         }
     }
-    let all: Vec<_> = globs.iter().copied().chain(tag_globs.iter().map(|(_, glob)| *glob)).collect();
+    unlink(connection, &generations).await?;
+    let generations: Vec<_> = tag_globs.iter().map(|(_, glob)| names.generations(glob)).collect();
+    let all = globs.iter().copied().chain(tag_globs.iter().map(|(_, glob)| *glob)).chain(&generations);
+    let all: Vec<_> = all.collect();
     if !all.is_empty() {
         let covering = Glob::covering(&all);
         let mut cursor = 0_u64;
@@ -119,6 +128,8 @@ pub(super) async fn remove(
             let mut scan = redis::cmd("SCAN");
             scan.arg(cursor).arg("MATCH").arg(covering.as_bytes()).arg("COUNT").arg(SCAN_COUNT);
             let (next, mut keys): (u64, Vec<Vec<u8>>) = connection.ask(&scan).await?;
+            let is_generation = |key: &mut Vec<u8>| generations.iter().any(|glob| glob.matches(key));
+            unlink(connection, &keys.extract_if(.., is_generation).collect::<Vec<_>>()).await?;
             keys.retain(|key| !names.owns(key));
             for (rule, glob) in &tag_globs {
                 let matching = keys.extract_if(.., |key| glob.matches(key));

@@ -87,7 +87,8 @@ fn the_content_of_a_key_is_explained() {
         assert!(hidden.is_empty() || !said.contains(hidden), "{said}");
     };
     let (nonce, lo, etag) = (Token::of_new_value(), Lsn::new(255), String::new());
-    let envelope = Envelope { nonce, lo, stored_at: 1, soft_ttl: 0, etag, body: b"secret\x1b[31m".to_vec() };
+    let envelope =
+        Envelope { nonce, lo, stored_at: 1, soft_ttl: 0, etag, tags: Vec::new(), body: b"secret\x1b[31m".to_vec() };
     check("v1:user:u1", &envelope.encode(), &["a value of 11 bytes", "every commit up to 0/FF"], "secret");
     check("v1:user:u1", Token::random().lease().as_bytes(), &["holds\n  a lease"], "");
     check("v1:user:u1", b"plain", &["a plain value of 5 bytes", "does not expire"], "plain\n");

@@ -88,7 +88,15 @@ fn key() -> CacheKey {
 
 fn value(body: &str, lo: Lsn) -> Envelope {
     let (stored_at, soft_ttl, etag) = (1_700_000_000_000, 5_000, "abc".to_owned());
-    Envelope { nonce: Token::of_new_value(), lo, stored_at, soft_ttl, etag, body: body.as_bytes().to_vec() }
+    Envelope {
+        nonce: Token::of_new_value(),
+        lo,
+        stored_at,
+        soft_ttl,
+        etag,
+        tags: Vec::new(),
+        body: body.as_bytes().to_vec(),
+    }
 }
 
 #[test]
@@ -238,21 +246,29 @@ fn a_missing_version_begins_at_started() {
     }
 }
 
-/// A batch that timed out may arrive after it was sent again, and after later batches.
+/// A batch that timed out may arrive after it was sent again, and after later batches. `replay`
+/// raises `started` beside the daemon.
 #[test]
-fn a_late_batch_does_not_recreate_an_old_version_key() {
+fn a_bump_goes_beyond_what_a_reader_may_have_made_of_a_higher_started() {
     let cache = Cache::start(TTL);
     let script = concat!(include_str!("../../src/coherence/decimal.lua"), include_str!("../../src/sink/bump.lua"));
     let bump = |started: u64, key: &str, position: u64| {
         let mut bump = redis::cmd("EVAL");
         bump.arg(script).arg(2).arg("v1:unstale:{unstale}:started").arg(key);
-        bump.arg(Lsn::new(started).to_fixed_hex()).arg(position).exec(&mut cache.plain()).unwrap();
+        bump.arg(Lsn::new(started).to_fixed_hex()).arg(position).arg(60_000).exec(&mut cache.plain()).unwrap();
         cache.plain().get::<_, u64>(key).unwrap()
     };
     assert_eq!(bump(0x70, "v1:version:a", 100), 100, "its own position");
     assert_eq!(bump(0x70, "v1:version:a", 90), 100, "never back");
-    assert_eq!(bump(0x65, "v1:version:a", 101), 101, "late, and still known to be higher");
-    assert_eq!(bump(0x65, "v1:version:b", 101), 0x70, "late, and how high it was is not known");
+    assert_eq!(bump(0x65, "v1:version:a", 101), 0x71, "beyond what a reader may have made");
+    assert_eq!(bump(0x65, "v1:version:b", 101), 0x72, "also if there is none");
+    assert_eq!(cache.version("v1:version:c"), Some(0x72.to_string()), "`started` rises with it");
+    for (started, expected) in
+        [(0x76, 0x77), (0x77, 0x79), (0xFFFF_FFFF, 0x1_0000_0001), ((1 << 62) + 2, (1 << 62) + 3)]
+    {
+        cache.set("v1:unstale:{unstale}:started", &Lsn::new(started).to_fixed_hex());
+        assert_eq!(bump(0x70, &format!("v1:version:{started}"), 0x70), expected, "no record ends there");
+    }
 }
 
 #[test]

@@ -264,7 +264,7 @@ rules:
         };
         let nonce = Token::of_new_value();
         let (lo, etag, body) = (Lsn::new(255), String::new(), b"{\x07}".to_vec());
-        let envelope = Envelope { nonce, lo, stored_at: 7_000, soft_ttl: 60_000, etag, body };
+        let envelope = Envelope { nonce, lo, stored_at: 7_000, soft_ttl: 60_000, etag, tags: Vec::new(), body };
         let value = KeyContent::Value { envelope, bytes: 3 };
         check("user:1", value, Some(57_000), &["3 bytes, stored 3s ago", "0/FF", "1m old", "in 57s", r"{\u{7}}"]);
         check("user:1", KeyContent::Lease, Some(1500), &["a lease", "ends in 1s 500ms"]);

@@ -194,8 +194,8 @@ mod tests {
     #[test]
     fn what_a_string_is() {
         let nonce = Token::of_new_value();
-        let mut envelope =
-            Envelope { nonce, lo: Lsn::new(7), stored_at: 1, soft_ttl: 0, etag: String::new(), body: b"body".to_vec() };
+        let (etag, tags, body) = (String::new(), Vec::new(), b"body".to_vec());
+        let mut envelope = Envelope { nonce, lo: Lsn::new(7), stored_at: 1, soft_ttl: 0, etag, tags, body };
         let whole = envelope.encode();
         let length = whole.len() as u64;
         assert_eq!(text(length, whole.clone()), KeyContent::Value { envelope: envelope.clone(), bytes: 4 });

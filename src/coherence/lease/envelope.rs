@@ -5,6 +5,7 @@
 
 use sha2::{Digest as _, Sha256};
 
+use super::tag_generation::TagGeneration;
 use crate::change::Lsn;
 
 /// Hexadecimal digits of a nonce: 128 bits.
@@ -26,6 +27,12 @@ impl Token {
     /// The nonce of a new value.
     pub fn of_new_value() -> Self {
         Self { kind: 'V', nonce: nonce() }
+    }
+
+    /// A new generation of a tag: digits of which no two are equal. It must not be another token's
+    /// digits, because several fillers may hold one token.
+    pub(super) fn new_generation() -> String {
+        nonce()
     }
 
     /// Whether it is the token of a lease, not of a value.
@@ -54,7 +61,7 @@ fn nonce() -> String {
 }
 
 /// A cached value and what readers need to know of it. In Redis it is one line, `V:<nonce> <lo>
-/// <stored at> <soft ttl> <etag>`, and then the body.
+/// <stored at> <soft ttl> <etag>`, then ` <tags>` if it has any, and then the body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Envelope {
     /// The value's own token, with which it is refreshed.
@@ -68,6 +75,9 @@ pub struct Envelope {
     /// The HTTP entity tag of the body, without quotes; may be empty. A tag that is not printable
     /// ASCII without spaces is not stored.
     pub etag: String,
+    /// The tags by which rules find it, each with the generation that it had before the value was
+    /// read.
+    pub tags: Vec<TagGeneration>,
     /// What is cached.
     pub body: Vec<u8>,
 }
@@ -80,10 +90,18 @@ impl Envelope {
 
     /// The form in which Redis holds it.
     pub fn encode(&self) -> Vec<u8> {
-        let Self { nonce, lo, stored_at, soft_ttl, etag, body } = self;
+        let Self { nonce, lo, stored_at, soft_ttl, etag, tags, body } = self;
         let etag = if is_etag(etag) { etag } else { "" };
-        let line = format!("{} {} {stored_at} {soft_ttl} {etag}\n", nonce.prefix(), lo.to_fixed_hex());
-        [line.as_bytes(), body].concat()
+        let line = format!("{} {} {stored_at} {soft_ttl} {etag}", nonce.prefix(), lo.to_fixed_hex());
+        let tags = if tags.is_empty() { String::new() } else { format!(" {}", TagGeneration::encode(tags)) };
+        [line.as_bytes(), tags.as_bytes(), b"\n", body].concat()
+    }
+
+    /// The tags of what [`Envelope::encode`] wrote, without its body. Empty if the bytes are not an
+    /// envelope.
+    pub fn tags_of(held: &[u8]) -> Vec<TagGeneration> {
+        let line = held.iter().position(|&byte| byte == b'\n').and_then(|end| held.get(..=end));
+        line.and_then(Self::decode).map(|value| value.tags).unwrap_or_default()
     }
 
     /// Reads what [`Envelope::encode`] wrote. None if the bytes are not an envelope.
@@ -101,6 +119,7 @@ impl Envelope {
             stored_at: fields.next()?.parse().ok()?,
             soft_ttl: fields.next()?.parse().ok()?,
             etag: fields.next().filter(|etag| is_etag(etag))?.to_owned(),
+            tags: fields.next().map_or_else(|| Some(Vec::new()), TagGeneration::decode)?,
             body: body.to_vec(),
         };
         fields.next().is_none().then_some(envelope)
@@ -119,9 +138,18 @@ mod tests {
 
     proptest! {
         #[test]
-        fn an_envelope_survives_redis(lo: u64, stored_at: u64, soft_ttl: u64, etag in "[!-~]{0,40}", body: Vec<u8>) {
-            let envelope = Envelope { nonce: Token::of_new_value(), lo: Lsn::new(lo), stored_at, soft_ttl, etag, body };
+        fn an_envelope_survives_redis(
+            (lo, stored_at, soft_ttl) in any::<(u64, u64, u64)>(),
+            etag in "[!-~]{0,40}",
+            tags in prop::collection::vec(any::<Vec<u8>>(), 0..3),
+            body: Vec<u8>,
+        ) {
+            let (nonce, lo) = (Token::of_new_value(), Lsn::new(lo));
+            let tag = |tag: Vec<u8>| TagGeneration { tag, generation: Token::new_generation() };
+            let tags: Vec<_> = tags.into_iter().map(tag).collect();
+            let envelope = Envelope { nonce, lo, stored_at, soft_ttl, etag, tags: tags.clone(), body };
             let bytes = envelope.encode();
+            prop_assert_eq!(Envelope::tags_of(&bytes), tags);
             prop_assert!(bytes.starts_with(envelope.nonce.prefix().as_bytes()));
             prop_assert!(!Token::is_lease_text(&bytes));
             prop_assert_eq!(Envelope::decode(&bytes), Some(envelope));
@@ -133,7 +161,8 @@ mod tests {
         fn a_foreign_value_is_not_an_envelope(at in 0..70_usize, byte: u8, cut in 0..90_usize) {
             let etag = "e".to_owned();
             let nonce = Token::of_new_value();
-            let own = Envelope { nonce, lo: Lsn::new(7), stored_at: 1, soft_ttl: 0, etag, body: b"b".to_vec() };
+            let (lo, tags, body) = (Lsn::new(7), Vec::new(), b"b".to_vec());
+            let own = Envelope { nonce, lo, stored_at: 1, soft_ttl: 0, etag, tags, body };
             let mut bytes = own.encode();
             bytes.truncate(cut);
             bytes.get_mut(at).into_iter().for_each(|old| *old = byte);
@@ -146,7 +175,8 @@ mod tests {
         #[test]
         fn an_etag_cannot_break_the_line(etag: String) {
             let nonce = Token::of_new_value();
-            let envelope = Envelope { nonce, lo: Lsn::ZERO, stored_at: 1, soft_ttl: 0, etag, body: Vec::new() };
+            let (lo, tags, body) = (Lsn::ZERO, Vec::new(), Vec::new());
+            let envelope = Envelope { nonce, lo, stored_at: 1, soft_ttl: 0, etag, tags, body };
             prop_assert!(Envelope::decode(&envelope.encode()).is_some());
         }
     }

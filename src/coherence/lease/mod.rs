@@ -1,39 +1,54 @@
 //! The filler's side of the protocol: read, grant, fill, refresh, release.
 //!
 //! Owns what a leased key may hold, and the order of the steps. It must not know what is cached. It
-//! uses plain commands and short scripts (`join.lua`, `fill.lua`, `release.lua`, and `version.lua`
-//! behind `decimal.lua`), so that a client in any language can do the same. Invariants: a value is
-//! stored only while the key still holds the token of its grant; the positions that a fill relies
-//! on are read after the grant; a replica says where it is, and in which history, in a statement of
-//! its own, before the statement that reads.
+//! uses plain commands and short scripts (`join.lua`, `prune.lua`, `fill.lua`, `release.lua`, and
+//! `version.lua` behind `decimal.lua`), so that a client in any language can do the same.
+//! Invariants: a value is stored only while the key still holds the token of its grant; the
+//! positions that a fill relies on are read after the grant, and the generations of tags before the
+//! database.
 //!
 //! Why no older value can come back: an invalidation deletes the token with the key, so a fill that
 //! succeeds had a grant after the invalidation. A read after the grant sees the commit, because the
 //! invalidation was not sent before the commit was visible. A replica is read only if it has
 //! replayed `started`, which rose before the deletion.
+//!
+//! Tags: a tag has a generation, random digits under a key of its own, for as long as no
+//! invalidation deletes it and Redis keeps it. A value names its tags and the generation that each
+//! had before the database was read, and is served only while each still has it. The set of a tag
+//! is only an index: what is evicted from it makes nothing servable. No two generations are equal,
+//! so one that was deleted never returns.
 
+mod contents;
 mod envelope;
+mod grant;
+mod tag_generation;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use redis::aio::ConnectionLike;
 use redis::{Cmd, Pipeline, RedisError, Value};
-use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, Row, SimpleQueryMessage};
 
-use super::history::Origin;
-use super::server::standby_condition;
+use self::grant::{GrantState, position};
+use self::tag_generation::is_generation;
 use super::watermark::Names;
 use crate::change::Lsn;
 use crate::key::CacheKey;
 use crate::mutant::{self, Mutant};
+pub use contents::{Found, Generations, KeyContents};
 pub use envelope::{Envelope, Token};
+pub use grant::Grant;
+pub use tag_generation::TagGeneration;
 
 const FILL: &str = include_str!("fill.lua");
 const JOIN: &str = include_str!("join.lua");
+const PRUNE: &str = include_str!("prune.lua");
 const RELEASE: &str = include_str!("release.lua");
 const VERSION: &str = concat!(include_str!("../decimal.lua"), include_str!("version.lua"));
+
+/// How many members of a set are looked at when a key joins it. On average, dead members are at
+/// most a quarter of a set.
+const LOOKED_AT: usize = 4;
 
 /// Reads and fills the leased keys of one namespace. The caller gives the connection.
 #[derive(Debug)]
@@ -44,36 +59,13 @@ pub struct Leases {
     compares: AtomicBool,
 }
 
-/// What a read found.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Found {
-    /// A value that may be served.
-    Value(Envelope),
-    /// A value from before the position that the reader has seen: wait for a newer one, or read the
-    /// primary and do not fill.
-    TooOld(Envelope),
-    /// Nothing, and the reader may fill it.
-    Granted(Grant),
-    /// Another reader is filling it: wait, or read without filling.
-    Busy,
-    /// Neither a value nor a lease: another application writes to this key. Read without filling.
-    Foreign,
-}
-
-/// The right to fill a key once.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Grant {
-    key: CacheKey,
-    token: Token,
-    /// A value that is read now contains every commit up to this position.
-    pub lo: Lsn,
-    /// The position that a replica must have replayed before it may be read for this fill. None: no
-    /// replica may be read, because Redis does not know up to where invalidations are in force.
-    pub started: Option<Lsn>,
-    /// The history that both positions belong to. None: no server may be read for this fill. A
-    /// primary may be read if [`super::server::ServerIdentity::is_of`] says so, which need be asked
-    /// once for each connection.
-    pub origin: Option<Origin>,
+/// What a key joined.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Joined {
+    /// The tags, with the generations that the value must name.
+    pub tags: Vec<TagGeneration>,
+    /// A few members of each set, for [`Leases::prune`].
+    looked_at: Vec<(CacheKey, Vec<Vec<u8>>)>,
 }
 
 impl Leases {
@@ -98,10 +90,12 @@ impl Leases {
         let mut look = Pipeline::new();
         look.add_command(get(&self.names.applied)).add_command(get(key));
         let (applied, held): (Option<String>, Value) = look.query_async(connection).await?;
-        match Found::of(&held, position(applied.as_deref()), min)? {
-            Some(found) => Ok(found),
-            None => self.ask(connection, key, min).await,
+        match self.contents(connection, &held, position(applied.as_deref()), min).await? {
+            KeyContents::Found(found) => return Ok(found),
+            KeyContents::Nothing | KeyContents::Unverified(_) => {}
+            KeyContents::Outdated(value) => self.discard(connection, key, &value).await?,
         }
+        self.ask(connection, key, min).await
     }
 
     /// Asks for the lease of a key that held nothing.
@@ -122,8 +116,15 @@ impl Leases {
         let mut grant = Pipeline::new();
         grant.add_command(ask).add_command(self.progress());
         let (held, progress): (Value, GrantState) = grant.query_async(connection).await?;
-        let found = Found::of(&held, position(progress.0.as_deref()), min)?;
-        Ok(found.unwrap_or_else(|| Found::Granted(Grant::new(key, token, progress))))
+        match self.contents(connection, &held, position(progress.0.as_deref()), min).await? {
+            KeyContents::Nothing => Ok(Found::Granted(Grant::new(key, token, progress))),
+            KeyContents::Found(found) => Ok(found),
+            KeyContents::Unverified(_) => Ok(Found::Busy),
+            KeyContents::Outdated(value) => {
+                self.discard(connection, key, &value).await?;
+                Ok(Found::Busy)
+            }
+        }
     }
 
     /// The right to replace a value that was just read, by the value's own nonce. Several readers
@@ -186,30 +187,6 @@ impl Leases {
         fill.query_async(connection).await
     }
 
-    /// Joins the sets of tags by which rules find the key. Must be called after the grant and
-    /// before the database is read, or an invalidation in between finds neither lease nor value.
-    /// The sets live as long as the value can, which is `ttl` from the fill.
-    ///
-    /// # Errors
-    ///
-    /// Redis's; do not fill then.
-    pub async fn join(
-        &self,
-        connection: &mut impl ConnectionLike,
-        grant: &Grant,
-        tags: &[CacheKey],
-        ttl: Duration,
-    ) -> Result<(), RedisError> {
-        let mut join = Pipeline::new();
-        for tag in tags {
-            let mut one = redis::cmd("EVAL");
-            // A fill comes before the lease ends, however long the database takes.
-            one.arg(JOIN).arg(1).arg(tag.as_bytes()).arg(grant.key.as_bytes()).arg(millis(ttl + self.lease));
-            join.add_command(one);
-        }
-        join.exec_async(connection).await
-    }
-
     /// The number under a version key, which becomes part of the keys that depend on it. Read it
     /// before the database. If there is none, it begins at `started`, because any lower number may
     /// have been in use before it was evicted. It lives for `ttl` unless it is bumped; give the
@@ -230,6 +207,92 @@ impl Leases {
         version.query_async(connection).await
     }
 
+    /// Joins tags: reads or makes the generation of each, and adds the key to its set. `sets` are
+    /// the full names of the sets. Must be called after the grant and before the database is read:
+    /// a generation that is read later could hide an invalidation in between. Generation and set
+    /// live as long as the value can, which is `ttl` from the fill.
+    ///
+    /// # Errors
+    ///
+    /// Redis's; do not fill then.
+    pub async fn join(
+        &self,
+        connection: &mut impl ConnectionLike,
+        grant: &Grant,
+        sets: &[CacheKey],
+        ttl: Duration,
+    ) -> Result<Joined, RedisError> {
+        let mut join = Pipeline::new();
+        for set in sets {
+            let mut one = redis::cmd("EVAL");
+            one.arg(JOIN).arg(2).arg(self.names.generation_of(set).as_bytes()).arg(set.as_bytes());
+            // A fill comes before the lease ends, however long the database takes.
+            one.arg(grant.key.as_bytes()).arg(millis(ttl + self.lease)).arg(Token::new_generation()).arg(LOOKED_AT);
+            join.add_command(one);
+        }
+        let replies: Vec<(String, Vec<Vec<u8>>)> = join.query_async(connection).await?;
+        let mut joined = Joined::default();
+        for (set, (generation, members)) in sets.iter().zip(replies) {
+            if !is_generation(generation.as_bytes()) {
+                return Err((redis::ErrorKind::UnexpectedReturnType, "a tag has a generation of another form").into());
+            }
+            joined.tags.push(TagGeneration { tag: self.names.tag(set).to_vec(), generation });
+            joined.looked_at.push((set.clone(), members));
+        }
+        Ok(joined)
+    }
+
+    /// Removes those members of the joined sets that were looked at and whose keys do not exist.
+    /// Nothing depends on it but the size of the sets. It may run while the database is read.
+    ///
+    /// # Errors
+    ///
+    /// Redis's, which may be ignored.
+    pub async fn prune(&self, connection: &mut impl ConnectionLike, joined: &Joined) -> Result<(), RedisError> {
+        let mut prune = Pipeline::new();
+        for (set, members) in joined.looked_at.iter().filter(|(_, members)| !members.is_empty()) {
+            let mut one = redis::cmd("EVAL");
+            one.arg(PRUNE).arg(members.len() + 1).arg(set.as_bytes()).arg(members);
+            prune.add_command(one);
+        }
+        if prune.is_empty() { Ok(()) } else { prune.exec_async(connection).await }
+    }
+
+    /// Deletes a value that must not be served, unless another one has taken its place.
+    ///
+    /// # Errors
+    ///
+    /// Redis's; read the primary without filling then.
+    pub async fn discard(
+        &self,
+        connection: &mut impl ConnectionLike,
+        key: &CacheKey,
+        value: &Envelope,
+    ) -> Result<(), RedisError> {
+        let mut discard = redis::cmd("EVAL");
+        discard.arg(RELEASE).arg(1).arg(key.as_bytes()).arg(value.nonce.prefix());
+        discard.exec_async(connection).await
+    }
+
+    /// What a key holds, and whether its tags still have their generations.
+    async fn contents(
+        &self,
+        connection: &mut impl ConnectionLike,
+        held: &Value,
+        applied: Option<Lsn>,
+        min: Option<Lsn>,
+    ) -> Result<KeyContents, RedisError> {
+        let contents = KeyContents::of(held, applied, min, &Generations::default())?;
+        let KeyContents::Unverified(value) = contents else { return Ok(contents) };
+        let mut get = redis::cmd("MGET");
+        let tags: Vec<_> = value.tags.into_iter().map(|tag| tag.tag).collect();
+        for tag in &tags {
+            get.arg(self.names.generation(tag).as_bytes());
+        }
+        let replies: Vec<Value> = get.query_async(connection).await?;
+        KeyContents::of(held, applied, min, &Generations::new(tags, replies))
+    }
+
     /// Gives a lease back unused, so that the next reader need not wait until it ends. Call it
     /// after an error.
     ///
@@ -246,104 +309,8 @@ impl Leases {
     }
 }
 
-/// `applied`, `started` and `origin`, from one moment.
-type GrantState = (Option<String>, Option<String>, Option<String>);
-
-impl Grant {
-    fn new(key: &CacheKey, token: Token, (applied, started, origin): GrantState) -> Self {
-        Self {
-            key: key.clone(),
-            token,
-            lo: position(applied.as_deref()).unwrap_or_default(),
-            started: position(started.as_deref()),
-            origin: origin.as_deref().and_then(Origin::decode),
-        }
-    }
-
-    /// Reads the value from a replica, if it belongs to the history of the grant, and has replayed
-    /// everything that the fill and the reader rely on. None if not: read the primary. `sql`
-    /// returns one row.
-    ///
-    /// Both statements go over this client, and so to one server. They must not share a `REPEATABLE
-    /// READ` transaction: the second would see what the first saw, and the check would prove
-    /// nothing.
-    ///
-    /// # Errors
-    ///
-    /// The replica's; read the primary then.
-    pub async fn read_replica(
-        &self,
-        replica: &Client,
-        min: Option<Lsn>,
-        sql: &str,
-        parameters: &[&(dyn ToSql + Sync)],
-    ) -> Result<Option<Row>, tokio_postgres::Error> {
-        if mutant::is(Mutant::ReplicaCheckTooLate)
-            && let Some(check) = self.replica_check(min)
-        {
-            let row = replica.query_one(&format!("select q.*, {check} from ({sql}) q"), parameters).await?;
-            return Ok(row.get::<_, bool>(row.len() - 1).then_some(row));
-        }
-        if !self.is_covered_by(replica, min).await? {
-            return Ok(None);
-        }
-        replica.query_one(sql, parameters).await.map(Some)
-    }
-
-    /// Whether a statement that begins now on this replica sees everything that the fill and the
-    /// reader rely on. Ask on the connection that will read, before the statement that reads.
-    ///
-    /// # Errors
-    ///
-    /// The replica's; read the primary then.
-    pub async fn is_covered_by(&self, replica: &Client, min: Option<Lsn>) -> Result<bool, tokio_postgres::Error> {
-        let Some(check) = self.replica_check(min) else { return Ok(false) };
-        let answer = replica.simple_query(&format!("select coalesce({check}, false)")).await?;
-        Ok(answer.iter().any(|message| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some("t"))))
-    }
-
-    fn replica_check(&self, min: Option<Lsn>) -> Option<String> {
-        let position = self.started?.max(min.unwrap_or_default());
-        let mut check = format!("pg_is_in_recovery() and pg_last_wal_replay_lsn() >= '{position}'::pg_lsn");
-        if !mutant::is(Mutant::ReplicaWithoutHistory) {
-            check = format!("{check} and {}", standby_condition(self.origin.as_ref()?)?);
-        }
-        Some(check)
-    }
-}
-
-impl Found {
-    /// What a key holds that was read together with `applied`, or after it. None if it holds
-    /// nothing. With `min`, a value must contain every commit up to that position.
-    ///
-    /// # Errors
-    ///
-    /// The reply of Redis is not text.
-    pub fn of(held: &Value, applied: Option<Lsn>, min: Option<Lsn>) -> Result<Option<Self>, RedisError> {
-        let copied: Vec<u8>;
-        let bytes = match held {
-            Value::Nil => return Ok(None),
-            Value::BulkString(bytes) => bytes,
-            other => {
-                copied = redis::from_redis_value_ref(other)?;
-                &copied
-            }
-        };
-        if Token::is_lease_text(bytes) {
-            return Ok(Some(Self::Busy));
-        }
-        let Some(value) = Envelope::decode(bytes) else { return Ok(Some(Self::Foreign)) };
-        let new_enough = min.is_none_or(|min| applied.is_some_and(|applied| applied >= min) || value.lo >= min);
-        Ok(Some(if new_enough { Self::Value(value) } else { Self::TooOld(value) }))
-    }
-}
-
 fn get(key: &CacheKey) -> Cmd {
     redis::cmd("GET").arg(key.as_bytes()).clone()
-}
-
-fn position(text: Option<&str>) -> Option<Lsn> {
-    text.and_then(Lsn::from_fixed_hex)
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -155,8 +155,8 @@ fn every_key_in_redis_is_described() {
     };
     let mut known = words_in(&["src/coherence/watermark.rs"], &["state("]);
     let names = Names::new("", "slot");
-    let more =
-        [names.limit("name", "who"), names.touched("session")].map(|key| key.to_string().replace(['{', '}'], ""));
+    let more = [names.limit("name", "who"), names.touched("session"), names.generation(b"name")];
+    let more = more.map(|key| key.to_string().replace(['{', '}'], ""));
     known.extend(more.iter().filter_map(|key| Some(key.strip_prefix("unstale:slot:")?.split(':').next()?.to_owned())));
     assert!(known.contains("applied") && known.contains("limit"), "{known:?}");
     assert_eq!(differences("key", &state(&section(&page, "Keys").unwrap()), &known), Vec::<String>::new());

@@ -4,6 +4,7 @@
 
 use std::thread;
 
+use redis::Commands as _;
 use unstale::mutant::Mutant;
 
 use super::{Finding, LOCK, RULES, UNLOCK, WAITS, check, epochs, findings, world};
@@ -107,5 +108,37 @@ fn replica_without_history() {
         wait_until(EVENT_MAX, "it is ahead", || api.world.value_on(&behind, &replayed) == "true");
         assert_eq!(api.get("/held/u1").status, 200);
         findings(&api.world, &before, "v1:held:u1", HELD)
+    });
+}
+
+/// 1. A reader fills a value that only its tag finds.
+/// 2. Redis evicts the set of the tag.
+/// 3. A writer changes u1, and the change is in force.
+///
+/// The mutant serves the value, although a rule removes it by its tag: it does not ask for the
+/// generation that the value names.
+#[test]
+fn tags_by_set() {
+    const TAGGED: &str = r#"
+  tagged:
+    path: /tagged/{id}
+    key: "tagged:{id}"
+    tags: "user:{id}"
+    sql: select to_json(u.name) from users u where u.id = $1
+"#;
+    let rules = RULES.replace(", REPLICA", "").replace("\"held:{id}\"]}", "\"held:{id}\"], tags: \"user:{id}\"}");
+    check(Mutant::TagsBySet, &Finding::ServedTooOld("v1:tagged:u1"), |mutant| {
+        let mut world = World::with_rules(&format!("{rules}{TAGGED}"));
+        world.mutant = mutant;
+        world.run_ok(&["setup"]);
+        let api = Api::run(world, &[]);
+        let before = epochs(&api.world);
+        api.warm("/tagged/u1");
+        let _: () = api.world.redis().del("v1:tag:user:u1").unwrap();
+        api.world.sql("update users set name = 'new' where id = 'u1'");
+        api.world.settle();
+        let is_old = api.get("/tagged/u1").text() != "\"new\"";
+        let found = findings(&api.world, &before, "v1:held:u1", HELD);
+        is_old.then_some(Finding::ServedTooOld("v1:tagged:u1")).into_iter().chain(found).collect()
     });
 }

@@ -92,7 +92,8 @@ fn fill(world: &World, key: &str, sql: &str) {
             Found::Granted(grant) => {
                 let body = world.client.query_one(sql, &[]).await.unwrap().get::<_, String>(0).into_bytes();
                 let nonce = Token::of_new_value();
-                let value = Envelope { nonce, lo: grant.lo, stored_at: 0, soft_ttl: 0, etag: String::new(), body };
+                let (etag, tags) = (String::new(), Vec::new());
+                let value = Envelope { nonce, lo: grant.lo, stored_at: 0, soft_ttl: 0, etag, tags, body };
                 assert!(leases.fill(&mut redis, &grant, &value, Duration::from_secs(3600)).await.unwrap());
             }
             Found::Value(_) => {}

@@ -125,7 +125,7 @@ impl Fault {
             None => pick(&ORDINARY, random),
             Some(Mutant::NoWatch) => Self::Ddl(Ddl::draw(random)),
             Some(Mutant::NoGate) => Self::StuckCommits,
-            Some(Mutant::NoLease | Mutant::CursorOverIds) => pick(&ORDINARY, random),
+            Some(Mutant::NoLease | Mutant::CursorOverIds | Mutant::TagsBySet) => pick(&ORDINARY, random),
             // Time has to pass between the claim and the moment at which everything is in force.
             Some(Mutant::EagerWatermark) => pick(&[Self::SlowPostgres, Self::SlowRedis, Self::OneBytePostgres], random),
             Some(Mutant::AckBeforeRedis | Mutant::EagerKeepalive | Mutant::CommitBeforeRedis) => {

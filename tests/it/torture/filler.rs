@@ -113,12 +113,14 @@ async fn fill_once(state: &RunState, connections: &mut Connections, random: &mut
         _ => return Some(()),
     };
     stall(random).await;
+    let mut tags = Vec::new();
     if let Some(tag) = &query.tag {
-        let joined = redis::cmd("SADD").arg(tag.as_bytes()).arg(query.key.as_bytes()).exec_async(&mut redis).await;
-        if joined.is_err() {
+        let Ok(joined) = state.leases.join(&mut redis, &grant, std::slice::from_ref(tag), TTL).await else {
             return state.leases.release(&mut redis, grant).await.ok();
-        }
+        };
         stall(random).await;
+        state.leases.prune(&mut redis, &joined).await.ok()?;
+        tags = joined.tags;
     }
     let Some(body) = read(connections, &grant, &query.sql, random).await else {
         // Errors are never cached.
@@ -131,6 +133,7 @@ async fn fill_once(state: &RunState, connections: &mut Connections, random: &mut
         stored_at: 0,
         soft_ttl: 0,
         etag: String::new(),
+        tags,
         body: body.into_bytes(),
     };
     let stored = state.leases.fill(&mut redis, &grant, &value, TTL).await.ok()?;
@@ -183,6 +186,11 @@ async fn evict(state: Arc<RunState>, mut random: StdRng) {
         }
         if let Some(connection) = &mut redis {
             let mut evict = redis::cmd("DEL");
+            let tag = tagged(random.random_range(0..GROUPS)).tag;
+            let lost = [tag.clone(), tag.map(|tag| state.names.generation_of(&tag))];
+            for lost in lost.into_iter().flatten().filter(|_| random.random_range(0..8) == 0) {
+                evict.arg(lost.as_bytes());
+            }
             for _ in 0..8 {
                 let any = random.random_range(1..=ITEMS);
                 let key = match random.random_range(0..14) {

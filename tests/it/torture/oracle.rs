@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use redis::AsyncCommands as _;
+use redis::aio::MultiplexedConnection;
 use tokio::task::JoinHandle;
 use unstale::change::Lsn;
 use unstale::coherence::lease::Envelope;
@@ -31,8 +32,13 @@ pub(super) async fn compare(cluster: &Cluster) -> (u64, Vec<String>) {
     }
     let keys: Vec<_> = queries.iter().map(|query| query.key.as_bytes()).collect();
     let held: Vec<Option<Vec<u8>>> = redis.mget(keys).await.unwrap();
-    let cached: Vec<_> =
-        queries.iter().zip(held).filter_map(|(query, held)| Some((query, Envelope::decode(&held?)?))).collect();
+    let decoded = queries.iter().zip(held).filter_map(|(query, held)| Some((query, Envelope::decode(&held?)?)));
+    let mut cached = Vec::new();
+    for (query, value) in decoded {
+        if is_servable(&cluster.targets.state, &mut redis, &value).await {
+            cached.push((query, value));
+        }
+    }
     let all: Vec<_> = cached.iter().map(|(query, _)| format!("({})", query.sql)).collect();
     if all.is_empty() {
         return (0, Vec::new());
@@ -47,6 +53,17 @@ pub(super) async fn compare(cluster: &Cluster) -> (u64, Vec<String>) {
         }
     }
     (cached.len() as u64, stale)
+}
+
+/// Whether each tag of a value still has the generation that the value names.
+async fn is_servable(state: &RunState, redis: &mut MultiplexedConnection, value: &Envelope) -> bool {
+    for tag in &value.tags {
+        let held: Option<String> = redis.get(state.names.generation(&tag.tag).as_bytes()).await.unwrap();
+        if held.as_ref() != Some(&tag.generation) {
+            return false;
+        }
+    }
+    true
 }
 
 /// Compares cached values while the run goes on: none may be older than what `applied` or `asof`
@@ -70,7 +87,7 @@ pub(super) fn start_sampler(state: &Arc<RunState>) -> JoinHandle<()> {
     })
 }
 
-async fn sample(state: &RunState, redis: &mut redis::aio::MultiplexedConnection) -> Option<()> {
+async fn sample(state: &RunState, redis: &mut MultiplexedConnection) -> Option<()> {
     let mut look = redis::pipe();
     // The watermarks are read first, so the values are at least as new.
     look.cmd("MGET").arg(state.names.applied.as_bytes()).arg(state.names.asof.as_bytes()).cmd("MGET");

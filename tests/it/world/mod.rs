@@ -7,4 +7,5 @@ mod installing;
 mod pace;
 mod servers;
 mod tables;
+mod tags;
 mod text;

@@ -47,8 +47,7 @@ async fn ask(file: &ConfigFile, address: &str, cache: &mut RedisFindings) -> Res
     let mut server = RedisProbe::open(&file.settings.redis).await?;
     if let Some(facts) = unless_forbidden(server.facts().await)? {
         judge(&facts, address, findings);
-        let has_tags = file.rules.rules().iter().flat_map(Rule::actions).any(|(kind, _)| kind == ActionKind::Tag);
-        eviction(&facts, has_tags, address, findings);
+        eviction(&facts, address, findings);
     }
     permissions(file, &mut server, address, findings).await?;
     let mut samples = Vec::new();
@@ -109,8 +108,9 @@ fn judge(facts: &RedisFacts, address: &str, findings: &mut Findings) {
     findings.pass_or("no cluster", cluster);
 }
 
-/// Whether the eviction policy fits the rules.
-fn eviction(facts: &RedisFacts, has_tags: bool, address: &str, findings: &mut Findings) {
+/// Whether the eviction policy lets values be written. Whatever Redis evicts, no older value is
+/// served: what is missing counts as unknown.
+fn eviction(facts: &RedisFacts, address: &str, findings: &mut Findings) {
     const FIX: &str = "CONFIG SET maxmemory-policy volatile-lru";
     const COST: &str = "takes effect at once; write it to redis.conf as well";
     let (Some(policy), Some(limit)) = (facts.eviction.as_deref(), facts.memory_max) else { return };
@@ -122,14 +122,6 @@ fn eviction(facts: &RedisFacts, has_tags: bool, address: &str, findings: &mut Fi
             let message = format!("Redis at {address} evicts nothing when it is full (maxmemory-policy noeviction)");
             let why = "a full Redis then refuses what `set`, `stream` and readers write; deletes are accepted";
             Some(Finding::warning("redis-eviction", message).why(why).statement(Stage::Redis, FIX, COST))
-        }
-        policy if has_tags && policy.starts_with("allkeys-") => {
-            let message = format!("Redis at {address} may evict the sets of `tags` (maxmemory-policy {policy})");
-            let why =
-                "keys whose set was evicted are no longer found by their tag, and stay stale until their ttl ends";
-            let fix = "evict with volatile-lru and give every cached value a ttl, or use version keys (`bump`)";
-            let finding = Finding::warning("redis-eviction", message).why(why).fix(fix);
-            Some(finding.statement(Stage::Redis, FIX, COST))
         }
         _ => None,
     };
@@ -239,21 +231,20 @@ mod tests {
 
     #[test]
     fn a_server_is_judged_by_what_it_says() {
-        let check = |facts: &RedisFacts, has_tags: bool, expected: &[&str]| {
+        let check = |facts: &RedisFacts, expected: &[&str]| {
             let mut findings = Findings::default();
             judge(facts, "h:1", &mut findings);
-            eviction(facts, has_tags, "h:1", &mut findings);
+            eviction(facts, "h:1", &mut findings);
             let ids: Vec<_> = findings.found.iter().map(|finding| finding.id).collect();
             assert_eq!(ids, expected, "{facts:?}");
         };
         let sound = || RedisFacts { version: "7.0.15".to_owned(), memory_max: Some(0), ..RedisFacts::default() };
-        check(&sound(), true, &[]);
-        check(&RedisFacts { version: "6.2.1".to_owned(), ..sound() }, true, &["redis-version"]);
-        check(&RedisFacts { replica: true, cluster: true, ..sound() }, true, &["redis-replica", "redis-cluster"]);
+        check(&sound(), &[]);
+        check(&RedisFacts { version: "6.2.1".to_owned(), ..sound() }, &["redis-version"]);
+        check(&RedisFacts { replica: true, cluster: true, ..sound() }, &["redis-replica", "redis-cluster"]);
         let evicting = |policy: &str| RedisFacts { memory_max: Some(1), eviction: Some(policy.to_owned()), ..sound() };
-        check(&evicting("noeviction"), false, &["redis-eviction"]);
-        check(&evicting("allkeys-lru"), false, &[]);
-        check(&evicting("allkeys-lru"), true, &["redis-eviction"]);
-        check(&evicting("volatile-lru"), true, &[]);
+        check(&evicting("noeviction"), &["redis-eviction"]);
+        // Whatever is evicted of tags, no older value is served.
+        ["allkeys-lru", "volatile-lru"].iter().for_each(|policy| check(&evicting(policy), &[]));
     }
 }
