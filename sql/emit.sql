@@ -16,22 +16,31 @@ create or replace function unstale.emit(name text, payload jsonb default '{}') r
   language plpgsql volatile parallel unsafe security definer
   set search_path = pg_catalog, pg_temp
 as $emit$
+declare
+  content text := coalesce(payload, '{}')::text;
 begin
   if name is null or name = '' then
     raise exception 'unstale.emit: an event needs a name'
       using errcode = 'invalid_parameter_value', hint = 'call it as select unstale.emit(''product.updated'', ''{"id": 7}'')';
   end if;
+  if octet_length(name) > 1024 then
+    raise exception 'unstale.emit: the name of an event has at most 1024 bytes' using errcode = 'invalid_parameter_value';
+  end if;
   if jsonb_typeof(coalesce(payload, '{}')) <> 'object' then
     raise exception 'unstale.emit: the payload of % is not a JSON object', name
       using errcode = 'invalid_parameter_value', hint = 'call it as select unstale.emit(''product.updated'', ''{"id": 7}'')';
   end if;
+  if octet_length(content) > 1048576 then
+    -- A daemon takes its fields for unknown, and deletes everything that its rules can name.
+    content := null;
+  end if;
   if current_setting('wal_level') = 'logical' then
     -- PostgreSQL does not convert the encoding of messages, so this one is always UTF-8.
     perform pg_logical_emit_message(true, 'unstale.event',
-      convert_to(json_build_object('name', name, 'payload', coalesce(payload, '{}'))::text, 'UTF8'));
+      convert_to(json_build_object('name', name, 'payload', content::json)::text, 'UTF8'));
   end if;
   if to_regclass('unstale.outbox') is not null then
-    insert into unstale.outbox (op, new) values ('e', array[name, coalesce(payload, '{}')::text]);
+    insert into unstale.outbox (op, new) values ('e', array[name, content]);
     if pg_sequence_last_value('unstale.bell'::regclass) = 2 then
       perform unstale.ring();
     end if;

@@ -15,7 +15,7 @@
 //!
 //! In reading order:
 //!
-//! - [`change`], [`catalog`], [`key`], [`nearest`], [`plan`]: the vocabulary. No I/O.
+//! - [`change`], [`catalog`], [`key`], [`limits`], [`nearest`], [`plan`]: the vocabulary. No I/O.
 //! - [`causes`]: prints an error with its causes.
 //! - [`backoff`]: when to try again, and when to say so.
 //! - [`redis`]: how to reach Redis.
@@ -44,6 +44,7 @@
 pub mod catalog;
 pub mod change;
 pub mod key;
+pub mod limits;
 pub mod nearest;
 pub mod plan;
 

@@ -15,6 +15,7 @@ use crate::change::TableName;
 use crate::config::Mode;
 use crate::draft::{Draft, DraftError, DraftInput, setup_comment};
 use crate::postgres::catalog;
+use crate::postgres::lossy_text::{LossyText, strings};
 use crate::postgres::{self, Address};
 use crate::rules::Widening;
 
@@ -81,8 +82,8 @@ pub(super) async fn run(config: &Path, args: InitArgs) -> Result<(), Failure> {
 async fn survey(client: &Client) -> Result<DraftInput, Failure> {
     let mut survey = DraftInput { catalog: catalog::read(client).await?, ..DraftInput::default() };
     for row in client.query(DEPENDENT_AND_GENERATED, &[]).await? {
-        let table = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
-        let generated: Vec<String> = row.get(3);
+        let table = TableName::new(row.get::<_, LossyText>(0).0, row.get::<_, LossyText>(1).0);
+        let generated = strings(row.get(3));
         survey.generated.extend(generated.into_iter().map(|column| (table.clone(), column)));
         if row.get(2) {
             survey.dependent.insert(table);

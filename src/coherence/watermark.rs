@@ -68,6 +68,8 @@ pub struct Names {
     /// How many dead letters there were, by rule: a hash. Those for which the stream has no room
     /// are counted too.
     pub failures: CacheKey,
+    /// How often what a rule names was above a limit, by rule: a hash.
+    pub widened: CacheKey,
     /// The last position that was added to each stream, by the stream's name: a hash.
     pub streams: CacheKey,
     /// What is remembered of the database's catalog: the state of each table and view of the rules
@@ -109,6 +111,7 @@ impl Names {
             recent: state("recent"),
             dead: state("dead"),
             failures: state("failures"),
+            widened: state("widened"),
             streams: state("streams"),
             catalog: state("catalog"),
             catalog_changes: state("catalog-changes"),

@@ -25,7 +25,7 @@ use crate::coherence::gate::Snapshot;
 use crate::coherence::marks::Marks;
 use crate::coherence::progress::{Progress, Ticket};
 use crate::mutant::{self, Mutant};
-use crate::plan::Plan;
+use crate::plan::{Plan, RuleId};
 use crate::rules::{PlanError, Planner};
 use crate::sink::{Batch, DueDeletes};
 use crate::source::outbox::claim::ClaimedTransaction;
@@ -114,6 +114,11 @@ impl Batcher {
         self.resumed_at = self.started;
     }
 
+    /// Counts a session that takes values as the database has them.
+    pub(super) fn count_as_stored(&mut self) {
+        self.waiting.plan.widen(RuleId::NONE);
+    }
+
     /// Takes an event of the slot.
     pub(super) fn take(&mut self, event: SourceEvent, now: Instant) -> Result<(), PlanError> {
         match event {
@@ -126,14 +131,11 @@ impl Batcher {
                 self.intake.change(&change, None, &mut self.waiting)?;
             }
             SourceEvent::Ddl => self.intake.ddl(),
-            SourceEvent::Commit { end_lsn } => {
-                self.commit(end_lsn, end_lsn);
+            SourceEvent::Commit { end_lsn } => _ = self.commit(end_lsn, end_lsn),
+            SourceEvent::Progress { wal_end } if self.intake.xid().is_none() => {
+                self.record_due |= self.progress.reached(wal_end);
             }
-            SourceEvent::Progress { wal_end } => {
-                if self.intake.xid().is_none() {
-                    self.record_due |= self.progress.reached(wal_end);
-                }
-            }
+            SourceEvent::Progress { .. } => {}
         }
         Ok(())
     }
@@ -152,13 +154,15 @@ impl Batcher {
         let begin = Begin { xid, commit_lsn: position.just_before(), at: transaction.at };
         self.intake.begin(begin, true, &mut self.waiting);
         for (id, event) in &transaction.events {
+            for change in event.changes() {
+                self.catalog.note_truncate(change);
+                self.intake.change(change, Some(*id), &mut self.waiting)?;
+            }
             match event {
-                EntryEvent::Change(change) => {
-                    self.catalog.note_truncate(change);
-                    self.intake.change(change, Some(*id), &mut self.waiting)?;
-                }
+                EntryEvent::TooLong(_) => self.waiting.plan.widen(RuleId::NONE),
                 EntryEvent::Unknown(change) => self.intake.unknown_change(change, position, &mut self.waiting),
                 EntryEvent::Ddl => self.intake.ddl(),
+                EntryEvent::Change(_) | EntryEvent::Events(_) => {}
             }
         }
         if transaction.first <= again_to {

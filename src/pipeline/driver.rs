@@ -32,6 +32,9 @@ use crate::watch::{Observation, Observer};
 /// How often the session looks after what no event announces.
 const TICK_EVERY: Duration = Duration::from_millis(100);
 
+/// How long at least values are taken as the database has them, before they are converted again.
+const AS_STORED_FOR: Duration = Duration::from_secs(10);
+
 /// One session and its I/O.
 pub(super) struct Driver<'a> {
     settings: &'a Settings,
@@ -47,6 +50,8 @@ pub(super) struct Driver<'a> {
     observer: Arc<Observer>,
     observing: Running<Result<Observation, SessionError>>,
     slow: SlowRun,
+    /// When values are to be converted again, if they are not.
+    converts_at: Option<Instant>,
 }
 
 impl<'a> Driver<'a> {
@@ -60,14 +65,17 @@ impl<'a> Driver<'a> {
         sink: Box<Sink>,
         drain_max: Duration,
     ) -> Self {
-        let OpenSource { feed, primary, present } = source;
+        let OpenSource { feed, primary, present, as_stored } = source;
         let liveness = sink.liveness();
         let worker = SlowWorker::new(Arc::clone(planner.rules()), settings, Arc::clone(&primary), sink.sweeper());
         let (slot_from, reader) = match &feed {
             Feed::Slot(_) => (Some(present.slot), None),
             Feed::Outbox(outbox) => (None, Some(outbox.reader())),
         };
-        let batcher = Batcher::new(planner, settings.max_keys, settings.mode == Mode::Outbox);
+        let mut batcher = Batcher::new(planner, settings.max_keys, settings.mode == Mode::Outbox);
+        if as_stored {
+            batcher.count_as_stored();
+        }
         let limits = SessionLimits { redis_down_max: settings.redis_down_max, drain_max };
         let mut sinking = Running::default();
         let mode = match settings.mode {
@@ -92,6 +100,7 @@ impl<'a> Driver<'a> {
             observer: Arc::new(observer),
             observing: Running::default(),
             slow: SlowRun::new(worker),
+            converts_at: as_stored.then(|| Instant::now() + AS_STORED_FOR),
         }
     }
 
@@ -147,6 +156,9 @@ impl<'a> Driver<'a> {
             let is_tick = matches!(event, Event::Tick { .. });
             self.session.apply(event, Instant::now())?;
             if is_tick {
+                if self.converts_at.is_some_and(|at| at <= Instant::now()) && self.session.batcher().is_drained() {
+                    return Err(SessionError::Converts);
+                }
                 let reads = self.session.reads();
                 self.feed.on_tick(self.session.batcher(), reads)?;
             }

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use crate::coherence::primary::PrimaryError;
-use crate::postgres::{ConnectError, ServerError, StatementError, UNDEFINED_OBJECT};
+use crate::postgres::{ConnectError, ServerError, StatementError, UNDEFINED_OBJECT, session};
 use crate::rules::PlanError;
 use crate::sink::NameTaken;
 use crate::source::outbox::entry::OutboxError;
@@ -91,6 +91,9 @@ pub enum SessionError {
     /// The dataset in Redis may not be the one whose history was proven.
     #[error("Redis was replaced, lost writes, or another daemon writes to it")]
     Unproven,
+    /// What could not be converted is in force, so values are converted again.
+    #[error("what could not be converted to UTF-8 is passed")]
+    Converts,
     /// Another service uses the name in Redis.
     #[error(transparent)]
     NameTaken(#[from] NameTaken),
@@ -147,12 +150,29 @@ pub struct RunError {
 }
 
 impl SessionError {
+    /// Whether a text of the database has no equivalent in UTF-8, or is not valid in its encoding.
+    pub(super) fn is_not_convertible(&self) -> bool {
+        let error = match self {
+            Self::Replication(ConnectionError::Server(error))
+            | Self::Outbox(OutboxError::Statement(StatementError::Refused(error))) => error,
+            _ => return false,
+        };
+        session::NOT_CONVERTIBLE.contains(&error.sqlstate.as_str())
+    }
+
     /// The table: for each error, what the daemon does and what the operator can do.
     pub(super) fn policy(&self) -> Policy {
         use Fault::{Change, Configuration};
         use Reaction::{CompareHistories, Reconnect, RecreateSlot, StandBy, Stop, StopAtStart};
         let (reaction, advice) = match self {
             Self::Connect(error) | Self::Primary(PrimaryError::Connect(error)) => return connect_policy(error),
+            _ if self.is_not_convertible() => (
+                Reconnect,
+                Some(
+                    "meanwhile values that are not ASCII count as not known, so rules that name them delete by pattern",
+                ),
+            ),
+            Self::Converts => (Reconnect, None),
             Self::Replication(ConnectionError::Server(error)) => match error.sqlstate.as_str() {
                 OBJECT_IN_USE => (StandBy, None),
                 // Until version 17 this is how PostgreSQL reports a publication gap.

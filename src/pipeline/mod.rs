@@ -137,6 +137,7 @@ impl Retry<'_> {
         earlier: &mut EarlierSessions,
     ) -> Result<(), RunError> {
         let Policy { reaction, advice } = error.policy();
+        earlier.as_stored = error.is_not_convertible();
         if let Some(fault) = reaction.stops(earlier.streamed) {
             return Err(RunError { fault, advice, source: Box::new(error) });
         }

@@ -51,6 +51,9 @@ pub struct Plan {
     /// What was removed already and only has to be announced.
     announced: Unique<Removal, RuleId>,
     dead_letters: DeadLetters,
+    /// How often more was removed, or less was sent, than a rule asked for, because something was
+    /// above a limit.
+    widened: BTreeMap<RuleId, u64>,
     transactions: Transactions,
     bytes: usize,
 }
@@ -157,6 +160,12 @@ impl Plan {
         self.bytes += self.dead_letters.push(letter);
     }
 
+    /// Counts that a rule removed more, or sent less, than it asked for, because something was
+    /// above a limit.
+    pub fn widen(&mut self, rule: RuleId) {
+        *self.widened.entry(rule).or_default() += 1;
+    }
+
     /// Adds one removal of any kind.
     pub fn remove(&mut self, rule: RuleId, removal: Removal) {
         match removal {
@@ -186,6 +195,9 @@ impl Plan {
         self.repeats.extend(other.repeats);
         self.announced.extend(other.announced);
         self.bytes += self.dead_letters.append(other.dead_letters);
+        for (rule, count) in other.widened {
+            *self.widened.entry(rule).or_default() += count;
+        }
     }
 
     /// Takes out slow work (lookups, patterns, sets), with the messages of the transactions that
@@ -256,6 +268,7 @@ impl Plan {
         }
         removals_of(&rules).into_iter().for_each(|(rule, removal)| self.remove(rule, removal));
         self.bytes += self.dead_letters.append(collapsed.dead_letters);
+        self.widened = collapsed.widened;
         collapsed.publishes.len() + collapsed.streams.len()
     }
 
@@ -331,7 +344,7 @@ impl Plan {
 
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0 && self.dead_letters.dropped().is_empty()
+        self.len() == 0 && self.dead_letters.dropped().is_empty() && self.widened.is_empty()
     }
 
     /// The keys to remove.
@@ -372,6 +385,12 @@ impl Plan {
     /// How many more dead letters there were than are kept, by rule.
     pub fn dead_letters_dropped(&self) -> &BTreeMap<RuleId, u64> {
         self.dead_letters.dropped()
+    }
+
+    /// How often each rule removed more, or sent less, than it asked for, because something was
+    /// above a limit.
+    pub fn widened(&self) -> &BTreeMap<RuleId, u64> {
+        &self.widened
     }
 
     /// Every op with the rule that asked first, in the order of application: removals and values,

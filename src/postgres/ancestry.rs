@@ -7,6 +7,7 @@ use std::collections::HashMap;
 
 use tokio_postgres::{Client, Error};
 
+use super::lossy_text::strings;
 use crate::change::{RelationId, TableName};
 
 /// The ancestors of a relation, as a partition or by inheritance, nearest first; whether no open
@@ -41,7 +42,7 @@ pub struct Ancestry {
 /// received may not be visible yet.
 pub async fn ancestry(client: &Client, relation: RelationId, types: &[u32]) -> Result<Ancestry, Error> {
     let row = client.query_one(QUESTION, &[&relation.oid(), &types]).await?;
-    let (schemas, tables): (Vec<String>, Vec<String>) = (row.get(1), row.get(2));
+    let (schemas, tables) = (strings(row.get(1)), strings(row.get(2)));
     let ancestors = schemas.into_iter().zip(tables).map(|(schema, table)| TableName::new(schema, table)).collect();
     let bases = row.get::<_, Vec<u32>>(4).into_iter().zip(row.get::<_, Vec<u32>>(5)).collect();
     Ok(Ancestry { ancestors, is_settled: row.get(3), snapshot: row.get(0), bases })

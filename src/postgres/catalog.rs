@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Error, Row};
 
+use super::lossy_text::{LossyText, strings};
 use crate::catalog::{Catalog, CatalogColumn, ForeignKey, Generation, Identity, Table, TableMember};
 use crate::change::{ColumnKind, RelationId, TableName};
 
@@ -31,7 +32,7 @@ pub async fn read(client: &Client) -> Result<Catalog, Error> {
     let path = client.query_one("select current_schemas(false)::text[]", &[]).await?;
     let relations = relations(client, None).await?;
     let all: Vec<_> = relations.iter().map(|relation| relation.id).collect();
-    Ok(Catalog { tables: tables(client, &relations, &all).await?, search_path: path.get(0) })
+    Ok(Catalog { tables: tables(client, &relations, &all).await?, search_path: strings(path.get(0)) })
 }
 
 /// Reads these tables, with their partitions and children. One that does not exist any more is left
@@ -49,6 +50,12 @@ pub async fn find(client: &Client, names: &[&TableName]) -> Result<Vec<Option<Re
     let rows = client.query(FIND, &[&schemas, &tables]).await?;
     let id = |row: &Row| Some(row.get::<_, u32>(0)).filter(|oid| *oid != 0).map(RelationId::new);
     Ok(rows.iter().map(id).collect())
+}
+
+/// A name that need not be UTF-8.
+fn table_name(row: &Row, schema: &str, name: &str) -> TableName {
+    let [LossyText(schema), LossyText(name)] = [row.get(schema), row.get(name)];
+    TableName::new(schema, name)
 }
 
 /// A table or one of its partitions or children, without its columns.
@@ -70,11 +77,14 @@ async fn relations(client: &Client, ids: Option<&[RelationId]>) -> Result<Vec<Re
     let rows = client.query(&statement, &[&ids]).await?;
     let relation = |row: &Row| RelationRow {
         id: RelationId::new(row.get("id")),
-        name: TableName::new(row.get::<_, String>("schema"), row.get::<_, String>("name")),
+        name: table_name(row, "schema", "name"),
         is_partitioned: row.get("partitioned"),
         is_partition: row.get("partition"),
         unlogged: row.get("unlogged"),
-        identity: identity(row.get::<_, i8>("identity"), row.get("identity_columns")),
+        identity: identity(
+            row.get::<_, i8>("identity"),
+            row.get::<_, Option<Vec<LossyText>>>("identity_columns").map(strings),
+        ),
         row_security: row.get("row_security"),
         file: row.get("file"),
         parents: row.get::<_, Vec<u32>>("parents").into_iter().map(RelationId::new).collect(),
@@ -150,7 +160,7 @@ fn table(relation: &RelationRow, details: Option<&Row>, tree: &Tree<'_>) -> Tabl
     let members = tree.members(relation);
     let leaves: Vec<&TableMember> = members.iter().filter(|member| member.has_rows).collect();
     let identity = leaves.iter().map(|leaf| leaf.identity.clone()).reduce(common).unwrap_or(Identity::Full);
-    let json = |name| details.and_then(|row| row.get::<_, Option<String>>(name));
+    let json = |name| details.and_then(|row| row.get::<_, Option<LossyText>>(name)).map(|LossyText(text)| text);
     Table {
         id: relation.id,
         name: relation.name.clone(),
@@ -167,10 +177,10 @@ fn table(relation: &RelationRow, details: Option<&Row>, tree: &Tree<'_>) -> Tabl
 }
 
 fn columns(row: &Row) -> Vec<CatalogColumn> {
-    let names: Vec<String> = row.get("names");
+    let names = strings(row.get("names"));
     let not_null: Vec<bool> = row.get("not_null");
     let types = row.get::<_, Vec<u32>>("types").into_iter().zip(row.get::<_, Vec<u32>>("base_types"));
-    let type_names: Vec<String> = row.get("type_names");
+    let type_names = strings(row.get("type_names"));
     let generated = row.get::<_, Vec<String>>("generated").into_iter().zip(row.get::<_, Vec<i16>>("numbers"));
     let columns = names.into_iter().zip(not_null).zip(types).zip(type_names).zip(generated);
     let column = |((((name, not_null), (type_oid, base_oid)), type_name), (generated, number)): (_, (String, i16))| {

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 
 use tokio_postgres::{Client, Error, Row};
 
+use super::lossy_text::{LossyText, strings};
 use crate::catalog::{Catalog, IdentityFacts, IdentityLimits};
 use crate::change::{RelationId, TableName};
 
@@ -25,11 +26,11 @@ pub async fn read(client: &Client, catalog: &Catalog, tables: &[&TableName]) -> 
 }
 
 fn facts(row: &Row) -> IdentityFacts {
-    let json = |name| row.get::<_, Option<String>>(name).unwrap_or_else(|| "[]".to_owned());
+    let json = |name| row.get::<_, Option<LossyText>>(name).map_or_else(|| "[]".to_owned(), |LossyText(text)| text);
     IdentityFacts {
-        generated: row.get::<_, Vec<String>>("generated").into_iter().collect(),
-        fitting: row.get::<_, Vec<String>>("fitting").into_iter().collect(),
-        unfinished: row.get("unfinished"),
+        generated: strings(row.get("generated")).into_iter().collect(),
+        fitting: strings(row.get("fitting")).into_iter().collect(),
+        unfinished: strings(row.get("unfinished")),
         indexes: serde_json::from_str(&json("indexes")).unwrap_or_default(),
         publications: serde_json::from_str(&json("publications")).unwrap_or_default(),
     }

@@ -10,6 +10,7 @@ pub mod catalog;
 mod client;
 mod error;
 pub mod identity;
+pub(crate) mod lossy_text;
 mod parameters;
 pub mod publication;
 pub(crate) mod session;

@@ -6,6 +6,7 @@ use std::collections::{HashMap, HashSet};
 
 use tokio_postgres::{Client, Error};
 
+use super::lossy_text::LossyText;
 use crate::catalog::{Table, TableMember};
 use crate::change::RelationId;
 
@@ -51,7 +52,7 @@ impl Publication {
             every_change: row.get(2),
             via_root: row.get(3),
             tables: tables.iter().map(|row| (RelationId::new(row.get(0)), row.get(1))).collect(),
-            schemas: schemas.iter().map(|row| row.get(0)).collect(),
+            schemas: schemas.iter().map(|row| row.get::<_, LossyText>(0).0).collect(),
         }))
     }
 

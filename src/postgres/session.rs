@@ -17,9 +17,21 @@ pub(crate) const TEXT: [(&str, &str); 6] = [
 /// Row level security must not hide rows: a query that it concerns is an error.
 const ALL_ROWS: (&str, &str) = ("row_security", "off");
 
+/// What a database without an encoding holds cannot be converted: it is taken as it is.
+const NO_ENCODING: &str = "select set_config('client_encoding', 'SQL_ASCII', false) \
+     where current_setting('server_encoding') = 'SQL_ASCII';";
+
+/// Text comes as the database has it, in its own encoding.
+pub(crate) const AS_STORED: &str = "select set_config('client_encoding', current_setting('server_encoding'), false)";
+
+/// SQLSTATEs: a text of the database has no equivalent in UTF-8, or is not valid in the encoding of
+/// the database.
+pub(crate) const NOT_CONVERTIBLE: [&str; 2] = ["22P05", "22021"];
+
 /// The statements that begin a session.
 pub(crate) fn statements() -> String {
-    TEXT.into_iter().chain([ALL_ROWS]).map(|(name, value)| format!("set {name} = '{value}';")).collect()
+    let set = TEXT.into_iter().chain([ALL_ROWS]).map(|(name, value)| format!("set {name} = '{value}';"));
+    set.chain([NO_ENCODING.to_owned()]).collect()
 }
 
 /// The options that begin a replication session, as a server's command line has them.

@@ -9,6 +9,7 @@ use tokio_postgres::{Client, Error, Row};
 
 use super::scans::{EquatedTo, Equation, RelationScan, scans};
 use crate::change::TableName;
+use crate::postgres::lossy_text::LossyText;
 
 /// The primary keys of these relations and the foreign keys among them, with the `=` operators of
 /// their indexes. Left out: keys of tables with children by inheritance, whose rows they do not
@@ -73,7 +74,7 @@ fn constraint(row: &Row) -> Constraint {
     let referenced = name(5, 6).zip(row.get::<_, Option<Vec<i16>>>(7));
     Constraint {
         relation: row.get(0),
-        name: TableName::new(row.get::<_, String>(1), row.get::<_, String>(2)),
+        name: TableName::new(row.get::<_, LossyText>(1).0, row.get::<_, LossyText>(2).0),
         columns: row.get(3),
         referenced: referenced.map(|(name, columns)| Referenced { relation: row.get(4), name, columns }),
         operators: row.get(8),

@@ -10,6 +10,7 @@ use tokio_postgres::{Client, Error, Row};
 use super::uses::UsedColumns;
 use crate::catalog::{QueryRelation, RelationKind};
 use crate::change::TableName;
+use crate::postgres::lossy_text::LossyText;
 
 /// Facts about the relations of these names. Ancestors are listed nearest first.
 const RELATIONS: &str = "with recursive named as ( \
@@ -64,7 +65,7 @@ fn found(row: &Row) -> NamedRelation {
         _ => RelationKind::Table,
     };
     let relation = QueryRelation {
-        name: TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)),
+        name: TableName::new(row.get::<_, LossyText>(0).0, row.get::<_, LossyText>(1).0),
         kind,
         ancestors: names(4, 5),
         companions: Vec::new(),

@@ -11,6 +11,7 @@ use tokio_postgres::{Client, Error, Statement};
 use super::joins::{self, Joins};
 use super::lexer::without_parameters;
 use crate::change::TableName;
+use crate::postgres::lossy_text::LossyText;
 
 /// The rewrite rules of the temporary view and of the views in it, and the functions whose bodies
 /// PostgreSQL keeps parsed; each with its parsed form. With `USED`: the columns that they use.
@@ -109,9 +110,9 @@ pub(super) async fn uses(client: &Client, sql: &str, statement: &Statement) -> R
     client.batch_execute(&format!("create temporary view unstale_read ({names}) as {query}")).await?;
     let mut uses = QueryUses::default();
     for row in client.query(&format!("{PARTS}{USED}"), &[]).await? {
-        let name = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
+        let name = TableName::new(row.get::<_, LossyText>(0).0, row.get::<_, LossyText>(1).0);
         let columns = uses.columns.entry(name).or_default();
-        columns.extend(row.get::<_, Option<String>>(2).map(|column| (column, row.get::<_, bool>(3))));
+        columns.extend(row.get::<_, Option<LossyText>>(2).map(|LossyText(column)| (column, row.get::<_, bool>(3))));
     }
     for row in client.query(&format!("{PARTS}{CALLED}"), &[]).await? {
         let kind = match (row.get(1), row.get(2)) {

@@ -11,7 +11,8 @@ use super::message::{MessageTemplate, write_field};
 use super::rule::Rule;
 use super::template::{Image, Rendered, Resolved};
 use crate::change::{Cell, Change, Commit, Operation, json};
-use crate::plan::{CallOrigin, LookupCall, Plan, Publish, SetValue, StreamAppend};
+use crate::limits::{DEAD_LETTER_VALUE_BYTES_MAX, NAME_BYTES_MAX, SET_BYTES_MAX, VALUE_BYTES_MAX};
+use crate::plan::{CallOrigin, DeadLetter, LookupCall, Plan, Publish, SetValue, StreamAppend};
 
 /// Adds what a rule that acts does.
 pub(super) fn act(bound: &BoundRule, rule: &Rule, change: &Change, commit: &Commit, plan: &mut Plan) {
@@ -27,13 +28,23 @@ pub(super) fn act(bound: &BoundRule, rule: &Rule, change: &Change, commit: &Comm
     }
     for action in &bound.actions {
         for image in action.name().images(change) {
-            let name = action.name().render(change, image);
+            let name = action.name().render(change, image, NAME_BYTES_MAX);
+            let is_glob = matches!(name, Rendered::Glob(_));
+            let is_widened = is_glob && action.name().is_widened(change, image, NAME_BYTES_MAX);
+            if is_widened {
+                plan.widen(rule.id);
+            }
             match action {
                 Action::Set { .. } => set(action, rule, (image, name), change, commit, plan),
                 Action::Delete(_) => remove(rule, name, plan),
                 Action::Pattern(_) => remove_pattern(rule, name, plan),
                 Action::Tag(_) => remove_tagged(rule, name, plan),
                 Action::Bump(_) => bump(rule, name, commit.lsn, plan),
+                Action::Publish { .. } | Action::Stream { .. } if is_widened => {
+                    let reason =
+                        format!("the name of its channel or stream is not known, or above {NAME_BYTES_MAX} bytes");
+                    plan.dead_letter(DeadLetter { rule: rule.id, reason, change: line(bound, change, commit) });
+                }
                 Action::Publish { .. } | Action::Stream { .. } => {
                     send(action, rule, name, &mut |source| source.resolve(change, image), plan);
                 }
@@ -54,11 +65,15 @@ fn set(
     let Action::Set { key, columns, ttl } = action else { return };
     match (image, name) {
         (Image::New, Rendered::Key(key)) => match body(columns, change) {
-            Some(body) => plan.set(rule.id, SetValue { key, body, ttl: *ttl, lsn: commit.lsn }),
-            None => plan.delete(rule.id, key),
+            Body::Known(body) => plan.set(rule.id, SetValue { key, body, ttl: *ttl, lsn: commit.lsn }),
+            Body::Unknown => plan.delete(rule.id, key),
+            Body::TooLong => {
+                plan.widen(rule.id);
+                plan.delete(rule.id, key);
+            }
         },
         // Two values may give one key, as two spellings under `lower` do.
-        (Image::Old, old) if change.new.is_some() && old == key.render(change, Image::New) => {}
+        (Image::Old, old) if change.new.is_some() && old == key.render(change, Image::New, NAME_BYTES_MAX) => {}
         (_, name) => remove(rule, name, plan),
     }
 }
@@ -75,11 +90,11 @@ fn send<'a>(
     let Rendered::Key(name) = name else { return };
     match action {
         Action::Publish { data, .. } => {
-            let data = message(data, resolve);
+            let data = message(data, rule, resolve, plan);
             plan.publish(rule.id, Publish { channel: name, data });
         }
         Action::Stream { data, maxlen, .. } => {
-            let data = message(data, resolve);
+            let data = message(data, rule, resolve, plan);
             plan.stream(rule.id, StreamAppend { stream: name, data, maxlen: *maxlen });
         }
         Action::Set { .. } | Action::Delete(_) | Action::Pattern(_) | Action::Tag(_) | Action::Bump(_) => {}
@@ -113,11 +128,14 @@ fn call(
     'image: for image in images(&sources, change) {
         let mut values = Vec::with_capacity(arguments.len());
         for argument in arguments {
-            match argument.render(change, image) {
+            match argument.render(change, image, VALUE_BYTES_MAX) {
                 Rendered::Key(value) => values.push(value.as_bytes().to_vec()),
                 Rendered::Nothing => continue 'image,
                 Rendered::Glob(_) => {
                     // An argument is not known.
+                    if argument.is_widened(change, image, VALUE_BYTES_MAX) {
+                        plan.widen(rule.id);
+                    }
                     rule.remove_all(plan);
                     continue 'image;
                 }
@@ -130,40 +148,61 @@ fn call(
 }
 
 /// The change as a line of a recording, with the columns that the rule reads: all that it takes to
-/// plan it again.
+/// plan it again. Long values are left out.
 pub(super) fn line(bound: &BoundRule, change: &Change, commit: &Commit) -> String {
+    let is_kept = |at, cell: &Cell| {
+        bound.uses(at) && !matches!(cell, Cell::Value(value) if value.len() > DEAD_LETTER_VALUE_BYTES_MAX)
+    };
     let line = change
-        .to_line(commit, None, |relation, at, cell, out| bound.uses(at) && json::plainly(relation, at, cell, out));
+        .to_line(commit, None, |relation, at, cell, out| is_kept(at, cell) && json::plainly(relation, at, cell, out));
     String::from_utf8_lossy(&line).into_owned()
 }
 
-/// The columns of the new row as a JSON object; nothing if one of them is not known.
-fn body(columns: &[BoundColumn], change: &Change) -> Option<Vec<u8>> {
-    let row = change.new.as_ref()?;
+/// The JSON object that a rule with `set` writes.
+enum Body {
+    Known(Vec<u8>),
+    /// The value of some column is not known.
+    Unknown,
+    /// It takes more than [`SET_BYTES_MAX`].
+    TooLong,
+}
+
+/// The columns of the new row as a JSON object.
+fn body(columns: &[BoundColumn], change: &Change) -> Body {
+    let Some(row) = &change.new else { return Body::Unknown };
+    let cell = |column: &BoundColumn| column.position.map_or(&Cell::Absent, |at| row.cell(at));
+    if columns.iter().any(|column| *cell(column) == Cell::Absent) {
+        return Body::Unknown;
+    }
     let mut body = vec![b'{'];
     for (at, column) in columns.iter().enumerate() {
-        let cell = row.cell(column.position?);
-        if *cell == Cell::Absent {
-            return None;
-        }
+        let cell = cell(column);
         if at > 0 {
             body.push(b',');
         }
         json::write_text(&column.name, &mut body);
         body.push(b':');
+        let length = if let Cell::Value(value) = cell { value.len() } else { 0 };
+        if body.len() + length > SET_BYTES_MAX {
+            return Body::TooLong;
+        }
         json::write_value(cell, column.kind, &mut body);
     }
     body.push(b'}');
-    Some(body)
+    if body.len() > SET_BYTES_MAX { Body::TooLong } else { Body::Known(body) }
 }
 
 fn message<'a>(
     data: &MessageTemplate<BoundTemplate>,
+    rule: &Rule,
     resolve: &mut impl FnMut(ColumnSource) -> Resolved<'a>,
+    plan: &mut Plan,
 ) -> Vec<u8> {
     let mut message = Vec::with_capacity(64);
     data.write(&mut message, &mut |field, out| {
-        write_field(out, &field.template, |at| resolve(field.source(at)));
+        if write_field(out, &field.template, |at| resolve(field.source(at))).is_err() {
+            plan.widen(rule.id);
+        }
     });
     message
 }

@@ -15,6 +15,7 @@ use super::rule_set::RuleSet;
 use super::template::{Image, Reference, Rendered, Resolved, Template};
 use crate::change::{Cell, Change, ColumnKind, Operation, Relation};
 use crate::config::Spanned;
+use crate::limits::VALUE_BYTES_MAX;
 
 /// The rules of one relation, bound to its columns.
 #[derive(Debug)]
@@ -179,9 +180,11 @@ impl ColumnSource {
         }
     }
 
-    /// The value, to keep. If the change does not have the image, it is NULL.
+    /// The value, to keep. If the change does not have the image, it is NULL; a value that is too
+    /// long is not known.
     pub(super) fn cell(self, change: &Change, rendering: Image) -> Cell {
         match self.find(change, rendering) {
+            Some(Cell::Value(value)) if value.len() > VALUE_BYTES_MAX => Cell::Absent,
             // A copy: a slice would keep the whole message from PostgreSQL in memory.
             Some(Cell::Value(value)) => Cell::Value(Bytes::copy_from_slice(value)),
             Some(cell) => cell.clone(),
@@ -221,7 +224,15 @@ impl BoundTemplate {
         images(&self.sources, change)
     }
 
-    pub(super) fn render(&self, change: &Change, image: Image) -> Rendered {
-        self.template.render(|at| self.source(at).resolve(change, image))
+    pub(super) fn render(&self, change: &Change, image: Image, bytes_max: usize) -> Rendered {
+        self.template.render_within(bytes_max, |at| self.source(at).resolve(change, image))
+    }
+
+    /// Whether it renders a glob because something is too long, or because an event does not have a
+    /// field: what others send decides that, not the database.
+    pub(super) fn is_widened(&self, change: &Change, image: Image, bytes_max: usize) -> bool {
+        let is_missing = |source: &ColumnSource| source.resolve(change, image) == Resolved::Unknown;
+        change.operation == Operation::Event && self.sources.iter().any(is_missing)
+            || self.template.is_above(bytes_max, |at| self.source(at).resolve(change, image))
     }
 }

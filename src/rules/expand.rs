@@ -6,10 +6,12 @@
 use super::action::Action;
 use super::effect::{bump, remove, remove_pattern, remove_tagged};
 use super::message::{MessageTemplate, write_field};
+use super::rule::Rule;
 use super::rule_set::RuleSet;
 use super::template::{Image, Rendered, Resolved, Template};
 use crate::change::{Cell, Lsn};
 use crate::config::Spanned;
+use crate::limits::NAME_BYTES_MAX;
 use crate::plan::{LookupCall, Plan, Publish};
 
 impl RuleSet {
@@ -19,14 +21,17 @@ impl RuleSet {
         let Some(rule) = self.rule(call.rule) else { return };
         let mut reader = RowReader { call, row, next: 0 };
         for action in &rule.actions {
-            let name = reader.name(&action.name().value);
+            let (name, is_widened) = reader.name(&action.name().value);
+            if is_widened {
+                plan.widen(rule.id);
+            }
             match action {
                 Action::Delete(_) => remove(rule, name, plan),
                 Action::Pattern(_) => remove_pattern(rule, name, plan),
                 Action::Tag(_) => remove_tagged(rule, name, plan),
                 Action::Bump(_) => bump(rule, name, lsn, plan),
                 Action::Publish { data, .. } => {
-                    let data = reader.message(data);
+                    let data = reader.message(rule, data, plan);
                     if let Rendered::Key(channel) = name {
                         plan.publish(call.rule, Publish { channel, data });
                     }
@@ -66,16 +71,22 @@ impl<'a> RowReader<'a, '_> {
         cells.collect()
     }
 
-    fn name(&mut self, template: &Template) -> Rendered {
+    /// A name, and whether something in it is too long.
+    fn name(&mut self, template: &Template) -> (Rendered, bool) {
         let cells = self.cells(template);
-        template.render(|at| resolve(&cells, at))
+        let name = template.render_within(NAME_BYTES_MAX, |at| resolve(&cells, at));
+        let is_glob = matches!(name, Rendered::Glob(_));
+        let is_widened = is_glob && template.is_above(NAME_BYTES_MAX, |at| resolve(&cells, at));
+        (name, is_widened)
     }
 
-    fn message(&mut self, data: &MessageTemplate<Spanned<Template>>) -> Vec<u8> {
+    fn message(&mut self, rule: &Rule, data: &MessageTemplate<Spanned<Template>>, plan: &mut Plan) -> Vec<u8> {
         let mut message = Vec::with_capacity(64);
         data.write(&mut message, &mut |template, out| {
             let cells = self.cells(&template.value);
-            write_field(out, &template.value, |at| resolve(&cells, at));
+            if write_field(out, &template.value, |at| resolve(&cells, at)).is_err() {
+                plan.widen(rule.id);
+            }
         });
         message
     }

@@ -6,6 +6,7 @@
 use serde_json::Value;
 
 use super::template::{Rendered, Resolved, Template, TemplatePart};
+use crate::limits::VALUE_BYTES_MAX;
 
 /// The shape of a message. `T` is its templates: as the file has them, or bound to a table.
 #[derive(Clone, Debug)]
@@ -80,22 +81,35 @@ impl<T> MessageTemplate<T> {
     }
 }
 
+/// A string of a message is above [`VALUE_BYTES_MAX`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct FieldTooLong;
+
 /// Writes one string: null if it is a single reference without a value. In other strings, values
-/// that are NULL or not known are empty.
-pub(super) fn write_field<'a>(out: &mut Vec<u8>, template: &Template, mut resolve: impl FnMut(usize) -> Resolved<'a>) {
+/// that are NULL or not known are empty. An error, and null is written, if it is too long.
+pub(super) fn write_field<'a>(
+    out: &mut Vec<u8>,
+    template: &Template,
+    mut resolve: impl FnMut(usize) -> Resolved<'a>,
+) -> Result<(), FieldTooLong> {
     if let [TemplatePart::Reference(_)] = template.parts()
         && !matches!(resolve(0), Resolved::Value(_))
     {
-        return out.extend_from_slice(b"null");
+        out.extend_from_slice(b"null");
+        return Ok(());
     }
-    let known = template.render(|at| match resolve(at) {
+    let known = template.render_within(VALUE_BYTES_MAX, |at| match resolve(at) {
         Resolved::Value(value) => Resolved::Value(value),
         Resolved::Nothing | Resolved::Unknown => Resolved::Value(b""),
     });
     match known {
         Rendered::Key(text) => write_json(out, &String::from_utf8_lossy(text.as_bytes())),
-        Rendered::Glob(_) | Rendered::Nothing => out.extend_from_slice(b"null"),
+        Rendered::Glob(_) | Rendered::Nothing => {
+            out.extend_from_slice(b"null");
+            return Err(FieldTooLong);
+        }
     }
+    Ok(())
 }
 
 fn write_json(out: &mut Vec<u8>, value: &(impl serde::Serialize + ?Sized)) {

@@ -13,6 +13,7 @@ use super::bind::BoundRules;
 use super::decide::{Decision, PlanError, decide};
 use super::rule_set::RuleSet;
 use crate::change::{Change, Commit, Relation, RelationId, TableName};
+use crate::limits::BOUND_TABLES_MAX;
 use crate::plan::{DeadLetter, Plan};
 
 /// Plans changes by the rules of a set. It keeps the rules of each table bound to its columns.
@@ -107,6 +108,9 @@ impl Planner {
 
     /// The rules of the change's table, bound to the table as the change describes it.
     fn bind(&mut self, change: &Change) -> (&RuleSet, &BoundRules) {
+        if self.bound.len() >= BOUND_TABLES_MAX {
+            self.bound.clear();
+        }
         let bind = || BoundRules::new(&self.rules, &change.relation, change.operation);
         let bound = match self.bound.entry(change.relation.id) {
             Entry::Occupied(entry) => {

@@ -94,6 +94,16 @@ impl RuleSet {
         !self.by_event.is_empty()
     }
 
+    /// The events that trigger rules, each with the fields that they read.
+    pub fn event_fields(&self) -> BTreeMap<String, BTreeSet<String>> {
+        let mut events: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for rule in self.rules.iter().filter(|rule| rule.trigger == Trigger::Event) {
+            let fields = rule.columns().into_iter().map(ToOwned::to_owned);
+            events.entry(rule.table.value.table.clone()).or_default().extend(fields);
+        }
+        events
+    }
+
     /// Whether any rule asks for second deletes (`again_after`).
     pub fn repeats(&self) -> bool {
         self.rules.iter().any(|rule| rule.again_after.is_some())

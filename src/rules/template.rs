@@ -11,6 +11,7 @@ use super::filter::Filter;
 use super::folding::Folding;
 use crate::config::Spanned;
 use crate::key::{CacheKey, Glob};
+use crate::limits::VALUE_BYTES_MAX;
 use crate::nearest::nearest;
 
 /// Which image of the row a reference reads.
@@ -187,26 +188,34 @@ impl Template {
     }
 
     /// Renders with the value that `resolve` gives for the n-th reference.
-    pub fn render<'a>(&self, mut resolve: impl FnMut(usize) -> Resolved<'a>) -> Rendered {
+    pub fn render<'a>(&self, resolve: impl FnMut(usize) -> Resolved<'a>) -> Rendered {
+        self.render_within(usize::MAX, resolve)
+    }
+
+    /// The same; a value or a name of more than `bytes_max` bytes counts as not known.
+    pub fn render_within<'a>(&self, bytes_max: usize, mut resolve: impl FnMut(usize) -> Resolved<'a>) -> Rendered {
         let mut name = Vec::with_capacity(48);
         let mut references = 0;
         for (at, part) in self.parts.iter().enumerate() {
             match part {
                 TemplatePart::Literal(literal) => name.extend_from_slice(literal),
-                TemplatePart::Any => return self.render_glob(at, references, &name, resolve),
+                TemplatePart::Any => return self.render_glob(at, references, &name, bytes_max, resolve),
                 TemplatePart::Reference(reference) => {
                     match resolve(references) {
-                        Resolved::Value(value) if reference.push(&mut name, value) => {}
+                        Resolved::Value(value) if reference.push(&mut name, value, bytes_max) => {}
                         Resolved::Nothing => return Rendered::Nothing,
                         Resolved::Value(_) | Resolved::Unknown => {
-                            return self.render_glob(at, references + 1, &name, resolve);
+                            return self.render_glob(at, references + 1, &name, bytes_max, resolve);
                         }
                     }
                     references += 1;
                 }
             }
         }
-        Rendered::Key(CacheKey::new(name))
+        match name.len() > bytes_max {
+            true => Rendered::Glob(self.glob()),
+            false => Rendered::Key(CacheKey::new(name)),
+        }
     }
 
     /// Renders a glob from part `at` on, the first that is not known. `references` is the number of
@@ -216,6 +225,7 @@ impl Template {
         at: usize,
         mut references: usize,
         known: &[u8],
+        bytes_max: usize,
         mut resolve: impl FnMut(usize) -> Resolved<'a>,
     ) -> Rendered {
         let mut glob = Glob::new();
@@ -229,7 +239,7 @@ impl Template {
                     match resolve(references) {
                         Resolved::Value(value) => {
                             let mut name = Vec::new();
-                            match reference.push(&mut name, value) {
+                            match reference.push(&mut name, value, bytes_max) {
                                 true => glob.push_literal(&name),
                                 false => glob.push_any(),
                             }
@@ -241,7 +251,35 @@ impl Template {
                 }
             }
         }
-        Rendered::Glob(glob)
+        // Each byte may be escaped.
+        match glob.as_bytes().len() / 2 > bytes_max {
+            true => Rendered::Glob(self.glob()),
+            false => Rendered::Glob(glob),
+        }
+    }
+
+    /// Whether a value, or the known values together, take more than `bytes_max` bytes.
+    pub(super) fn is_above<'a>(&self, bytes_max: usize, mut resolve: impl FnMut(usize) -> Resolved<'a>) -> bool {
+        let (mut bytes, mut references) = (0, 0);
+        for part in &self.parts {
+            match part {
+                TemplatePart::Literal(literal) => bytes += literal.len(),
+                TemplatePart::Any => {}
+                TemplatePart::Reference(reference) => {
+                    if let Resolved::Value(value) = resolve(references) {
+                        let mut name = Vec::new();
+                        if reference.is_above(value, bytes_max) {
+                            return true;
+                        }
+                        // Not known: only for how the database folds case.
+                        reference.push(&mut name, value, usize::MAX);
+                        bytes += name.len();
+                    }
+                    references += 1;
+                }
+            }
+        }
+        bytes > bytes_max
     }
 }
 
@@ -260,12 +298,22 @@ impl Reference {
 
     /// Whether it is known what the filters make of a value.
     pub fn is_known(&self, value: &[u8]) -> bool {
-        !self.folds() || self.push(&mut Vec::new(), value)
+        !self.folds() || self.push(&mut Vec::new(), value, usize::MAX)
+    }
+
+    /// Whether a value is too long for a name of at most `bytes_max` bytes. What is hashed may be
+    /// longer.
+    fn is_above(&self, value: &[u8], bytes_max: usize) -> bool {
+        let is_hashed = self.filters.contains(&Filter::Sha256);
+        value.len() > if is_hashed { bytes_max.max(VALUE_BYTES_MAX) } else { bytes_max }
     }
 
     /// Appends what the filters make of a value. Returns false, and appends nothing, if that is not
-    /// known.
-    fn push(&self, name: &mut Vec<u8>, value: &[u8]) -> bool {
+    /// known or the value is too long.
+    fn push(&self, name: &mut Vec<u8>, value: &[u8], bytes_max: usize) -> bool {
+        if self.is_above(value, bytes_max) {
+            return false;
+        }
         let Some((first, rest)) = self.filters.split_first() else {
             name.extend_from_slice(value);
             return true;

@@ -13,6 +13,7 @@ use super::rule::Rule;
 use super::rule_set::RuleSet;
 use super::template::{Image, Reference, Rendered};
 use crate::change::{Cell, Change, Commit, Operation, Row};
+use crate::limits::NAME_BYTES_MAX;
 use crate::plan::{ActionKind, Plan, RuleId};
 
 /// What one rule does on a change.
@@ -136,7 +137,11 @@ fn read(rule: &Rule, change: &Change) -> Vec<ReadColumn> {
 fn made(template: &BoundTemplate, kind: ActionKind, change: &Change) -> Vec<RenderedName> {
     if change.operation == Operation::Truncate {
         return match template.template.references().next() {
-            None => vec![RenderedName { image: None, name: template.render(change, Image::New), because: Vec::new() }],
+            None => vec![RenderedName {
+                image: None,
+                name: template.render(change, Image::New, NAME_BYTES_MAX),
+                because: Vec::new(),
+            }],
             // The rows that would name the channel or stream are gone.
             Some(_) if !kind.touches_keys() => Vec::new(),
             Some(_) => {
@@ -145,7 +150,7 @@ fn made(template: &BoundTemplate, kind: ActionKind, change: &Change) -> Vec<Rend
         };
     }
     let images = template.images(change).map(|image| {
-        let name = template.render(change, image);
+        let name = template.render(change, image, NAME_BYTES_MAX);
         let is_at_fault = |reference: &&Reference| match (&name, value(change, reference, image)) {
             (Rendered::Glob(_), Some(cell)) => cell == Cell::Absent,
             (Rendered::Nothing, cell) => cell.is_none_or(|cell| cell == Cell::Null),

@@ -124,6 +124,7 @@ impl Sink {
         let mut retry = RetryState::default();
         self.recent.remember(&batch, &self.settings);
         self.warnings.failed_rules(&batch, &self.settings);
+        self.warnings.widened_rules(&batch, &self.settings);
         self.link.liveness().restart();
         loop {
             match self.attempt(&batch, &ops, &mut broadcast).await {

@@ -23,9 +23,14 @@ use super::scripts::{KEYS_PER_COMMAND, Scripts, script};
 use super::settings::SinkSettings;
 use crate::coherence::lease::{Envelope, Token};
 use crate::coherence::watermark::Names;
+use crate::plan::RuleId;
 
 /// About how many dead letters are kept.
 const DEAD_LETTERS_MAX: u64 = 10_000;
+
+/// What counts, among the rules, values of the outbox that are too long to be taken, and sessions
+/// that take values without converting them.
+const NOT_TAKEN: &str = "(values)";
 
 /// Where a batch is written: the names, the scripts, and what Redis must still know.
 #[derive(Clone, Copy, Debug)]
@@ -86,6 +91,7 @@ pub(super) fn encode(batch: &Batch, attached: Attached<'_>, target: Target<'_>) 
     encoder.broadcast(attached.broadcast);
     let streams = encoder.streams();
     encoder.dead_letters();
+    encoder.widened();
     encoder.recent(attached.recent);
     encoder.forget_marks();
     encoder.remember();
@@ -255,6 +261,17 @@ impl Encoder<'_> {
         }
         for (&rule, &more) in self.batch.plan.dead_letters_dropped() {
             self.pipeline.add_command(count(rule, more));
+        }
+    }
+
+    /// Counts what was above a limit, by rule.
+    fn widened(&mut self) {
+        let Target { names, scripts, settings, .. } = self.target;
+        for (&rule, &count) in self.batch.plan.widened() {
+            let label = if rule == RuleId::NONE { NOT_TAKEN } else { settings.rule_name(rule) };
+            let mut command = script(&scripts.dead_letter, &[&names.dead, &names.widened]);
+            command.arg(DEAD_LETTERS_MAX).arg(millis(settings.ttl)).arg(label).arg(count);
+            self.pipeline.add_command(command);
         }
     }
 

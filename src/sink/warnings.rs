@@ -15,6 +15,7 @@ use crate::plan::RuleId;
 #[derive(Debug, Default)]
 pub(super) struct Warnings {
     failed_rules: BTreeMap<RuleId, Notices>,
+    widened_rules: BTreeMap<RuleId, Notices>,
     dropped_entries: Notices,
     full_memory: Notices,
 }
@@ -30,6 +31,20 @@ impl Warnings {
                     reason = letter.reason,
                     "a rule failed on a change, and all keys that it may name were deleted instead; \
                      `unstale dry-run --dead` shows such changes"
+                );
+            }
+        }
+    }
+
+    /// What rules of this batch name was above a limit.
+    pub(super) fn widened_rules(&mut self, batch: &Batch, settings: &SinkSettings) {
+        for &rule in batch.plan.widened().keys() {
+            if self.widened_rules.entry(rule).or_default().due(Instant::now()) {
+                tracing::warn!(
+                    rule = settings.rule_name(rule),
+                    line = settings.rule_line(rule),
+                    "a value was above a limit, or an event lacks a field: all keys that the rule may name were \
+                     deleted instead, or a field of a message is null; `unstale status` counts such changes"
                 );
             }
         }

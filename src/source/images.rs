@@ -3,7 +3,8 @@
 //! Owns the descriptions of their tables, which no catalog gives: the columns that a row names, and
 //! the kinds of its values. It must not know lines, transactions or rules. Invariants: a column
 //! that an image does not name is unknown, never NULL; rows with the same columns share one
-//! description; at most [`RELATIONS_MAX`] descriptions are remembered, under ids that no published
+//! description; at most [`RELATIONS_MAX`] descriptions, and [`SHAPES_BYTES_MAX`] of
+//! them, are remembered, under ids that no published
 //! table has.
 
 use std::collections::HashMap;
@@ -14,6 +15,7 @@ use indexmap::IndexMap;
 use serde_json::value::RawValue;
 
 use crate::change::{Cell, Change, Column, ColumnKind, Operation, Relation, RelationId, Row, TableName};
+use crate::limits::SHAPES_BYTES_MAX;
 
 /// The columns of one row, as they are written.
 pub type JsonImage = IndexMap<String, Box<RawValue>>;
@@ -34,6 +36,16 @@ struct Described {
 #[derive(Debug, Default)]
 pub struct Images {
     relations: HashMap<Described, Arc<Relation>>,
+    /// What they take, about.
+    bytes: usize,
+}
+
+impl Described {
+    /// The approximate size, in bytes: the key and the description are two copies.
+    fn bytes(&self) -> usize {
+        let column = |column: &Column| column.name.len() + size_of::<Column>();
+        2 * (self.name.table.len() + self.columns.iter().map(column).sum::<usize>())
+    }
 }
 
 impl Images {
@@ -55,26 +67,18 @@ impl Images {
         Change { relation, operation, old, new }
     }
 
-    /// The change that an application's event is. The error says why its payload has no fields.
-    pub fn event(&mut self, name: &str, payload: &str) -> Result<Change, String> {
-        // The library's message may repeat the payload.
-        let fields: JsonImage = serde_json::from_str(payload).map_err(|error| {
-            let (line, column) = (error.line(), error.column());
-            format!("the payload of event `{name}` is not a JSON object (line {line}, column {column})")
-        })?;
-        Ok(self.change(TableName::new("", name), Operation::Event, None, Some(&fields)))
-    }
-
     fn relation(&mut self, described: Described) -> Arc<Relation> {
         if let Some(relation) = self.relations.get(&described) {
             return Arc::clone(relation);
         }
+        let bytes = described.bytes();
         let mut held = u32::try_from(self.relations.len()).unwrap_or(u32::MAX);
-        if held >= RELATIONS_MAX {
+        if held >= RELATIONS_MAX || self.bytes + bytes > SHAPES_BYTES_MAX {
             // Code that remembers something by an id compares the description, too.
             self.relations.clear();
-            held = 0;
+            (held, self.bytes) = (0, 0);
         }
+        self.bytes += bytes;
         let (name, columns) = (described.name.clone(), described.columns.clone());
         let relation = Arc::new(Relation { id: RelationId::new(held + 1), name, also: Vec::new(), columns });
         self.relations.insert(described, Arc::clone(&relation));
@@ -200,19 +204,25 @@ mod tests {
     #[test]
     fn an_event_is_a_change_with_its_fields() {
         let mut images = Images::default();
-        let change = images.event("product.updated", r#"{"id":7,"name":null}"#).unwrap();
-        assert_eq!(
-            (change.operation, change.relation.name.to_string().as_str()),
-            (Operation::Event, "product.updated")
-        );
-        assert_eq!((change.old, change.new.unwrap().cells()), (None, &[Cell::of("7"), Cell::Null][..]));
-        let table = insert(&mut images, "product", r#"{"id":7}"#).relation;
-        let event = images.event("product", r#"{"id":7}"#).unwrap().relation;
+        let mut change = |operation, json: &str| {
+            let image = serde_json::from_str(json).unwrap();
+            images.change(TableName::new("", "product"), operation, None, Some(&image))
+        };
+        let event = change(Operation::Event, r#"{"id":7,"name":null}"#);
+        assert_eq!((event.old, event.new.unwrap().cells()), (None, &[Cell::of("7"), Cell::Null][..]));
+        let (table, event) = (change(Operation::Insert, "{}").relation, change(Operation::Event, "{}").relation);
         assert!(!Arc::ptr_eq(&table, &event), "an event may be called like a table");
-        for payload in ["", "7", "[]", "null", "\"secret\"", "{\"a\":}"] {
-            let error = images.event("e", payload).unwrap_err();
-            assert!(error.contains("`e`") && !error.contains("secret"), "{error}");
+    }
+
+    #[test]
+    fn the_memory_of_descriptions_is_bounded() {
+        let mut images = Images::default();
+        for n in 0..40 {
+            let names: Vec<_> = (0..2000).map(|at| format!("\"a-long-name-of-a-column-{n}-{at}\":1")).collect();
+            insert(&mut images, "t", &format!("{{{}}}", names.join(",")));
         }
+        let held: usize = images.relations.keys().map(Described::bytes).sum();
+        assert!(held == images.bytes && held <= SHAPES_BYTES_MAX && images.relations.len() < 40, "{held}");
     }
 
     #[test]

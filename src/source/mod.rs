@@ -3,6 +3,7 @@
 //!
 //! Owns the translation into [`crate::change`]. It must not know rules or Redis.
 
+pub mod events;
 pub mod images;
 pub mod outbox;
 pub mod peek;

@@ -152,11 +152,11 @@ impl ChangeSource {
                 let Some(entry) = pending.next().await.map_err(unreadable_outbox)? else { return Ok(None) };
                 let continues = transaction.replace(entry.xid) == Some(entry.xid);
                 let commit = Commit { lsn: Lsn::ZERO, at: Some(entry.at) };
-                let (change, planning) = match entry.event {
-                    EntryEvent::Change(change) => (change, Planning::AsDaemon),
-                    EntryEvent::Unknown(change) => (change, Planning::Resync),
-                    EntryEvent::Ddl => continue,
+                let planning = match entry.event {
+                    EntryEvent::Unknown(_) => Planning::Resync,
+                    _ => Planning::AsDaemon,
                 };
+                let Some(change) = entry.event.into_change() else { continue };
                 return Ok(Some(InputChange { change, commit, continues, planning }));
             },
             Self::DeadLetters(reader) => loop {

@@ -86,7 +86,8 @@ impl OutboxRecorder {
                 open = Some(entry.xid);
             }
             match &entry.event {
-                EntryEvent::Change(change) => writer.add(change)?,
+                EntryEvent::Change(change) | EntryEvent::TooLong(change) => writer.add(change)?,
+                EntryEvent::Events(changes) => changes.iter().try_for_each(|change| writer.add(change))?,
                 // A recording has row changes.
                 EntryEvent::Ddl => {}
                 EntryEvent::Unknown(change) => {

@@ -71,6 +71,7 @@ fn standing_object(standing: &TargetStatus) -> Value {
         "streams": standing.streams,
         "stream_names": names,
         "batches": standing.batches,
+        "widened": standing.widened,
         "catalog_changes": standing.catalog_changes,
         "blind": standing.blind,
     })

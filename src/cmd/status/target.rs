@@ -40,6 +40,8 @@ pub(super) struct TargetStatus {
     pub(super) streams: u64,
     /// Some of their names.
     pub(super) stream_names: Vec<CacheKey>,
+    /// How often what a rule names was above a limit, by rule.
+    pub(super) widened: BTreeMap<String, u64>,
     /// How many changes of the database's catalog there were, by kind.
     pub(super) catalog_changes: BTreeMap<String, u64>,
     /// The tables whose changes do not arrive, each with the reason.
@@ -72,8 +74,9 @@ async fn try_read(info: &ConnectionInfo, names: &Names) -> Result<TargetStatus, 
     of_counts.add_command(command("HGETALL", &names.epochs)).add_command(command("HGETALL", &names.failures));
     of_counts.add_command(command("XLEN", &names.dead)).add_command(command("HLEN", &names.streams));
     of_counts.add_command(command("HGETALL", &names.catalog_changes)).add_command(command("HGETALL", &names.blind));
-    type Counts = (HashOfCounts, HashOfCounts, u64, u64, HashOfCounts, BTreeMap<String, String>);
-    let (epochs, failures, dead, streams, catalog_changes, blind): Counts =
+    of_counts.add_command(command("HGETALL", &names.widened));
+    type Counts = (HashOfCounts, HashOfCounts, u64, u64, HashOfCounts, BTreeMap<String, String>, HashOfCounts);
+    let (epochs, failures, dead, streams, catalog_changes, blind, widened): Counts =
         of_counts.query_async(&mut connection).await?;
 
     let mut stream_names = command("HSCAN", &names.streams);
@@ -95,6 +98,7 @@ async fn try_read(info: &ConnectionInfo, names: &Names) -> Result<TargetStatus, 
         streams,
         stream_names: found.into_iter().take(STREAMS_NAMED).map(|(name, _)| CacheKey::new(name)).collect(),
         batches: number(4),
+        widened: counted(widened),
         catalog_changes: counted(catalog_changes),
         blind,
     })

@@ -104,6 +104,9 @@ fn show_standing(standing: &TargetStatus, settings: &Settings, lines: &mut Statu
     let since = if failed.is_empty() { "" } else { "; failed" };
     let s = if standing.dead == 1 { "" } else { "s" };
     lines.add("dead", format!("{} letter{s}{since}{failed}", standing.dead));
+    let widened: u64 = standing.widened.values().sum();
+    let s = if widened == 1 { "" } else { "s" };
+    lines.add("widened", format!("{widened} time{s}{}", listed(&standing.widened)));
     let names: Vec<_> = standing.stream_names.iter().take(STREAMS_SHOWN).map(CacheKey::to_string).collect();
     let more = if standing.streams > names.len() as u64 { ", …" } else { "" };
     let names = if names.is_empty() { String::new() } else { format!(": {}{more}", names.join(", ")) };
@@ -167,6 +170,7 @@ mod tests {
             streams: 1,
             stream_names: vec!["v1:user-changes".into()],
             batches: Some(121),
+            widened: counts(&[("user", 2)]),
             catalog_changes: counts(&[("renamed", 1)]),
             blind: [("public.users".to_owned(), "it is not published".to_owned())].into(),
         }
@@ -195,6 +199,7 @@ as of      340ms ago
 catalog    1 change (renamed 1)
 blind      changes of public.users do not arrive: it is not published
 dead       4 letters; failed (user 7)
+widened    2 times (user 2)
 streams    1: v1:user-changes
 ";
         check("slot", Ok(SourceStatus::Slot(slot)), Ok(standing()), expected);
@@ -226,6 +231,7 @@ as of      340ms ago
 catalog    1 change (renamed 1)
 blind      changes of public.users do not arrive: it is not published
 dead       4 letters; failed (user 7)
+widened    2 times (user 2)
 streams    1: v1:user-changes
 ";
         check("outbox", Ok(SourceStatus::Outbox(outbox.clone())), Ok(standing()), expected);
@@ -255,6 +261,7 @@ epoch      none
 as of      unknown: no daemon has reported yet
 catalog    0 changes
 dead       0 letters
+widened    0 times
 streams    0
 ";
         check("slot", Err(Failure::unavailable("no\u{1b}")), Ok(TargetStatus::default()), expected);

@@ -11,6 +11,7 @@ use super::captured::{CapturedColumn, CapturedTable, Member};
 use super::shape::Shape;
 use crate::change::TableName;
 use crate::install::emit::{self, EmitFunction};
+use crate::postgres::lossy_text::LossyText;
 use crate::rules::Capture;
 
 /// Which objects of the outbox exist, and what the role may read. It looks at the catalog, because
@@ -153,7 +154,7 @@ pub(super) async fn table(client: &Client, capture: &Capture) -> Result<Option<C
     let rows = client.query(MEMBERS, &[&capture.table.schema, &capture.table.table]).await?;
     let member = |row: &Row| Member {
         oid: row.get(0),
-        name: TableName::new(row.get::<_, String>(1), row.get::<_, String>(2)),
+        name: TableName::new(row.get::<_, LossyText>(1).0, row.get::<_, LossyText>(2).0),
         is_partition: row.get(3),
         owner: row.get(4),
     };
@@ -173,7 +174,7 @@ pub(super) async fn table(client: &Client, capture: &Capture) -> Result<Option<C
 
 fn shape(row: &Row) -> Shape {
     Shape {
-        table: TableName::new(row.get::<_, String>(1), row.get::<_, String>(2)),
+        table: TableName::new(row.get::<_, LossyText>(1).0, row.get::<_, LossyText>(2).0),
         columns: row.get(3),
         types: row.get(4),
     }
@@ -196,7 +197,7 @@ fn function(row: &Row) -> InstalledFunction {
 fn trigger(row: &Row) -> InstalledTrigger {
     InstalledTrigger {
         relation: row.get(0),
-        table: TableName::new(row.get::<_, String>(1), row.get::<_, String>(2)),
+        table: TableName::new(row.get::<_, LossyText>(1).0, row.get::<_, LossyText>(2).0),
         name: row.get(3),
         kind: row.get(4),
         is_always: row.get(5),

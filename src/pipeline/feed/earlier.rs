@@ -13,4 +13,7 @@ pub(in crate::pipeline) struct EarlierSessions {
     /// The slot's position when it met log from before its publication was created: it cannot get
     /// past that.
     pub(in crate::pipeline) gap_at: Option<Lsn>,
+    /// The last session met a value that has no equivalent in UTF-8, so the next one takes values
+    /// as the database has them.
+    pub(in crate::pipeline) as_stored: bool,
 }

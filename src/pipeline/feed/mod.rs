@@ -32,9 +32,7 @@ pub(super) async fn open(
     earlier: &mut EarlierSessions,
 ) -> Result<OpenSource<Feed>, SessionError> {
     Ok(match settings.mode {
-        Mode::Slot => {
-            open_slot::open(settings, rules.has_events(), earlier).await?.map(|slot| Feed::Slot(Box::new(slot)))
-        }
+        Mode::Slot => open_slot::open(settings, rules, earlier).await?.map(|slot| Feed::Slot(Box::new(slot))),
         Mode::Outbox => outbox::open(settings, rules, earlier).await?.map(|outbox| Feed::Outbox(Box::new(outbox))),
     })
 }

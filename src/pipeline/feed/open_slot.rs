@@ -17,7 +17,10 @@ use crate::coherence::server::ServerIdentity;
 use crate::config::Settings;
 use crate::install;
 use crate::pipeline::error::SessionError;
-use crate::postgres::{PREREQUISITE_STATE, UNDEFINED_OBJECT};
+use crate::postgres::{PREREQUISITE_STATE, UNDEFINED_OBJECT, session};
+use crate::rules::RuleSet;
+use crate::source::events::WantedEvents;
+use crate::source::replication::assemble::Assembler;
 use crate::source::replication::connection::{Connection, ConnectionError};
 use crate::source::replication::stream::ReplicationStream;
 
@@ -30,12 +33,15 @@ const RECREATE_MAX: Duration = Duration::from_secs(600);
 /// Begins to read the slot, then asks for its position.
 pub(super) async fn open(
     settings: &Settings,
-    with_messages: bool,
+    rules: &RuleSet,
     earlier: &mut EarlierSessions,
 ) -> Result<OpenSource<SlotFeed>, SessionError> {
     let unanswered = |_| SessionError::Unanswered(OPEN_MAX);
     let (connection, instance) = tokio::time::timeout(OPEN_MAX, async {
         let mut connection = Connection::open(&settings.postgres).await?;
+        if earlier.as_stored {
+            connection.query(session::AS_STORED).await?;
+        }
         let instance = one_text(connection.query(INSTANCE).await?);
         Ok::<_, SessionError>((connection, instance))
     })
@@ -43,7 +49,7 @@ pub(super) async fn open(
     .map_err(unanswered)??;
     let primary = Arc::new(Primary::connect(connection.address(), &instance).await?);
     repair_gap(settings, &primary, earlier).await?;
-    let with_messages = with_messages || has_event_trigger(&primary).await?;
+    let with_messages = rules.has_events() || has_event_trigger(&primary).await?;
     let started = ReplicationStream::start(connection, &settings.slot, &settings.publication, with_messages);
     let started = tokio::time::timeout(OPEN_MAX, started).await.map_err(unanswered)?;
     let stream = match started {
@@ -73,8 +79,9 @@ pub(super) async fn open(
         recorded: Lsn::ZERO,
         batches: None,
     };
-    let feed = SlotFeed::new(stream, Arc::clone(&primary));
-    Ok(OpenSource { feed, primary, present })
+    let assembler = Assembler::new(WantedEvents::of(rules.event_fields()), earlier.as_stored);
+    let feed = SlotFeed::new(stream, assembler, Arc::clone(&primary));
+    Ok(OpenSource { feed, primary, present, as_stored: earlier.as_stored })
 }
 
 /// Whether a trigger in the database writes a message for each DDL statement.

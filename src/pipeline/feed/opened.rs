@@ -14,10 +14,13 @@ pub(in crate::pipeline) struct OpenSource<F> {
     pub(in crate::pipeline) primary: Arc<Primary>,
     /// What PostgreSQL says of its history.
     pub(in crate::pipeline) present: Present,
+    /// Values come as the database has them: those that are not ASCII are not known.
+    pub(in crate::pipeline) as_stored: bool,
 }
 
 impl<F> OpenSource<F> {
     pub(super) fn map<G>(self, feed: impl FnOnce(F) -> G) -> OpenSource<G> {
-        OpenSource { feed: feed(self.feed), primary: self.primary, present: self.present }
+        let Self { feed: opened, primary, present, as_stored } = self;
+        OpenSource { feed: feed(opened), primary, present, as_stored }
     }
 }

@@ -63,12 +63,12 @@ pub(in crate::pipeline) struct SlotFeed {
 }
 
 impl SlotFeed {
-    pub(super) fn new(stream: ReplicationStream, primary: Arc<Primary>) -> Self {
+    pub(super) fn new(stream: ReplicationStream, assembler: Assembler, primary: Arc<Primary>) -> Self {
         let now = Instant::now();
         Self {
             stream,
             primary,
-            assembler: Assembler::default(),
+            assembler,
             describing: Running::default(),
             described: None,
             bases: HashMap::new(),

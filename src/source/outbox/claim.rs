@@ -16,13 +16,24 @@ use super::entry::{Entry, EntryEvent, FullXid, OutboxError, Shapes};
 use super::{Consumer, MORTAL};
 use crate::change::Lsn;
 use crate::install::outbox::locks::{LANES, LOCKS};
+use crate::limits::{EVENT_BYTES_MAX, EVENT_HEAD_BYTES_MAX};
 use crate::mutant::{self, Mutant};
+use crate::postgres::session;
+use crate::source::events::WantedEvents;
 
 /// The most entries of one claim.
 pub const ENTRIES_MAX: i64 = 4000;
 
 /// The most bytes of values of one claim, but for its first entry.
 const BYTES_MAX: i64 = 4 << 20;
+
+/// The largest event that is sent whole, in bytes: a payload at the limit, and its name.
+#[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "the limits are small")]
+const EVENT_MAX: i32 = (EVENT_BYTES_MAX + EVENT_HEAD_BYTES_MAX) as i32;
+
+/// How much of the name of a larger one is sent, in characters.
+#[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "the limits are small")]
+const EVENT_NAME_MAX: i32 = EVENT_HEAD_BYTES_MAX as i32;
 
 /// Settings of a connection that claims. Its own commits need not be on disk: entries that a crash
 /// brings back are only applied once more. Plans by index and by hash, whatever the statistics of a
@@ -32,7 +43,7 @@ const PREPARE: &str = "set synchronous_commit = off; set jit = off; set enable_s
 
 /// Picks the oldest entries that no other daemon has, and deletes those whose turn it is: `passed`
 /// has, for each transaction, the first entry that another daemon has. `storage external` makes
-/// `pg_column_size` the size that is sent.
+/// `pg_column_size` the size that is sent. Of an event above $4 bytes only the name is sent.
 const CLAIM: &str = "\
 with picked as materialized (
   select o.id, o.xid, coalesce(pg_column_size(o.old), 0) + coalesce(pg_column_size(o.new), 0) as bytes
@@ -48,7 +59,8 @@ claimed as (
   delete from unstale.outbox o using chosen c
    where o.id = c.id and o.id >= $3 and o.id <= (select r.id from reach r)
      and not exists (select from passed p where p.xid = c.xid and p.id < c.id)
-  returning o.id, o.xid, o.at, o.op, o.shape, o.old, o.new)
+  returning o.id, o.xid, o.at, o.op, o.shape, o.old,
+    case when o.op = 'e' and pg_column_size(o.new) > $4 then array[left(o.new[1], $5)] else o.new end as new)
 select id, xid, at, op, shape, old, new, (select count(*) from picked) from claimed order by id";
 
 /// Where the log is, asked after the claim's own snapshot and its own writes: past the commit of
@@ -123,17 +135,17 @@ impl std::fmt::Debug for Claimant {
 
 impl Claimant {
     /// Makes an open connection one that claims.
-    pub async fn new(client: Client) -> Result<Self, OutboxError> {
+    /// `is_raw`: the server does not convert what it sends.
+    pub async fn new(client: Client, wanted: WantedEvents, is_raw: bool) -> Result<Self, OutboxError> {
         for settings in [MORTAL, PREPARE] {
             client.batch_execute(settings).await?;
         }
-        // What a database without an encoding holds cannot be converted: it is taken as it is.
-        if client.query_one("show server_encoding", &[]).await?.try_get::<_, &str>(0)? == "SQL_ASCII" {
-            client.batch_execute("set client_encoding to 'SQL_ASCII'").await?;
+        if is_raw {
+            client.batch_execute(session::AS_STORED).await?;
         }
         client.query("select pg_advisory_lock_shared($1, $2)", &[&LOCKS, &LANES]).await?;
         let (claim, position) = (client.prepare(CLAIM).await?, client.prepare(POSITION).await?);
-        Ok(Self { client, claim, position, shapes: Shapes::default(), highest: 0 })
+        Ok(Self { client, claim, position, shapes: Shapes::new(wanted, is_raw), highest: 0 })
     }
 
     /// Begins the transaction in which entries are taken.
@@ -149,7 +161,7 @@ impl Claimant {
                  (select id from unstale.outbox where id <= $1 for update skip locked)";
             self.client.execute(FORGET, &[&self.highest]).await?;
         }
-        let limits: [&(dyn ToSql + Sync); 3] = [&ENTRIES_MAX, &BYTES_MAX, &floor];
+        let limits: [&(dyn ToSql + Sync); 5] = [&ENTRIES_MAX, &BYTES_MAX, &floor, &EVENT_MAX, &EVENT_NAME_MAX];
         let claim = self.client.query(&self.claim, &limits);
         let position = self.client.query_one(&self.position, &[]);
         // Both are sent before either is answered, in this order.

@@ -14,13 +14,15 @@ use tokio_postgres::types::{FromSql, Type};
 use tokio_postgres::{Client, Row as SqlRow};
 
 use crate::change::{Cell, Change, Column, ColumnKind, Operation, Relation, RelationId, Row, TableName};
-use crate::postgres::StatementError;
-use crate::source::images::{Images, JsonImage};
+use crate::limits::{ENTRY_VALUE_BYTES_MAX, SHAPES_BYTES_MAX};
+use crate::postgres::lossy_text::LossyText;
+use crate::postgres::{StatementError, session};
+use crate::source::events::{EventReader, WantedEvents};
 
 /// The columns that [`Shapes::decode`] reads, in their order.
 pub const ENTRY_COLUMNS: &str = "id, xid, at, op, shape, old, new";
 
-/// PostgreSQL's `FirstNormalObjectId`: events have ids below it ([`Images`]), tables of the outbox
+/// PostgreSQL's `FirstNormalObjectId`: events have ids below it, tables of the outbox
 /// from here on.
 const FIRST_ID: u32 = 16384;
 
@@ -41,12 +43,38 @@ pub struct Entry {
 /// What happened.
 #[derive(Clone, Debug)]
 pub enum EntryEvent {
-    /// A change.
+    /// A change of a row or a table.
     Change(Change),
+    /// The same, and some value was too long to be taken.
+    TooLong(Change),
+    /// The event that an application emitted: nothing if no rule has it, several if its name is not
+    /// known.
+    Events(Vec<Change>),
     /// An unknown change of a table: only the relation is known.
     Unknown(Change),
     /// The definition of something changed.
     Ddl,
+}
+
+impl EntryEvent {
+    /// The changes whose operation and images are known.
+    pub fn changes(&self) -> &[Change] {
+        match self {
+            Self::Change(change) | Self::TooLong(change) => std::slice::from_ref(change),
+            Self::Events(changes) => changes,
+            Self::Unknown(_) | Self::Ddl => &[],
+        }
+    }
+
+    /// The change that it is about, if there is one. Unless events are left out, there is one of
+    /// each.
+    pub fn into_change(self) -> Option<Change> {
+        match self {
+            Self::Change(change) | Self::TooLong(change) | Self::Unknown(change) => Some(change),
+            Self::Events(changes) => changes.into_iter().next(),
+            Self::Ddl => None,
+        }
+    }
 }
 
 /// Why the outbox cannot be read.
@@ -81,10 +109,19 @@ impl From<tokio_postgres::Error> for OutboxError {
 #[derive(Debug, Default)]
 pub struct Shapes {
     relations: HashMap<i32, Arc<Relation>>,
-    images: Images,
+    /// What they take, about.
+    bytes: usize,
+    events: EventReader,
+    /// Values come in the encoding of the database, so those that are not ASCII are not known.
+    is_raw: bool,
 }
 
 impl Shapes {
+    /// No shape is known yet. `is_raw`: the connection does not convert what it sends.
+    pub fn new(wanted: WantedEvents, is_raw: bool) -> Self {
+        Self { events: EventReader::new(wanted), is_raw, ..Self::default() }
+    }
+
     /// Decodes rows that have [`ENTRY_COLUMNS`]. Asks for shapes that are not known yet.
     pub async fn decode(&mut self, client: &Client, rows: &[SqlRow]) -> Result<Vec<Entry>, OutboxError> {
         let mut entries = Vec::with_capacity(rows.len());
@@ -101,13 +138,30 @@ impl Shapes {
     }
 
     async fn ask(&mut self, client: &Client, shape: i32) -> Result<(), OutboxError> {
+        if !self.is_raw {
+            return self.ask_converted(client, shape).await;
+        }
+        // Names must be those of the rules.
+        client.batch_execute("set client_encoding = 'UTF8'").await?;
+        self.ask_converted(client, shape).await?;
+        Ok(client.batch_execute(session::AS_STORED).await?)
+    }
+
+    async fn ask_converted(&mut self, client: &Client, shape: i32) -> Result<(), OutboxError> {
         const SHAPE: &str = "select schema_name, table_name, columns, types from unstale.shape where id = $1";
         let Some(row) = client.query_opt(SHAPE, &[&shape]).await? else { return Ok(()) };
-        let name = TableName::new(row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?);
-        let (names, types): (Vec<String>, Vec<u32>) = (row.try_get(2)?, row.try_get(3)?);
+        let [LossyText(schema), LossyText(table)] = [row.try_get(0)?, row.try_get(1)?];
+        let name = TableName::new(schema, table);
+        let (names, types): (Vec<LossyText>, Vec<u32>) = (row.try_get(2)?, row.try_get(3)?);
         let kinds = types.into_iter().map(ColumnKind::of_type).chain(std::iter::repeat(ColumnKind::Text));
-        let column = |(name, kind)| Column { name, kind, in_identity: true };
-        let columns = names.into_iter().zip(kinds).map(column).collect();
+        let column = |(LossyText(name), kind)| Column { name, kind, in_identity: true };
+        let columns: Vec<_> = names.into_iter().zip(kinds).map(column).collect();
+        let bytes: usize = columns.iter().map(|column| column.name.len() + size_of::<Column>()).sum();
+        if self.bytes + bytes > SHAPES_BYTES_MAX {
+            self.relations.clear();
+            self.bytes = 0;
+        }
+        self.bytes += bytes;
         let id = RelationId::new(FIRST_ID.wrapping_add(shape.unsigned_abs()));
         self.relations.insert(shape, Arc::new(Relation { id, name, also: Vec::new(), columns }));
         Ok(())
@@ -118,13 +172,15 @@ impl Shapes {
         let wrong = |reason: String| OutboxError::Entry { id, reason };
         let (FullXid(xid), at) = (row.try_get(1)?, row.try_get(2)?);
         let op: i8 = row.try_get(3)?;
-        let (old, new): (Option<Values>, Option<Values>) = (row.try_get(5)?, row.try_get(6)?);
         if op.cast_unsigned() == b'e' {
-            return Ok(Entry { id, xid, at, event: EntryEvent::Change(self.event(new)) });
+            let EventTexts { name, payload } = row.try_get::<_, Option<EventTexts<'_>>>(6)?.unwrap_or_default();
+            let changes = self.events.in_outbox(name, payload, self.is_raw);
+            return Ok(Entry { id, xid, at, event: EntryEvent::Events(changes) });
         }
         if op.cast_unsigned() == b'c' {
             return Ok(Entry { id, xid, at, event: EntryEvent::Ddl });
         }
+        let (old, new): (Option<Values>, Option<Values>) = (row.try_get(5)?, row.try_get(6)?);
         let relation = shape.and_then(|shape| self.relations.get(&shape));
         let relation =
             Arc::clone(relation.ok_or_else(|| wrong("unstale.shape does not say of which table".to_owned()))?);
@@ -135,37 +191,71 @@ impl Shapes {
             b't' | b'r' => Operation::Truncate,
             other => return Err(wrong(format!("there is no operation {:?}", char::from(other)))),
         };
-        let image = |values: Option<Values>| values.map(|Values(cells)| Row::new(cells));
+        let is_raw = self.is_raw;
+        let is_too_long = [&old, &new].into_iter().flatten().any(|values| values.is_too_long);
+        let image = |values: Option<Values>| values.map(|values| Row::new(known(values.cells, is_raw)));
         let change = Change { relation, operation, old: image(old), new: image(new) };
-        let event = if op.cast_unsigned() == b'r' { EntryEvent::Unknown(change) } else { EntryEvent::Change(change) };
-        Ok(Entry { id, xid, at, event })
-    }
-
-    /// If a payload cannot be read, every field of it is unknown. Events in a database without an
-    /// encoding may not be UTF-8.
-    fn event(&mut self, values: Option<Values>) -> Change {
-        let cells = values.map(|Values(cells)| cells).unwrap_or_default();
-        let bytes = |at: usize| match cells.get(at) {
-            Some(Cell::Value(bytes)) => bytes.clone(),
-            _ => Bytes::new(),
+        let event = match op.cast_unsigned() {
+            b'r' => EntryEvent::Unknown(change),
+            _ if is_too_long => EntryEvent::TooLong(change),
+            _ => EntryEvent::Change(change),
         };
-        let name = String::from_utf8_lossy(&bytes(0)).into_owned();
-        let payload = String::from_utf8(bytes(1).to_vec()).unwrap_or_default();
-        self.images.event(&name, &payload).unwrap_or_else(|_| {
-            self.images.change(TableName::new("", name.as_str()), Operation::Event, None, Some(&JsonImage::new()))
-        })
+        Ok(Entry { id, xid, at, event })
     }
 }
 
-/// A `text[]`, whatever bytes its elements are: in an SQL_ASCII database they need not be UTF-8.
-struct Values(Vec<Cell>);
+/// In the encoding of the database, values that are not ASCII are not known.
+fn known(mut cells: Vec<Cell>, is_raw: bool) -> Vec<Cell> {
+    for cell in cells.iter_mut().filter(|_| is_raw) {
+        if matches!(cell, Cell::Value(value) if !value.is_ascii()) {
+            *cell = Cell::Absent;
+        }
+    }
+    cells
+}
+
+/// The name and the payload of an event. A payload that was too long was not fetched.
+#[derive(Default)]
+struct EventTexts<'a> {
+    name: &'a [u8],
+    payload: Option<&'a [u8]>,
+}
+
+impl<'a> FromSql<'a> for EventTexts<'a> {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+        let mut values = postgres_protocol::types::array_from_sql(raw)?.values();
+        let name = values.next()?.flatten().unwrap_or_default();
+        Ok(Self { name, payload: values.next()?.flatten() })
+    }
+
+    fn accepts(ty: &Type) -> bool {
+        *ty == Type::TEXT_ARRAY
+    }
+}
+
+/// A `text[]`, whatever bytes its elements are: in an SQL_ASCII database they need not be UTF-8. An
+/// element that is too long is not known, and not copied.
+struct Values {
+    cells: Vec<Cell>,
+    is_too_long: bool,
+}
 
 impl<'a> FromSql<'a> for Values {
     fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
         let values = postgres_protocol::types::array_from_sql(raw)?.values();
-        let cell =
-            |value: Option<&[u8]>| Ok(value.map_or(Cell::Null, |value| Cell::Value(Bytes::copy_from_slice(value))));
-        Ok(Self(values.map(cell).collect()?))
+        let mut is_too_long = false;
+        let cell = |value: Option<&[u8]>| {
+            Ok(match value {
+                None => Cell::Null,
+                Some(value) if value.len() > ENTRY_VALUE_BYTES_MAX => {
+                    is_too_long = true;
+                    Cell::Absent
+                }
+                Some(value) => Cell::Value(Bytes::copy_from_slice(value)),
+            })
+        };
+        let cells = values.map(cell).collect()?;
+        Ok(Self { cells, is_too_long })
     }
 
     fn accepts(ty: &Type) -> bool {

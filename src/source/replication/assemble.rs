@@ -13,7 +13,7 @@ use super::pgoutput::{Message, OldTuple, RelationBody, Tuple};
 use crate::change::{
     Begin, Cell, Change, Column, ColumnKind, Operation, Relation, RelationId, Row, SourceEvent, TableName,
 };
-use crate::source::images::{Images, JsonImage};
+use crate::source::events::{EventReader, WantedEvents};
 
 /// Why messages do not make a stream of transactions.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -84,12 +84,20 @@ pub struct Assembler {
     relations: HashMap<RelationId, KnownRelation>,
     /// What the descriptions of relations leave open.
     contexts: HashMap<RelationId, RelationContext>,
-    images: Images,
+    events: EventReader,
+    /// Values come in the encoding of the database, which is not that of keys.
+    is_raw: bool,
     in_transaction: bool,
     ready: VecDeque<SourceEvent>,
 }
 
 impl Assembler {
+    /// Follows a stream from its beginning. `is_raw`: values come in the encoding of the database,
+    /// so those that are not ASCII are not known.
+    pub fn new(wanted: WantedEvents, is_raw: bool) -> Self {
+        Self { events: EventReader::new(wanted), is_raw, ..Self::default() }
+    }
+
     /// Sets what the description of a relation leaves open. Must be called before each description
     /// of the relation.
     pub fn set_context(&mut self, relation: RelationId, context: RelationContext) {
@@ -139,7 +147,7 @@ impl Assembler {
             }
             Message::Logical { transactional: true, prefix, content } if prefix.as_ref() == EVENT => {
                 self.expect_transaction(true, "an event without a transaction")?;
-                self.event(&content);
+                self.ready.extend(self.events.emitted(&content).map(SourceEvent::Change));
             }
             Message::Logical { transactional: true, prefix, .. } if prefix.as_ref() == DDL => {
                 self.expect_transaction(true, "a notice without a transaction")?;
@@ -148,35 +156,6 @@ impl Assembler {
             Message::Origin | Message::Type | Message::Logical { .. } => {}
         }
         Ok(())
-    }
-
-    /// Takes an event that an application emitted. If its payload cannot be read, every field of it
-    /// is unknown.
-    fn event(&mut self, content: &[u8]) {
-        #[derive(serde::Deserialize)]
-        struct Emitted<'a> {
-            name: String,
-            #[serde(borrow)]
-            payload: &'a serde_json::value::RawValue,
-        }
-        // Messages in a database that is not in UTF-8 may not be UTF-8 either.
-        match serde_json::from_str::<Emitted<'_>>(&String::from_utf8_lossy(content)) {
-            Ok(Emitted { name, payload }) => {
-                let change = self.images.event(&name, payload.get()).unwrap_or_else(|_| {
-                    self.images.change(
-                        TableName::new("", name.as_str()),
-                        Operation::Event,
-                        None,
-                        Some(&JsonImage::new()),
-                    )
-                });
-                self.ready.push_back(SourceEvent::Change(change));
-            }
-            Err(error) => tracing::warn!(
-                %error,
-                "an event without a name was ignored; emit events by `select unstale.emit(name, payload)`"
-            ),
-        }
     }
 
     /// The next event that is ready.
@@ -206,6 +185,11 @@ impl Assembler {
     ) -> Result<(), AssembleError> {
         self.expect_transaction(true, "a change without a transaction")?;
         let relation = Arc::clone(&self.known(id)?.relation);
+        let (mut old, mut new) = (old, new);
+        if self.is_raw {
+            // Only now: an unchanged value must not take the place of one that is not known.
+            [&mut old, &mut new].into_iter().flatten().for_each(forget_beyond_ascii);
+        }
         self.ready.push_back(SourceEvent::Change(Change { relation, operation, old, new }));
         Ok(())
     }
@@ -232,6 +216,15 @@ impl Assembler {
         relation.also.retain(|other| *other != name);
         let relation = Arc::new(relation);
         self.relations.insert(body.id, KnownRelation { relation, booleans, identity_is_full });
+    }
+}
+
+/// Values that are not ASCII are not known.
+fn forget_beyond_ascii(row: &mut Row) {
+    for cell in row.cells_mut() {
+        if matches!(cell, Cell::Value(value) if !value.is_ascii()) {
+            *cell = Cell::Absent;
+        }
     }
 }
 

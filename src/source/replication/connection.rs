@@ -2,8 +2,8 @@
 //!
 //! Owns the socket and its two buffers. It must not know pgoutput or what is done with the log.
 //! tokio-postgres has no CopyBoth, so this speaks the protocol itself on `postgres-protocol`.
-//! Invariants: no message above [`MESSAGE_BYTES_MAX`] is buffered; nothing is sent in clear when
-//! TLS was demanded.
+//! Invariants: no message above [`SERVER_MESSAGE_BYTES_MAX`] is buffered; nothing is sent in clear
+//! when TLS was demanded.
 
 use std::io;
 use std::pin::Pin;
@@ -18,12 +18,10 @@ use secrecy::ExposeSecret as _;
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _};
 
 use crate::causes::with_causes;
+use crate::limits::{IDLE_BUFFER_BYTES_MAX, SERVER_MESSAGE_BYTES_MAX};
 use crate::postgres::{
     self, Address, Attempt, ChannelBinding, ConnectError, ServerError, ServerState, Transport, session,
 };
-
-/// The largest message taken from a server: a row is at most 1 GB, and its old image as much again.
-pub const MESSAGE_BYTES_MAX: usize = 0x7FFF_FFFF;
 
 /// The largest message before the stream begins; log-in needs a few kilobytes.
 const LOGIN_MESSAGE_BYTES_MAX: usize = 1 << 20;
@@ -207,7 +205,7 @@ impl Connection {
         let mut rows = Vec::new();
         let mut refusal = None;
         loop {
-            let message = match self.next_message(MESSAGE_BYTES_MAX).await {
+            let message = match self.next_message(SERVER_MESSAGE_BYTES_MAX).await {
                 Err(ConnectionError::Server(error)) => {
                     refusal = Some(error);
                     continue;
@@ -234,7 +232,7 @@ impl Connection {
     pub async fn start_copy(&mut self, command: &str) -> Result<(), ConnectionError> {
         frontend::query(command, &mut self.outgoing)?;
         loop {
-            match self.next_message(MESSAGE_BYTES_MAX).await?.tag {
+            match self.next_message(SERVER_MESSAGE_BYTES_MAX).await?.tag {
                 b'W' => return Ok(()),
                 backend::NOTICE_RESPONSE_TAG | backend::PARAMETER_STATUS_TAG => {}
                 tag => {
@@ -275,6 +273,10 @@ impl Connection {
             return Ok(None);
         }
         let mut body = self.incoming.split_to(whole).freeze();
+        if whole > IDLE_BUFFER_BYTES_MAX {
+            // What is left would keep the memory of the message.
+            self.incoming = BytesMut::from(&self.incoming[..]);
+        }
         body.advance(5);
         let message = RawMessage { tag: header.tag(), body };
         match message.tag {

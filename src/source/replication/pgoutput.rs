@@ -289,9 +289,10 @@ impl MessageReader {
         Ok(text)
     }
 
+    /// A name. One that is not UTF-8, as there may be in a database without an encoding, is read
+    /// lossily, so that it is not the name of anything in a rule.
     fn text(&mut self) -> Result<String, DecodeError> {
-        let bytes = self.c_string()?;
-        std::str::from_utf8(&bytes).map(ToOwned::to_owned).map_err(|_| DecodeError::Name(self.message))
+        Ok(String::from_utf8_lossy(&self.c_string()?).into_owned())
     }
 
     fn unexpected(&self, byte: u8, expected: &'static str) -> DecodeError {

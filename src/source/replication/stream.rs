@@ -9,9 +9,10 @@ use std::time::{Duration, SystemTime};
 
 use bytes::{Buf as _, BufMut as _, Bytes};
 
-use super::connection::{Connection, ConnectionError, MESSAGE_BYTES_MAX, server_error};
+use super::connection::{Connection, ConnectionError, server_error};
 use super::pgoutput::to_postgres_time;
 use crate::change::Lsn;
+use crate::limits::SERVER_MESSAGE_BYTES_MAX;
 use crate::postgres::PREREQUISITE_STATE;
 
 /// A message of the replication stream.
@@ -66,7 +67,7 @@ impl ReplicationStream {
 
     /// The next frame that is already here.
     pub fn next_frame(&mut self) -> Result<Option<Frame>, ConnectionError> {
-        while let Some(message) = self.connection.buffered_message(MESSAGE_BYTES_MAX)? {
+        while let Some(message) = self.connection.buffered_message(SERVER_MESSAGE_BYTES_MAX)? {
             match message.tag {
                 b'd' => return self.frame(message.body).map(Some),
                 // The server ends the copy only when it shuts down or drops us.

@@ -19,7 +19,7 @@ const FUNCTION_LINES_MAX: usize = 75;
 const COMMENT_COLUMNS_MAX: usize = 100;
 
 /// The rooms that do no I/O.
-const VOCABULARY: &[&str] = &["catalog", "causes", "change", "key", "nearest", "plan"];
+const VOCABULARY: &[&str] = &["catalog", "causes", "change", "key", "limits", "nearest", "plan"];
 
 /// What does I/O, by crate.
 const IO_CRATES: &[&str] = &["axum", "hyper", "hyper_util", "redis", "tokio", "tokio_postgres", "tokio_util"];

@@ -395,7 +395,7 @@ impl OutboxFeed {
 fn warn_of_unknown(transaction: &ClaimedTransaction, notices: &mut Notices) {
     let unknown = transaction.events.iter().find_map(|(_, event)| match event {
         EntryEvent::Unknown(change) => Some(&change.relation.name),
-        EntryEvent::Change(_) | EntryEvent::Ddl => None,
+        EntryEvent::Change(_) | EntryEvent::TooLong(_) | EntryEvent::Events(_) | EntryEvent::Ddl => None,
     });
     if let Some(table) = unknown
         && notices.due(Instant::now())

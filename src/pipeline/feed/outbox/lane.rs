@@ -14,6 +14,7 @@ use crate::coherence::primary::Primary;
 use crate::coherence::progress::Ticket;
 use crate::mutant::{self, Mutant};
 use crate::pipeline::error::SessionError;
+use crate::source::events::WantedEvents;
 use crate::source::outbox::Consumer;
 use crate::source::outbox::claim::{Claim, Claimant, Hold};
 use crate::source::outbox::entry::OutboxError;
@@ -76,9 +77,9 @@ pub(super) enum Task {
 
 impl Lane {
     /// Connects to the server that `primary` is connected to.
-    pub(super) async fn open(primary: &Primary) -> Result<Self, SessionError> {
+    pub(super) async fn open(primary: &Primary, wanted: &WantedEvents, as_stored: bool) -> Result<Self, SessionError> {
         let client = primary.another().await?.into_client();
-        let claimant = Claimant::new(client).await?;
+        let claimant = Claimant::new(client, wanted.clone(), as_stored).await?;
         Ok(Self {
             state: LaneState::Free(claimant),
             tickets: None,

@@ -18,6 +18,7 @@ use crate::pipeline::error::SessionError;
 use crate::pipeline::feed::earlier::EarlierSessions;
 use crate::pipeline::feed::opened::OpenSource;
 use crate::rules::RuleSet;
+use crate::source::events::WantedEvents;
 use crate::source::outbox::CHANNEL;
 use crate::source::outbox::entry::OutboxError;
 use crate::source::outbox::survey::{self, OutboxFacts, SurveyStatements};
@@ -63,7 +64,8 @@ async fn try_open(
         listened.map_err(OutboxError::from)?;
     }
     let statements = Arc::new(SurveyStatements::prepare(primary.client()).await?);
-    let lanes = [Lane::open(&primary).await?, Lane::open(&primary).await?];
+    let (wanted, as_stored) = (WantedEvents::of(rules.event_fields()), earlier.as_stored);
+    let lanes = [Lane::open(&primary, &wanted, as_stored).await?, Lane::open(&primary, &wanted, as_stored).await?];
     let reader = OutboxReader { consumer, file };
     let origin = Origin { system, timeline, recovered, source: reader.source("") };
     // Nothing is proven yet: the first survey does that. The rest is asked when it is this daemon's
@@ -71,5 +73,5 @@ async fn try_open(
     let present = Present { origin, slot: Lsn::ZERO, end: Lsn::ZERO, recorded: Lsn::ZERO, batches: Some(0) };
     let wakeup = notifies.then_some(wakeup);
     let feed = OutboxFeed::new(Arc::clone(&primary), statements, reader, lanes, wakeup, last);
-    Ok(OpenSource { feed, primary, present })
+    Ok(OpenSource { feed, primary, present, as_stored })
 }
