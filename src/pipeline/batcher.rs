@@ -252,10 +252,7 @@ impl Batcher {
 
     /// The primary's answer.
     pub(super) fn learn(&mut self, snapshot: Snapshot, fresh: Option<Lsn>) {
-        if let Some(position) = fresh
-            && position > self.started
-            && self.refreshed.is_none()
-        {
+        if let Some(position) = fresh.filter(|position| *position > self.started && self.refreshed.is_none()) {
             let mut part = std::mem::take(&mut self.waiting);
             part.refresh(position);
             self.refreshed = Some(part);

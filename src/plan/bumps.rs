@@ -58,6 +58,12 @@ impl Bumps {
         bytes
     }
 
+    /// Takes out a key. Returns the rule that asked for it. No transaction may be open.
+    pub(super) fn remove(&mut self, key: &CacheKey) -> Option<RuleId> {
+        self.open.clear();
+        self.keys.shift_remove(key).map(|(_, rule)| rule)
+    }
+
     /// Raises every key to at least `lsn`.
     pub(super) fn raise_all(&mut self, lsn: Lsn) {
         for (held, _) in self.keys.values_mut() {

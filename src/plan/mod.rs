@@ -298,6 +298,31 @@ impl Plan {
         }
     }
 
+    /// Deletes a key instead of writing it. Returns the rule that asked for it.
+    pub fn set_to_delete(&mut self, key: &CacheKey) -> Option<RuleId> {
+        let (_, rule) = self.sets.shift_remove(key)?;
+        self.delete(rule, key.clone());
+        Some(rule)
+    }
+
+    /// Deletes a version key instead of raising it. Returns the rule that asked for it.
+    pub fn bump_to_delete(&mut self, key: &CacheKey) -> Option<RuleId> {
+        let rule = self.bumps.remove(key)?;
+        self.delete(rule, key.clone());
+        Some(rule)
+    }
+
+    /// Takes out a message, whichever transaction sends it. Returns the rule that asked for it.
+    pub fn drop_publish(&mut self, publish: &Publish) -> Option<RuleId> {
+        let mut dropped = None;
+        self.publishes.retain(|(_, held), rule| {
+            let is_other = held != publish;
+            dropped = dropped.or_else(|| (!is_other).then_some(*rule));
+            is_other
+        });
+        dropped
+    }
+
     /// Takes out the stream entries.
     pub fn take_streams(&mut self) -> Vec<(RuleId, StreamAppend)> {
         std::mem::take(&mut self.streams)

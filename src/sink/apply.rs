@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use redis::{ConnectionInfo, Value};
+use redis::{ConnectionInfo, RedisError, Value};
 
 use super::again::DueDeletes;
 use super::batch::Batch;
@@ -19,6 +19,7 @@ use super::owner::{self, OwnerRecord};
 use super::proof::{Proof, Unproven};
 use super::recent::Recent;
 use super::refusal::SinkError;
+use super::refused_op::{RefusableOp, RefusedOps, refused};
 use super::retry::{AttemptError, RetryState};
 use super::settings::SinkSettings;
 use super::sweep::Sweeper;
@@ -29,6 +30,14 @@ use crate::coherence::watermark::Names;
 
 /// The code of the error by which Redis says that its memory is full.
 const FULL: &str = "OOM";
+
+/// How an attempt ended of which Redis answered every command.
+enum Attempted {
+    /// The batch is in force. These second deletes are due.
+    Applied(DueDeletes),
+    /// Redis refused these ops, for reasons of their own. The rest of the batch is in force.
+    OpsRefused(Vec<(RefusableOp, RedisError)>),
+}
 
 /// Where plans take effect.
 #[derive(Debug)]
@@ -44,6 +53,7 @@ pub struct Sink {
     /// What this process says of itself. None until it has taken the name.
     pub(super) owner: Option<OwnerRecord>,
     warnings: Warnings,
+    refused: RefusedOps,
     allowance: Allowance,
 }
 
@@ -64,6 +74,7 @@ impl Sink {
             recent: Recent::default(),
             owner: None,
             warnings: Warnings::default(),
+            refused: RefusedOps::default(),
             allowance: Allowance::default(),
         })
     }
@@ -120,17 +131,25 @@ impl Sink {
     /// Redis does not hold the dataset any more whose history is proven.
     pub async fn apply(&mut self, mut batch: Batch) -> Result<DueDeletes, Unproven> {
         let ops = Broadcast::ops(&batch.plan);
-        let mut broadcast: Option<Broadcast> = None;
+        let mut broadcasts: Vec<Broadcast> = Vec::new();
+        self.refused.begin();
         let mut retry = RetryState::default();
         self.recent.remember(&batch, &self.settings);
         self.warnings.failed_rules(&batch, &self.settings);
         self.warnings.widened_rules(&batch, &self.settings);
         self.link.liveness().restart();
         loop {
-            match self.attempt(&batch, &ops, &mut broadcast).await {
-                Ok(due) => {
+            match self.attempt(&batch, &ops, &mut broadcasts).await {
+                Ok(Attempted::Applied(due)) => {
                     self.link.succeeded(&retry);
                     return Ok(due);
+                }
+                Ok(Attempted::OpsRefused(refused)) => {
+                    let given_up = self.refused.take_apart(&mut batch, &refused, Instant::now());
+                    self.warnings.given_up(self.link.address(), &given_up, &self.settings);
+                    if let Some((_, error)) = refused.first().filter(|_| given_up.is_empty()) {
+                        self.link.failed(error, &mut retry).await;
+                    }
                 }
                 Err(AttemptError::Unproven) => {
                     self.proof.revoke();
@@ -149,18 +168,20 @@ impl Sink {
         &mut self,
         batch: &Batch,
         ops: &[BroadcastOp],
-        broadcast: &mut Option<Broadcast>,
-    ) -> Result<DueDeletes, AttemptError> {
+        broadcasts: &mut Vec<Broadcast>,
+    ) -> Result<Attempted, AttemptError> {
         let connection = self.link.open().await?;
         if !self.proof.covers(&connection.dataset) {
             return Err(AttemptError::Unproven);
         }
-        if broadcast.is_none() && !ops.is_empty() {
-            *broadcast = Some(self.numbering.next(self.proof.epoch(), batch.started, batch.at, ops.to_vec()));
+        if broadcasts.is_empty() {
+            let next =
+                |ops: &[BroadcastOp]| self.numbering.next(self.proof.epoch(), batch.started, batch.at, ops.to_vec());
+            broadcasts.extend(Broadcast::pieces(ops).map(next));
         }
         let recent = self.recent.take_due(batch.probe);
         let attached = Attached {
-            broadcast: broadcast.as_ref(),
+            broadcasts,
             recent: &recent,
             now: connection.clock.at(Instant::now()),
             heartbeat: batch.heartbeat.map(|moment| connection.clock.at(moment)),
@@ -168,8 +189,12 @@ impl Sink {
         };
         let target =
             Target { names: &self.names, scripts: &connection.scripts, settings: &self.settings, proof: &self.proof };
-        let Encoded { pipeline, positions } = encode(batch, attached, target);
-        let replies = connection.send(&pipeline).await?;
+        let Encoded { pipeline, refusable, positions } = encode(batch, attached, target);
+        let replies = connection.send_each(&pipeline).await?;
+        let refused = refused(&replies, &refusable)?;
+        if !refused.is_empty() {
+            return Ok(Attempted::OpsRefused(refused));
+        }
         if replies.get(positions.streams).into_iter().flatten().any(|reply| *reply == Value::Int(-1)) {
             self.warnings.dropped_entries(self.link.address());
         }
@@ -186,7 +211,7 @@ impl Sink {
         });
         self.proof.applied(batch.record, counted);
         let due = positions.due.and_then(|at| replies.get(at)).and_then(DueDeletes::parse);
-        Ok(due.unwrap_or_default())
+        Ok(Attempted::Applied(due.unwrap_or_default()))
     }
 
     /// Redis said over the open connection what time it is, and which dataset it holds.

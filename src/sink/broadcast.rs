@@ -11,6 +11,12 @@ use serde::{Deserialize, Serialize};
 use crate::change::Lsn;
 use crate::plan::{ActionKind, Op, Plan};
 
+/// About how long a message is at most, in bytes: what followers keep.
+const MESSAGE_BYTES_MAX: usize = 512 << 10;
+
+/// About how much an op takes besides its name, in bytes.
+const OP_BYTES: usize = 32;
+
 /// A message on the channel `invalidations`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Broadcast {
@@ -44,6 +50,17 @@ impl Broadcast {
     /// What a plan means for a subscriber that keeps copies. Empty if the plan only sends messages.
     pub(super) fn ops(plan: &Plan) -> Vec<BroadcastOp> {
         plan.announcements().chain(plan.ops()).filter_map(|(_, op)| broadcast_op(op)).collect()
+    }
+
+    /// The ops in pieces that each fit into a message, at least one op in each.
+    pub(super) fn pieces(ops: &[BroadcastOp]) -> impl Iterator<Item = &[BroadcastOp]> {
+        let mut bytes = 0;
+        ops.chunk_by(move |_, next| {
+            bytes += next.key.len() + OP_BYTES;
+            let fits = bytes <= MESSAGE_BYTES_MAX;
+            bytes = if fits { bytes } else { 0 };
+            fits
+        })
     }
 
     /// The JSON before and after the value of `prev`.

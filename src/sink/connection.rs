@@ -59,6 +59,22 @@ impl RedisConnection {
         Ok(replies)
     }
 
+    /// The same, with the errors among the replies.
+    ///
+    /// # Errors
+    ///
+    /// Redis did not answer.
+    pub(super) async fn send_each(&mut self, pipeline: &Pipeline) -> Result<Vec<Value>, RedisError> {
+        if pipeline.is_empty() {
+            return Ok(Vec::new());
+        }
+        let replies = self.connection.send_packed_commands(pipeline, 0, pipeline.len()).await?;
+        if !replies.iter().any(|reply| matches!(reply, Value::ServerError(_))) {
+            self.liveness.accepted();
+        }
+        Ok(replies)
+    }
+
     /// Sends one command, and reads its reply.
     pub(super) async fn ask<T: FromRedisValue>(&mut self, command: &Cmd) -> Result<T, RedisError> {
         let reply = command.query_async(&mut self.connection).await?;

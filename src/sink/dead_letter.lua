@@ -10,7 +10,8 @@ for i, wanted in ipairs({'stream', 'hash'}) do
   end
 end
 if #ARGV > 4 then
-  redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', 'rule', ARGV[3], unpack(ARGV, 5))
+  -- A server without streams still counts.
+  redis.pcall('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', 'rule', ARGV[3], unpack(ARGV, 5))
   redis.call('PEXPIRE', KEYS[1], ARGV[2])
 end
 redis.call('HINCRBY', KEYS[2], ARGV[3], ARGV[4])

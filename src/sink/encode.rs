@@ -6,6 +6,7 @@
 //! names more than [`KEYS_PER_COMMAND`] keys, so that none blocks Redis for long; no op touches the
 //! daemon's own state.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::time::{Duration, SystemTime};
 
@@ -19,6 +20,7 @@ use super::dataset::{info, time};
 use super::owner::OwnerRecord;
 use super::proof::Proof;
 use super::recent;
+use super::refused_op::RefusableOp;
 use super::scripts::{KEYS_PER_COMMAND, Scripts, script};
 use super::settings::SinkSettings;
 use crate::coherence::lease::{Envelope, Token};
@@ -44,8 +46,8 @@ pub(super) struct Target<'a> {
 /// What is sent with a batch. Times are milliseconds since 1970 by the clock of Redis.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Attached<'a> {
-    /// The message for subscribers.
-    pub(super) broadcast: Option<&'a Broadcast>,
+    /// The messages for subscribers.
+    pub(super) broadcasts: &'a [Broadcast],
     /// The ops to add to the list of recent ops.
     pub(super) recent: &'a [String],
     /// The time at which values are stored.
@@ -60,6 +62,8 @@ pub(super) struct Attached<'a> {
 #[derive(Debug)]
 pub(super) struct Encoded {
     pub(super) pipeline: Pipeline,
+    /// The ops that may be refused by themselves, at the positions of their commands.
+    pub(super) refusable: HashMap<usize, RefusableOp>,
     pub(super) positions: Positions,
 }
 
@@ -80,7 +84,7 @@ pub(super) struct Positions {
 
 /// The commands of a batch, in order.
 pub(super) fn encode(batch: &Batch, attached: Attached<'_>, target: Target<'_>) -> Encoded {
-    let mut encoder = Encoder { batch, target, pipeline: Pipeline::new() };
+    let mut encoder = Encoder::new(batch, target);
     encoder.record();
     encoder.raise_started();
     encoder.deletes();
@@ -88,7 +92,7 @@ pub(super) fn encode(batch: &Batch, attached: Attached<'_>, target: Target<'_>) 
     encoder.second_deletes();
     encoder.bumps();
     encoder.publishes();
-    encoder.broadcast(attached.broadcast);
+    encoder.broadcast(attached.broadcasts);
     let streams = encoder.streams();
     encoder.dead_letters();
     encoder.widened();
@@ -100,19 +104,20 @@ pub(super) fn encode(batch: &Batch, attached: Attached<'_>, target: Target<'_>) 
     let due = encoder.due();
     let probe = encoder.probe();
     let owner = encoder.owner(attached.owner);
-    Encoded { pipeline: encoder.pipeline, positions: Positions { streams, count, due, probe, owner } }
+    let Encoder { pipeline, refusable, .. } = encoder;
+    Encoded { pipeline, refusable, positions: Positions { streams, count, due, probe, owner } }
 }
 
 /// The commands of a replayed plan: those that go before its patterns and tags are swept, and those
 /// that go after. Nothing is recorded or counted.
 pub(super) fn encode_replay(batch: &Batch, attached: Attached<'_>, target: Target<'_>) -> [Pipeline; 2] {
-    let mut before = Encoder { batch, target, pipeline: Pipeline::new() };
+    let mut before = Encoder::new(batch, target);
     before.raise_started();
     before.deletes();
-    let mut after = Encoder { batch, target, pipeline: Pipeline::new() };
+    let mut after = Encoder::new(batch, target);
     after.bumps();
     after.publishes();
-    after.broadcast(attached.broadcast);
+    after.broadcast(attached.broadcasts);
     after.streams();
     after.recent(attached.recent);
     [before.pipeline, after.pipeline]
@@ -131,9 +136,20 @@ struct Encoder<'a> {
     batch: &'a Batch,
     target: Target<'a>,
     pipeline: Pipeline,
+    refusable: HashMap<usize, RefusableOp>,
 }
 
-impl Encoder<'_> {
+impl<'a> Encoder<'a> {
+    fn new(batch: &'a Batch, target: Target<'a>) -> Self {
+        Self { batch, target, pipeline: Pipeline::new(), refusable: HashMap::new() }
+    }
+
+    /// Adds a command without which the rest of the batch can do.
+    fn add_refusable(&mut self, op: RefusableOp, command: Cmd) {
+        self.refusable.insert(self.pipeline.len(), op);
+        self.pipeline.add_command(command);
+    }
+
     /// Records what is in force, unless Redis does not know any more what it recorded before.
     fn record(&mut self) {
         let Target { names, scripts, proof, .. } = self.target;
@@ -181,7 +197,7 @@ impl Encoder<'_> {
             let mut write = script(&scripts.write, &[&value.key, &names.started]);
             write.arg(envelope.encode()).arg(value.lsn.to_fixed_hex()).arg(millis(value.ttl));
             write.arg(self.batch.started.to_fixed_hex());
-            self.pipeline.add_command(write);
+            self.add_refusable(RefusableOp::Set(value.key.clone()), write);
         }
     }
 
@@ -204,7 +220,8 @@ impl Encoder<'_> {
                 bump.arg(lsn.offset());
             }
             bump.arg(self.ttl_millis());
-            self.pipeline.add_command(bump);
+            let keys = chunk.iter().map(|(key, _)| (*key).clone()).collect();
+            self.add_refusable(RefusableOp::Bumps(keys), bump);
         }
     }
 
@@ -215,12 +232,12 @@ impl Encoder<'_> {
         for publish in self.batch.plan.publishes().filter(|publish| publish.channel != *own) {
             let mut command = redis::cmd("PUBLISH");
             command.arg(publish.channel.as_bytes()).arg(publish.data.as_slice());
-            self.pipeline.add_command(command);
+            self.add_refusable(RefusableOp::Publish(publish.clone()), command);
         }
     }
 
-    fn broadcast(&mut self, message: Option<&Broadcast>) {
-        if let Some(message) = message {
+    fn broadcast(&mut self, messages: &[Broadcast]) {
+        for message in messages {
             self.pipeline.add_command(announce(message, self.target.names, self.target.scripts));
         }
     }
@@ -229,7 +246,8 @@ impl Encoder<'_> {
     fn streams(&mut self) -> Range<usize> {
         let Target { names, scripts, settings, proof } = self.target;
         let first = self.pipeline.len();
-        for StreamEntry { rule, entry, end, number, at, mark } in &self.batch.streams {
+        for stream_entry in &self.batch.streams {
+            let StreamEntry { rule, entry, end, number, at, mark } = stream_entry;
             if names.owns(entry.stream.as_bytes()) {
                 continue;
             }
@@ -240,7 +258,7 @@ impl Encoder<'_> {
             add.arg(proof.history()).arg(end.to_fixed_hex()).arg(mark).arg(self.batch.started.to_fixed_hex());
             add.arg("rule").arg(settings.rule_name(*rule)).arg("at").arg(rfc3339(*at));
             add.arg("data").arg(entry.data.as_slice());
-            self.pipeline.add_command(add);
+            self.add_refusable(RefusableOp::of_entry(stream_entry), add);
         }
         first..self.pipeline.len()
     }
@@ -546,7 +564,7 @@ mod tests {
         let head = r#"{"v":1,"id":"i-1","prev":"#;
         let tail = r#","epoch":1,"lsn":"0/9","at":"t","ops":[]}"#;
         let announced = format!("announce @last invalidations i-1 {head} {tail}");
-        check(&nothing(), Attached { broadcast: Some(&message), ..plain() }, &[&announced]);
+        check(&nothing(), Attached { broadcasts: std::slice::from_ref(&message), ..plain() }, &[&announced]);
     }
 
     #[test]
@@ -607,9 +625,9 @@ mod tests {
     fn a_batch_of_everything_has_one_order() {
         let (proof, message, touches) = (proof(), broadcast(), ["{1}".to_owned()]);
         let owner = OwnerRecord::default();
-        let (broadcast, owner) = (Some(&message), Some(&owner));
-        let attached = Attached { broadcast, recent: &touches, now: 77, heartbeat: Some(70), owner };
-        let Encoded { pipeline, positions } = with_target(&proof, |target| encode(&whole(), attached, target));
+        let (broadcasts, owner) = (std::slice::from_ref(&message), Some(&owner));
+        let attached = Attached { broadcasts, recent: &touches, now: 77, heartbeat: Some(70), owner };
+        let Encoded { pipeline, positions, .. } = with_target(&proof, |target| encode(&whole(), attached, target));
         let commands = shown(&pipeline);
         let first: Vec<_> = commands.iter().map(|command| command.split(' ').next().unwrap()).collect();
         let expected = [
@@ -647,7 +665,7 @@ mod tests {
     #[test]
     fn a_replay_removes_before_its_sweeps_and_announces_after_them() {
         let (proof, message, touches) = (Proof::default(), broadcast(), ["{1}".to_owned()]);
-        let attached = Attached { broadcast: Some(&message), recent: &touches, ..Attached::default() };
+        let attached = Attached { broadcasts: std::slice::from_ref(&message), recent: &touches, ..Attached::default() };
         let pipelines = with_target(&proof, |target| encode_replay(&whole(), attached, target));
         let [before, after] = pipelines.map(|pipeline| {
             let first = |command: String| command.split(' ').next().unwrap().to_owned();

@@ -32,6 +32,7 @@ mod owner;
 mod proof;
 mod recent;
 mod refusal;
+mod refused_op;
 mod replay;
 mod resume;
 mod retry;

@@ -72,10 +72,11 @@ impl Sink {
         };
         self.recent.remember(&batch, &self.settings);
         let (recent, ops) = (self.recent.take_due(true), Broadcast::ops(&batch.plan));
-        let broadcast = (!ops.is_empty()).then(|| self.numbering.next(epoch, fresh, at, ops));
+        let next = |ops: &[_]| self.numbering.next(epoch, fresh, at, ops.to_vec());
+        let broadcasts: Vec<_> = Broadcast::pieces(&ops).map(next).collect();
 
         let connection = self.link.open().await?;
-        let attached = Attached { broadcast: broadcast.as_ref(), recent: &recent, ..Attached::default() };
+        let attached = Attached { broadcasts: &broadcasts, recent: &recent, ..Attached::default() };
         // Without a history, so that the script does not remember these entries: the daemon's are
         // remembered by position, and these have no positions of their own.
         let proof = Proof::default();

@@ -40,7 +40,10 @@ local function add(id)
 end
 local added = add(ARGV[1] .. '-' .. (marked and '*' or ARGV[2]))
 if type(added) == 'table' and added.err then
-  local info, last = redis.call('XINFO', 'STREAM', KEYS[1]), nil
+  local info, last = redis.pcall('XINFO', 'STREAM', KEYS[1]), nil
+  if info.err then
+    return redis.error_reply(added.err)
+  end
   for i = 1, #info, 2 do
     if info[i] == 'last-generated-id' then
       last = info[i + 1]

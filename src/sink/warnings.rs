@@ -3,10 +3,11 @@
 //! Owns when each is logged again: at growing intervals, because a rule that fails does so for
 //! every row. It must not change what is applied.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
 
 use super::batch::Batch;
+use super::refused_op::RefusedKind;
 use super::settings::SinkSettings;
 use crate::backoff::Notices;
 use crate::plan::RuleId;
@@ -16,6 +17,7 @@ use crate::plan::RuleId;
 pub(super) struct Warnings {
     failed_rules: BTreeMap<RuleId, Notices>,
     widened_rules: BTreeMap<RuleId, Notices>,
+    given_up: HashMap<(RefusedKind, RuleId), Notices>,
     dropped_entries: Notices,
     full_memory: Notices,
 }
@@ -47,6 +49,34 @@ impl Warnings {
                      deleted instead, or a field of a message is null; `unstale status` counts such changes"
                 );
             }
+        }
+    }
+
+    /// Ops were given up that Redis refused twice in the same way.
+    pub(super) fn given_up(
+        &mut self,
+        address: &str,
+        given_up: &[(RefusedKind, RuleId, String)],
+        settings: &SinkSettings,
+    ) {
+        for (kind, rule, error) in given_up {
+            if !self.given_up.entry((*kind, *rule)).or_default().due(Instant::now()) {
+                continue;
+            }
+            let instead = match kind {
+                RefusedKind::Set => "the keys that it sets are deleted instead",
+                RefusedKind::Bump => "the version keys that it raises are deleted instead",
+                RefusedKind::Publish => "its messages become dead letters",
+                RefusedKind::Stream => "its stream entries become dead letters",
+            };
+            let (rule, line) = (settings.rule_name(*rule), settings.rule_line(*rule));
+            tracing::warn!(
+                redis = address,
+                rule,
+                line,
+                error,
+                "Redis refuses what a rule asks for, so {instead}; permit or enable the command, or change the rule"
+            );
         }
     }
 

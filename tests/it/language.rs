@@ -31,7 +31,7 @@ impl World {
         keys.iter().filter(|key| !self.holds(&format!("v1:{key}"))).map(ToString::to_string).collect()
     }
 
-    fn dead_letters(&self) -> Vec<BTreeMap<String, String>> {
+    pub(crate) fn dead_letters(&self) -> Vec<BTreeMap<String, String>> {
         let letters: StreamRangeReply = self.redis().xrange_all("v1:unstale:{unstale}:dead").unwrap();
         letters.ids.iter().map(|id| fields(&id.map)).collect()
     }

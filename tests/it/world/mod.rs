@@ -3,6 +3,7 @@
 //! Each file owns one kind of them. Every test is a case in which an older value stayed in Redis,
 //! an invalidation was lost, or everything stopped.
 
+mod bounds;
 mod inputs;
 mod installing;
 mod pace;

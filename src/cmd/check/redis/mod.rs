@@ -138,6 +138,7 @@ async fn permissions(
     let settings = &file.settings;
     let user = server.user().await?;
     let (mut needed, mut for_diagnosis, mut untried) = (Vec::new(), Vec::new(), Vec::new());
+    let mut absent = BTreeSet::new();
     let usage = Usage {
         namespace: &settings.namespace,
         slot: &settings.slot,
@@ -149,6 +150,7 @@ async fn permissions(
     for need in probe::needs(&usage) {
         match server.may(user.as_deref(), &need).await? {
             Permission::Allowed => {}
+            Permission::Missing(command) => _ = absent.insert(command),
             Permission::Denied(reason) if need.only_for_diagnosis => for_diagnosis.push(reason),
             Permission::Denied(reason) => needed.push(reason),
             Permission::Untried(command) if !untried.contains(&command) => untried.push(command),
@@ -158,6 +160,15 @@ async fn permissions(
     let who = user.as_deref().map_or_else(|| "the user in target.url".to_owned(), |user| format!("the user `{user}`"));
     let missing = |reasons: &[String]| Missing::of(reasons, &settings.namespace, user.as_deref());
     let mut found = Vec::new();
+    if !absent.is_empty() {
+        let commands = absent.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+        let message = format!("Redis at {address} does not have the command {commands}: it was renamed or disabled");
+        let finding = Finding::error("redis-command", message).why(
+            "entries of `stream` and messages that cannot be sent become dead letters; without another command \
+             every invalidation waits",
+        );
+        found.push(finding.fix("remove `rename-command` from its configuration, or remove the rules that need it"));
+    }
     if !needed.is_empty() {
         let Missing { list, command } = missing(&needed);
         let finding = Finding::error("redis-acl", format!("Redis at {address}: {who} lacks {list}"))

@@ -57,6 +57,8 @@ pub(super) struct Need {
 pub(super) enum Permission {
     /// The user may run it.
     Allowed,
+    /// The server does not have the command: it was renamed or disabled, or this is another server.
+    Missing(String),
     /// The user may not, in the server's words.
     Denied(String),
     /// The server does not say, and to try it would change something: the command.
@@ -102,7 +104,7 @@ impl RedisProbe {
     /// harmless.
     pub(super) async fn may(&mut self, user: Option<&str>, need: &Need) -> Result<Permission, SinkError> {
         if let Some(user) = user
-            && let Some(permission) = self.dry_run(user, &need.sent.command).await?
+            && let Some(permission) = self.dry_run(user, need).await?
         {
             return Ok(permission);
         }
@@ -114,6 +116,7 @@ impl RedisProbe {
             Err(error) if error.code() == Some("NOPERM") => {
                 Ok(Permission::Denied(error.detail().unwrap_or_default().to_owned()))
             }
+            Err(error) if is_missing(&error) => Ok(Permission::Missing(need.name())),
             // Anything else is an answer to a command that was allowed to run.
             Err(error) if is_answer(&error) => Ok(Permission::Allowed),
             Err(error) => Err(SinkError::unusable(&self.address, error)),
@@ -121,10 +124,10 @@ impl RedisProbe {
     }
 
     /// What the server says about a command; none if it does not say.
-    async fn dry_run(&mut self, user: &str, command: &Cmd) -> Result<Option<Permission>, SinkError> {
+    async fn dry_run(&mut self, user: &str, need: &Need) -> Result<Option<Permission>, SinkError> {
         let mut dry = redis::cmd("ACL");
         dry.arg("DRYRUN").arg(user);
-        for argument in command.args_iter() {
+        for argument in need.sent.command.args_iter() {
             if let Arg::Simple(bytes) = argument {
                 dry.arg(bytes);
             }
@@ -132,6 +135,7 @@ impl RedisProbe {
         match dry.query_async::<Value>(&mut self.connection).await {
             Ok(Value::Okay) => Ok(Some(Permission::Allowed)),
             Ok(reply) => Ok(redis::from_redis_value(reply).ok().map(Permission::Denied)),
+            Err(error) if is_missing(&error) => Ok(Some(Permission::Missing(need.name()))),
             Err(error) if is_answer(&error) => Ok(None),
             Err(error) => Err(SinkError::unusable(&self.address, error)),
         }
@@ -198,6 +202,14 @@ pub(super) fn needs(usage: &Usage<'_>) -> Vec<Need> {
         SentCommand::new("SUBSCRIBE", &channel, "", false),
     ];
     of_daemon.chain(for_diagnosis.into_iter().map(|sent| Need { sent, only_for_diagnosis: true })).collect()
+}
+
+/// Whether the server does not have the command, as it says itself or of `ACL DRYRUN`.
+fn is_missing(error: &RedisError) -> bool {
+    let detail = error.detail().unwrap_or_default();
+    let is_command = |rest: &str| rest.to_ascii_lowercase().starts_with("command");
+    detail.starts_with("unknown command") && !detail.contains("'ACL'")
+        || is_command(detail) && detail.ends_with("not found")
 }
 
 /// Whether the server answered, although with an error.
