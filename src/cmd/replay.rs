@@ -16,6 +16,7 @@ use super::changes::summary::Summary;
 use super::changes::{Changes, ChangesArgs, PlanChunk};
 use super::config_file::ConfigFile;
 use super::failure::{Failure, with_causes};
+use super::preflight::history;
 use super::stdout::{has_reader, print};
 use crate::change::Lsn;
 use crate::plan::{Op, Plan, RuleId};
@@ -44,6 +45,7 @@ pub(super) async fn run(config: &Path, args: ReplayArgs) -> Result<(), Failure> 
     let mut changes = Changes::find(&args.changes, settings).await?;
     // Both servers must answer before the user is asked.
     let client = postgres::connect(&settings.postgres).await?;
+    history::require_same_database(settings, &client).await?;
     let rules = changes.rules(&file, Some(&client)).await?;
     let mut sink = file.sink(&rules)?;
     sink.connect().await?;

@@ -48,6 +48,16 @@ pub enum Mode {
     Outbox,
 }
 
+impl Mode {
+    /// Its word in the file.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Slot => "slot",
+            Self::Outbox => "outbox",
+        }
+    }
+}
+
 /// The effect of a truncate on the keys of a table's templates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Truncate {

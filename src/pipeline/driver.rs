@@ -78,11 +78,8 @@ impl<'a> Driver<'a> {
         }
         let limits = SessionLimits { redis_down_max: settings.redis_down_max, drain_max };
         let mut sinking = Running::default();
-        let mode = match settings.mode {
-            Mode::Slot => "slot",
-            Mode::Outbox => "outbox",
-        };
-        let owner = OwnerRecord::of_this_process(&present.origin.system, mode, settings.postgres.to_string());
+        let (system, mode) = (&present.origin.system, settings.mode.word());
+        let owner = OwnerRecord::of_this_process(system, mode, settings.postgres.to_string());
         let resuming = resume(sink, owner, Arc::clone(&primary), reader, present);
         sinking.start(async move {
             let (sink, resumed) = resuming.await;

@@ -17,8 +17,8 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderValue};
 use axum::response::{IntoResponse as _, Response};
 use futures_util::{FutureExt as _, Stream, StreamExt as _, stream};
-use redis::aio::{PubSubSink, PubSubStream};
-use redis::{Client, ConnectionInfo, RedisError, Value};
+use redis::aio::{MultiplexedConnection, PubSubSink, PubSubStream};
+use redis::{Client, Cmd, ConnectionInfo, Pipeline, RedisError, Value};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -38,7 +38,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(10);
 /// minute.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 
-/// How long no message may arrive before Redis is pinged.
+/// How long no message may arrive before Redis is asked whether it is there, and takes writes.
 const QUIET_MAX: Duration = Duration::from_secs(10);
 
 /// How long one step of the subscription may take.
@@ -103,17 +103,27 @@ struct Subscription {
     names: Names,
 }
 
+/// The id of the last broadcast, and the epoch, as Redis holds them.
+type LastBroadcast = (Option<Vec<u8>>, Option<Vec<u8>>);
+
+/// An open subscription, and a connection for questions to the same server.
+struct Opened {
+    sink: PubSubSink,
+    messages: PubSubStream,
+    connection: MultiplexedConnection,
+}
+
 impl Subscription {
     async fn keep(self) {
         let (mut backoff, mut notices) = (Backoff::default(), Notices::default());
         loop {
             let error = match self.open().await {
-                Ok((sink, messages)) => {
+                Ok(opened) => {
                     if notices.any() {
                         tracing::info!(redis = self.address, "subscribed to the broadcast again");
                     }
                     (backoff, notices) = (Backoff::default(), Notices::default());
-                    self.receive(sink, messages).await
+                    self.receive(opened).await
                 }
                 Err(error) => error,
             };
@@ -126,20 +136,22 @@ impl Subscription {
     }
 
     /// Subscribes, and only then asks for the last broadcast, so that none is missed in between.
-    async fn open(&self) -> Result<(PubSubSink, PubSubStream), RedisError> {
+    async fn open(&self) -> Result<Opened, RedisError> {
         let (mut sink, mut messages) = crate::redis::subscriber(&self.client).await?.split();
         let mut mget = redis::cmd("MGET");
         mget.arg(self.names.last_broadcast.as_bytes()).arg(self.names.epoch.as_bytes());
+        let mut pipeline = Pipeline::new();
+        pipeline.add_command(mget).add_command(self.require_primary());
         let asked = async {
             sink.subscribe(self.names.invalidations.as_bytes()).await?;
             let mut connection = crate::redis::connect(&self.client, ANSWER_MAX).await?;
-            let answer: (Option<Vec<u8>>, Option<Vec<u8>>) = mget.query_async(&mut connection).await?;
+            let (answer, _): (LastBroadcast, u64) = pipeline.query_async(&mut connection).await?;
             // On the subscription: when Redis answers, all broadcasts before the answer have
             // arrived.
             sink.ping::<Value>().await?;
-            Ok::<_, RedisError>(answer)
+            Ok::<_, RedisError>((answer, connection))
         };
-        let (last, epoch) = in_time(ANSWER_MAX, asked).await?;
+        let ((last, epoch), connection) = in_time(ANSWER_MAX, asked).await?;
         self.events.change(|backlog| {
             let mut is_linked = false;
             while let Some(Some(message)) = messages.next().now_or_never() {
@@ -150,11 +162,17 @@ impl Subscription {
                 backlog.align(last.as_deref(), epoch.as_deref());
             }
         });
-        Ok((sink, messages))
+        Ok(Opened { sink, messages, connection })
+    }
+
+    /// A command that only a server that takes writes answers. A replica passes broadcasts on, but
+    /// not while it has lost its primary.
+    fn require_primary(&self) -> Cmd {
+        redis::cmd("DEL").arg(self.names.probe.as_bytes()).clone()
     }
 
     /// Appends messages until the connection ends. Returns why it did.
-    async fn receive(&self, mut sink: PubSubSink, mut messages: PubSubStream) -> RedisError {
+    async fn receive(&self, Opened { mut sink, mut messages, mut connection }: Opened) -> RedisError {
         loop {
             tokio::select! {
                 message = messages.next() => match message {
@@ -164,7 +182,11 @@ impl Subscription {
                     None => return io::Error::from(io::ErrorKind::ConnectionReset).into(),
                 },
                 () = tokio::time::sleep(QUIET_MAX) => {
-                    if let Err(error) = in_time(ANSWER_MAX, sink.ping::<Value>()).await {
+                    let asked = async {
+                        sink.ping::<Value>().await?;
+                        self.require_primary().exec_async(&mut connection).await
+                    };
+                    if let Err(error) = in_time(ANSWER_MAX, asked).await {
                         return error;
                     }
                 }

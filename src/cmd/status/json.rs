@@ -8,15 +8,11 @@ use super::servers::ServerStatus;
 use super::source::{OutboxStatus, SlotStatus, SourceStatus};
 use super::target::TargetStatus;
 use crate::cmd::display::millis;
-use crate::config::Mode;
 
 /// The whole object.
 pub(super) fn object(status: &ServerStatus<'_>) -> Value {
     let ServerStatus { settings, source, target } = status;
-    let mode = match settings.mode {
-        Mode::Slot => "slot",
-        Mode::Outbox => "outbox",
-    };
+    let mode = settings.mode.word();
     let error = |message: &str| json!({"error": message.trim_end()});
     let source = match source {
         Ok(SourceStatus::Slot(slot)) => slot_object(slot),

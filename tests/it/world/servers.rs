@@ -49,6 +49,9 @@ fn the_api_stores_nothing_of_another_database() {
     let output = command.env("DATABASE_URL", api.world.postgres.url("other")).output().unwrap();
     assert_eq!(output.status.code(), Some(78), "{}", text(&output));
     assert!(text(&output).contains("another database"), "{}", text(&output));
+    let mut command = api.world.command(&["replay", "--table", "users", "--yes"]);
+    let output = command.env("DATABASE_URL", api.world.postgres.url("other")).output().unwrap();
+    assert!(text(&output).contains("another database"), "{}", text(&output));
 }
 
 #[test]
@@ -110,6 +113,8 @@ fn a_second_service_under_one_name_does_not_start() {
     for part in [&format!(":{}", first.postgres.port()), &format!("process {}", daemon.pid()), "source.slot"] {
         assert!(said.contains(part), "{part}: {said}");
     }
+    assert!(text(&second.run(&["check", "--json"])).contains("\"name-taken\""));
+    assert!(!text(&first.run(&["check", "--json"])).contains("\"name-taken\""));
     // The same database, followed in the other mode, is another service, too.
     first.write_rules(&in_outbox_mode(SHIPPED));
     first.run_ok(&["setup"]);
@@ -232,7 +237,7 @@ fn a_daemon_with_two_hosts_follows_a_failover() {
         world.run_ok(&["setup"]);
         let standby = world.postgres.standby(&[]).unwrap();
         world.reconnect();
-        let hosts = format!("127.0.0.1:{},127.0.0.1:{}", world.postgres.port(), standby.port());
+        let hosts = format!("127.0.0.1:{},127.0.0.1:{}", standby.port(), world.postgres.port());
         let url = format!("postgres://postgres@{hosts}/postgres?target_session_attrs=primary");
         world.database_url = url.clone();
         let daemon = world.daemon();

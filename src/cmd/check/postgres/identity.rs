@@ -1,7 +1,7 @@
 //! Whether the servers are the ones that they are taken for: the database that Redis remembers, and
 //! the replica of the read API.
 //!
-//! Owns these checks. It must not judge positions. Invariant: nothing here is an error, because
+//! Owns these checks. It must not judge positions. Invariant: a replica is never an error, because
 //! what does not prove itself is not used while the daemon or the API runs.
 
 use tokio_postgres::Client;
@@ -15,6 +15,7 @@ use crate::cmd::preflight::history;
 use crate::coherence::history::Origin;
 use crate::coherence::server::ServerIdentity;
 use crate::postgres;
+use crate::sink::OwnerRecord;
 
 impl PostgresProbe<'_> {
     /// Compares the database with the one that Redis remembers, and the replica with the database.
@@ -24,6 +25,9 @@ impl PostgresProbe<'_> {
             let other = (!origin.is_of_system(&own.system)).then(|| self.other_database());
             findings.pass_or("database: the one whose changes reached Redis", other);
         }
+        let others = history::owner(self.settings).await;
+        let others = others.filter(|owner| owner.system != own.system || owner.mode != self.settings.mode.word());
+        findings.pass_or("no other service under this name", others.map(|owner| self.name_taken(&owner)));
         let Some(replica) = &self.settings.api.replica else { return Ok(()) };
         let name = format!("the replica at {replica}");
         match postgres::connect(replica).await {
@@ -34,6 +38,18 @@ impl PostgresProbe<'_> {
             Err(error) => findings.add(unreachable(&name, &with_causes(&error))),
         }
         Ok(())
+    }
+
+    fn name_taken(&self, owner: &OwnerRecord) -> Finding {
+        let OwnerRecord { mode, address, host, pid, .. } = owner;
+        let (slot, namespace) = (&self.settings.slot, &self.settings.namespace);
+        let message = format!(
+            "another service uses the slot name `{slot}` and the namespace `{namespace}` in Redis: it follows {address} by \
+             its {mode}, and runs on {host} as process {pid}"
+        );
+        Finding::configuration("name-taken", message)
+            .why("two services under one name would empty each other's cache, so `unstale run` does not start")
+            .fix("give one of the two another source.slot or target.namespace")
     }
 
     fn other_database(&self) -> Finding {
