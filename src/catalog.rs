@@ -251,9 +251,25 @@ pub struct Catalog {
     pub tables: Vec<Table>,
     /// The schemas in which a bare name is looked up, in order.
     pub search_path: Vec<String>,
+    /// Which replica identities the tables of the rules can have, as far as a server was asked.
+    #[serde(skip)]
+    pub limits: IdentityLimits,
 }
 
+/// From this version on PostgreSQL refuses updates and deletes if the identity contains a generated
+/// column that is not published, so FULL is safe only until one is added.
+pub const FULL_FAILS_SINCE: i32 = 18;
+
 impl Catalog {
+    /// Whether PostgreSQL would refuse updates and deletes of a table once it is published, and
+    /// nothing mends that for good.
+    pub fn is_unpublishable(&self, table: &Table) -> bool {
+        let leaves = table.members.iter().filter(|member| member.has_rows);
+        let mut facts = leaves.filter_map(|leaf| self.limits.tables.get(&leaf.id));
+        let is_mended = facts.all(|facts| !facts.indexes.is_empty());
+        table.identity == Identity::Nothing && self.limits.major_version >= FULL_FAILS_SINCE && !is_mended
+    }
+
     /// The table that a rule's name means.
     pub fn find(&self, name: &TableName) -> Option<&Table> {
         let named = |schema: &str| self.tables.iter().find(|t| t.name.table == name.table && t.name.schema == schema);
@@ -433,6 +449,7 @@ mod tests {
                 parted,
             ],
             search_path: Vec::new(),
+            limits: IdentityLimits::default(),
         };
         let check = |table: &str, expected: &[&str]| {
             let found: Vec<_> = catalog.leaving_with(&name(table)).into_iter().map(|name| &*name.table).collect();

@@ -81,6 +81,8 @@ pub(super) async fn run(config: &Path, args: InitArgs) -> Result<(), Failure> {
 /// Reads what a draft is made from.
 async fn survey(client: &Client) -> Result<DraftInput, Failure> {
     let mut survey = DraftInput { catalog: catalog::read(client).await?, ..DraftInput::default() };
+    let names: Vec<_> = survey.catalog.tables.iter().map(|table| &table.name).collect();
+    survey.catalog.limits = postgres::identity::read(client, &survey.catalog, &names).await?;
     for row in client.query(DEPENDENT_AND_GENERATED, &[]).await? {
         let table = TableName::new(row.get::<_, LossyText>(0).0, row.get::<_, LossyText>(1).0);
         let generated = strings(row.get(3));

@@ -106,7 +106,7 @@ pub(super) fn reduce(catalog: &Catalog, rules: &RuleSet) -> Catalog {
             (column.number, column.type_oid, column.base_oid) = (0, 0, 0);
         }
     }
-    Catalog { tables, search_path: catalog.search_path.clone() }
+    Catalog { tables, search_path: catalog.search_path.clone(), ..Catalog::default() }
 }
 
 /// The tables that differ between two catalogs, or that only one of them has.
@@ -148,7 +148,7 @@ mod tests {
     }
 
     fn catalog(tables: Vec<Table>) -> Catalog {
-        Catalog { tables, search_path: vec!["public".to_owned()] }
+        Catalog { tables, search_path: vec!["public".to_owned()], ..Catalog::default() }
     }
 
     #[test]

@@ -97,7 +97,7 @@ mod tests {
     use crate::catalog::{Catalog, CatalogColumn, ForeignKey, Identity, Table};
     use crate::change::{ColumnKind, TableName};
     use crate::config::{Document, Problems};
-    use crate::rules::{RuleSet, Widening};
+    use crate::rules::{Remedy, RuleSet, Widening};
 
     /// A column as `name type`, with a trailing `?` if it is nullable.
     fn column(text: &str) -> CatalogColumn {
@@ -146,7 +146,7 @@ mod tests {
     }
 
     fn survey(tables: Vec<Table>) -> DraftInput {
-        let catalog = Catalog { tables, search_path: strings(&["app", "public"]) };
+        let catalog = Catalog { tables, search_path: strings(&["app", "public"]), ..Catalog::default() };
         DraftInput { catalog, ..DraftInput::default() }
     }
 
@@ -233,7 +233,11 @@ tests:                        # exact: an op that is not listed fails the test
         assert!(format!("\n{rules_part}").starts_with(expected), "{rules_part}");
         assert!(rules_part.contains("set: {email: email-2}"), "{rules_part}");
         assert_eq!(rules.rules().len(), 3);
-        let columns: Vec<_> = widenings.iter().map(|widening| widening.columns.join(",")).collect();
+        let columns = |widening: &Widening| match &widening.remedy {
+            Remedy::Index(columns, _) => columns.join(","),
+            Remedy::Full | Remedy::Nothing(_) => String::new(),
+        };
+        let columns: Vec<_> = widenings.iter().map(columns).collect();
         assert_eq!(columns, ["id,organization_id,user_id", "", "id,email"]);
     }
 

@@ -4,11 +4,15 @@
 //! attempt can be repeated.
 
 use super::step::{PlannedStatement, PlannedStep};
-use crate::rules::Widening;
+use crate::rules::{Remedy, Widening};
 
 /// The step that widens the replica identity of a table and of its partitions and children.
 pub(super) fn plan(widening: &Widening) -> PlannedStep {
     let subject = format!("replica identity of {}", widening.table);
+    if let Remedy::Nothing(reason) = &widening.remedy {
+        let reason = format!("{reason}; rules delete by pattern what they do not know");
+        return PlannedStep::Skipped { subject, reason };
+    }
     PlannedStep::of(subject, widening.leaves.iter().flat_map(|leaf| statements(widening, leaf)).collect())
 }
 
@@ -19,7 +23,7 @@ fn statements(widening: &Widening, leaf: &crate::change::TableName) -> Vec<Plann
             let cost = format!("reads {leaf} once; reads and writes continue; not inside a transaction block");
             return PlannedStatement::patient(sql, cost);
         }
-        let cost = match widening.columns.is_empty() {
+        let cost = match widening.is_full() {
             true => format!("locks {leaf} (ACCESS EXCLUSIVE) briefly; from then on, updates log the whole old row"),
             false => format!("locks {leaf} (ACCESS EXCLUSIVE) briefly"),
         };

@@ -132,7 +132,11 @@ mod tests {
         let users = table(1, "users", vec![member(1, "users")]);
         let other = table(2, "Other", vec![member(2, "Other")]);
         let parent = table(3, "parent", vec![member(3, "parent"), member(4, "child")]);
-        let catalog = Catalog { tables: vec![users.clone(), other.clone(), parent.clone()], search_path: Vec::new() };
+        let catalog = Catalog {
+            tables: vec![users.clone(), other.clone(), parent.clone()],
+            search_path: Vec::new(),
+            ..Catalog::default()
+        };
         let published = |ids: &[u32]| Publication::of(ids.iter().map(|id| RelationId::new(*id)));
         let check = |publication: Option<&Publication>, tables: &[&Table], expected: &[&str]| {
             let found: Vec<_> =

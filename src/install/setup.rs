@@ -16,7 +16,7 @@ use crate::catalog::{Catalog, Table};
 use crate::change::TableName;
 use crate::config::Settings;
 use crate::postgres::publication::Publication;
-use crate::rules::Widening;
+use crate::rules::{Remedy, Widening};
 
 /// What installing a function costs.
 pub const FUNCTION_COST: &str = "locks no table; creates what is missing in the schema unstale";
@@ -68,8 +68,20 @@ pub async fn plan(
     let create = (!state.has_slot).then_some(create);
     plan.push(PlannedStep::of(format!("replication slot {}", settings.slot), create.into_iter().collect()));
     let foreign = if alters_tables { not_owned(client, &tables).await? } else { Vec::new() };
-    let reasons = state.obstacles(settings, foreign);
+    let mut reasons = state.obstacles(settings, foreign);
+    reasons.extend(widenings.iter().filter_map(|widening| unpublishable(widening, catalog)));
     if reasons.is_empty() { Ok(plan) } else { Err(InstallError::Impossible(reasons)) }
+}
+
+/// Why a table must not be published: PostgreSQL would refuse its updates and deletes.
+fn unpublishable(widening: &Widening, catalog: &Catalog) -> Option<String> {
+    let Remedy::Nothing(reason) = &widening.remedy else { return None };
+    let table = catalog.find(&widening.table).filter(|table| catalog.is_unpublishable(table))?;
+    Some(format!(
+        "{} has no replica identity, and PostgreSQL refuses updates and deletes of such a table once it is published; \
+         {reason}; give it a primary key, or use source.mode: outbox",
+        table.name
+    ))
 }
 
 /// The step for the event triggers.

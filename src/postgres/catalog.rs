@@ -9,7 +9,7 @@ use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Error, Row};
 
 use super::lossy_text::{LossyText, strings};
-use crate::catalog::{Catalog, CatalogColumn, ForeignKey, Generation, Identity, Table, TableMember};
+use crate::catalog::{Catalog, CatalogColumn, ForeignKey, Generation, Identity, IdentityLimits, Table, TableMember};
 use crate::change::{ColumnKind, RelationId, TableName};
 
 /// Tables with their partitions and children.
@@ -32,7 +32,8 @@ pub async fn read(client: &Client) -> Result<Catalog, Error> {
     let path = client.query_one("select current_schemas(false)::text[]", &[]).await?;
     let relations = relations(client, None).await?;
     let all: Vec<_> = relations.iter().map(|relation| relation.id).collect();
-    Ok(Catalog { tables: tables(client, &relations, &all).await?, search_path: strings(path.get(0)) })
+    let tables = tables(client, &relations, &all).await?;
+    Ok(Catalog { tables, search_path: strings(path.get(0)), limits: IdentityLimits::default() })
 }
 
 /// Reads these tables, with their partitions and children. One that does not exist any more is left

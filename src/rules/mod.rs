@@ -35,7 +35,7 @@ pub use for_each::ForEach;
 pub use inverse::ReferenceValue;
 pub use lint::{Lint, lint};
 pub use planner::Planner;
-pub use requirements::{Capture, Widening};
+pub use requirements::{Capture, Remedy, Widening};
 pub use rule::{Lookup, Rule, Trigger};
 pub use rule_set::{FoldedValues, RuleSet};
 pub use template::{Image, InvalidTemplate, Reference, Rendered, Resolved, Template, TemplatePart};

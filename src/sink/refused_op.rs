@@ -72,8 +72,8 @@ pub(super) enum RefusedKind {
     Stream,
 }
 
-/// The ops whose commands were refused, with the errors. An error that concerns the server, or a
-/// command of the daemon's own state, is the outcome of the whole.
+/// The ops whose commands were refused, with the errors. If some error concerns the server, or a
+/// command of the daemon's own state, the first error of all is the outcome of the whole.
 pub(super) fn refused(
     replies: &[Value],
     ops: &HashMap<usize, RefusableOp>,
@@ -84,7 +84,7 @@ pub(super) fn refused(
         let error = RedisError::from(error.clone());
         match ops.get(&at).filter(|_| !error.code().is_some_and(|code| OF_SERVER.contains(&code))) {
             Some(op) => refused.push((op.clone(), error)),
-            None => return Err(error),
+            None => return Err(refused.into_iter().next().map_or(error, |(_, first)| first)),
         }
     }
     Ok(refused)

@@ -73,7 +73,7 @@ fn keys_can_contain_any_value() {
     let world = World::with_rules(USERS);
     world.run_ok(&["setup"]);
     let daemon = world.daemon();
-    let long = "x".repeat(5000);
+    let long = "x".repeat(2000);
     let values = ["a\nb", "*", "u?", "[a-z]", r"back\slash", "ünïcödé 🦀", "{id}", "  ", "\u{1}\u{7f}", "%s$1'", &long];
     for value in values {
         world.cache(&format!("v1:user:{value}"));

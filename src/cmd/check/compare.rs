@@ -7,7 +7,7 @@ use super::finding::{Finding, Findings, Stage};
 use crate::catalog::Catalog;
 use crate::cmd::preflight::catalog_fit::CatalogFit;
 use crate::config::{Mode, Problem};
-use crate::rules::{RuleSet, Widening};
+use crate::rules::{Remedy, RuleSet, Widening};
 
 /// Compares rules with a catalog. Returns the rules with the schema of every known table filled in.
 pub(super) fn compare(rules: &RuleSet, catalog: &Catalog, mode: Mode, findings: &mut Findings) -> RuleSet {
@@ -19,6 +19,7 @@ pub(super) fn compare(rules: &RuleSet, catalog: &Catalog, mode: Mode, findings: 
     if mode == Mode::Slot {
         findings.found.extend(unlogged.iter().map(logged));
         findings.pass_or("replica identities", narrow.iter().map(|problem| identity(problem, &widenings)));
+        findings.found.extend(widenings.iter().filter_map(limited));
         findings.found.extend(keyless(&rules, catalog));
     }
     rules
@@ -46,7 +47,7 @@ fn identity(problem: &Problem, widenings: &[Widening]) -> Finding {
         for statement in widening.statements_for(leaf) {
             let cost = match statement.starts_with("CREATE") {
                 true => format!("reads {leaf} once; reads and writes continue; not inside a transaction block"),
-                false if widening.columns.is_empty() => {
+                false if widening.is_full() => {
                     format!("locks {leaf} (ACCESS EXCLUSIVE) briefly; from then on, updates log the whole old row")
                 }
                 false => format!("locks {leaf} (ACCESS EXCLUSIVE) briefly"),
@@ -55,6 +56,18 @@ fn identity(problem: &Problem, widenings: &[Widening]) -> Finding {
         }
     }
     finding
+}
+
+/// The finding about an identity that nothing makes wide enough.
+fn limited(widening: &Widening) -> Option<Finding> {
+    let Remedy::Nothing(reason) = &widening.remedy else { return None };
+    let message = format!("the log does not carry all old values of {} that the keys need", widening.table);
+    let why = format!("{reason}; rules delete by pattern what they do not know");
+    Some(
+        Finding::warning("replica-identity-limited", message).why(why).fix(
+            "use keys that the primary key determines, or source.mode: outbox, whose triggers see the whole old row",
+        ),
+    )
 }
 
 fn keyless(rules: &RuleSet, catalog: &Catalog) -> Vec<Finding> {
@@ -102,7 +115,7 @@ mod tests {
             leaves: vec![name],
             ..Table::default()
         };
-        let catalog = Catalog { tables: vec![table], search_path: vec!["public".to_owned()] };
+        let catalog = Catalog { tables: vec![table], search_path: vec!["public".to_owned()], ..Catalog::default() };
         let mut findings = Findings::default();
         let compared = compare(&rules, &catalog, Mode::Slot, &mut findings);
         assert!(compared.rules().iter().any(|rule| rule.table.value.schema == "public"));

@@ -30,7 +30,7 @@ use crate::postgres::catalog;
 use crate::postgres::publication::Publication;
 use crate::query;
 use crate::reads::ReadSet;
-use crate::rules::{Capture, Folding, RuleSet, Widening};
+use crate::rules::{Capture, Folding, Remedy, RuleSet, Widening};
 use crate::watch::{Carrier, Watched, WatchedTable, WatchedView};
 
 /// A database whose tables and lookups fit the rules.
@@ -59,7 +59,8 @@ impl Preflight {
         if client.query_one("select pg_is_in_recovery()", &[]).await?.get(0) {
             return Err(Failure::configuration(format!("{}: {}", settings.postgres, PrimaryError::Standby)));
         }
-        let catalog: Catalog = catalog::read(&client).await?;
+        let mut catalog: Catalog = catalog::read(&client).await?;
+        catalog.limits = postgres::identity::read(&client, &catalog, &file.rules.tables()).await?;
         let CatalogFit { mut rules, unknown, unlogged, narrow, widenings } =
             CatalogFit::of(&file.rules, &catalog, settings.mode);
         let mut problems = unknown;
@@ -117,17 +118,22 @@ impl Preflight {
     /// came after `setup` is no reason: what is not known of its rows is deleted by pattern. The
     /// triggers of an outbox record the whole old row.
     pub(super) fn require_identities(&self, file: &ConfigFile) -> Result<(), Failure> {
+        for widening in &self.widenings {
+            if let Remedy::Nothing(reason) = &widening.remedy {
+                tracing::warn!(table = %widening.table, "rules delete by pattern what they do not know: {reason}");
+            }
+        }
         if self.narrow.is_empty() {
             return Ok(());
         }
         let mut refused = Problems::default();
         let tables = self.catalog.tables.iter().cloned().map(Table::with_widest_identity).collect();
-        let widest = Catalog { tables, search_path: self.catalog.search_path.clone() };
+        let widest = Catalog { tables, ..self.catalog.clone() };
         self.rules.check_identities(&widest, &mut refused);
         if !refused.is_empty() {
             return Err(file.failure(&self.narrow));
         }
-        for widening in &self.widenings {
+        for widening in self.widenings.iter().filter(|widening| !matches!(widening.remedy, Remedy::Nothing(_))) {
             tracing::warn!(
                 table = %widening.table,
                 "partitions or children log less of the old row than the rules need, so their changes delete by \

@@ -86,7 +86,7 @@ mod tests {
             table("events_1", &["events_1"]),
             table("events_2", &["events_2"]),
         ];
-        Catalog { tables, search_path: vec!["public".to_owned()] }
+        Catalog { tables, search_path: vec!["public".to_owned()], ..Catalog::default() }
     }
 
     fn change(table: &str, operation: Operation) -> Change {

@@ -14,7 +14,7 @@ use crate::cmd::preflight::catalog_fit::CatalogFit;
 use crate::config::test::{RawAnswer, RawRow};
 use crate::config::{Mode, Problems, RawTest, Spanned};
 use crate::nearest::nearest;
-use crate::rules::{Rule, RuleSet, Trigger, Widening};
+use crate::rules::{Remedy, Rule, RuleSet, Trigger, Widening};
 
 /// The tests of a file, and what they are prepared with.
 #[derive(Debug)]
@@ -113,9 +113,9 @@ impl<'a> TestSuite<'a> {
     /// The replica identity that the table has once `setup` has run.
     fn identity(&self, table: &Table) -> Identity {
         match self.widenings.iter().find(|widening| widening.table == table.name) {
-            Some(widening) if widening.columns.is_empty() => Identity::Full,
-            Some(widening) => Identity::Columns(widening.columns.clone()),
-            None => table.identity.clone(),
+            Some(Widening { remedy: Remedy::Index(columns, _), .. }) => Identity::Columns(columns.clone()),
+            Some(Widening { remedy: Remedy::Full, .. }) => Identity::Full,
+            Some(Widening { remedy: Remedy::Nothing(_), .. }) | None => table.identity.clone(),
         }
     }
 
@@ -206,7 +206,7 @@ lookups: {members: {sql: select 1}}
             name,
             ..Table::default()
         };
-        Catalog { tables: vec![table], search_path: vec!["public".to_owned()] }
+        Catalog { tables: vec![table], search_path: vec!["public".to_owned()], ..Catalog::default() }
     }
 
     /// Both rows as `name=value`, `-` for NULL and `?` for what is not known.

@@ -203,7 +203,7 @@ mod tests {
                 &[("author_id", "members", "user_id")],
             ),
         ];
-        Catalog { tables, search_path: vec!["public".to_owned()] }
+        Catalog { tables, search_path: vec!["public".to_owned()], ..Catalog::default() }
     }
 
     /// Two rules; the second's key is `user:{…}`, too.

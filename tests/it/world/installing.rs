@@ -3,7 +3,9 @@
 //! Owns: event triggers, the two modes side by side, plans, waiting, unlogged tables, identities.
 //! Invariant: no case depends on a daemon unless it starts one.
 
-use crate::support::{World, in_outbox_mode, text};
+use std::process::{Command, Stdio};
+
+use crate::support::{Daemon, World, in_outbox_mode, text};
 
 const RULES: &str = r#"
 version: 1
@@ -16,7 +18,7 @@ rules:
 
 /// The notices that a slot has received since the last call, as `tag relations other`.
 fn notices(world: &World) -> Vec<String> {
-    const SENT: &str = "select coalesce(string_agg(substring(encode(data, 'escape') from '\\{\"tag.*\\}'), e'\\n'), '') \
+    const SENT: &str = "select coalesce(string_agg(substring(encode(data, 'escape') from '\\{\"tag.*\\}'), e'\n'), '') \
          from pg_logical_slot_get_binary_changes('reference', null, null, 'proto_version', '1', \
            'publication_names', 'unstale', 'messages', 'true') where get_byte(data, 0) = ascii('M')";
     world.value(SENT).lines().map(|line| shown(world, line)).collect()
@@ -25,7 +27,7 @@ fn notices(world: &World) -> Vec<String> {
 /// The same of the outbox, which is emptied.
 fn entries(world: &World) -> Vec<String> {
     let found =
-        world.value("select coalesce(string_agg(new[1], e'\\n' order by id), '') from unstale.outbox where op = 'c'");
+        world.value("select coalesce(string_agg(new[1], e'\n' order by id), '') from unstale.outbox where op = 'c'");
     world.sql("delete from unstale.outbox");
     found.lines().map(|line| shown(world, line)).collect()
 }
@@ -95,7 +97,7 @@ fn ddl_is_noticed_in_the_transaction_of_the_statement() {
 /// As [`notices`], of tables that are gone.
 fn notices_raw(world: &World) -> Vec<String> {
     let sent = world.value(
-        "select coalesce(string_agg('M', e'\\n'), '') from pg_logical_slot_get_binary_changes('reference', null, null, \
+        "select coalesce(string_agg('M', e'\n'), '') from pg_logical_slot_get_binary_changes('reference', null, null, \
          'proto_version', '1', 'publication_names', 'unstale', 'messages', 'true') where get_byte(data, 0) = ascii('M')",
     );
     sent.lines().map(ToOwned::to_owned).collect()
@@ -203,4 +205,168 @@ fn a_function_of_another_program_is_not_replaced() {
         assert!(text(&world.run(&["check"])).contains("was not installed by unstale"));
     }
     assert_eq!(world.value("select count(*)::text from pg_publication"), "0", "nothing was changed");
+}
+
+#[test]
+fn whatever_waits_says_for_what() {
+    let world = World::with_rules(RULES);
+    world.sql("create role busy login; grant all on users to busy");
+    let busy = world.another_client();
+    let begin = "begin; set local role busy; update users set name = 'x' where id = 'u9'";
+    world.sql_on(&busy, begin);
+    let pid = world.value_on(&busy, "select pg_backend_pid()::text");
+    let mut setup = Daemon::start(world.command(&["setup"]));
+    let line = setup.wait_for_log("waiting for");
+    assert!(line.contains(&format!("process {pid} (role postgres")) && line.contains("idle in transaction"), "{line}");
+    world.sql_on(&busy, "commit");
+    assert_eq!(setup.wait(), Some(0));
+    // A slot that the daemon makes anew.
+    assert_eq!(world.daemon().stop(), Some(0));
+    world.sql("select pg_drop_replication_slot('unstale')");
+    world.sql_on(&busy, begin);
+    let daemon = world.daemon_unready();
+    let line = daemon.wait_for_log("waiting for the transaction of process");
+    assert!(line.contains(&pid), "{line}");
+    world.sql_on(&busy, "commit");
+    daemon.wait_for_log("streaming");
+    assert_eq!(daemon.stop(), Some(0));
+    // Locks of tables, in both directions.
+    let outbox = World::with(&in_outbox_mode(RULES), &["wal_level=replica"], &[]);
+    let busy = outbox.another_client();
+    for verb in ["setup", "teardown"] {
+        outbox.sql_on(&busy, "begin; lock table users in access exclusive mode");
+        let mut waiting = Daemon::start(outbox.command(&[verb]));
+        let line = waiting.wait_for_log("waiting for");
+        assert!(line.contains("lock on users") && line.contains("role postgres"), "{line}");
+        outbox.sql_on(&busy, "commit");
+        assert_eq!(waiting.wait(), Some(0), "{verb}: {:?}", waiting.log());
+    }
+}
+
+/// Tables of which no key can be an identity, with generated columns.
+#[test]
+fn no_remedy_makes_a_write_fail_also_when_columns_are_added_later() {
+    const TABLES: &str = "
+      create table plain (k int unique, v text);
+      create table generated (k int unique, v text, g int generated always as (length(v)) stored);
+      create table keyed (id int primary key, v text, g int generated always as (length(v)) stored)";
+    let rules = |names: &[&str]| {
+        let rule = |name: &&str| format!("  {name}: {{table: {name}, delete: ['{name}:{{v}}']}}\n");
+        let head = RULES.split("rules:").next().unwrap();
+        format!("{head}rules:\n{}", names.iter().map(rule).collect::<String>())
+    };
+    let names = ["plain", "generated", "keyed"];
+    let world = World::with_rules(&rules(&names));
+    world.sql(TABLES);
+    let writes = |when: &str| {
+        for name in names {
+            let column = if name == "keyed" { "id" } else { "k" };
+            for sql in [
+                format!("insert into {name} ({column}, v) values (1, 'a'), (2, 'b')"),
+                format!("update {name} set v = 'c' where {column} = 1"),
+                format!("delete from {name}"),
+            ] {
+                let done = world.block_on(world.client.batch_execute(&sql));
+                assert!(done.is_ok(), "{when}: {sql}: {done:?}");
+            }
+        }
+    };
+    let output = world.run(&["setup"]);
+    assert!([Some(0), Some(78)].contains(&output.status.code()), "{}", text(&output));
+    writes("after setup");
+    for name in names {
+        world.sql(&format!("alter table {name} add column later int generated always as (length(v)) stored"));
+    }
+    writes("with a generated column that came later");
+    // What the script does is no other.
+    let script = world.run(&["check", "--sql"]);
+    psql(&world, &String::from_utf8_lossy(&script.stdout));
+    writes("after the script");
+    let said = text(&world.run(&["check"]));
+    assert!(!said.contains("panicked"), "{said}");
+}
+
+/// Runs a script as it is printed. Ends at the first error.
+fn psql(world: &World, script: &str) {
+    let path = world.directory.path().join("script.sql");
+    std::fs::write(&path, script).unwrap();
+    let mut psql = Command::new("psql");
+    psql.args(["-X", "-v", "ON_ERROR_STOP=1", "-d", &world.database_url, "-f"]).arg(&path);
+    match psql.stdin(Stdio::null()).output() {
+        Ok(output) => assert!(output.status.success(), "{script}\n{}", text(&output)),
+        // Without psql, statement by statement: none of them contains a semicolon at the end of a
+        // line but the last of a body.
+        Err(_) => world.sql(script),
+    }
+}
+
+#[test]
+fn the_script_runs_whatever_is_wrong() {
+    const WRONG: [&str; 6] = [
+        "alter table users set unlogged",
+        "create publication unstale for table users (id), organizations where (plan <> 'free')",
+        "create publication unstale with (publish = 'insert')",
+        "alter table users replica identity nothing",
+        "alter table users drop constraint users_pkey cascade",
+        "create schema unstale",
+    ];
+    for wrong in WRONG {
+        for is_slot in [true, false] {
+            let rules = if is_slot { RULES.to_owned() } else { in_outbox_mode(RULES) };
+            let world = World::with_rules(&rules);
+            world.sql("drop table sessions; alter table memberships drop constraint memberships_user_id_fkey");
+            world.sql(wrong);
+            let script = world.run(&["check", "--sql"]);
+            psql(&world, &String::from_utf8_lossy(&script.stdout));
+            // What a publication did not accept before is possible now.
+            let again = world.run(&["check", "--sql"]);
+            psql(&world, &String::from_utf8_lossy(&again.stdout));
+            let output = world.run(&["check"]);
+            let said = text(&output);
+            assert!(output.status.code() == Some(0) || wrong.contains("drop constraint"), "{wrong}, {is_slot}: {said}");
+        }
+    }
+}
+
+#[test]
+fn a_plan_says_everything_and_does_nothing() {
+    for rules in [RULES.to_owned(), in_outbox_mode(RULES)] {
+        let world = World::with_rules(&rules);
+        let state = || {
+            world.value(
+                "select (select count(*) from pg_publication) || ' ' || (select count(*) from pg_namespace) || ' ' || \
+                 (select count(*) from pg_index) || ' ' || (select count(*) from pg_replication_slots)",
+            )
+        };
+        let before = state();
+        let plan = world.run_ok(&["setup", "--plan"]);
+        assert_eq!(state(), before, "{plan}");
+        assert!(plan.contains("event trigger") && plan.contains("lock"), "{plan}");
+        // Each statement runs as it is printed, and nothing is left to do.
+        psql(&world, &plan);
+        let said = world.run_ok(&["setup"]);
+        assert!(said.lines().all(|line| line.starts_with("unchanged")), "{said}");
+        assert!(!world.run_ok(&["setup", "--plan"]).contains(';'), "nothing is left to do");
+    }
+}
+
+#[test]
+fn an_index_is_recognized_by_what_it_is() {
+    let world = World::with_rules(RULES);
+    world.sql(
+        "create unique index some_name on users (email, id); alter table users replica identity using index some_name",
+    );
+    let said = world.run_ok(&["setup"]);
+    assert!(!said.contains("identity"), "what suffices is left alone: {said}");
+    let identity =
+        "select i.indexrelid::regclass::text from pg_index i where i.indrelid = 'users'::regclass and i.indisreplident";
+    assert_eq!(world.value(identity), "some_name");
+    // One that exists is used, whatever its name, and one that is not complete is not.
+    let world = World::with_rules(RULES);
+    world.sql(
+        "create unique index users_unstale_identity on users (email) where email <> ''; \
+         create unique index whatever on users (id, email)",
+    );
+    world.run_ok(&["setup"]);
+    assert_eq!(world.value(identity), "whatever");
 }

@@ -70,7 +70,8 @@ async fn ask(
         return Ok(());
     }
     let primary = server.is_primary(findings);
-    let catalog = catalog::read(client).await?;
+    let mut catalog = catalog::read(client).await?;
+    catalog.limits = postgres::identity::read(client, &catalog, &file.rules.tables()).await?;
     let rules = compare(&file.rules, &catalog, file.settings.mode, findings);
     if primary {
         let mut outcomes = match file.settings.mode {
