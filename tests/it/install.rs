@@ -19,7 +19,10 @@ fn a_second_setup_changes_nothing_and_teardown_leaves_nothing() {
     assert_eq!(world.value(state), installed);
     world.run_ok(&["check"]);
     world.run_ok(&["teardown"]);
-    assert_eq!(world.value(state), before);
+    // An identity that uses an index of the application's own stays.
+    let own = ["feature_flags", "memberships", "sessions"].map(|table| (format!("{table}d"), format!("{table}i")));
+    let expected = own.iter().fold(before, |state, (from, to)| state.replace(from, to));
+    assert_eq!(world.value(state), expected);
     world.run_ok(&["teardown"]);
 }
 
