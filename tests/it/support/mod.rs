@@ -281,6 +281,11 @@ impl World {
     }
 
     /// How many epochs began.
+    /// Whether `setup` may choose REPLICA IDENTITY FULL: until version 17.
+    pub(crate) fn takes_full_identities(&self) -> bool {
+        self.value("select (current_setting('server_version_num')::int < 180000)::text") == "true"
+    }
+
     pub(crate) fn epoch(&self) -> u64 {
         self.redis().get("v1:unstale:{unstale}:epoch").unwrap()
     }
