@@ -361,7 +361,7 @@ fn a_restart_is_not_refused_because_of_a_new_partition_or_child() {
     world.cache("v1:note:old");
     world.sql("update events set note = 'new' where id = 3");
     wait_until(EVENT_MAX, "the old note is gone", || !world.holds("v1:note:old"));
-    assert!(daemon.log().iter().any(|line| line.contains("public.events") && line.contains("unstale setup")));
+    assert!(daemon.log().iter().any(|line| line.contains("public.events") && line.contains("by pattern")));
     world.cache("v1:user:g1");
     world.sql("insert into guests (id, email, name) values ('g1', 'g@x.io', 'G')");
     wait_until(EVENT_MAX, "the child's key is gone", || !world.holds("v1:user:g1"));

@@ -219,16 +219,15 @@ impl PostgresProbe<'_> {
             let message = format!("{} still has the replication slot `{slot}`", self.name);
             let finding = Finding::warning("slot-leftover", message)
                 .why("with source.mode: outbox it is not read, and PostgreSQL keeps log for it until the disk is full")
-                .fix("remove it:")
-                .statement(Stage::Slot, format!("SELECT pg_drop_replication_slot('{slot}');"), AT_ONCE);
+                // No statement of the script: a daemon of another file may be down for a moment.
+                .fix(format!("if no other file uses it, run SELECT pg_drop_replication_slot('{slot}');"));
             findings.add(finding);
         }
         if row.get(2) {
             let message = format!("{} still has the publication `{publication}`", self.name);
             let finding = Finding::warning("publication-leftover", message)
                 .why("with source.mode: outbox it is not used")
-                .fix("remove it:")
-                .statement(Stage::Publication, format!("DROP PUBLICATION {};", quote(publication)), AT_ONCE);
+                .fix(format!("if no other file uses it, run DROP PUBLICATION {};", quote(publication)));
             findings.add(finding);
         }
         Ok(())
@@ -236,8 +235,6 @@ impl PostgresProbe<'_> {
 
     /// What outbox mode left in this database.
     pub(super) async fn left_outbox(&self, findings: &mut Findings) -> Result<(), tokio_postgres::Error> {
-        const COST: &str = "locks each table that has triggers of the outbox (ACCESS EXCLUSIVE) briefly; entries that \
-             wait in the outbox are lost";
         const WORKS: &str = "select exists (select from pg_locks where locktype = 'advisory' and granted \
              and database = (select oid from pg_database where datname = current_database()) \
              and classid = $1::int4::oid and objid = $2::int4::oid)";
@@ -249,8 +246,7 @@ impl PostgresProbe<'_> {
             let message = format!("{} still has an outbox, or triggers that write to it", self.name);
             let finding = Finding::warning("outbox-leftover", message)
                 .why("with source.mode: slot it is not emptied, and each write pays for it")
-                .fix("remove it by `unstale teardown` with a file that has source.mode: outbox, or run this:")
-                .statement(Stage::Outbox, outbox::REMOVE.trim_end(), COST);
+                .fix("if no other file uses it, remove it by `unstale teardown` with a file that has source.mode: outbox");
             findings.add(finding);
         }
         Ok(())
