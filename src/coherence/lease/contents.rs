@@ -64,7 +64,7 @@ pub enum KeyContents {
     /// A value of which some tag's generation is not known: read those, and compare again.
     Unverified(Envelope),
     /// A value of which some tag was invalidated, or has lost its generation. It must not be
-    /// served; [`Leases::discard`] makes room for another.
+    /// served; [`super::Leases::discard`] makes room for another.
     Outdated(Envelope),
 }
 

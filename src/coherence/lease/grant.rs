@@ -25,8 +25,8 @@ pub struct Grant {
     /// replica may be read, because Redis does not know up to where invalidations are in force.
     pub started: Option<Lsn>,
     /// The history that both positions belong to. None: no server may be read for this fill. A
-    /// primary may be read if [`super::server::ServerIdentity::is_of`] says so, which need be asked
-    /// once for each connection.
+    /// primary may be read if [`crate::coherence::server::ServerIdentity::is_of`] says so, which
+    /// need be asked once for each connection.
     pub origin: Option<Origin>,
 }
 
