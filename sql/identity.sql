@@ -57,7 +57,6 @@ with recursive above (leaf, relation) as (
    where (r.prattrs is not null or r.prqual is not null) and (p.pubupdate or p.pubdelete)
 )
 select l.oid as id,
-       array(select c.name from columns c where c.attrelid = l.oid and c.attgenerated <> '') as generated,
        array(select f.name from fitting f where f.attrelid = l.oid) as fitting,
        array(select i.name from indexes i where i.indrelid = l.oid and not i.indisvalid) as unfinished,
        (select json_agg(json_build_object('name', i.name, 'columns', i.key) order by cardinality(i.key), i.name)::text

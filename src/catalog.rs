@@ -222,9 +222,6 @@ impl PublicationLimits {
 /// What decides which replica identities a table can have without any write being refused.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IdentityFacts {
-    /// The generated columns. From PostgreSQL 18 on, an identity that contains one makes updates
-    /// and deletes fail unless the publication carries it.
-    pub generated: BTreeSet<String>,
     /// The NOT NULL columns that an index can be built on, and whose values always fit into it.
     pub fitting: BTreeSet<String>,
     /// Indexes that an interrupted attempt left invalid.
@@ -233,6 +230,13 @@ pub struct IdentityFacts {
     pub indexes: Vec<UniqueIndex>,
     /// The publications with a column list or a row filter.
     pub publications: Vec<PublicationLimits>,
+}
+
+impl IdentityFacts {
+    /// Whether PostgreSQL accepts updates and deletes with this identity, whatever publishes them.
+    pub fn accepts(&self, identity: &Identity) -> bool {
+        self.publications.iter().all(|publication| publication.accepts(identity))
+    }
 }
 
 /// The same for the tables of a server.
@@ -256,20 +260,7 @@ pub struct Catalog {
     pub limits: IdentityLimits,
 }
 
-/// From this version on PostgreSQL refuses updates and deletes if the identity contains a generated
-/// column that is not published, so FULL is safe only until one is added.
-pub const FULL_FAILS_SINCE: i32 = 18;
-
 impl Catalog {
-    /// Whether PostgreSQL would refuse updates and deletes of a table once it is published, and
-    /// nothing mends that for good.
-    pub fn is_unpublishable(&self, table: &Table) -> bool {
-        let leaves = table.members.iter().filter(|member| member.has_rows);
-        let mut facts = leaves.filter_map(|leaf| self.limits.tables.get(&leaf.id));
-        let is_mended = facts.all(|facts| !facts.indexes.is_empty());
-        table.identity == Identity::Nothing && self.limits.major_version >= FULL_FAILS_SINCE && !is_mended
-    }
-
     /// The table that a rule's name means.
     pub fn find(&self, name: &TableName) -> Option<&Table> {
         let named = |schema: &str| self.tables.iter().find(|t| t.name.table == name.table && t.name.schema == schema);

@@ -234,7 +234,7 @@ tests:                        # exact: an op that is not listed fails the test
         assert!(rules_part.contains("set: {email: email-2}"), "{rules_part}");
         assert_eq!(rules.rules().len(), 3);
         let columns = |widening: &Widening| match &widening.remedy {
-            Remedy::Index(columns, _) => columns.join(","),
+            Remedy::Index(columns) => columns.join(","),
             Remedy::Full | Remedy::Nothing(_) => String::new(),
         };
         let columns: Vec<_> = widenings.iter().map(columns).collect();

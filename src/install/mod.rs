@@ -8,7 +8,7 @@ pub mod ddl_notice;
 pub mod emit;
 pub mod error;
 pub mod execute;
-mod identity;
+pub mod identity;
 pub mod outbox;
 pub mod publication;
 mod script;

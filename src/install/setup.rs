@@ -46,7 +46,8 @@ pub async fn plan(
     let mut plan: Vec<PlannedStep> = widenings.iter().map(identity::plan).collect();
     let published = Publication::read(client, &settings.publication).await?;
     let statements = publication::plan(&settings.publication, published.as_ref(), &tables, catalog);
-    let alters_tables = !widenings.is_empty() || !statements.is_empty();
+    let widens = widenings.iter().any(|widening| !widening.statements().is_empty());
+    let alters_tables = widens || !statements.is_empty();
     let names: Vec<_> = tables.iter().map(|table| table.name.to_string()).collect();
     let carries = if names.is_empty() { "no table".to_owned() } else { names.join(", ") };
     plan.push(PlannedStep::of(format!("publication {} publishes {carries}", settings.publication), statements));
@@ -69,18 +70,17 @@ pub async fn plan(
     plan.push(PlannedStep::of(format!("replication slot {}", settings.slot), create.into_iter().collect()));
     let foreign = if alters_tables { not_owned(client, &tables).await? } else { Vec::new() };
     let mut reasons = state.obstacles(settings, foreign);
-    reasons.extend(widenings.iter().filter_map(|widening| unpublishable(widening, catalog)));
+    reasons.extend(widenings.iter().filter_map(unpublishable));
     if reasons.is_empty() { Ok(plan) } else { Err(InstallError::Impossible(reasons)) }
 }
 
 /// Why a table must not be published: PostgreSQL would refuse its updates and deletes.
-fn unpublishable(widening: &Widening, catalog: &Catalog) -> Option<String> {
+fn unpublishable(widening: &Widening) -> Option<String> {
     let Remedy::Nothing(reason) = &widening.remedy else { return None };
-    let table = catalog.find(&widening.table).filter(|table| catalog.is_unpublishable(table))?;
-    Some(format!(
+    widening.is_unusable.then(|| format!(
         "{} has no replica identity, and PostgreSQL refuses updates and deletes of such a table once it is published; \
          {reason}; give it a primary key, or use source.mode: outbox",
-        table.name
+        widening.table
     ))
 }
 

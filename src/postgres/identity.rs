@@ -28,7 +28,6 @@ pub async fn read(client: &Client, catalog: &Catalog, tables: &[&TableName]) -> 
 fn facts(row: &Row) -> IdentityFacts {
     let json = |name| row.get::<_, Option<LossyText>>(name).map_or_else(|| "[]".to_owned(), |LossyText(text)| text);
     IdentityFacts {
-        generated: strings(row.get("generated")).into_iter().collect(),
         fitting: strings(row.get("fitting")).into_iter().collect(),
         unfinished: strings(row.get("unfinished")),
         indexes: serde_json::from_str(&json("indexes")).unwrap_or_default(),

@@ -26,6 +26,7 @@ mod rule_set;
 mod spelling;
 mod template;
 mod trace;
+mod widening;
 
 pub use condition::{ColumnOperand, ColumnUse, Condition, ConditionError, InvalidCondition};
 pub use decide::{Decision, PlanError};
@@ -35,8 +36,9 @@ pub use for_each::ForEach;
 pub use inverse::ReferenceValue;
 pub use lint::{Lint, lint};
 pub use planner::Planner;
-pub use requirements::{Capture, Remedy, Widening};
+pub use requirements::Capture;
 pub use rule::{Lookup, Rule, Trigger};
 pub use rule_set::{FoldedValues, RuleSet};
 pub use template::{Image, InvalidTemplate, Reference, Rendered, Resolved, Template, TemplatePart};
 pub use trace::{ComparedColumn, ReadColumn, RenderedAction, RenderedName, Verdict, trace};
+pub use widening::{FULL_FAILS_SINCE, Remedy, WidenedLeaf, Widening};

@@ -3,81 +3,17 @@
 //! Owns the comparison of a rule set with a [`Catalog`]. It must not ask a server. Invariant: if it
 //! finds no problem, the replica identities carry every old value that a key needs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ops::Range;
 
-use super::filter::Filter;
 use super::rule::{Rule, Trigger};
 use super::rule_set::RuleSet;
 use super::template::{Image, Reference};
-use crate::catalog::{
-    Catalog, FULL_FAILS_SINCE, Identity, IdentityFacts, IdentityLimits, Table, TableMember, UniqueIndex, quote,
-    quote_table,
-};
+use super::widening::{Remedy, Widening};
+use crate::catalog::{Catalog, Identity, Table, quote_table};
 use crate::change::{Operation, TableName};
 use crate::config::{Problems, Spanned};
 use crate::nearest::nearest;
-
-/// A replica identity that the rules need and a table does not have.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Widening {
-    /// The table that rules name.
-    pub table: TableName,
-    /// The tables to alter: the partitions, or the table itself.
-    pub leaves: Vec<TableName>,
-    /// How.
-    pub remedy: Remedy,
-}
-
-/// What makes an identity wide enough, without making any write fail.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Remedy {
-    /// A unique index on these columns; each leaf that has one already, with its name.
-    Index(Vec<String>, BTreeMap<TableName, String>),
-    /// Every column is logged.
-    Full,
-    /// Nothing, for this reason.
-    Nothing(String),
-}
-
-impl Widening {
-    /// The SQL that widens the identity, one statement each.
-    pub fn statements(&self) -> Vec<String> {
-        self.leaves.iter().flat_map(|leaf| self.statements_for(leaf)).collect()
-    }
-
-    /// The same for one of the tables to alter. With CONCURRENTLY, writers are not blocked while
-    /// the index is built.
-    pub fn statements_for(&self, leaf: &TableName) -> Vec<String> {
-        let table = quote_table(leaf);
-        let (columns, known) = match &self.remedy {
-            Remedy::Index(columns, known) => (columns, known.get(leaf)),
-            Remedy::Full => return vec![format!("ALTER TABLE {table} REPLICA IDENTITY FULL;")],
-            Remedy::Nothing(_) => return Vec::new(),
-        };
-        let columns: Vec<_> = columns.iter().map(|column| quote(column)).collect();
-        let index = quote(&known.cloned().unwrap_or_else(|| self.index(leaf)));
-        let create =
-            format!("CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS {index} ON {table} ({});", columns.join(", "));
-        let alter = format!("ALTER TABLE {table} REPLICA IDENTITY USING INDEX {index};");
-        known.is_none().then_some(create).into_iter().chain([alter]).collect()
-    }
-
-    /// Whether every column is logged from then on.
-    pub fn is_full(&self) -> bool {
-        self.remedy == Remedy::Full
-    }
-
-    /// The name of the index on a leaf. It depends on the columns, so that an identity in use is
-    /// never dropped and created again.
-    pub fn index(&self, leaf: &TableName) -> String {
-        let columns = if let Remedy::Index(columns, _) = &self.remedy { columns.join(",") } else { String::new() };
-        let digest = String::from_utf8_lossy(&Filter::Sha256.apply(columns.as_bytes())).into_owned();
-        let suffix = format!("_unstale_{}", digest.get(..8).unwrap_or_default());
-        let cut = leaf.table.floor_char_boundary(IDENTIFIER_BYTES_MAX - suffix.len());
-        format!("{}{suffix}", leaf.table.get(..cut).unwrap_or_default())
-    }
-}
 
 /// What triggers must record of a table's changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,9 +27,6 @@ pub struct Capture {
     /// Whether an update triggers a rule only if one of `columns` changed.
     pub only_changed: bool,
 }
-
-/// The longest name PostgreSQL keeps whole.
-const IDENTIFIER_BYTES_MAX: usize = 63;
 
 impl RuleSet {
     /// Fills in the schemas and reports every table and column that the database does not have.
@@ -127,7 +60,7 @@ impl RuleSet {
             if !missing && !unusable {
                 continue;
             }
-            let widening = widen(table, &needed, &catalog.limits);
+            let widening = Widening::of(table, &needed, catalog);
             let advice = match &widening.remedy {
                 Remedy::Nothing(reason) => format!("{reason}; give it a primary key, or use source.mode: outbox"),
                 _ => format!("`unstale setup` runs this, or run it yourself:\n{}", widening.statements().join("\n")),
@@ -156,6 +89,12 @@ impl RuleSet {
             widenings.push(widening);
         }
         widenings
+    }
+
+    /// The tables that must not be published, because they would have no replica identity then.
+    pub fn unpublishable(&self, catalog: &Catalog) -> Vec<TableName> {
+        let widenings = self.check_identities(catalog, &mut Problems::default());
+        widenings.into_iter().filter(Widening::is_unpublishable).map(|widening| widening.table).collect()
     }
 
     /// What triggers must record of each table, sorted by name.
@@ -233,77 +172,6 @@ fn old_columns(rule: &Rule) -> impl Iterator<Item = (&Spanned<super::Template>, 
     names
         .flat_map(|name| name.value.references().map(move |reference| (name, reference)))
         .filter(|(_, reference)| matches!(reference.image, Image::Either | Image::Old))
-}
-
-fn widen(table: &Table, needed: &BTreeSet<&str>, limits: &IdentityLimits) -> Widening {
-    let with = |remedy| Widening { table: table.name.clone(), leaves: table.leaves.clone(), remedy };
-    let of_leaf = |member: &TableMember| Some((member.name.clone(), limits.tables.get(&member.id)?));
-    let leaves = table.members.iter().filter(|member| member.has_rows);
-    let leaves: Vec<(TableName, &IdentityFacts)> = leaves.filter_map(of_leaf).collect();
-    if let Some(known) = existing(&leaves, needed) {
-        return with(known);
-    }
-    let mut columns: Vec<String> = match &table.identity {
-        Identity::Columns(columns) => columns.clone(),
-        Identity::Full | Identity::Nothing => match existing(&leaves, &BTreeSet::new()) {
-            Some(Remedy::Index(columns, _)) => columns,
-            _ => Vec::new(),
-        },
-    };
-    let not_null = |name: &str| table.columns.iter().any(|column| column.name == name && column.not_null);
-    // Without a key to begin with, no set of columns is known to be unique.
-    let indexable = !columns.is_empty() && needed.iter().all(|column| not_null(column));
-    let known: Vec<&str> = needed.iter().copied().filter(|column| !columns.iter().any(|c| c == column)).collect();
-    columns.extend(known.into_iter().map(ToOwned::to_owned));
-    let index = Identity::Columns(columns.clone());
-    let is_accepted = |identity: &Identity, facts: &IdentityFacts| {
-        let is_generated =
-            matches!(identity, Identity::Columns(columns) if columns.iter().any(|c| facts.generated.contains(c)));
-        !is_generated && facts.publications.iter().all(|publication| publication.accepts(identity))
-    };
-    if indexable && leaves.iter().all(|(_, facts)| is_accepted(&index, facts)) {
-        return with(Remedy::Index(columns, BTreeMap::new()));
-    }
-    if limits.major_version >= FULL_FAILS_SINCE {
-        // What identifies a row is better than nothing.
-        if let Some(key) = existing(&leaves, &BTreeSet::new()).filter(|_| table.identity == Identity::Nothing) {
-            return with(key);
-        }
-        return with(Remedy::Nothing(format!(
-            "no set of columns that are NOT NULL and not generated identifies the rows of {} with what the keys need, \
-             and from PostgreSQL {FULL_FAILS_SINCE} on REPLICA IDENTITY FULL makes updates and deletes fail if the \
-             table has a generated column, also one that is added later",
-            table.name
-        )));
-    }
-    match leaves.iter().find(|(_, facts)| !is_accepted(&Identity::Full, facts)) {
-        Some((leaf, _)) => with(Remedy::Nothing(format!(
-            "a publication carries only some columns or rows of {leaf}, so PostgreSQL would refuse updates and deletes \
-             with a wider replica identity"
-        ))),
-        None => with(Remedy::Full),
-    }
-}
-
-/// The indexes of all leaves that carry the same columns, those that are needed among them.
-fn existing(leaves: &[(TableName, &IdentityFacts)], needed: &BTreeSet<&str>) -> Option<Remedy> {
-    let (_, first) = leaves.first()?;
-    first.indexes.iter().find_map(|candidate| {
-        let columns: BTreeSet<&str> = candidate.columns.iter().map(String::as_str).collect();
-        let identity = Identity::Columns(candidate.columns.clone());
-        let known = leaves.iter().map(|(leaf, facts)| {
-            let is_same =
-                |index: &&UniqueIndex| index.columns.iter().map(String::as_str).collect::<BTreeSet<_>>() == columns;
-            let index = facts.indexes.iter().find(is_same)?;
-            facts
-                .publications
-                .iter()
-                .all(|limits| limits.accepts(&identity))
-                .then(|| (leaf.clone(), index.name.clone()))
-        });
-        let known: Option<BTreeMap<_, _>> = needed.is_subset(&columns).then(|| known.collect())?;
-        Some(Remedy::Index(candidate.columns.clone(), known?))
-    })
 }
 
 fn check_columns(rule: &Rule, table: &Table, problems: &mut Problems) {

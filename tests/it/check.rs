@@ -179,7 +179,7 @@ fn every_partition_is_checked() {
     let rules = RULES.replace("table: users", "table: parts").replace("{email|lower}", "{id}-{note}");
     let world = World::with_rules(&rules);
     world.sql(
-        "create table parts (id int not null, note text not null, primary key (id)) partition by range (id); \
+        "create table parts (id int not null, note varchar(40) not null, primary key (id)) partition by range (id); \
          create table parts_1 partition of parts for values from (0) to (10); \
          create table parts_2 partition of parts for values from (10) to (20)",
     );

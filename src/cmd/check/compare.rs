@@ -4,10 +4,12 @@
 //! from the lock file.
 
 use super::finding::{Finding, Findings, Stage};
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, Identity, Table};
 use crate::cmd::preflight::catalog_fit::CatalogFit;
 use crate::config::{Mode, Problem};
-use crate::rules::{Remedy, RuleSet, Widening};
+use crate::install;
+use crate::install::step::PlannedStatement;
+use crate::rules::{FULL_FAILS_SINCE, Remedy, RuleSet, Widening};
 
 /// Compares rules with a catalog. Returns the rules with the schema of every known table filled in.
 pub(super) fn compare(rules: &RuleSet, catalog: &Catalog, mode: Mode, findings: &mut Findings) -> RuleSet {
@@ -20,6 +22,7 @@ pub(super) fn compare(rules: &RuleSet, catalog: &Catalog, mode: Mode, findings: 
         findings.found.extend(unlogged.iter().map(logged));
         findings.pass_or("replica identities", narrow.iter().map(|problem| identity(problem, &widenings)));
         findings.found.extend(widenings.iter().filter_map(limited));
+        findings.found.extend(generated(&rules, catalog));
         findings.found.extend(keyless(&rules, catalog));
     }
     rules
@@ -38,24 +41,40 @@ fn logged(problem: &Problem) -> Finding {
 fn identity(problem: &Problem, widenings: &[Widening]) -> Finding {
     let mut finding = Finding::problem("replica-identity", problem);
     let own = widenings.iter().find_map(|widening| {
-        let words = problem.advice.strip_suffix(&widening.statements().join("\n"))?;
+        let statements = widening.statements();
+        let words = problem.advice.strip_suffix(&statements.join("\n")).filter(|_| !statements.is_empty())?;
         Some((widening, words))
     });
     let Some((widening, words)) = own else { return finding };
     finding.fix = words.trim_end().to_owned();
-    for leaf in &widening.leaves {
-        for statement in widening.statements_for(leaf) {
-            let cost = match statement.starts_with("CREATE") {
-                true => format!("reads {leaf} once; reads and writes continue; not inside a transaction block"),
-                false if widening.is_full() => {
-                    format!("locks {leaf} (ACCESS EXCLUSIVE) briefly; from then on, updates log the whole old row")
-                }
-                false => format!("locks {leaf} (ACCESS EXCLUSIVE) briefly"),
-            };
-            finding = finding.statement(Stage::Identity, statement, cost);
-        }
+    for PlannedStatement { sql, cost, .. } in install::identity::statements(widening) {
+        finding = finding.statement(Stage::Identity, sql, cost);
     }
     finding
+}
+
+/// The findings about tables whose writes PostgreSQL refuses because of a generated column, or will
+/// refuse after an upgrade.
+fn generated(rules: &RuleSet, catalog: &Catalog) -> Vec<Finding> {
+    let is_full = |table: &Table| table.members.iter().any(|member| member.identity == Identity::Full);
+    let has_generated = |table: &Table| table.columns.iter().any(|column| !column.generated.is_never());
+    let tables = rules.tables().into_iter().filter_map(|name| catalog.find(name));
+    let finding = |table: &Table| {
+        let message = format!("table {} has REPLICA IDENTITY FULL and a generated column", table.name);
+        let fix = "add a key without generated columns, run ALTER TABLE … REPLICA IDENTITY USING INDEX … or DEFAULT, and \
+                   then `unstale setup`";
+        let finding = match catalog.limits.major_version {
+            0 => return None,
+            FULL_FAILS_SINCE.. => Finding::error("replica-identity-generated", message)
+                .why("PostgreSQL refuses its updates and deletes unless the publication carries that column"),
+            _ => Finding::warning("replica-identity-generated", message).why(format!(
+                "from version {FULL_FAILS_SINCE} on, PostgreSQL refuses updates and deletes of such a table once it is \
+                 published"
+            )),
+        };
+        Some(finding.fix(fix))
+    };
+    tables.filter(|table| is_full(table) && has_generated(table)).filter_map(finding).collect()
 }
 
 /// The finding about an identity that nothing makes wide enough.
@@ -86,7 +105,7 @@ fn keyless(rules: &RuleSet, catalog: &Catalog) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::{CatalogColumn, Identity, Table};
+    use crate::catalog::CatalogColumn;
     use crate::change::{ColumnKind, TableName};
     use crate::config::Document;
 

@@ -113,7 +113,7 @@ impl<'a> TestSuite<'a> {
     /// The replica identity that the table has once `setup` has run.
     fn identity(&self, table: &Table) -> Identity {
         match self.widenings.iter().find(|widening| widening.table == table.name) {
-            Some(Widening { remedy: Remedy::Index(columns, _), .. }) => Identity::Columns(columns.clone()),
+            Some(Widening { remedy: Remedy::Index(columns), .. }) => Identity::Columns(columns.clone()),
             Some(Widening { remedy: Remedy::Full, .. }) => Identity::Full,
             Some(Widening { remedy: Remedy::Nothing(_), .. }) | None => table.identity.clone(),
         }
